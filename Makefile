@@ -1,0 +1,55 @@
+# Every target works on a fresh clone: the first one to run makes a virtual environment.
+# PYTHON chooses the interpreter that makes it (3.10 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+FLOOR := .venv-floor
+FLOOR_STAMP := $(FLOOR)/.installed
+FLOOR_TRANSFORMERS := 5.18.0
+OUT ?= runs/default
+# One thread per process, because the suite runs in two processes at once; and never the network.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: setup compare test test-floor lint docs clean
+
+compare: setup ## run every built-in method on the shipped testbed and write the report
+	$(BIN)/tokentrim compare --out $(OUT)
+
+test: setup ## the whole suite, slow tests included
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+test-floor: $(FLOOR_STAMP) ## the whole suite on the oldest supported transformers
+	$(TEST_ENV) $(FLOOR)/bin/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+docs: $(VENV)/.docs-installed ## build the site into site/
+	$(BIN)/zensical build --clean
+
+setup: $(STAMP)
+
+# torch goes first and alone, so that a CPU build chosen through pip's own settings is not replaced later.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(FLOOR_STAMP): pyproject.toml constraints.txt
+	test -x $(FLOOR)/bin/python || $(PYTHON) -m venv $(FLOOR)
+	grep -v '^transformers==' constraints.txt > $(FLOOR)/constraints.txt
+	$(FLOOR)/bin/python -m pip install -c $(FLOOR)/constraints.txt torch==2.13.0
+	$(FLOOR)/bin/python -m pip install -c $(FLOOR)/constraints.txt transformers==$(FLOOR_TRANSFORMERS) -e '.[dev]'
+	touch $@
+
+$(VENV)/.docs-installed: $(STAMP)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
+	touch $@
+
+clean: ## remove what the targets above made, the environments included
+	rm -rf $(VENV) $(FLOOR) runs site build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
