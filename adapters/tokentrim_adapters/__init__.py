@@ -1,0 +1,15 @@
+"""The adapters that come with tokentrim: one model family per file, registered like a stranger's."""
+
+from tokentrim import hookimpl
+from tokentrim.hookspecs import Register
+
+
+@hookimpl
+def tokentrim_adapters(register: Register) -> None:
+    """Register every adapter of this package by name; nothing is imported until a model has to be recognised."""
+    register(
+        "llava",
+        "tokentrim_adapters.llava:LlavaAdapter",
+        model_types=("llava",),
+        summary="LLaVA 1.5 and its kin: one image grid of fixed size, CLIP tower, MLP projector",
+    )

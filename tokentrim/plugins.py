@@ -1,0 +1,287 @@
+"""Loading of plugins: built-ins and strangers through the same door, one by one, so that no one breaks another.
+
+The environment variable ``TOKENTRIM_PLUGINS`` limits what loads: a comma-separated list of plugin (entry point) or
+distribution names; empty means the built-ins alone. Built-ins always load.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pluggy
+
+from tokentrim import hookspecs
+from tokentrim.errors import PluginError, TokentrimError, complaint, suggestion, unknown_name
+from tokentrim.hookspecs import PROJECT, hookimpl
+from tokentrim.registry import Entry, Kind, Origin, Registry
+
+__all__ = ["KINDS", "LIMIT_VARIABLE", "PluginInfo", "PluginWarning", "Plugins", "hookimpl", "load", "plugin_infos",
+           "registry"]  # fmt: skip
+
+KINDS: Final = (
+    Kind("strategy", "tokentrim_strategies", base="tokentrim.strategy:Strategy"),
+    Kind("adapter", "tokentrim_adapters", base="tokentrim.adapter:Adapter"),
+    Kind("task", "tokentrim_tasks"),
+    Kind("executor", "tokentrim_executors"),
+    Kind("model", "tokentrim_models"),
+)
+LIMIT_VARIABLE: Final = "TOKENTRIM_PLUGINS"
+
+# Also the entry points of our own pyproject.toml; repeated here for a checkout that nobody installed.
+_BUILTINS: Final = {
+    "builtin-strategies": "tokentrim_strategies",
+    "builtin-adapters": "tokentrim_adapters",
+    "builtin-testbed": "tokentrim.testbed.plugin",
+}
+
+Status = Literal["loaded", "failed", "skipped", "missing"]
+
+
+class PluginWarning(UserWarning):
+    """A plugin did not load; the others did."""
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """What became of one plugin.
+
+    Attributes:
+        name: name of its entry point.
+        distribution: the distribution that it came with.
+        version: that distribution's version.
+        hooks: hooks that it implements.
+        provides: what it registered, as ``"kind:name"``.
+        status: loaded; failed; skipped by the environment variable; missing, though the variable names it.
+        error: why it failed.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    hooks: tuple[str, ...] = ()
+    provides: tuple[str, ...] = ()
+    status: Status = "loaded"
+    error: str | None = None
+
+
+class Plugins:
+    """The plugins of one process and the registries that they filled."""
+
+    def __init__(self, found: Iterable[EntryPoint], limit: frozenset[str] | None = None) -> None:
+        """Load ``found``, in the given order.
+
+        Args:
+            found: entry points.
+            limit: names of the plugins or distributions that may load beside the built-ins; None = all.
+        """
+        self.registries: Final = {kind.name: Registry(kind) for kind in KINDS}
+        self.infos: list[PluginInfo] = []
+        self.failures: list[PluginError] = []
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        names: set[str] = set()
+        for point in found:
+            origin = _origin(point)
+            names |= {origin.plugin, origin.distribution}
+            if limit is None or limit & {origin.plugin, origin.distribution} or _is_builtin(origin):
+                self._load_one(point, origin)
+            else:
+                self.infos.append(PluginInfo(origin.plugin, origin.distribution, origin.version, status="skipped"))
+        for name in sorted((limit or frozenset()) - names):
+            self._miss(name, names)
+        for registry in self.registries.values():
+            registry.freeze(self.failures)
+
+    def _load_one(self, point: EntryPoint, origin: Origin) -> None:
+        """Load one plugin whole or not at all, and remember what became of it."""
+        entries: list[Entry] = []
+        hooks: tuple[str, ...] = ()
+        module: object = None
+        try:
+            module = _import(point, origin)
+            hooks = self._register(module, origin)
+            self._collect(module, hooks, origin, entries)
+            for entry in entries:
+                self.registries[entry.kind].check_free(entry)
+        except PluginError as error:
+            if self._manager.is_registered(module):
+                self._manager.unregister(module)
+            for entry in entries:
+                self.registries[entry.kind].lose(entry.name, error)
+            self.failures.append(error)
+            self.infos.append(PluginInfo(origin.plugin, origin.distribution, origin.version, hooks, status="failed",
+                                         error=str(error)))  # fmt: skip
+            return
+        for entry in entries:
+            self.registries[entry.kind].add(entry)
+        provides = tuple(f"{entry.kind}:{entry.name}" for entry in entries)
+        self.infos.append(PluginInfo(origin.plugin, origin.distribution, origin.version, hooks, provides))
+
+    def _register(self, module: object, origin: Origin) -> tuple[str, ...]:
+        """Hand a plugin to pluggy and return the names of its hooks.
+
+        Raises:
+            PluginError: when it implements no hook, or a hook that does not exist or has other arguments.
+        """
+        known = [kind.hook for kind in KINDS]
+        for name, _ in inspect.getmembers(module, inspect.isfunction):
+            marked = self._manager.parse_hookimpl_opts(module, name) is not None
+            if name in known and not marked:
+                raise PluginError(
+                    complaint(f"{name} of {origin}", "be marked", hint="write @tokentrim.hookimpl above it")
+                )
+            if marked and name not in known:
+                raise PluginError(complaint(f"hook {name} of {origin}", "be a known hook", name, suggestion(name, known)))
+        try:
+            self._manager.register(module, f"{origin.distribution}/{origin.plugin}")
+            self._manager.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as cause:
+            raise PluginError(complaint(f"{origin}", "implement hooks as specified", hint=str(cause))) from cause
+        hooks = tuple(sorted(caller.name for caller in self._manager.get_hookcallers(module) or ()))
+        if not hooks:
+            raise PluginError(
+                complaint(f"{origin}", "implement a hook", hint=f"implement one of {', '.join(known)} in the module itself")
+            )
+        return hooks
+
+    def _collect(self, module: object, hooks: Sequence[str], origin: Origin, entries: list[Entry]) -> None:
+        """Call a plugin's hooks and append what it registers to ``entries``; nothing else changes.
+
+        Raises:
+            PluginError: when a hook raises, or registers what is malformed or given twice.
+        """
+        others = [plugin for plugin in self._manager.get_plugins() if plugin is not module]
+        for kind in KINDS:
+            if kind.hook not in hooks:
+                continue
+            register = _recorder(self.registries[kind.name], origin, entries)
+            try:
+                self._manager.subset_hook_caller(kind.hook, others)(register=register)
+            except TokentrimError:
+                raise
+            except Exception as cause:  # a stranger's hook may raise anything
+                raise PluginError(f"{kind.hook} of {origin} failed: {type(cause).__name__}: {cause}.") from cause
+
+    def _miss(self, name: str, names: Iterable[str]) -> None:
+        """Remember a name in the environment variable that no plugin answers to."""
+        error = str(unknown_name(f"plugin in {LIMIT_VARIABLE}", name, names))
+        self.failures.append(PluginError(error))
+        self.infos.append(PluginInfo(name, "", "", status="missing", error=error))
+
+
+def _recorder(registry: Registry, origin: Origin, entries: list[Entry]) -> Callable[..., None]:
+    """The ``register`` that a plugin is handed: it checks the form and writes down, and changes no registry."""
+
+    def register(name: str, target: object, **tags: object) -> None:
+        entry = registry.make_entry(name, target, origin, tags)
+        if any(other.kind == entry.kind and other.name == entry.name for other in entries):
+            raise PluginError(complaint(f"{entry}", "be registered once", hint="remove one of the two registrations"))
+        entries.append(entry)
+
+    return register
+
+
+def _import(point: EntryPoint, origin: Origin) -> Any:
+    """The object that an entry point names.
+
+    Raises:
+        PluginError: with the cause chained, whatever it was.
+    """
+    try:
+        return point.load()
+    except Exception as cause:  # a stranger's module may raise anything while it is imported
+        raise PluginError(
+            f"{origin} could not be imported from {point.value!r}: {type(cause).__name__}: {cause}. "
+            f"Repair or reinstall {origin.distribution}."
+        ) from cause
+
+
+def _origin(point: EntryPoint) -> Origin:
+    """Who an entry point belongs to; one without a distribution is a built-in of an uninstalled checkout."""
+    if point.dist is not None:
+        return Origin(point.name, point.dist.name, point.dist.version)
+    return Origin(point.name, PROJECT, "(not installed)")
+
+
+def _is_builtin(origin: Origin) -> bool:
+    return origin.distribution == PROJECT
+
+
+def discover() -> list[EntryPoint]:
+    """Entry points of the group ``tokentrim``: built-ins first, then by distribution and name."""
+    found = list(entry_points(group=PROJECT))
+    installed = {point.name for point in found if _is_builtin(_origin(point))}
+    for name, value in _BUILTINS.items():
+        if name not in installed:
+            _find_in_checkout(value)
+            found.append(EntryPoint(name, value, PROJECT))
+    # A fixed order, so that the same installation gives the same registry in every process.
+    return sorted(found, key=lambda point: (not _is_builtin(origin := _origin(point)), origin.distribution, point.name))
+
+
+def _find_in_checkout(module: str) -> None:
+    """Make a built-in package of a checkout that nobody installed importable."""
+    folder = Path(__file__).parent.parent / module.removeprefix("tokentrim_")
+    if "." not in module and folder.is_dir() and find_spec(module) is None:
+        sys.path.append(str(folder))
+
+
+def parse_limit(text: str | None) -> frozenset[str] | None:
+    """The names in the environment variable's value; None = no limit."""
+    return None if text is None else frozenset(re.findall(r"[^,\s]+", text))
+
+
+_loaded: Plugins | None = None
+_lock: Final = threading.Lock()
+
+
+def load(*, again: bool = False) -> Plugins:
+    """Load the plugins of this process, once; ``again`` loads them anew, for tests and notebooks.
+
+    Each plugin that fails is reported by one :class:`PluginWarning` and remembered; the others load.
+    """
+    global _loaded
+    with _lock:
+        if _loaded is not None and not again:
+            return _loaded
+        _loaded = plugins = Plugins(discover(), parse_limit(os.environ.get(LIMIT_VARIABLE)))
+    # After everything is in place, because a warning may be turned into an error.
+    for failure in plugins.failures:
+        warnings.warn(str(failure), PluginWarning, stacklevel=2)
+    return plugins
+
+
+def registry(kind: str) -> Registry:
+    """The registry of a kind: strategy, adapter, task, executor or model.
+
+    Raises:
+        UnknownNameError: when there is no such kind.
+    """
+    registries = load().registries
+    if kind not in registries:
+        raise unknown_name("kind of plugin", kind, registries)
+    return registries[kind]
+
+
+def plugin_infos() -> tuple[PluginInfo, ...]:
+    """What became of every plugin, in the order of loading."""
+    return tuple(load().infos)
+
+
+def installed_version() -> str:
+    """The installed version of tokentrim, or ``"0+unknown"`` in a checkout that nobody installed."""
+    try:
+        return version(PROJECT)
+    except PackageNotFoundError:
+        return "0+unknown"

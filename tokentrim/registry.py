@@ -1,0 +1,236 @@
+"""Registry: names and lazy targets of one kind of thing, with the origin of each.
+
+Registering imports nothing. Asking for a name imports its target, checks that it is what its kind demands, and
+remembers it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from tokentrim.errors import PluginError, TokentrimError, UnknownNameError, complaint, unknown_name
+
+# Lower case, and none of YAML's or a path's signs: a name can then never be mistaken for inline YAML or a file.
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_TARGET: Final = re.compile(r"(?P<module>[\w.]+):(?P<attribute>[\w.]+)(\[(?P<key>[^\]]+)\])?")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of registered thing.
+
+    Attributes:
+        name: the word for it: strategy, adapter, task, executor, model.
+        hook: the hook through which plugins register it.
+        base: lazy target of the class that it must derive from, or None when anything will do.
+        instances: whether targets are objects of ``base`` rather than classes derived from it.
+    """
+
+    name: str
+    hook: str
+    base: str | None = None
+    instances: bool = False
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who registered a name: a plugin (entry point) of a distribution."""
+
+    plugin: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        """Text for messages."""
+        return f"plugin {self.plugin!r} of {self.distribution} {self.version}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name.
+
+    Attributes:
+        kind: the word for its kind.
+        name: the name.
+        target: ``"module:Attribute"``, ``"module:MAPPING[key]"``, or the object itself.
+        origin: who registered it.
+        tags: what can be said of it without importing it.
+    """
+
+    kind: str
+    name: str
+    target: object
+    origin: Origin
+    tags: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        """Text for messages."""
+        return f"{self.kind} {self.name!r} of {self.origin}"
+
+
+class Registry:
+    """Name -> :class:`Entry`, for one kind. Filled while plugins load, then frozen."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind: Final = kind
+        self._entries: dict[str, Entry] = {}
+        self._resolved: dict[str, Any] = {}
+        self._lost: dict[str, PluginError] = {}
+        self._broken: list[PluginError] = []
+        self._frozen = False
+
+    def make_entry(self, name: str, target: object, origin: Origin, tags: Mapping[str, Any]) -> Entry:
+        """A checked entry that is not yet registered.
+
+        Raises:
+            PluginError: when the name or the target has not the right form.
+        """
+        whom = f"{self.kind.name} {name!r} of {origin}"
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise PluginError(
+                complaint(f"the name of a {self.kind.name} of {origin}", "consist of a-z, 0-9, '-' and '_'", name)
+            )
+        if isinstance(target, str) and not _TARGET.fullmatch(target):
+            raise PluginError(
+                complaint(f"the target of {whom}", "read 'package.module:Attribute'", target,
+                          "put a colon between the module and the attribute")
+            )  # fmt: skip
+        return Entry(self.kind.name, name, target, origin, MappingProxyType(dict(tags)))
+
+    def check_free(self, entry: Entry) -> None:
+        """Raise PluginError, naming both origins, when the entry's name is taken."""
+        taken = self._entries.get(entry.name)
+        if taken is not None:
+            raise PluginError(
+                complaint(
+                    f"the {self.kind.name} name {entry.name!r}",
+                    "be registered once",
+                    hint=f"it is registered by {taken.origin} and again by {entry.origin}: rename one, or keep one "
+                    "of them from loading with the environment variable TOKENTRIM_PLUGINS",
+                )
+            )
+
+    def add(self, entry: Entry) -> None:
+        """Register an entry.
+
+        Raises:
+            PluginError: when the name is taken, or the registry is frozen.
+        """
+        if self._frozen:
+            raise PluginError(
+                complaint(f"{entry}", "be registered while plugins load",
+                          hint=f"register it in the hook {self.kind.hook} of a plugin")
+            )  # fmt: skip
+        self.check_free(entry)
+        self._entries[entry.name] = entry
+
+    def lose(self, name: str, cause: PluginError) -> None:
+        """Remember why a name that a broken plugin would have provided is not there."""
+        self._lost.setdefault(name, cause)
+
+    def freeze(self, broken: list[PluginError]) -> None:
+        """End registration. ``broken`` are the plugins that failed, for the message about an unknown name."""
+        self._broken = list(broken)
+        self._frozen = True
+
+    def names(self) -> tuple[str, ...]:
+        """All registered names, sorted."""
+        return tuple(sorted(self._entries))
+
+    def __iter__(self) -> Iterator[Entry]:
+        """All entries, in the order of their names."""
+        return iter([self._entries[name] for name in self.names()])
+
+    def __len__(self) -> int:
+        """Number of registered names."""
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a name is registered."""
+        return name in self._entries
+
+    def entry(self, name: str) -> Entry:
+        """The entry of a name; imports nothing.
+
+        Raises:
+            UnknownNameError: when the name is not registered; lists the names and suggests the nearest.
+            PluginError: when a plugin would have provided the name and failed; its cause is chained.
+        """
+        if name in self._entries:
+            return self._entries[name]
+        if name in self._lost:
+            lost = self._lost[name]
+            raise PluginError(f"{self.kind.name} {name!r} is not there, because {lost}") from lost
+        error = unknown_name(self.kind.name, name, self._entries)
+        if not self._broken:
+            raise error
+        failed = " ".join(f"Not loaded, and may have provided it: {cause}" for cause in self._broken)
+        raise UnknownNameError(f"{error} {failed}") from self._broken[0]
+
+    def get(self, name: str) -> Any:
+        """The target of a name, imported and checked.
+
+        Raises:
+            UnknownNameError: when the name is not registered.
+            PluginError: when the target cannot be imported, or is not what its kind demands.
+        """
+        if name not in self._resolved:
+            entry = self.entry(name)
+            found = resolve(entry)
+            self._check(entry, found)
+            self._resolved[name] = found
+        return self._resolved[name]
+
+    def _check(self, entry: Entry, found: object) -> None:
+        """Raise PluginError unless ``found`` is what the kind demands."""
+        if self.kind.base is not None:
+            base = load_target(self.kind.base)
+            fits = isinstance(found, base) if self.kind.instances else inspect.isclass(found) and issubclass(found, base)
+            relation = "be an object of class" if self.kind.instances else "be a class derived from"
+            if not fits:
+                raise PluginError(complaint(f"{entry}", f"{relation} {self.kind.base}", found))
+        if inspect.isabstract(found):
+            missing = ", ".join(sorted(found.__abstractmethods__))
+            raise PluginError(complaint(f"{entry}", f"define {missing}", hint="an abstract class cannot be run"))
+        # A name that differs would show one method's results under another's name after a round trip.
+        own = getattr(found, "name", entry.name)
+        if isinstance(own, str) and own != entry.name:
+            raise PluginError(
+                complaint(f"{entry}", "be registered under its own name", own, "let the class's name and the registered one agree")
+            )
+
+
+def resolve(entry: Entry) -> Any:
+    """Import an entry's target.
+
+    Raises:
+        PluginError: naming the entry, its origin and the cause, which is chained.
+    """
+    if not isinstance(entry.target, str):
+        return entry.target
+    try:
+        return load_target(entry.target)
+    except TokentrimError:
+        raise
+    except Exception as cause:  # a stranger's module may raise anything while it is imported
+        raise PluginError(
+            f"{entry} could not be imported from {entry.target!r}: {type(cause).__name__}: {cause}. "
+            f"Repair or reinstall {entry.origin.distribution}."
+        ) from cause
+
+
+def load_target(target: str) -> Any:
+    """Import ``"module:Attribute"`` or ``"module:MAPPING[key]"``."""
+    match = _TARGET.fullmatch(target)
+    if match is None:
+        raise PluginError(complaint("a target", "read 'package.module:Attribute'", target))
+    found: Any = importlib.import_module(match["module"])
+    for part in match["attribute"].split("."):
+        found = getattr(found, part)
+    return found if match["key"] is None else found[match["key"]]
