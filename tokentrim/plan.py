@@ -1,0 +1,211 @@
+"""Plan: what a strategy will cost on a prompt, known before any weight is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokentrim.accounting import Usage, field_macs
+from tokentrim.errors import StrategyError, complaint
+from tokentrim.shape import ModelShape
+from tokentrim.strategy import Spatial, Strategy, Temporal
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+TEXT_TOKENS = 35
+"""Text tokens of a prompt where nobody says otherwise: what the published FLOPs columns assume."""
+NEW_TOKENS = 64
+"""New tokens where nobody says otherwise: the usual limit for a caption."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The planned cost of one strategy on one prompt.
+
+    Attributes:
+        strategy: label of the strategy.
+        spec: the strategy as a plain dict.
+        usage: planned counts, with every figure that follows from them.
+        new_tokens: tokens to generate: one from prefill, the others from ``new_tokens - 1`` decode forwards.
+        exact: whether the counts will be met exactly; otherwise they are upper bounds.
+        notes: what a reader should know of these numbers.
+    """
+
+    strategy: str
+    spec: dict[str, Any]
+    usage: Usage
+    new_tokens: int
+    exact: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model that the plan is for."""
+        return self.usage.shape
+
+    @property
+    def layer_macs(self) -> tuple[int, ...]:
+        """[L] MACs of each layer in prefill, field convention."""
+        return tuple(field_macs(n, self.shape) for n in self.usage.layer_totals)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data; MACs and FLOPs are counts, KV is in bytes."""
+        usage, last = self.usage, self.usage.n_steps
+        return {
+            "strategy": self.strategy,
+            "spec": self.spec,
+            "model": self.shape.name,
+            "exact": self.exact,
+            "notes": list(self.notes),
+            "n_layers": self.shape.n_layers,
+            "n_visual": usage.n_visual,
+            "n_text": usage.n_text,
+            "new_tokens": self.new_tokens,
+            "layer_tokens": list(usage.layer_tokens),
+            "layer_macs_field": list(self.layer_macs),
+            "macs_per_layer_field": usage.macs_per_layer,
+            "prefill_flops": usage.prefill_flops,
+            "prefill_flops_unpruned": usage.unpruned().prefill_flops,
+            "prefill_flops_whole": usage.prefill_flops_whole,
+            "decode_flops": usage.decode_flops,
+            "decode_flops_ratio": usage.decode_flops_ratio,
+            **usage.ratios(),
+            "kv_bytes_peak": usage.kv_bytes(0),
+            "kv_bytes_mean": usage.kv_bytes_mean,
+            "kv_bytes_end": usage.kv_bytes(last),
+            "kv_bytes_peak_unpruned": usage.unpruned().kv_bytes(0),
+            "kv_bytes_mean_unpruned": usage.unpruned().kv_bytes_mean,
+            "kv_bytes_end_unpruned": usage.unpruned().kv_bytes(last),
+            "kv_visual_bytes_peak": usage.kv_visual_bytes(0),
+            "kv_visual_bytes_end": usage.kv_visual_bytes(last),
+        }
+
+
+def plan(
+    strategy: Strategy,
+    shape: ModelShape,
+    n_visual: int,
+    n_text: int = TEXT_TOKENS,
+    new_tokens: int = NEW_TOKENS,
+) -> Plan:
+    """The cost of ``strategy`` on one prompt, from configuration and shapes alone.
+
+    Args:
+        strategy: what prunes.
+        shape: the model's numbers.
+        n_visual: visual tokens of the prompt, >= 0.
+        n_text: all other tokens of the prompt, >= 0.
+        new_tokens: tokens to generate, >= 1.
+
+    Raises:
+        StrategyError: when a count is out of range, or the strategy's schedule does not fit.
+    """
+    for what, got, least in (("n_visual", n_visual, 0), ("n_text", n_text, 0), ("new_tokens", new_tokens, 1)):
+        if got < least:
+            raise StrategyError(complaint(f"{what} of a plan", f"be >= {least}", got, "count one prompt"))
+    parts = strategy.parts()
+    layer_tokens = planned_layer_tokens(parts.spatial, shape, n_visual)
+    cached = planned_cached(parts.temporal, shape, layer_tokens, new_tokens - 1)
+    exact = is_static(strategy)
+    return Plan(
+        strategy=strategy.label(),
+        spec=strategy.spec(),
+        usage=Usage(shape, n_visual, n_text, layer_tokens, cached),
+        new_tokens=new_tokens,
+        exact=exact,
+        notes=() if exact else ("counts depend on the data: every number here is an upper bound",),
+    )
+
+
+def is_static(strategy: Strategy) -> bool:
+    """Whether every count, of the strategy and of all its parts, follows from configuration and prompt shape."""
+    parts = strategy.parts()
+    members = [*parts.spatial, *([parts.temporal] if parts.temporal else [])]
+    return strategy.count_is_static and all(member.count_is_static for member in members)
+
+
+def planned_layer_tokens(parts: tuple[Spatial, ...], shape: ModelShape, n_visual: int) -> tuple[int, ...]:
+    """[L] visual tokens of each layer: every part plans from the prompt, and no part brings a token back.
+
+    Each part is told the prompt's original count, whatever an earlier part left, and its own counts are clipped
+    to what is there. So a composition keeps at each boundary what the sparser of its parts keeps, in any order.
+    """
+    layers = [n_visual] * shape.n_layers
+    for part in parts:
+        own = part.schedule(shape, n_visual).per_layer(shape.n_layers, n_visual)
+        layers = [min(current, count) for current, count in zip(layers, own, strict=True)]
+    return tuple(layers)
+
+
+def planned_cached(
+    part: Temporal | None, shape: ModelShape, layer_tokens: tuple[int, ...], steps: int
+) -> tuple[tuple[int, ...], ...]:
+    """[S][L] visual entries that each layer attends to in decode forward 1..S; they never rise over steps."""
+    if part is None:
+        return (layer_tokens,) * steps
+    rows: list[tuple[int, ...]] = []
+    current = layer_tokens
+    for step in range(1, steps + 1):
+        wanted = [max(0, part.count(step, layer, n, shape)) for layer, n in enumerate(layer_tokens)]
+        current = tuple(min(count, held) for count, held in zip(wanted, current, strict=True))
+        rows.append(current)
+    return tuple(rows)
+
+
+def plan_table(plan: Plan) -> Table:
+    """The plan for a terminal: runs of equal layers, then the totals against the unpruned run."""
+    from rich.table import Table  # only a terminal needs it
+
+    usage, model = plan.usage, plan.shape.name or "this model"
+    bound = "" if plan.exact else "at most "
+    tokens = f"{usage.n_visual} visual + {usage.n_text} text tokens, {plan.new_tokens} new"
+    table = Table(title=f"{plan.strategy} on {model}: {tokens}", caption="; ".join(plan.notes) or None)
+    for name in ("what", "planned", "unpruned", "share"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    for first, end, count in layer_runs(usage.layer_tokens):
+        layers = f"layer {first}" if first == end else f"layers {first}-{end}"
+        share = f"{count / usage.n_visual:.1%}" if usage.n_visual else "-"
+        table.add_row(f"visual tokens in {layers}", f"{bound}{count}", str(usage.n_visual), share)
+    table.add_section()
+    for name, planned, unpruned, share in _totals(usage):
+        table.add_row(name, bound + planned, unpruned, f"{share:.1%}")
+    return table
+
+
+def _totals(usage: Usage) -> list[tuple[str, str, str, float]]:
+    """Rows ``(what, planned, unpruned, share)`` of the figures that sum over layers."""
+    full, last = usage.unpruned(), usage.n_steps
+
+    def row(name: str, values: tuple[float, float], scale: float, unit: str, share: float) -> Any:
+        planned, unpruned = (f"{value / scale:,.2f}{unit}" for value in values)
+        return name, planned, unpruned, share
+
+    def mebibytes(name: str, planned: float, unpruned: float, share: float) -> Any:
+        return row(name, (planned, unpruned), 1024 * 1024, " MiB", share)
+
+    peak, visual = usage.kv_visual_bytes(0), full.kv_visual_bytes(0)
+    mean, end = usage.kv_mean_ratio, usage.kv_visual_bytes(last)
+    tokens = usage.layer_mean_tokens, full.layer_mean_tokens
+    macs = usage.macs_per_layer, full.macs_per_layer
+    flops = usage.prefill_flops, full.prefill_flops
+    return [
+        row("layer-mean visual tokens", tokens, 1, "", usage.layer_mean_ratio),
+        row("MACs per layer, field", macs, 1e9, " G", usage.flops_ratio_field),
+        row("prefill FLOPs, physical", flops, 1e12, " T", usage.flops_ratio),
+        mebibytes("visual KV, end of prefill", peak, visual, usage.kv_peak_ratio),
+        mebibytes("visual KV, mean over decoding", mean * visual, visual, mean),
+        mebibytes("visual KV, last forward", end, visual, usage.kv_end_ratio),
+        mebibytes("all KV, mean over decoding", usage.kv_bytes_mean, full.kv_bytes_mean, usage.kv_total_mean_ratio),
+    ]
+
+
+def layer_runs(counts: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """``(first layer, last layer, count)`` for every run of neighbouring layers with equal counts."""
+    runs: list[tuple[int, int, int]] = []
+    for layer, count in enumerate(counts):
+        if runs and runs[-1][2] == count:
+            runs[-1] = (runs[-1][0], layer, count)
+        else:
+            runs.append((layer, layer, count))
+    return runs
