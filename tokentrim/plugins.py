@@ -32,7 +32,7 @@ __all__ = ["KINDS", "LIMIT_VARIABLE", "PluginInfo", "PluginWarning", "Plugins", 
 KINDS: Final = (
     Kind("strategy", "tokentrim_strategies", base="tokentrim.strategy:Strategy"),
     Kind("adapter", "tokentrim_adapters", base="tokentrim.adapter:Adapter"),
-    Kind("task", "tokentrim_tasks"),
+    Kind("task", "tokentrim_tasks", base="tokentrim.tasks:Task", instances=True),
     Kind("executor", "tokentrim_executors"),
     Kind("model", "tokentrim_models"),
 )
@@ -142,7 +142,9 @@ class Plugins:
                     complaint(f"{name} of {origin}", "be marked", hint="write @tokentrim.hookimpl above it")
                 )
             if marked and name not in known:
-                raise PluginError(complaint(f"hook {name} of {origin}", "be a known hook", name, suggestion(name, known)))
+                raise PluginError(
+                    complaint(f"hook {name} of {origin}", "be a known hook", name, suggestion(name, known))
+                )
         try:
             self._manager.register(module, f"{origin.distribution}/{origin.plugin}")
             self._manager.check_pending()
@@ -151,7 +153,11 @@ class Plugins:
         hooks = tuple(sorted(caller.name for caller in self._manager.get_hookcallers(module) or ()))
         if not hooks:
             raise PluginError(
-                complaint(f"{origin}", "implement a hook", hint=f"implement one of {', '.join(known)} in the module itself")
+                complaint(
+                    f"{origin}",
+                    "implement a hook",
+                    hint=f"implement one of {', '.join(known)} in the module itself",
+                )
             )
         return hooks
 

@@ -191,18 +191,25 @@ class Registry:
         """Raise PluginError unless ``found`` is what the kind demands."""
         if self.kind.base is not None:
             base = load_target(self.kind.base)
-            fits = isinstance(found, base) if self.kind.instances else inspect.isclass(found) and issubclass(found, base)
+            fits = (
+                isinstance(found, base) if self.kind.instances else inspect.isclass(found) and issubclass(found, base)
+            )
             relation = "be an object of class" if self.kind.instances else "be a class derived from"
             if not fits:
                 raise PluginError(complaint(f"{entry}", f"{relation} {self.kind.base}", found))
         if inspect.isabstract(found):
-            missing = ", ".join(sorted(found.__abstractmethods__))
+            missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
             raise PluginError(complaint(f"{entry}", f"define {missing}", hint="an abstract class cannot be run"))
         # A name that differs would show one method's results under another's name after a round trip.
         own = getattr(found, "name", entry.name)
         if isinstance(own, str) and own != entry.name:
             raise PluginError(
-                complaint(f"{entry}", "be registered under its own name", own, "let the class's name and the registered one agree")
+                complaint(
+                    f"{entry}",
+                    "be registered under its own name",
+                    own,
+                    "let the class's name and the registered one agree",
+                )
             )
 
 

@@ -1,0 +1,34 @@
+"""The testbed's models and tasks, registered like a stranger's."""
+
+from functools import partial
+
+from tokentrim.hookspecs import Register, hookimpl
+from tokentrim.testbed import model_folder
+
+
+@hookimpl
+def tokentrim_models(register: Register) -> None:
+    """Register the shipped models. Importing the testbed package costs nothing, so the targets are functions."""
+    summaries = {
+        "testbed": "12 layers, trained with visual-token dropout; the default model",
+        "testbed-plain": "6 layers, never saw a picture with missing tokens",
+    }
+    for name, summary in summaries.items():
+        register(name, partial(model_folder, name), summary=summary)
+
+
+@hookimpl
+def tokentrim_tasks(register: Register) -> None:
+    """Register the eight tasks; the renderer is imported when one is asked for."""
+    summaries = {
+        "color": "the colour of an object",
+        "what": "what an object of a colour is",
+        "count-color": "how many objects of a colour there are",
+        "count-all": "how many objects there are",
+        "at": "what lies at a place",
+        "where": "the place of an object",
+        "list-all": "all objects of the picture",
+        "list-where": "all objects of the picture with their places",
+    }
+    for name, summary in summaries.items():
+        register(name, f"tokentrim.testbed.tasks:TASKS[{name}]", summary=summary)
