@@ -1,0 +1,105 @@
+"""The attention function that wraps whatever implementation the model was set to.
+
+Registered in transformers' AttentionInterface *and* AttentionMaskInterface under ``tokentrim_<implementation>``:
+a name without a mask function would get no mask at all. The wrapper looks up an observer for the calling attention
+module; without one it is the wrapped implementation.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from tokentrim.errors import UnsupportedError, complaint
+
+Kernel = Callable[..., tuple[Tensor, Tensor | None]]
+
+_PREFIX = "tokentrim_"
+_FUNCTIONS = AttentionInterface()
+_MASKS = AttentionMaskInterface()
+
+
+class Observer(Protocol):
+    """Sees every attention call of one module while its wrapper is switched on."""
+
+    def __call__(
+        self, kernel: Kernel, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the layer's attention (by calling ``kernel``), looking at or replacing its arguments."""
+        ...
+
+
+_OBSERVERS: WeakKeyDictionary[nn.Module, Observer] = WeakKeyDictionary()
+
+
+def observe(module: nn.Module, observer: Observer) -> None:
+    """Let ``observer`` see the calls of ``module``."""
+    _OBSERVERS[module] = observer
+
+
+def ignore(module: nn.Module) -> None:
+    """Stop observing ``module``."""
+    _OBSERVERS.pop(module, None)
+
+
+def wrapped_name(implementation: str) -> str:
+    """Name of the wrapper of ``implementation``, registered on first use."""
+    name = _PREFIX + implementation
+    if name not in _FUNCTIONS:
+        mask = _MASKS[implementation] if implementation in _MASKS else None
+        if mask is None:
+            raise UnsupportedError(
+                complaint("the model's attention implementation", "have a registered mask function", implementation,
+                          "load the model with attn_implementation='sdpa', 'eager', 'flex_attention' or a flash one")
+            )
+        AttentionInterface.register(name, _make_wrapper(implementation))
+        AttentionMaskInterface.register(name, mask)
+    return name
+
+
+def _make_wrapper(implementation: str) -> Kernel:
+    def wrapper(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        kernel = _kernel(implementation, module)
+        observer = _OBSERVERS.get(module)
+        if observer is None:
+            return kernel(module, query, key, value, attention_mask, **options)
+        return observer(kernel, module, query, key, value, attention_mask, options)
+
+    return wrapper
+
+
+def _kernel(implementation: str, module: nn.Module) -> Kernel:
+    if implementation in _FUNCTIONS:
+        return _FUNCTIONS[implementation]
+    # Eager attention is not registered: each modeling file brings its own, as the default of its look-up.
+    return sys.modules[type(module).__module__].eager_attention_forward
+
+
+def implementation_of(config: Any) -> str:
+    """The implementation that ``config`` is set to (``eager`` when unset)."""
+    return config._attn_implementation or "eager"
+
+
+def switch(config: Any, implementation: str) -> None:
+    """Set the implementation of one config, sub-configs left alone."""
+    config._attn_implementation_internal = implementation
+
+
+@contextmanager
+def switched(config: Any, implementation: str) -> Iterator[None]:
+    """``config`` set to ``implementation`` inside the block."""
+    before = config._attn_implementation_internal
+    switch(config, implementation)
+    try:
+        yield
+    finally:
+        switch(config, before)

@@ -1,0 +1,101 @@
+"""Asking a strategy: build the site it sees, call it, check what it returned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokentrim.errors import StrategyError, TokentrimError, complaint
+from tokentrim.selection import Selection, top_selection
+from tokentrim.shape import ModelShape
+from tokentrim.sites import LayerSite, Need, StepSite
+from tokentrim.strategy import Spatial, SpatialScorer, Strategy, Temporal, TemporalScorer
+from tokentrim.stream import Stream
+
+Providers = Mapping[Need, Callable[[], Any]]
+
+
+def decide_layer(
+    part: Spatial, boundary: int, counts: tuple[int, ...], stream: Stream, *, shape: ModelShape, state: Any,
+    sample_keys: Tensor, providers: Providers,
+) -> Selection:
+    """The Selection of a spatial part at a boundary, checked.
+
+    Raises:
+        StrategyError: when the part fails or returns something that breaks the contract; names part and boundary.
+    """
+    site = LayerSite(
+        shape=shape, n_visual=stream.n_visual, ids=stream.vis_ids, valid=stream.vis_valid, state=state,
+        keys_of_rows=sample_keys, needs=part.needed(), providers=providers, boundary=boundary,
+    )
+    where = f"{part.label()!r} at boundary {boundary}"
+    with _blamed(where):
+        if isinstance(part, SpatialScorer):
+            selection = top_selection(_scores(part.score(site), stream), counts, stream.n_visual)
+        else:
+            selection = part.select(site, torch.tensor(counts))  # type: ignore[attr-defined]
+        selection.check(stream.n_visual, static=counts if part.count_is_static else None)
+        if selection.merges and not part.merges:
+            raise StrategyError(
+                complaint("a merging Selection", "come from a strategy that declares merges = True", "merges = False",
+                          "declare it on the class")
+            )
+    return selection
+
+
+def decide_step(
+    part: Temporal, step: int, layer: int, counts: tuple[int, ...], stream: Stream, *, shape: ModelShape, state: Any,
+    sample_keys: Tensor, providers: Providers,
+) -> Selection:
+    """The Selection of a temporal part in one layer at one decode forward, checked."""
+    site = StepSite(
+        shape=shape, n_visual=stream.n_visual, ids=stream.vis_ids, valid=stream.vis_valid, state=state,
+        keys_of_rows=sample_keys, needs=part.needed(), providers=providers, step=step, layer=layer,
+    )
+    with _blamed(f"{part.label()!r} at step {step}, layer {layer}"):
+        if isinstance(part, TemporalScorer):
+            selection = top_selection(_scores(part.score(site), stream), counts, stream.n_visual)
+        else:
+            selection = part.select(site, torch.tensor(counts))  # type: ignore[attr-defined]
+        selection.check(stream.n_visual, static=counts if part.count_is_static else None)
+    return selection
+
+
+def _scores(scores: Tensor, stream: Stream) -> Tensor:
+    wanted = tuple(stream.vis_ids.shape)
+    if tuple(scores.shape) != wanted:
+        raise StrategyError(
+            complaint("scores", f"have the shape [batch, N_current] = {list(wanted)}", list(scores.shape),
+                      "return one number per current visual token")
+        )
+    return scores.detach()
+
+
+class _blamed:
+    """Adds who was asked, and where, to whatever goes wrong inside."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None or not isinstance(error, Exception):
+            return
+        if isinstance(error, TokentrimError):
+            raise type(error)(f"{self.where}: {error}") from error
+        raise StrategyError(
+            complaint(f"strategy {self.where}", "decide without raising", f"{type(error).__name__}: {error}",
+                      "the cause is attached")
+        ) from error
+
+
+def begin_states(strategy: Strategy, make: Callable[[Strategy], Any]) -> dict[int, Any]:
+    """The state object of every part, by ``id``."""
+    temporal = strategy.temporal_part
+    members: list[Strategy] = [*strategy.spatial_parts, *([temporal] if temporal is not None else [])]
+    return {id(part): make(part) for part in members}

@@ -1,0 +1,176 @@
+"""Decode: one forward after prefill. Does nothing per layer unless a temporal part acts or a row is padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tokentrim import rows as rows_of
+from tokentrim.attention import Kernel
+from tokentrim.cache import TrimLayer
+from tokentrim.deciding import decide_step
+from tokentrim.masks import causal_mask
+from tokentrim.prompt import Prompt
+from tokentrim.sites import Need
+from tokentrim.stream import Stream
+
+if TYPE_CHECKING:
+    from tokentrim.engine import Engine
+
+_MASKLESS = ("sdpa", "flash")
+"""Kernels that take no mask for one query over unpadded keys, whatever the length of each layer."""
+
+
+@dataclass
+class Decode:
+    """One pass over new tokens."""
+
+    engine: Engine
+    prompt: Prompt
+    layers: list[TrimLayer]
+    queries: int
+    acting: dict[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
+    masks: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
+    handles: list[Any] = field(default_factory=list[Any])
+
+    def __post_init__(self) -> None:
+        self.streams = [self._stream(layer) for layer in self.layers]
+        self.plan_evictions()
+        unpadded = self.prompt.appended_valid is None and all(s.valid is None for s in self.streams)
+        plain = unpadded and self.queries == 1 and self.engine.implementation.startswith(_MASKLESS)
+        self.observes = bool(self.acting) or not plain
+
+    @staticmethod
+    def _stream(layer: TrimLayer) -> Stream:
+        if layer.stream is None:
+            raise RuntimeError("a trimmed cache layer has no stream after prefill")  # an engine bug, not user input
+        return layer.stream
+
+    def plan_evictions(self) -> None:
+        """Which layers hold more visual entries than the temporal part allows at this step."""
+        part, prompt, shape = self.prompt.temporal, self.prompt, self.engine.shape
+        if part is None:
+            return
+        for index, (layer, stream) in enumerate(zip(self.layers, self.streams, strict=True)):
+            allowed = {n: part.count(prompt.step, index, n, shape) for n in set(layer.prefill_counts)}
+            counts = tuple(
+                min(held, allowed[n]) for held, n in zip(stream.n_visual, layer.prefill_counts, strict=True)
+            )
+            if counts != stream.n_visual:
+                self.acting[index] = counts
+
+    # ------------------------------------------------------------------ positions
+
+    def hook_layers(self, position_ids: Tensor | None) -> None:
+        """Under the renumber policy each stretch of layers continues from its own length."""
+        if position_ids is None:
+            return
+        made: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
+
+        def make(shift: Tensor) -> Callable[..., Any]:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                if id(shift) not in made:
+                    hidden = args[0] if args else kwargs["hidden_states"]
+                    ids = position_ids - shift.unsqueeze(1)
+                    made[id(shift)] = (ids, self.engine.layout.rotary(hidden, ids))
+                ids, embeddings = made[id(shift)]
+                return args, {**kwargs, "position_ids": ids, "position_embeddings": embeddings}
+
+            return hook
+
+        for layer, module in zip(self.layers, self.engine.layout.layers, strict=True):
+            if layer.shift is not None:
+                self.handles.append(
+                    module.register_forward_pre_hook(make(layer.shift), with_kwargs=True, prepend=True)
+                )
+
+    # ------------------------------------------------------------------ inside attention
+
+    def attend(
+        self, layer: int, kernel: Kernel, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Evict what has to go, then attend to the rest under this layer's own mask."""
+        held = self.layers[layer]
+        if layer in self.acting:
+            with self.engine.clock.timed("selection", query.device), torch.no_grad():
+                self._evict(layer, held, query, key, options)
+            if held.keys is not None and held.values is not None:
+                key, value = held.keys, held.values
+        mask = self._mask(self._stream(held), key, query)
+        return kernel(module, query, key, value, mask, **options)
+
+    def _evict(self, layer: int, held: TrimLayer, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
+        part, prompt, stream = self.prompt.temporal, self.prompt, self._stream(held)
+        if part is None:
+            return
+        scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
+
+        def current_row() -> Tensor:
+            valid = self._valid(stream, key.shape[2])
+            row = rows_of.last_row(query, key, scaling, None, valid)
+            return rows_of.pick_visual(row, stream.vis_pos)[:, :, 0]
+
+        selection = decide_step(
+            part, prompt.step, layer, self.acting[layer], stream, shape=self.engine.shape,
+            state=prompt.states.get(id(part)), sample_keys=prompt.sample_keys,
+            providers={
+                Need.LAST_ROW: current_row,
+                Need.PROMPT_ROW: lambda: held.prompt_row,
+                Need.KEYS: lambda: rows_of.pick_rows(key, stream.vis_pos),
+                Need.VALUES: lambda: rows_of.pick_rows(held.values, stream.vis_pos),  # type: ignore[arg-type]
+                Need.RANDOM: lambda: None,
+            },
+        )
+        if self.engine.check_indices:
+            selection.check_indices(stream.n_visual)
+        after, order = stream.take(selection)
+        held.evict(after, order)
+        if held.prompt_row is not None:
+            slots = selection.kept[:, : max(selection.counts, default=0)].clamp(min=0)
+            held.prompt_row = held.prompt_row.gather(2, slots[:, None].expand(-1, held.prompt_row.shape[1], -1))
+        prompt.events += 1
+        if prompt.trace is not None:
+            prompt.trace.evictions.setdefault(layer, []).append((prompt.step, after.vis_ids))
+
+    def _valid(self, stream: Stream, keys: int) -> Tensor | None:
+        """bool [B, keys]: this layer's real columns, appended ones included; None when all are."""
+        appended = self.prompt.appended_valid
+        if stream.valid is None and appended is None:
+            return None
+        device, rows = stream.vis_pos.device, stream.rows
+        front = stream.valid
+        if front is None:
+            front = torch.ones(rows, stream.length, dtype=torch.bool, device=device)
+        behind = keys - stream.length
+        if appended is None:
+            appended = torch.ones(rows, behind, dtype=torch.bool, device=device)
+        return torch.cat([front, appended[:, :behind]], dim=1)
+
+    def _mask(self, stream: Stream, key: Tensor, query: Tensor) -> Any:
+        where = (id(stream), key.shape[2])
+        if where not in self.masks:
+            self.masks[where] = causal_mask(
+                self.engine.implementation, self.engine.layout.text_config, batch=query.shape[0],
+                queries=query.shape[2], keys=key.shape[2], valid=self._valid(stream, key.shape[2]),
+                dtype=query.dtype, device=query.device,
+            )
+        return self.masks[where]
+
+    # ------------------------------------------------------------------ leaving
+
+    def leave(self) -> None:
+        """Record what each layer holds now."""
+        self.prompt.held.append([self._stream(layer).n_visual for layer in self.layers])
+        if self.prompt.trace is not None:
+            self.prompt.trace.steps = self.prompt.step
+
+    def close(self) -> None:
+        """Remove the layer hooks."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()

@@ -1,0 +1,111 @@
+"""What will be decided where, known before anything runs; and whether it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokentrim.errors import StrategyError, UnsupportedError, complaint
+from tokentrim.shape import ModelShape
+from tokentrim.sites import Need
+from tokentrim.strategy import Spatial, Strategy
+
+_FROM_PREVIOUS_LAYER = frozenset(
+    {Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.KEYS, Need.VALUES}
+)
+"""Needs that read layer b-1, and so do not exist at boundary 0."""
+
+SPATIAL_NEEDS = frozenset(Need) - {Need.PROMPT_ROW}
+TEMPORAL_NEEDS = frozenset({Need.LAST_ROW, Need.PROMPT_ROW, Need.KEYS, Need.VALUES, Need.RANDOM})
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One spatial part acting at one boundary.
+
+    Attributes:
+        boundary: before this decoder layer.
+        part: who decides.
+        counts: keep_count of each row by the part's schedule (an upper bound where the count is data-dependent).
+    """
+
+    boundary: int
+    part: Spatial
+    counts: tuple[int, ...]
+
+
+def decisions(parts: Sequence[Spatial], shape: ModelShape, n_visual: Sequence[int]) -> list[Decision]:
+    """All decisions of a prompt in the order in which they are taken: by boundary, then by declaration.
+
+    Rows without visual tokens get count 0 everywhere and are never asked about.
+
+    Raises:
+        StrategyError: when a part's boundaries depend on the row or lie outside the model.
+    """
+    found: list[tuple[int, int, Decision]] = []
+    for order, part in enumerate(parts):
+        schedules = {n: part.schedule(shape, n) for n in sorted(set(n_visual)) if n}
+        boundaries = {schedule.boundaries for schedule in schedules.values()}
+        if len(boundaries) > 1:
+            raise StrategyError(
+                complaint(f"boundaries of {part.label()!r}", "not depend on the number of visual tokens",
+                          sorted(boundaries), "return the same boundaries for every prompt")
+            )
+        for boundary in next(iter(boundaries), ()):
+            if boundary >= shape.n_layers:
+                raise StrategyError(
+                    complaint(f"boundary of {part.label()!r}", f"lie below the model's {shape.n_layers} layers",
+                              boundary, "boundaries are counted from 0: before decoder layer b")
+                )
+            counts = tuple(schedules[n].count_at(boundary) if n else 0 for n in n_visual)
+            found.append((boundary, order, Decision(boundary, part, counts)))
+    return [decision for _, _, decision in sorted(found, key=lambda item: item[:2])]
+
+
+def check(strategy: Strategy, shape: ModelShape, *, vision_blocks: int) -> None:
+    """Refuse, before anything runs, a strategy that this model cannot serve.
+
+    Args:
+        strategy: what the user asked for.
+        shape: the model's numbers.
+        vision_blocks: attention modules of the vision tower that the adapter found (0 = none).
+
+    Raises:
+        UnsupportedError: names the missing ability.
+        StrategyError: for parts that contradict each other or lie outside the model.
+    """
+    spatial, temporal = strategy.spatial_parts, strategy.temporal_part
+    n_visual = shape.vision.n_visual if shape.vision else 576
+    policies = {part.positions for part in spatial}
+    if len(policies) > 1:
+        raise StrategyError(
+            complaint("spatial parts of one strategy", "share one position policy", sorted(policies),
+                      "set the same 'positions' on each part")
+        )
+    for decision in decisions(spatial, shape, (n_visual,)):
+        _check_needs(decision.part.label(), decision.part.needed(), SPATIAL_NEEDS, "at a boundary")
+        early = decision.part.needed() & _FROM_PREVIOUS_LAYER
+        if decision.boundary == 0 and early:
+            raise UnsupportedError(
+                complaint(f"{decision.part.label()!r}", "act at boundary 1 or later: it reads the layer before",
+                          f"boundary 0 and needs {sorted(n.value for n in early)}", "raise its boundary")
+            )
+    for part in spatial:
+        if Need.VISION_ROWS in part.needed():
+            for block in part.wants_vision_blocks():
+                if not -vision_blocks <= block < vision_blocks:
+                    raise UnsupportedError(
+                        complaint(f"vision block of {part.label()!r}", f"exist among the tower's {vision_blocks}",
+                                  block, "choose another block, or a model whose vision tower the adapter can read")
+                    )
+    if temporal is not None:
+        _check_needs(temporal.label(), temporal.needed(), TEMPORAL_NEEDS, "at a decode step")
+
+
+def _check_needs(label: str, needed: frozenset[Need], served: frozenset[Need], where: str) -> None:
+    missing = needed - served
+    if missing:
+        raise UnsupportedError(
+            complaint(f"needs of {label!r}", f"be available {where}", sorted(n.value for n in missing),
+                      f"what can be had there: {sorted(n.value for n in served)}")
+        )

@@ -1,0 +1,325 @@
+"""Prefill: run the prompt, and at each boundary take the tokens out that the strategy let go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tokentrim import rows as rows_of
+from tokentrim.attention import Kernel
+from tokentrim.cache import TrimLayer
+from tokentrim.deciding import decide_layer
+from tokentrim.errors import AdapterError, complaint
+from tokentrim.masks import causal_mask
+from tokentrim.planning import Decision
+from tokentrim.prompt import Prompt
+from tokentrim.sites import Need
+from tokentrim.stream import Stream, gather_columns, merge_features
+
+if TYPE_CHECKING:
+    from tokentrim.engine import Engine
+
+_ROW_NEEDS = frozenset(
+    {Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.KEYS, Need.VALUES}
+)
+
+
+@dataclass
+class _Context:
+    """What every layer after a boundary must be handed instead of what the model's loop hands it."""
+
+    position_embeddings: tuple[Tensor, Tensor]
+    position_ids: Tensor
+    mask: Any
+
+
+@dataclass
+class Prefill:
+    """One pass over a prompt."""
+
+    engine: Engine
+    prompt: Prompt
+    decisions: list[Decision]
+    cache: Any
+    embeds: Tensor
+    position_ids: Tensor
+    stream: Stream = field(init=False)
+    context: _Context | None = None
+    read: dict[Need, Any] = field(default_factory=dict[Need, Any])
+    handles: list[Any] = field(default_factory=list[Any])
+
+    def __post_init__(self) -> None:
+        self.stream = self.prompt.start
+        self.at: dict[int, list[Decision]] = {}
+        for decision in self.decisions:
+            self.at.setdefault(decision.boundary, []).append(decision)
+        self.wanted: dict[int, frozenset[Need]] = {}
+        for boundary, here in self.at.items():
+            needs = frozenset().union(*(d.part.needed() for d in here)) & _ROW_NEEDS
+            if boundary > 0 and needs:
+                self.wanted[boundary - 1] = needs
+
+    # ------------------------------------------------------------------ entering the language model
+
+    def enter(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Act at boundary 0, install what later boundaries need; returns the language model's arguments."""
+        if 0 in self.at:
+            hidden = self._prune(0, self.embeds)
+            if hidden is not self.embeds:
+                kwargs = {**kwargs, "inputs_embeds": hidden, "position_ids": self.position_ids}
+                kwargs["attention_mask"] = self._mask_for_model()
+        inside = [b for b in self.at if b > 0]
+        if inside:
+            for index in range(min(inside), self.engine.shape.n_layers):
+                layer = self.engine.layout.layers[index]
+                hook = self._layer_hook(index)
+                self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
+        self._record(0)
+        return kwargs
+
+    def _mask_for_model(self) -> Tensor | None:
+        if self.stream.valid is not None:
+            return self.stream.valid
+        if self.cache is not None:
+            return None
+        # Without cache and mask, gapped position ids would be read as packed sequences.
+        return torch.ones(self.stream.rows, self.stream.length, dtype=torch.bool, device=self.embeds.device)
+
+    # ------------------------------------------------------------------ between the layers
+
+    def _layer_hook(self, index: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if index in self.at:
+                hidden = self._prune(index, hidden, kwargs)
+                self._record(index)
+            if self.context is None:
+                return None
+            kwargs = {
+                **kwargs, "position_embeddings": self.context.position_embeddings,
+                "position_ids": self.context.position_ids, "attention_mask": self.context.mask,
+            }
+            if args:
+                return (hidden, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": hidden}
+
+        return hook
+
+    def _prune(self, boundary: int, hidden: Tensor, kwargs: dict[str, Any] | None = None) -> Tensor:
+        """Take every decision of ``boundary``; returns the hidden states that go on."""
+        clock = self.engine.clock
+        before = self.stream
+        with clock.timed("selection", hidden.device):
+            for decision in self.at[boundary]:
+                hidden = self._apply(decision, hidden)
+            self.read.clear()
+            if self.stream is not before:
+                self._rebuild(boundary, hidden, before, kwargs)
+        return hidden
+
+    def _apply(self, decision: Decision, hidden: Tensor) -> Tensor:
+        stream, part = self.stream, decision.part
+        counts = tuple(min(c, n) for c, n in zip(decision.counts, stream.n_visual, strict=True))
+        if part.count_is_static and counts == stream.n_visual:
+            return hidden  # everything stays: nothing to decide
+        selection = decide_layer(
+            part, decision.boundary, counts, stream, shape=self.engine.shape,
+            state=self.prompt.states.get(id(part)), sample_keys=self.prompt.sample_keys,
+            providers=self._providers(decision, hidden),
+        )
+        if self.engine.check_indices:
+            selection.check_indices(stream.n_visual)
+        self.prompt.events += 1
+        if selection.counts == stream.n_visual and not selection.merges:
+            return hidden
+        merged = None
+        if selection.merges:
+            merged = merge_features(gather_columns(hidden, stream.vis_pos), selection)
+        self.stream, order = stream.take(selection)
+        hidden = gather_columns(hidden, order)
+        self._orders.append(order)
+        if merged is not None:
+            hidden = _place(hidden, merged, self.stream)
+        return hidden
+
+    _orders: list[Tensor] = field(default_factory=list[Tensor])
+
+    def _rebuild(self, boundary: int, hidden: Tensor, before: Stream, kwargs: dict[str, Any] | None) -> None:
+        """Positions and mask for the shorter sequence."""
+        renumber = self.at[boundary][0].part.positions == "renumber"
+        for order in self._orders:
+            self.position_ids = gather_columns(self.position_ids, order)
+        if renumber:
+            self.position_ids = _contiguous(self.position_ids, self.stream)
+        if kwargs is None:  # boundary 0: the language model makes embeddings and mask itself
+            self._orders.clear()
+            return
+        if "position_embeddings" not in kwargs:
+            raise AdapterError(
+                complaint("decoder layers of this model", "receive position_embeddings by keyword", sorted(kwargs),
+                          "this family needs an adapter of its own")
+            )
+        if renumber:
+            embeddings = self.engine.layout.rotary(hidden, self.position_ids)
+        else:
+            current = self.context.position_embeddings if self.context else kwargs["position_embeddings"]
+            cos, sin = current
+            for order in self._orders:
+                cos, sin = gather_columns(cos, order), gather_columns(sin, order)
+            embeddings = (cos, sin)
+        self._orders.clear()
+        mask = causal_mask(
+            self.engine.implementation, self.engine.layout.text_config, batch=self.stream.rows,
+            queries=self.stream.length, keys=self.stream.length, valid=self.stream.valid,
+            dtype=hidden.dtype, device=hidden.device,
+        )
+        self.context = _Context(embeddings, self.position_ids, mask)
+
+    def _record(self, first: int) -> None:
+        """Note the stream that layers from ``first`` on run with."""
+        trace = self.prompt.trace
+        if trace is not None and (not trace.prefill or trace.prefill[-1][1] is not self.stream.vis_ids):
+            trace.prefill.append((first, self.stream.vis_ids))
+        self._streams[first] = self.stream
+
+    _streams: dict[int, Stream] = field(default_factory=dict[int, Stream])
+
+    def stream_of(self, layer: int) -> Stream:
+        """The columns that ``layer`` ran with."""
+        return self._streams[max(first for first in self._streams if first <= layer)]
+
+    # ------------------------------------------------------------------ inside attention
+
+    @property
+    def observes(self) -> bool:
+        """Whether any layer's attention has to be read."""
+        return bool(self.wanted) or self.engine.wants_prompt_row
+
+    def attend(
+        self, layer: int, kernel: Kernel, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Read the rows that were asked for, then let the kernel run."""
+        wanted = self.wanted.get(layer, frozenset())
+        if wanted or self.engine.wants_prompt_row:
+            with self.engine.clock.timed("selection", query.device), torch.no_grad():
+                self._read(layer, wanted, query, key, value, options)
+        return kernel(module, query, key, value, mask, **options)
+
+    def _read(
+        self, layer: int, wanted: frozenset[Need], query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
+    ) -> None:
+        stream, valid = self.stream, self.stream.valid
+        scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
+        if self.engine.wants_prompt_row or Need.LAST_ROW in wanted:
+            row = rows_of.last_row(query, key, scaling, stream.last_columns(), valid)
+            picked = rows_of.pick_visual(row, stream.vis_pos)[:, :, 0]
+            if self.engine.wants_prompt_row and self.cache is not None:
+                held: TrimLayer = self.cache.layers[layer]
+                held.prompt_row = picked
+            self.read[Need.LAST_ROW] = picked
+        if Need.TEXT_ROWS in wanted:
+            columns, real = stream.text()
+            self.read[Need.TEXT_ROWS] = (self._rows_at(query, key, scaling, columns, stream), real)
+        if Need.WINDOW_ROWS in wanted:
+            window = max(d.part.wants_window() for d in self.at[layer + 1])
+            last = stream.last_columns()
+            end = query.new_full((stream.rows,), stream.length - 1, dtype=torch.long) if last is None else last
+            columns = end.unsqueeze(1) - torch.arange(window - 1, -1, -1, device=query.device)
+            real = columns >= 0
+            columns = columns.clamp(min=0)
+            if valid is not None:
+                real = real & valid.gather(1, columns)
+            self.read[Need.WINDOW_ROWS] = (self._rows_at(query, key, scaling, columns, stream), real)
+        if Need.COLUMN_MEAN in wanted:
+            self.read[Need.COLUMN_MEAN] = rows_of.column_mean(query, key, scaling, stream.vis_pos, valid)
+        for need, tensor in ((Need.KEYS, key), (Need.VALUES, value)):
+            if need in wanted:
+                self.read[need] = rows_of.pick_rows(tensor, stream.vis_pos)
+
+    @staticmethod
+    def _rows_at(query: Tensor, key: Tensor, scaling: float, columns: Tensor, stream: Stream) -> Tensor:
+        visible = rows_of.causal_visible(columns, key.shape[2], stream.valid)
+        rows = rows_of.attention_rows(rows_of.pick_rows(query, columns), key, scaling, visible)
+        return rows_of.pick_visual(rows, stream.vis_pos)
+
+    # ------------------------------------------------------------------ what a site may ask for
+
+    def _providers(self, decision: Decision, hidden: Tensor) -> dict[Need, Callable[[], Any]]:
+        stream, engine, prompt = self.stream, self.engine, self.prompt
+        ids = stream.vis_ids.clamp(min=0)
+        before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: self.read[n]) for need in _ROW_NEEDS}
+
+        def vision() -> Tensor:
+            total = engine.layout.vision_attentions
+            blocks = [block % len(total) for block in decision.part.wants_vision_blocks()]
+            rows = [engine.vision.rows_of(block, prompt.start.n_visual) for block in blocks]
+            stacked = torch.stack(rows, dim=1)
+            return stacked.gather(3, ids[:, None, None].expand(-1, *stacked.shape[1:3], -1))
+
+        def text() -> tuple[Tensor, Tensor]:
+            columns, real = prompt.start.text()
+            return gather_columns(self.embeds, columns), real
+
+        return {
+            **before,
+            Need.HIDDEN: lambda: gather_columns(hidden, stream.vis_pos).detach(),
+            Need.VISION_ROWS: vision,
+            Need.FEATURES: lambda: gather_columns(
+                gather_columns(self.embeds, prompt.start.vis_pos), ids
+            ).detach(),
+            Need.TEXT_EMBEDS: text,
+            Need.GRID: lambda: engine.grid_of(prompt.start.n_visual, ids, stream.vis_valid),
+            Need.RANDOM: lambda: None,
+            Need.EVIDENCE: lambda: engine.evidence_of(prompt, ids),
+        }
+
+    # ------------------------------------------------------------------ leaving the language model
+
+    def leave(self) -> None:
+        """Hand the final streams to the cache and the counts to the prompt."""
+        layers = range(self.engine.shape.n_layers)
+        self.prompt.layer_counts = [self.stream_of(layer).n_visual for layer in layers]
+        if self.cache is not None:
+            for layer in layers:
+                held: TrimLayer = self.cache.layers[layer]
+                held.stream = self.stream_of(layer)
+                held.prefill_counts = held.stream.n_visual
+                held.shift = held.stream.dropped if self.engine.renumbers else None
+
+    def restore_length(self, hidden: Tensor) -> Tensor:
+        """[B, T_prompt, D]: the last hidden states at the columns of the prompt; zeros where a token was dropped.
+
+        So ``labels``, ``logits_to_keep`` and whoever reads logits by position find every column where it was.
+        """
+        if self.stream is self.prompt.start:
+            return hidden
+        length, stream = self.prompt.length, self.stream
+        columns = stream.columns if stream.valid is None else stream.columns.masked_fill(~stream.valid, length)
+        full = hidden.new_zeros(stream.rows, length + 1, hidden.shape[-1])
+        return full.scatter(1, columns.unsqueeze(-1).expand_as(hidden), hidden)[:, :length]
+
+    def close(self) -> None:
+        """Remove the layer hooks."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+
+def _place(hidden: Tensor, merged: Tensor, stream: Stream) -> Tensor:
+    """``hidden`` with the merged vectors at the kept visual columns."""
+    spare = torch.cat([hidden, hidden[:, :1]], dim=1)
+    where = stream.vis_pos.masked_fill(~stream.vis_valid, stream.length).unsqueeze(-1).expand_as(merged)
+    return spare.scatter(1, where, merged)[:, : stream.length]
+
+
+def _contiguous(position_ids: Tensor, stream: Stream) -> Tensor:
+    """Contiguous ids that start where each row's first real token was."""
+    places = torch.arange(stream.length, device=position_ids.device)
+    pads = torch.tensor([stream.length - real for real in stream.real], device=position_ids.device).unsqueeze(1)
+    first = position_ids.gather(1, pads)
+    return (places - pads).clamp(min=0) + first

@@ -1,0 +1,126 @@
+"""Prompt: everything the engine remembers of one prompt, from its first forward to its last decode step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokentrim.errors import UnsupportedError, complaint
+from tokentrim.strategy import Spatial, Temporal
+from tokentrim.stream import Stream
+from tokentrim.trace import Trace
+
+States = dict[int, Any]
+"""State objects by ``id`` of the part that asked for them."""
+
+
+@dataclass
+class Prompt:
+    """One prompt (a batch of rows) and its decode steps.
+
+    Attributes:
+        length: columns of the prompt before pruning.
+        start: the whole prompt's stream.
+        spatial: deciders of the prefill, in declaration order.
+        temporal: decider of the decode steps, or None.
+        sample_keys: int64 [B], content keys that seed noise.
+        is_active: whether the context that this prompt belongs to is still open.
+        evidence: float [B, N] relevance supplied by the caller, or None.
+        states: what each part's ``begin`` returned.
+        step: decode forwards run so far.
+        appended_valid: bool [B, A] of appended columns, None while all are real.
+        trace: what was kept where.
+        held: per decode step, per layer, visual entries of each row.
+    """
+
+    length: int
+    start: Stream
+    spatial: tuple[Spatial, ...]
+    temporal: Temporal | None
+    sample_keys: Tensor
+    is_active: Callable[[], bool]
+    n_layers: int
+    evidence: Tensor | None = None
+    states: States = field(default_factory=dict[int, Any])
+    step: int = 0
+    appended_valid: Tensor | None = None
+    trace: Trace | None = None
+    events: int = 0
+    layer_counts: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
+    held: list[list[tuple[int, ...]]] = field(default_factory=list[list[tuple[int, ...]]])
+    appended: list[int] = field(default_factory=list[int])
+    _memo: tuple[Tensor, dict[int, tuple[Any, Any]]] | None = None
+    _repeat: tuple[int, int, Tensor] | None = None
+
+    @property
+    def n_text(self) -> tuple[int, ...]:
+        """Real text tokens of each row."""
+        return tuple(real - n for real, n in zip(self.start.real, self.start.n_visual, strict=True))
+
+    def require_active(self) -> None:
+        """Raise UnsupportedError once the context has been left."""
+        if not self.is_active():
+            raise UnsupportedError(
+                complaint("a trimmed KV cache", "be used inside the context that filled it", "the context is closed",
+                          "continue inside 'with trim(model, ...)', or start the prompt again without a cache")
+            )
+
+    def reordered_shift(self, shift: Tensor, index: Tensor) -> Tensor:
+        """``shift`` [B] with rows ``index``; layers that share one go on sharing it."""
+        known = self._known(index)
+        if id(shift) not in known:
+            known[id(shift)] = (shift, shift.index_select(0, index.to(shift.device)))
+        return known[id(shift)][1]
+
+    def reordered(self, stream: Stream, index: Tensor) -> Stream:
+        """``stream`` with rows ``index``; layers that share a stream go on sharing one."""
+        known = self._known(index)
+        if id(stream) not in known:
+            known[id(stream)] = (stream, stream.select_rows(index))
+        return known[id(stream)][1]
+
+    def _known(self, index: Tensor) -> dict[int, tuple[Any, Any]]:
+        """What this very reordering has already produced (one call reorders every layer in turn)."""
+        if self._memo is None or self._memo[0] is not index:
+            self._memo = (index, {})
+            if self.appended_valid is not None:
+                self.appended_valid = self.appended_valid.index_select(0, index.to(self.appended_valid.device))
+            for state in self.states.values():
+                if hasattr(state, "select_rows"):
+                    state.select_rows(index)
+        return self._memo[1]
+
+    def repeat_index(self, rows: int, repeats: int, device: torch.device) -> Tensor:
+        """int64 [rows * repeats]: each row ``repeats`` times; the same object for all layers of one call."""
+        if self._repeat is None or self._repeat[:2] != (rows, repeats):
+            index = torch.arange(rows, device=device).repeat_interleave(repeats)
+            self._repeat = (rows, repeats, index)
+        return self._repeat[2]
+
+    def append(self, new_valid: Tensor | None, columns: int, rows: int) -> None:
+        """Note ``columns`` appended columns; ``new_valid`` [B, columns] where some are padding."""
+        before = sum(self.appended)
+        self.appended.append(columns)
+        if new_valid is None and self.appended_valid is None:
+            return
+        device = self.start.vis_pos.device
+        old = self.appended_valid
+        if old is None:
+            old = torch.ones(rows, before, dtype=torch.bool, device=device)
+        new = new_valid if new_valid is not None else torch.ones(rows, columns, dtype=torch.bool, device=device)
+        self.appended_valid = torch.cat([old, new], dim=1)
+
+    def cropped(self, appended: int) -> None:
+        """The cache was rolled back to ``appended`` columns behind the prompt."""
+        if self.appended_valid is not None:
+            self.appended_valid = self.appended_valid[:, :appended]
+        while self.appended and sum(self.appended) > appended:
+            surplus = sum(self.appended) - appended
+            if self.appended[-1] > surplus:
+                self.appended[-1] -= surplus
+            else:
+                self.appended.pop()

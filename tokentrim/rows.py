@@ -1,0 +1,73 @@
+"""Chosen rows of an attention matrix, computed beside the fused kernel. No N x N map exists anywhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_BLOCK = 128
+"""Queries per block of the column mean: bounds its memory to heads x 128 x keys."""
+
+
+def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor | None) -> Tensor:
+    """float32 [B, H, R, K]: softmax(query key^T * scaling) over the visible keys.
+
+    Args:
+        query: [B, H, R, head_dim], after RoPE.
+        key: [B, H_kv, K, head_dim], after RoPE; H is a multiple of H_kv.
+        scaling: usually head_dim ** -0.5.
+        visible: bool, broadcastable to [B, 1, R, K]; None when every key is visible.
+    """
+    batch, heads, n_rows, width = query.shape
+    kv_heads = key.shape[1]
+    # Grouped heads share a key: fold the group into the row axis instead of repeating keys.
+    grouped = (query * scaling).reshape(batch, kv_heads, (heads // kv_heads) * n_rows, width)
+    scores = torch.matmul(grouped, key.transpose(-1, -2)).reshape(batch, heads, n_rows, key.shape[2])
+    scores = scores.float()
+    if visible is not None:
+        scores = scores.masked_fill(~visible, float("-inf"))
+    weights = torch.softmax(scores, dim=-1)
+    # A padded row sees no key at all: its softmax is NaN by definition, zero by agreement.
+    return weights if visible is None else weights.nan_to_num(0.0)
+
+
+def pick_rows(query: Tensor, columns: Tensor) -> Tensor:
+    """[B, H, R, head_dim]: the queries at ``columns`` [B, R]."""
+    index = columns[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
+    return query.gather(2, index)
+
+
+def pick_visual(rows: Tensor, vis_pos: Tensor) -> Tensor:
+    """[B, H, R, N]: the visual columns of attention rows [B, H, R, K]."""
+    index = vis_pos[:, None, None, :].expand(-1, rows.shape[1], rows.shape[2], -1)
+    return rows.gather(3, index)
+
+
+def causal_visible(columns: Tensor, n_keys: int, valid: Tensor | None) -> Tensor:
+    """bool [B, 1, R, K]: keys that the queries at ``columns`` [B, R] may see."""
+    visible = columns.unsqueeze(-1) >= torch.arange(n_keys, device=columns.device)
+    if valid is not None:
+        visible = visible & valid.unsqueeze(1)
+    return visible.unsqueeze(1)
+
+
+def last_row(query: Tensor, key: Tensor, scaling: float, last: Tensor | None, valid: Tensor | None) -> Tensor:
+    """float32 [B, H, 1, K]: the row of the last real query; ``last`` [B] or None for the last column."""
+    row = query[:, :, -1:] if last is None else pick_rows(query, last.unsqueeze(1))
+    return attention_rows(row, key, scaling, None if valid is None else valid[:, None, None, :])
+
+
+def column_mean(query: Tensor, key: Tensor, scaling: float, vis_pos: Tensor, valid: Tensor | None) -> Tensor:
+    """float32 [B, H, N]: attention that visual keys receive, averaged over the real queries, in blocks."""
+    batch, heads, n_queries, _ = query.shape
+    total = torch.zeros(batch, heads, vis_pos.shape[1], device=query.device)
+    for start in range(0, n_queries, _BLOCK):
+        columns = torch.arange(start, min(start + _BLOCK, n_queries), device=query.device).expand(batch, -1)
+        rows = attention_rows(
+            query[:, :, start : start + _BLOCK], key, scaling, causal_visible(columns, key.shape[2], valid)
+        )
+        if valid is not None:
+            rows = rows * valid[:, start : start + _BLOCK][:, None, :, None]
+        total += pick_visual(rows, vis_pos).sum(dim=2)
+    n_real = n_queries if valid is None else valid.sum(1)[:, None, None]
+    return total / n_real

@@ -1,0 +1,201 @@
+"""trim, apply, restore: put a strategy on a model, and take it off again without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from tokentrim.adapter import Adapter, Layout
+from tokentrim.config import Spec, resolve
+from tokentrim.engine import Engine
+from tokentrim.errors import AdapterError, DataError, UnsupportedError, complaint
+from tokentrim.plugins import registry
+from tokentrim.prompt import Prompt
+from tokentrim.report import Report, Tally, make_report
+from tokentrim.strategy import Strategy
+from tokentrim.trace import Trace
+
+M = TypeVar("M", bound=nn.Module)
+
+_TRIMMED: WeakKeyDictionary[nn.Module, Session] = WeakKeyDictionary()
+"""Language models that carry a session, with it."""
+
+
+class Session:
+    """A strategy on a model, from ``with trim(...)`` to the end of the block (or ``apply`` to ``restore``).
+
+    Attributes:
+        model: the caller's model.
+        strategy: the strategy object in force, with its budget solved.
+        adapter: the model family's adapter.
+        layout: where the adapter found things.
+    """
+
+    def __init__(self, model: nn.Module, strategy: Spec, *, record: bool = True) -> None:
+        self.model = model
+        self.adapter = adapter_of(model)
+        self.layout: Layout = self.adapter.locate(model)
+        shape = self.layout.shape
+        n_visual = shape.vision.n_visual if shape.vision else 576
+        self.strategy: Strategy = resolve(strategy, shape, n_visual)
+        self._engine = Engine(self.adapter, self.layout, self.strategy, record=record)
+        self._engine.on_prompt = self._begin_prompt
+        self._tally = Tally(shape)
+        self._latest: Prompt | None = None
+        self._lengths: Sequence[int] | None = None
+
+    # ------------------------------------------------------------------ on and off
+
+    def __enter__(self) -> Session:
+        """Install the engine.
+
+        Raises:
+            UnsupportedError: when the model is trimmed already.
+        """
+        owner = self.layout.language_model
+        if owner in _TRIMMED:
+            raise UnsupportedError(
+                complaint("a model", "carry one strategy at a time", _TRIMMED[owner].strategy.label(),
+                          "leave the context or call restore(model) first; combine strategies by composing them")
+            )
+        self._engine.install()
+        _TRIMMED[owner] = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the engine out; the model is exactly as before."""
+        _TRIMMED.pop(self.layout.language_model, None)
+        self._engine.remove()
+
+    # ------------------------------------------------------------------ what the caller may say and ask
+
+    def annotate(self, *, evidence: Any = None, new_tokens: Sequence[int] | None = None) -> None:
+        """Tell the session what only the caller knows.
+
+        Args:
+            evidence: for the *next* prompt: relevance of every visual token, one row of N numbers per sample, for
+                strategies that read it (``oracle``).
+            new_tokens: for the *latest* prompt: tokens that each row's answer really has. In a batch, rows that end
+                early are decoded on with the others; with this their cache figures count their own steps only.
+
+        Raises:
+            DataError: when ``new_tokens`` does not have one entry per row of the latest prompt.
+        """
+        if evidence is not None:
+            self._engine.evidence = evidence
+        if new_tokens is not None:
+            rows = self._latest.start.rows if self._latest else 0
+            if len(new_tokens) != rows:
+                raise DataError(
+                    complaint("new_tokens", f"have one entry per row of the latest prompt, {rows}", len(new_tokens),
+                              "call it after generate, before the next prompt")
+                )
+            self._lengths = list(new_tokens)
+
+    @property
+    def trace(self) -> Trace:
+        """The record of the latest prompt.
+
+        Raises:
+            DataError: when no prompt has run, or recording is off.
+        """
+        if self._latest is None or self._latest.trace is None:
+            raise DataError(
+                complaint("session.trace", "follow a prompt that was recorded", None,
+                          "call generate() first, and do not pass record=False")
+            )
+        return self._latest.trace
+
+    def report(self) -> Report:
+        """What was kept and spent so far, over all prompts of this session.
+
+        Raises:
+            DataError: when no prompt has run: a report of nothing would hide that nothing was pruned.
+        """
+        tally = self._tally.copy()
+        if self._latest is not None:
+            tally.add(self._latest, self._lengths)
+        if not tally.prompts:
+            raise DataError(
+                complaint("session.report()", "follow at least one prompt", 0,
+                          "call generate() on this very model inside the context")
+            )
+        seconds = {name: self._engine.clock.seconds(name) for name in ("selection", "prefill", "vision", "decode")}
+        return make_report(self.strategy.label(), tally, seconds, [])
+
+    def _begin_prompt(self, prompt: Prompt) -> None:
+        if self._latest is not None:
+            self._tally.add(self._latest, self._lengths)
+        self._latest, self._lengths = prompt, None
+
+
+def adapter_of(model: nn.Module) -> Adapter:
+    """The registered adapter of a model, by ``config.model_type``.
+
+    Raises:
+        AdapterError: when no adapter knows the family; lists those that are known.
+    """
+    adapters = registry("adapter")
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    known: list[str] = []
+    for entry in adapters:
+        types = tuple(entry.tags.get("model_types", ())) or adapters.get(entry.name).model_types
+        if model_type in types:
+            return adapters.get(entry.name)()
+        known += types
+    raise AdapterError(
+        complaint("a model to trim", f"belong to a known family ({', '.join(sorted(known))})",
+                  model_type or type(model).__name__, "write an adapter, or use a model of these families")
+    )
+
+
+def trim(model: nn.Module, strategy: Spec, *, record: bool = True) -> Session:
+    """Context manager: ``with trim(model, "st3") as session: model.generate(...)``.
+
+    Args:
+        model: a model that a registered adapter recognises, from any source.
+        strategy: a registered name, a dict, YAML text, a path to YAML, a TrimConfig, or a strategy object.
+        record: keep a trace of what was kept where (cheap).
+
+    Raises:
+        AdapterError: the family is unknown, or its layout has drifted.
+        ConfigError, UnknownNameError, StrategyError: the strategy is not one.
+        UnsupportedError: the strategy asks for what this model cannot give.
+    """
+    return Session(model, strategy, record=record)
+
+
+def apply(model: M, strategy: Spec, *, record: bool = True) -> M:
+    """Like :func:`trim`, until :func:`restore`; returns the model. Its session is ``session_of(model)``."""
+    trim(model, strategy, record=record).__enter__()
+    return model
+
+
+def session_of(model: nn.Module) -> Session:
+    """The session that a model carries.
+
+    Raises:
+        UnsupportedError: when it carries none.
+    """
+    owner = adapter_of(model).locate(model).language_model
+    if owner not in _TRIMMED:
+        raise UnsupportedError(
+            complaint("a model", "be trimmed", "an untouched model", "call apply(model, strategy) first")
+        )
+    return _TRIMMED[owner]
+
+
+def restore(model: M) -> M:
+    """Undo :func:`apply`; returns the model, exactly as it was.
+
+    Raises:
+        UnsupportedError: when the model carries no strategy.
+    """
+    session_of(model).__exit__(None, None, None)
+    return model

@@ -1,0 +1,126 @@
+"""Trace: which visual tokens each layer kept at prefill, and which its cache still held at every decode step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tokentrim.errors import DataError, complaint
+
+_FORMAT = "tokentrim-trace-1"
+
+
+@dataclass
+class Trace:
+    """One prompt's record. Indices are raster numbers of the prompt's visual tokens, ascending.
+
+    For merging strategies a kept index is the representative. With beam search a row is a beam: row
+    ``sample * num_beams`` is the first beam of a sample.
+
+    Attributes:
+        n_visual: visual tokens of each row before pruning.
+        n_layers: decoder layers.
+        steps: decode forwards recorded.
+        prefill: per change of the kept set, (first layer, ids [B, N] padded with -1).
+        evictions: per layer, (step, ids [B, N]) whenever its cached set changed.
+    """
+
+    n_visual: tuple[int, ...]
+    n_layers: int
+    steps: int = 0
+    prefill: list[tuple[int, Tensor]] = field(default_factory=list[tuple[int, Tensor]])
+    evictions: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict[int, list[tuple[int, Tensor]]])
+
+    def _ids(self, layer: int) -> Tensor:
+        if not 0 <= layer < self.n_layers:
+            raise DataError(
+                complaint("layer of a trace", f"lie in 0..{self.n_layers - 1}", layer, "count decoder layers from 0")
+            )
+        return [ids for first, ids in self.prefill if first <= layer][-1]
+
+    def kept(self, layer: int, sample: int = 0) -> Tensor:
+        """int64 [n]: visual tokens of row ``sample`` that layer ``layer`` processed at prefill."""
+        return self._row(self._ids(layer), sample)
+
+    def cached(self, layer: int, step: int, sample: int = 0) -> Tensor:
+        """int64 [n]: visual tokens whose keys the attention of ``layer`` could see in decode forward ``step``.
+
+        Step 1 is the first forward after prefill, which produces the second new token; step 0 is prefill's end.
+        """
+        if not 0 <= step <= self.steps:
+            raise DataError(
+                complaint("step of a trace", f"lie in 0..{self.steps}", step, "ask only for steps that were run")
+            )
+        seen = [ids for at, ids in self.evictions.get(layer, []) if at <= step]
+        return self._row(seen[-1] if seen else self._ids(layer), sample)
+
+    def _row(self, ids: Tensor, sample: int) -> Tensor:
+        if not 0 <= sample < ids.shape[0]:
+            raise DataError(
+                complaint("sample of a trace", f"lie in 0..{ids.shape[0] - 1}", sample, "count rows from 0")
+            )
+        row = ids[sample].cpu()
+        return row[row >= 0]
+
+    def save(self, path: str | Path) -> None:
+        """Write as safetensors."""
+        tensors = {f"prefill.{first}": ids.cpu().contiguous() for first, ids in self.prefill}
+        for layer, changes in self.evictions.items():
+            for step, ids in changes:
+                tensors[f"evicted.{layer}.{step}"] = ids.cpu().contiguous()
+        about = {"n_visual": list(self.n_visual), "n_layers": self.n_layers, "steps": self.steps}
+        save_file(tensors, str(path), metadata={"format": _FORMAT, "about": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataError: when the file is missing or is not a trace.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+                metadata: dict[str, str] = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise DataError(
+                        complaint(f"trace file {path}", f"have the format {_FORMAT}", metadata.get("format"),
+                                  "save it with Trace.save(path)")
+                    )
+                tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as cause:
+            raise DataError(
+                complaint(f"trace file {path}", "be a readable safetensors file", cause, "save it with Trace.save(path)")
+            ) from cause
+        about = json.loads(metadata["about"])
+        trace = cls(tuple(about["n_visual"]), about["n_layers"], about["steps"])
+        for key, ids in tensors.items():
+            kind, *numbers = key.split(".")
+            if kind == "prefill":
+                trace.prefill.append((int(numbers[0]), ids))
+            else:
+                trace.evictions.setdefault(int(numbers[0]), []).append((int(numbers[1]), ids))
+        trace.prefill.sort(key=lambda pair: pair[0])
+        for changes in trace.evictions.values():
+            changes.sort(key=lambda pair: pair[0])
+        return trace
+
+    def rows_equal(self, other: Trace) -> bool:
+        """Whether both traces kept and cached the same tokens everywhere."""
+        if (self.n_visual, self.n_layers, self.steps) != (other.n_visual, other.n_layers, other.steps):
+            return False
+        rows = range(len(self.n_visual))
+        return all(
+            torch.equal(self.kept(layer, row), other.kept(layer, row))
+            and all(
+                torch.equal(self.cached(layer, step, row), other.cached(layer, step, row))
+                for step in range(1, self.steps + 1)
+            )
+            for layer in range(self.n_layers)
+            for row in rows
+        )
