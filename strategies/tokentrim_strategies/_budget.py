@@ -1,0 +1,96 @@
+"""Parameters that many strategies share: how much is kept, and at which boundary."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from tokentrim.budget import resolve_count
+from tokentrim.errors import StrategyError, complaint
+from tokentrim.schedule import Schedule
+from tokentrim.shape import ModelShape
+from tokentrim.strategy import Spatial, Strategy
+
+
+def check_boundary(strategy: Strategy, parameter: str, boundary: int, shape: ModelShape) -> None:
+    """Raise StrategyError unless ``boundary`` lies before one of the model's decoder layers."""
+    if boundary >= shape.n_layers:
+        raise StrategyError(
+            complaint(
+                f"{parameter} of strategy {strategy.name!r}",
+                f"be below {shape.n_layers}, the number of decoder layers",
+                boundary,
+                "a boundary lies before a layer, counted from 0",
+            )
+        )
+
+
+class KeepBudget(Spatial, ABC):
+    """A spatial strategy that keeps a share, or a number, of the visual tokens at one boundary.
+
+    ``keep_count`` takes the place of the default ``keep_ratio``; writing both is an error.
+    """
+
+    budget_knob: ClassVar[str | None] = "keep_ratio"
+
+    keep_ratio: float | None = Field(
+        default=0.25, ge=0, le=1, allow_inf_nan=False, description="share of the visual tokens that is kept"
+    )
+    keep_count: int | None = Field(
+        default=None, ge=0, description="visual tokens kept per prompt, instead of keep_ratio"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_the_two(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        counted = data.get("keep_count") is not None
+        if counted and "keep_ratio" not in data:
+            return {**data, "keep_ratio": None}
+        if counted == (data.get("keep_ratio", 0.0) is not None):
+            given = {key: data.get(key) for key in ("keep_ratio", "keep_count")}
+            # A ValueError, so that pydantic reports it with the place in the configuration.
+            raise ValueError(
+                complaint(
+                    f"the budget of strategy {cls.name!r}",
+                    "be either keep_ratio or keep_count",
+                    given,
+                    "set exactly one of the two",
+                )
+            )
+        return data
+
+    @property
+    def cut(self) -> tuple[str, int]:
+        """The parameter that says where it acts, and the boundary."""
+        return "boundary", 0
+
+    def count_of(self, n_visual: int) -> int:
+        """Visual tokens that stay of ``n_visual``."""
+        return resolve_count(n_visual, self.keep_ratio, self.keep_count)
+
+    def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
+        """One cut."""
+        parameter, boundary = self.cut
+        check_boundary(self, parameter, boundary, shape)
+        return Schedule.of({boundary: self.count_of(n_visual)})
+
+    def label(self) -> str:
+        """As everywhere, without the ratio that a count has replaced."""
+        return super().label().replace("keep_ratio=None, ", "")
+
+
+class BoundaryBudget(KeepBudget, ABC):
+    """A :class:`KeepBudget` whose boundary is a parameter."""
+
+    boundary: int = Field(
+        default=0, ge=0, description="decoder layer (0-based) before which it acts; 0 = the language model's input"
+    )
+
+    @property
+    def cut(self) -> tuple[str, int]:
+        """The boundary as configured."""
+        return "boundary", self.boundary

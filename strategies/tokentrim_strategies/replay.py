@@ -1,0 +1,199 @@
+"""``replay``: decide exactly as a recorded run did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor
+
+from tokentrim.errors import StrategyError, complaint
+from tokentrim.schedule import Schedule
+from tokentrim.selection import Selection
+from tokentrim.shape import ModelShape
+from tokentrim.sites import LayerSite, StepSite
+from tokentrim.strategy import (
+    Parts,
+    PositionPolicy,
+    PromptInfo,
+    SpatialSelector,
+    Stage,
+    Strategy,
+    TemporalSelector,
+)
+from tokentrim.trace import Trace
+
+
+class Replay(Strategy):
+    """Keep what a trace says was kept: the same sets per sample at each boundary, and in the cache at each step.
+
+    Row r of the prompt takes sample r of the trace. It separates *what* a method decides from what deciding costs,
+    repeats a run without its scores, and lets sets found elsewhere be tried (build a trace, ``Replay.of(trace)``).
+    After the trace's last step the cached sets stay as they were then.
+
+    When it fails: on a model with another number of layers and on a prompt with other numbers of visual tokens it
+    raises. Merging is not recorded: of a merging strategy it replays the representatives, not their values. Cost: none.
+
+    Parameters: ``file``, a trace saved as safetensors; ``positions`` as in the recorded strategy.
+    """
+
+    name: ClassVar[str] = "replay"
+    stage: ClassVar[Stage] = "prefill"
+    count_is_static: ClassVar[bool] = False
+
+    file: Path | None = Field(default=None, description="trace file (safetensors) whose decisions are repeated")
+    positions: PositionPolicy = Field(default="keep", description="position ids of kept tokens after pruning")
+    _trace: Trace | None = PrivateAttr(default=None)
+
+    @classmethod
+    def of(cls, trace: Trace, positions: PositionPolicy = "keep") -> Replay:
+        """The strategy that repeats ``trace``."""
+        replay = cls(positions=positions)
+        replay._trace = trace
+        return replay
+
+    @property
+    def trace(self) -> Trace:
+        """The trace, read from its file at the first use."""
+        if self._trace is None:
+            if self.file is None:
+                raise StrategyError(
+                    complaint(
+                        "file of strategy 'replay'",
+                        "name a saved trace",
+                        self.file,
+                        "set file, or use Replay.of(trace)",
+                    )
+                )
+            self._trace = Trace.load(self.file)
+        return self._trace
+
+    def parts(self) -> Parts:
+        """One spatial part where the trace pruned at all, and a temporal one where it evicted."""
+        trace = self.trace
+        spatial = (ReplaySpatial.of(trace, self.positions),) if _boundaries(trace) else ()
+        return Parts(spatial, ReplayTemporal.of(trace) if _evicts(trace) else None)
+
+
+class ReplaySpatial(SpatialSelector):
+    """The prefill part of :class:`Replay`."""
+
+    name: ClassVar[str] = "replay"
+    stage: ClassVar[Stage] = "prefill"
+    count_is_static: ClassVar[bool] = False
+    _trace: Trace = PrivateAttr()
+
+    @classmethod
+    def of(cls, trace: Trace, positions: PositionPolicy) -> ReplaySpatial:
+        """The prefill decisions of ``trace``."""
+        part = cls(positions=positions)
+        part._trace = trace
+        return part
+
+    def begin(self, prompt: PromptInfo) -> None:
+        """Refuse a prompt that the trace is not of."""
+        _check(self._trace, prompt)
+
+    def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
+        """The boundaries at which any sample lost tokens, with the largest count of samples of this size."""
+        trace = self._trace
+        samples = [sample for sample, n in enumerate(trace.n_visual) if n == n_visual]
+        _check(trace, PromptInfo(tuple(trace.n_visual) if samples else (n_visual,), shape))
+        return Schedule.of(
+            {boundary: max(len(trace.kept(boundary, sample)) for sample in samples) for boundary in _boundaries(trace)}
+        )
+
+    def select(self, site: LayerSite, count: Tensor) -> Selection:
+        """The recorded sets of layer b."""
+        return _selection(site, [self._trace.kept(site.boundary, row) for row in range(len(site.n_visual))])
+
+
+class ReplayTemporal(TemporalSelector):
+    """The decode part of :class:`Replay`."""
+
+    name: ClassVar[str] = "replay"
+    count_is_static: ClassVar[bool] = False
+    _trace: Trace = PrivateAttr()
+
+    @classmethod
+    def of(cls, trace: Trace) -> ReplayTemporal:
+        """The evictions of ``trace``."""
+        part = cls()
+        part._trace = trace
+        return part
+
+    def begin(self, prompt: PromptInfo) -> None:
+        """Refuse a prompt that the trace is not of."""
+        _check(self._trace, prompt)
+
+    def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
+        """The largest recorded set of this layer and step, among samples that began with ``n_prefill`` entries."""
+        trace = self._trace
+        samples = [s for s in range(len(trace.n_visual)) if len(trace.kept(layer, s)) == n_prefill]
+        return max((len(trace.cached(layer, min(step, trace.steps), s)) for s in samples), default=n_prefill)
+
+    def select(self, site: StepSite, count: Tensor) -> Selection:
+        """The recorded sets of this layer and step."""
+        step = min(site.step, self._trace.steps)
+        return _selection(site, [self._trace.cached(site.layer, step, row) for row in range(len(site.n_visual))])
+
+
+def _boundaries(trace: Trace) -> tuple[int, ...]:
+    """Boundaries at which some sample lost visual tokens."""
+    found: list[int] = []
+    current = list(trace.n_visual)
+    for layer in range(trace.n_layers):
+        counts = [len(trace.kept(layer, sample)) for sample in range(len(current))]
+        if counts != current:
+            found.append(layer)
+        current = counts
+    return tuple(found)
+
+
+def _evicts(trace: Trace) -> bool:
+    """Whether some layer's cache holds less at the last step than after prefill."""
+    return trace.steps > 0 and any(
+        len(trace.cached(layer, trace.steps, sample)) < len(trace.kept(layer, sample))
+        for layer in range(trace.n_layers)
+        for sample in range(len(trace.n_visual))
+    )
+
+
+def _check(trace: Trace, prompt: PromptInfo) -> None:
+    """Raise StrategyError unless ``trace`` was taken of a prompt and a model of these sizes."""
+    if tuple(trace.n_visual) != prompt.n_visual:
+        raise StrategyError(
+            complaint(
+                "the prompt under strategy 'replay'",
+                f"have {tuple(trace.n_visual)} visual tokens, as the trace",
+                prompt.n_visual,
+                "replay a trace on the prompt, rows and order that it was taken of",
+            )
+        )
+    if trace.n_layers != prompt.shape.n_layers:
+        raise StrategyError(
+            complaint(
+                "the model under strategy 'replay'",
+                f"have {trace.n_layers} decoder layers, as the trace",
+                prompt.shape.n_layers,
+                "replay a trace on the model that it was taken of",
+            )
+        )
+
+
+def _selection(site: LayerSite | StepSite, kept: list[Tensor]) -> Selection:
+    """The current tokens whose raster numbers are in ``kept``, row by row."""
+    masks = [torch.isin(ids, keep.to(site.device)) for ids, keep in zip(site.ids, kept, strict=True)]
+    mask, counts = torch.stack(masks) & site.valid, tuple(len(keep) for keep in kept)
+    if mask.sum(dim=1).tolist() != list(counts):
+        raise StrategyError(
+            complaint(
+                "the trace of strategy 'replay'",
+                f"keep tokens that are still there, {counts} of them",
+                mask.sum(dim=1).tolist(),
+                "let no other strategy drop tokens before it",
+            )
+        )
+    return Selection.from_mask(mask, counts)
