@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -173,9 +173,8 @@ def roundest(knob: Knob, first: int, last: int) -> int:
         unit = Decimal(1).scaleb(-decimals)
         if unit <= knob.step:
             break
-        # The smallest multiple of the unit at or above the first value.
         lowest = knob.low + first * knob.step
-        multiple = -(-lowest // unit) * unit if lowest >= 0 else lowest // unit * unit
+        multiple = lowest.quantize(unit, rounding=ROUND_CEILING)
         index = int((multiple - knob.low) / knob.step)
         if first <= index <= last:
             return index
@@ -204,7 +203,7 @@ def find_knob(strategy: Strategy, largest_count: int) -> Knob:
                 f"strategy {strategy.label()!r}",
                 "have one budget knob",
                 names,
-                f"set {' and '.join(names[1:])} by hand, and give {names[0]!r} the budget",
+                f"leave the budget out, and set {' and '.join(names)} by hand",
             )
         )
     if tunable:
