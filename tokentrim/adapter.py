@@ -99,7 +99,8 @@ def bind(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     if not args:
         return dict(kwargs)
     names = [
-        name for name, parameter in inspect.signature(module.forward).parameters.items()
+        name
+        for name, parameter in inspect.signature(module.forward).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
     return {**dict(zip(names, args, strict=False)), **kwargs}

@@ -8,8 +8,7 @@ module; without one it is the wrapped implementation.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -29,7 +28,13 @@ class Observer(Protocol):
     """Sees every attention call of one module while its wrapper is switched on."""
 
     def __call__(
-        self, kernel: Kernel, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any,
+        self,
+        kernel: Kernel,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
         options: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """Compute the layer's attention (by calling ``kernel``), looking at or replacing its arguments."""
@@ -56,8 +61,12 @@ def wrapped_name(implementation: str) -> str:
         mask = _MASKS[implementation] if implementation in _MASKS else None
         if mask is None:
             raise UnsupportedError(
-                complaint("the model's attention implementation", "have a registered mask function", implementation,
-                          "load the model with attn_implementation='sdpa', 'eager', 'flex_attention' or a flash one")
+                complaint(
+                    "the model's attention implementation",
+                    "have a registered mask function",
+                    implementation,
+                    "load the model with attn_implementation='sdpa', 'eager', 'flex_attention' or a flash one",
+                )
             )
         AttentionInterface.register(name, _make_wrapper(implementation))
         AttentionMaskInterface.register(name, mask)
@@ -92,14 +101,3 @@ def implementation_of(config: Any) -> str:
 def switch(config: Any, implementation: str) -> None:
     """Set the implementation of one config, sub-configs left alone."""
     config._attn_implementation_internal = implementation
-
-
-@contextmanager
-def switched(config: Any, implementation: str) -> Iterator[None]:
-    """``config`` set to ``implementation`` inside the block."""
-    before = config._attn_implementation_internal
-    switch(config, implementation)
-    try:
-        yield
-    finally:
-        switch(config, before)

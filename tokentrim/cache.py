@@ -62,9 +62,7 @@ class TrimLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append and return all stored keys and values.
 
         Raises:
@@ -149,9 +147,12 @@ class TrimLayer(CacheLayerMixin):
             return
         if remove > self.appended or self.prompt.temporal is not None:
             raise UnsupportedError(
-                complaint("crop of a trimmed cache", f"remove at most the {self.appended} generated tokens, "
-                          "and only without a temporal strategy", remove,
-                          "start the prompt again instead of rolling the cache back")
+                complaint(
+                    "crop of a trimmed cache",
+                    f"remove at most the {self.appended} generated tokens, and only without a temporal strategy",
+                    remove,
+                    "start the prompt again instead of rolling the cache back",
+                )
             )
         self._set_length(self._length - remove)
         self.prompt.cropped(self.appended)
@@ -202,7 +203,11 @@ def install(cache: Any, prompt: Prompt, n_layers: int) -> None:
     plain = isinstance(cache, DynamicCache) and not getattr(cache, "offloading", False)
     if not plain or any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
         raise UnsupportedError(
-            complaint("the KV cache", "be a plain DynamicCache while a model is trimmed", type(cache).__name__,
-                      "drop cache_implementation / past_key_values and let generate() make its default cache")
+            complaint(
+                "the KV cache",
+                "be a plain DynamicCache while a model is trimmed",
+                type(cache).__name__,
+                "drop cache_implementation / past_key_values and let generate() make its default cache",
+            )
         )
     cache.layers[:] = [TrimLayer(prompt, index) for index in range(n_layers)]

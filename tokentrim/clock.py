@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +36,7 @@ class Clock:
         self._pending.append((name, mark, event))
 
     @contextmanager
-    def timed(self, name: str, device: torch.device) -> Iterator[None]:
+    def timed(self, name: str, device: torch.device) -> Generator[None]:
         """Time the block under ``name``."""
         mark = self.start(device)
         try:

@@ -19,8 +19,15 @@ Providers = Mapping[Need, Callable[[], Any]]
 
 
 def decide_layer(
-    part: Spatial, boundary: int, counts: tuple[int, ...], stream: Stream, *, shape: ModelShape, state: Any,
-    sample_keys: Tensor, providers: Providers,
+    part: Spatial,
+    boundary: int,
+    counts: tuple[int, ...],
+    stream: Stream,
+    *,
+    shape: ModelShape,
+    state: Any,
+    sample_keys: Tensor,
+    providers: Providers,
 ) -> Selection:
     """The Selection of a spatial part at a boundary, checked.
 
@@ -28,8 +35,15 @@ def decide_layer(
         StrategyError: when the part fails or returns something that breaks the contract; names part and boundary.
     """
     site = LayerSite(
-        shape=shape, n_visual=stream.n_visual, ids=stream.vis_ids, valid=stream.vis_valid, state=state,
-        keys_of_rows=sample_keys, needs=part.needed(), providers=providers, boundary=boundary,
+        shape=shape,
+        n_visual=stream.n_visual,
+        ids=stream.vis_ids,
+        valid=stream.vis_valid,
+        state=state,
+        keys_of_rows=sample_keys,
+        needs=part.needed(),
+        providers=providers,
+        boundary=boundary,
     )
     where = f"{part.label()!r} at boundary {boundary}"
     with _blamed(where):
@@ -40,20 +54,40 @@ def decide_layer(
         selection.check(stream.n_visual, static=counts if part.count_is_static else None)
         if selection.merges and not part.merges:
             raise StrategyError(
-                complaint("a merging Selection", "come from a strategy that declares merges = True", "merges = False",
-                          "declare it on the class")
+                complaint(
+                    "a merging Selection",
+                    "come from a strategy that declares merges = True",
+                    "merges = False",
+                    "declare it on the class",
+                )
             )
     return selection
 
 
 def decide_step(
-    part: Temporal, step: int, layer: int, counts: tuple[int, ...], stream: Stream, *, shape: ModelShape, state: Any,
-    sample_keys: Tensor, providers: Providers,
+    part: Temporal,
+    step: int,
+    layer: int,
+    counts: tuple[int, ...],
+    stream: Stream,
+    *,
+    shape: ModelShape,
+    state: Any,
+    sample_keys: Tensor,
+    providers: Providers,
 ) -> Selection:
     """The Selection of a temporal part in one layer at one decode forward, checked."""
     site = StepSite(
-        shape=shape, n_visual=stream.n_visual, ids=stream.vis_ids, valid=stream.vis_valid, state=state,
-        keys_of_rows=sample_keys, needs=part.needed(), providers=providers, step=step, layer=layer,
+        shape=shape,
+        n_visual=stream.n_visual,
+        ids=stream.vis_ids,
+        valid=stream.vis_valid,
+        state=state,
+        keys_of_rows=sample_keys,
+        needs=part.needed(),
+        providers=providers,
+        step=step,
+        layer=layer,
     )
     with _blamed(f"{part.label()!r} at step {step}, layer {layer}"):
         if isinstance(part, TemporalScorer):
@@ -68,8 +102,12 @@ def _scores(scores: Tensor, stream: Stream) -> Tensor:
     wanted = tuple(stream.vis_ids.shape)
     if tuple(scores.shape) != wanted:
         raise StrategyError(
-            complaint("scores", f"have the shape [batch, N_current] = {list(wanted)}", list(scores.shape),
-                      "return one number per current visual token")
+            complaint(
+                "scores",
+                f"have the shape [batch, N_current] = {list(wanted)}",
+                list(scores.shape),
+                "return one number per current visual token",
+            )
         )
     return scores.detach()
 
@@ -89,8 +127,12 @@ class _blamed:
         if isinstance(error, TokentrimError):
             raise type(error)(f"{self.where}: {error}") from error
         raise StrategyError(
-            complaint(f"strategy {self.where}", "decide without raising", f"{type(error).__name__}: {error}",
-                      "the cause is attached")
+            complaint(
+                f"strategy {self.where}",
+                "decide without raising",
+                f"{type(error).__name__}: {error}",
+                "the cause is attached",
+            )
         ) from error
 
 

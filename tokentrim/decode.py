@@ -57,9 +57,7 @@ class Decode:
             return
         for index, (layer, stream) in enumerate(zip(self.layers, self.streams, strict=True)):
             allowed = {n: part.count(prompt.step, index, n, shape) for n in set(layer.prefill_counts)}
-            counts = tuple(
-                min(held, allowed[n]) for held, n in zip(stream.n_visual, layer.prefill_counts, strict=True)
-            )
+            counts = tuple(min(held, allowed[n]) for held, n in zip(stream.n_visual, layer.prefill_counts, strict=True))
             if counts != stream.n_visual:
                 self.acting[index] = counts
 
@@ -84,14 +82,19 @@ class Decode:
 
         for layer, module in zip(self.layers, self.engine.layout.layers, strict=True):
             if layer.shift is not None:
-                self.handles.append(
-                    module.register_forward_pre_hook(make(layer.shift), with_kwargs=True, prepend=True)
-                )
+                self.handles.append(module.register_forward_pre_hook(make(layer.shift), with_kwargs=True, prepend=True))
 
     # ------------------------------------------------------------------ inside attention
 
     def attend(
-        self, layer: int, kernel: Kernel, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any,
+        self,
+        layer: int,
+        kernel: Kernel,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
         options: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """Evict what has to go, then attend to the rest under this layer's own mask."""
@@ -116,8 +119,14 @@ class Decode:
             return rows_of.pick_visual(row, stream.vis_pos)[:, :, 0]
 
         selection = decide_step(
-            part, prompt.step, layer, self.acting[layer], stream, shape=self.engine.shape,
-            state=prompt.states.get(id(part)), sample_keys=prompt.sample_keys,
+            part,
+            prompt.step,
+            layer,
+            self.acting[layer],
+            stream,
+            shape=self.engine.shape,
+            state=prompt.states.get(id(part)),
+            sample_keys=prompt.sample_keys,
             providers={
                 Need.LAST_ROW: current_row,
                 Need.PROMPT_ROW: lambda: held.prompt_row,
@@ -155,9 +164,14 @@ class Decode:
         where = (id(stream), key.shape[2])
         if where not in self.masks:
             self.masks[where] = causal_mask(
-                self.engine.implementation, self.engine.layout.text_config, batch=query.shape[0],
-                queries=query.shape[2], keys=key.shape[2], valid=self._valid(stream, key.shape[2]),
-                dtype=query.dtype, device=query.device,
+                self.engine.implementation,
+                self.engine.layout.text_config,
+                batch=query.shape[0],
+                queries=query.shape[2],
+                keys=key.shape[2],
+                valid=self._valid(stream, key.shape[2]),
+                dtype=query.dtype,
+                device=query.device,
             )
         return self.masks[where]
 

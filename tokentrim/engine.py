@@ -56,7 +56,9 @@ class Engine:
         needed = strategy.needed()
         blocks = [
             block % len(layout.vision_attentions)
-            for part in self.spatial if Need.VISION_ROWS in part.needed() for block in part.wants_vision_blocks()
+            for part in self.spatial
+            if Need.VISION_ROWS in part.needed()
+            for block in part.wants_vision_blocks()
         ]
         self.vision = VisionCapture(layout, frozenset(blocks), self.clock, wants_keys=Need.RANDOM in needed)
         self._undo: list[Callable[[], None]] = []
@@ -112,7 +114,12 @@ class Engine:
 
     def _observer(self, layer: int) -> attention.Observer:
         def look(
-            kernel: attention.Kernel, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any,
+            kernel: attention.Kernel,
+            module: nn.Module,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            mask: Any,
             options: dict[str, Any],
         ) -> tuple[Tensor, Tensor | None]:
             if self._pass is None:
@@ -156,15 +163,16 @@ class Engine:
             return None
         return (), self._enter_prefill(arguments, past, embeds, visual)
 
-    def _enter_prefill(
-        self, arguments: dict[str, Any], past: Any, embeds: Tensor, visual: Tensor
-    ) -> dict[str, Any]:
+    def _enter_prefill(self, arguments: dict[str, Any], past: Any, embeds: Tensor, visual: Tensor) -> dict[str, Any]:
         mask = arguments.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             raise UnsupportedError(
-                complaint("attention_mask of a trimmed model", "be 2-D [batch, tokens]",
-                          tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__,
-                          "pass the processor's attention_mask")
+                complaint(
+                    "attention_mask of a trimmed model",
+                    "be 2-D [batch, tokens]",
+                    tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__,
+                    "pass the processor's attention_mask",
+                )
             )
         stream = Stream.of_prompt(visual, mask)
         prompt = self._new_prompt(stream, mask)
@@ -199,8 +207,14 @@ class Engine:
             keys = self.vision.sample_keys(stream.n_visual, self._input_ids, mask).to(stream.vis_pos.device)
         layers = self.shape.n_layers
         return Prompt(
-            length=stream.length, start=stream, spatial=self.spatial, temporal=self.temporal, sample_keys=keys,
-            is_active=lambda: self.installed, n_layers=layers, evidence=self._take_evidence(stream),
+            length=stream.length,
+            start=stream,
+            spatial=self.spatial,
+            temporal=self.temporal,
+            sample_keys=keys,
+            is_active=lambda: self.installed,
+            n_layers=layers,
+            evidence=self._take_evidence(stream),
             states=begin_states(self.strategy, lambda part: part.begin(info)),
             trace=Trace(stream.n_visual, layers) if self.record else None,
         )
@@ -210,13 +224,21 @@ class Engine:
         model = self.layout.language_model
         if model.training and getattr(model, "gradient_checkpointing", False):
             raise UnsupportedError(
-                complaint("gradient checkpointing", "be off while a model is trimmed: it runs layers twice", "on",
-                          "call model.gradient_checkpointing_disable()")
+                complaint(
+                    "gradient checkpointing",
+                    "be off while a model is trimmed: it runs layers twice",
+                    "on",
+                    "call model.gradient_checkpointing_disable()",
+                )
             )
         if arguments.get("use_cache") is False and self.temporal is not None:
             raise UnsupportedError(
-                complaint(f"temporal strategy {self.temporal.label()!r}", "have a KV cache to act on",
-                          "use_cache=False", "drop use_cache=False, or the temporal part")
+                complaint(
+                    f"temporal strategy {self.temporal.label()!r}",
+                    "have a KV cache to act on",
+                    "use_cache=False",
+                    "drop use_cache=False, or the temporal part",
+                )
             )
         self._check_window(stream.length)
 
@@ -225,8 +247,12 @@ class Engine:
         window = getattr(config, "sliding_window", None)
         if window is not None and getattr(config, "use_sliding_window", True) and length > window:
             raise UnsupportedError(
-                complaint("a sequence under sliding-window attention", f"be at most the window, {window} tokens long",
-                          length, "shorten the prompt or the answer, or use a model without a sliding window")
+                complaint(
+                    "a sequence under sliding-window attention",
+                    f"be at most the window, {window} tokens long",
+                    length,
+                    "shorten the prompt or the answer, or use a model without a sliding window",
+                )
             )
 
     def _enter_decode(
@@ -236,13 +262,21 @@ class Engine:
             if past in self._text_only and (visual is None or not bool(visual.any())):
                 return arguments
             raise UnsupportedError(
-                complaint("a continued KV cache", "have been filled inside this context, by a prompt with its images",
-                          type(past).__name__, "start the prompt again inside 'with trim(model, ...)'")
+                complaint(
+                    "a continued KV cache",
+                    "have been filled inside this context, by a prompt with its images",
+                    type(past).__name__,
+                    "start the prompt again inside 'with trim(model, ...)'",
+                )
             )
         if visual is not None and bool(visual.any()):
             raise UnsupportedError(
-                complaint("a continued prompt", "bring text only", "new images (or a prompt fed in chunks)",
-                          "start a new prompt that holds all images, without prefill_chunk_size")
+                complaint(
+                    "a continued prompt",
+                    "bring text only",
+                    "new images (or a prompt fed in chunks)",
+                    "start a new prompt that holds all images, without prefill_chunk_size",
+                )
             )
         layers: list[cache.TrimLayer] = past.layers
         prompt = layers[0].prompt
@@ -298,15 +332,19 @@ class Engine:
 
     def _check_pruned(self, run: Prefill) -> None:
         """No silent fallback: every decision that was due has been taken."""
-        promised = [n for n in run.prompt.start.n_visual]
+        promised = list(run.prompt.start.n_visual)
         for decision in run.decisions:
             if decision.part.count_is_static:
                 promised = [min(n, count) for n, count in zip(promised, decision.counts, strict=True)]
                 ran = run.stream_of(decision.boundary).n_visual
                 if any(n > limit for n, limit in zip(ran, promised, strict=True)):
                     raise EngineError(
-                        complaint(f"layer {decision.boundary}", f"run with {promised} visual tokens", ran,
-                                  "pruning did not happen: please report this model and call")
+                        complaint(
+                            f"layer {decision.boundary}",
+                            f"run with {promised} visual tokens",
+                            ran,
+                            "pruning did not happen: please report this model and call",
+                        )
                     )
 
     # ------------------------------------------------------------------ what sites ask for
@@ -327,8 +365,12 @@ class Engine:
         lines = [torch.as_tensor(row, dtype=torch.float32) for row in given]
         if not lines or stream.rows % len(lines):
             raise DataError(
-                complaint("evidence", f"have one row per sample ({stream.rows} rows in the prompt)", len(lines),
-                          "pass a list with one relevance vector per sample")
+                complaint(
+                    "evidence",
+                    f"have one row per sample ({stream.rows} rows in the prompt)",
+                    len(lines),
+                    "pass a list with one relevance vector per sample",
+                )
             )
         repeats = stream.rows // len(lines)
         lines = [line for line in lines for _ in range(repeats)]
@@ -336,8 +378,12 @@ class Engine:
         for row, (line, n) in enumerate(zip(lines, stream.n_visual, strict=True)):
             if line.shape != (n,):
                 raise DataError(
-                    complaint(f"evidence of row {row}", f"score its {n} visual tokens", tuple(line.shape),
-                              "compute it for this model's visual grid")
+                    complaint(
+                        f"evidence of row {row}",
+                        f"score its {n} visual tokens",
+                        tuple(line.shape),
+                        "compute it for this model's visual grid",
+                    )
                 )
             full[row, :n] = line
         return full.to(stream.vis_pos.device)
@@ -346,8 +392,12 @@ class Engine:
         """Relevance of the current tokens ``ids`` [B, N]."""
         if prompt.evidence is None:
             raise StrategyError(
-                complaint("a strategy that reads evidence", "be given it before each prompt", None,
-                          "call session.annotate(evidence=...); only tasks that know the answer's place can")
+                complaint(
+                    "a strategy that reads evidence",
+                    "be given it before each prompt",
+                    None,
+                    "call session.annotate(evidence=...); only tasks that know the answer's place can",
+                )
             )
         return prompt.evidence.gather(1, ids)
 

@@ -12,8 +12,15 @@ _MASKS = AttentionMaskInterface()
 
 
 def causal_mask(
-    implementation: str, config: Any, *, batch: int, queries: int, keys: int, valid: Tensor | None,
-    dtype: torch.dtype, device: torch.device,
+    implementation: str,
+    config: Any,
+    *,
+    batch: int,
+    queries: int,
+    keys: int,
+    valid: Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Any:
     """Mask for ``queries`` new columns at the end of ``keys`` columns, in the form that ``implementation`` wants.
 
@@ -33,7 +40,16 @@ def causal_mask(
         return None
     make = _MASKS[implementation] if implementation in _MASKS else _MASKS["eager"]
     return make(
-        batch_size=batch, q_length=queries, kv_length=keys, q_offset=keys - queries, kv_offset=0,
-        mask_function=causal_mask_function, attention_mask=valid, allow_is_causal_skip=valid is None,
-        dtype=dtype, config=config, use_vmap=False, device=device,
+        batch_size=batch,
+        q_length=queries,
+        kv_length=keys,
+        q_offset=keys - queries,
+        kv_offset=0,
+        mask_function=causal_mask_function,
+        attention_mask=valid,
+        allow_is_causal_skip=valid is None,
+        dtype=dtype,
+        config=config,
+        use_vmap=False,
+        device=device,
     )

@@ -48,14 +48,22 @@ def decisions(parts: Sequence[Spatial], shape: ModelShape, n_visual: Sequence[in
         boundaries = {schedule.boundaries for schedule in schedules.values()}
         if len(boundaries) > 1:
             raise StrategyError(
-                complaint(f"boundaries of {part.label()!r}", "not depend on the number of visual tokens",
-                          sorted(boundaries), "return the same boundaries for every prompt")
+                complaint(
+                    f"boundaries of {part.label()!r}",
+                    "not depend on the number of visual tokens",
+                    sorted(boundaries),
+                    "return the same boundaries for every prompt",
+                )
             )
         for boundary in next(iter(boundaries), ()):
             if boundary >= shape.n_layers:
                 raise StrategyError(
-                    complaint(f"boundary of {part.label()!r}", f"lie below the model's {shape.n_layers} layers",
-                              boundary, "boundaries are counted from 0: before decoder layer b")
+                    complaint(
+                        f"boundary of {part.label()!r}",
+                        f"lie below the model's {shape.n_layers} layers",
+                        boundary,
+                        "boundaries are counted from 0: before decoder layer b",
+                    )
                 )
             counts = tuple(schedules[n].count_at(boundary) if n else 0 for n in n_visual)
             found.append((boundary, order, Decision(boundary, part, counts)))
@@ -79,24 +87,36 @@ def check(strategy: Strategy, shape: ModelShape, *, vision_blocks: int) -> None:
     policies = {part.positions for part in spatial}
     if len(policies) > 1:
         raise StrategyError(
-            complaint("spatial parts of one strategy", "share one position policy", sorted(policies),
-                      "set the same 'positions' on each part")
+            complaint(
+                "spatial parts of one strategy",
+                "share one position policy",
+                sorted(policies),
+                "set the same 'positions' on each part",
+            )
         )
     for decision in decisions(spatial, shape, (n_visual,)):
         _check_needs(decision.part.label(), decision.part.needed(), SPATIAL_NEEDS, "at a boundary")
         early = decision.part.needed() & _FROM_PREVIOUS_LAYER
         if decision.boundary == 0 and early:
             raise UnsupportedError(
-                complaint(f"{decision.part.label()!r}", "act at boundary 1 or later: it reads the layer before",
-                          f"boundary 0 and needs {sorted(n.value for n in early)}", "raise its boundary")
+                complaint(
+                    f"{decision.part.label()!r}",
+                    "act at boundary 1 or later: it reads the layer before",
+                    f"boundary 0 and needs {sorted(n.value for n in early)}",
+                    "raise its boundary",
+                )
             )
     for part in spatial:
         if Need.VISION_ROWS in part.needed():
             for block in part.wants_vision_blocks():
                 if not -vision_blocks <= block < vision_blocks:
                     raise UnsupportedError(
-                        complaint(f"vision block of {part.label()!r}", f"exist among the tower's {vision_blocks}",
-                                  block, "choose another block, or a model whose vision tower the adapter can read")
+                        complaint(
+                            f"vision block of {part.label()!r}",
+                            f"exist among the tower's {vision_blocks}",
+                            block,
+                            "choose another block, or a model whose vision tower the adapter can read",
+                        )
                     )
     if temporal is not None:
         _check_needs(temporal.label(), temporal.needed(), TEMPORAL_NEEDS, "at a decode step")
@@ -106,6 +126,10 @@ def _check_needs(label: str, needed: frozenset[Need], served: frozenset[Need], w
     missing = needed - served
     if missing:
         raise UnsupportedError(
-            complaint(f"needs of {label!r}", f"be available {where}", sorted(n.value for n in missing),
-                      f"what can be had there: {sorted(n.value for n in served)}")
+            complaint(
+                f"needs of {label!r}",
+                f"be available {where}",
+                sorted(n.value for n in missing),
+                f"what can be had there: {sorted(n.value for n in served)}",
+            )
         )

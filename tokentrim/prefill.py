@@ -23,9 +23,7 @@ from tokentrim.stream import Stream, gather_columns, merge_features
 if TYPE_CHECKING:
     from tokentrim.engine import Engine
 
-_ROW_NEEDS = frozenset(
-    {Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.KEYS, Need.VALUES}
-)
+_ROW_NEEDS = frozenset({Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.KEYS, Need.VALUES})
 
 
 @dataclass
@@ -100,8 +98,10 @@ class Prefill:
             if self.context is None:
                 return None
             kwargs = {
-                **kwargs, "position_embeddings": self.context.position_embeddings,
-                "position_ids": self.context.position_ids, "attention_mask": self.context.mask,
+                **kwargs,
+                "position_embeddings": self.context.position_embeddings,
+                "position_ids": self.context.position_ids,
+                "attention_mask": self.context.mask,
             }
             if args:
                 return (hidden, *args[1:]), kwargs
@@ -127,8 +127,13 @@ class Prefill:
         if part.count_is_static and counts == stream.n_visual:
             return hidden  # everything stays: nothing to decide
         selection = decide_layer(
-            part, decision.boundary, counts, stream, shape=self.engine.shape,
-            state=self.prompt.states.get(id(part)), sample_keys=self.prompt.sample_keys,
+            part,
+            decision.boundary,
+            counts,
+            stream,
+            shape=self.engine.shape,
+            state=self.prompt.states.get(id(part)),
+            sample_keys=self.prompt.sample_keys,
             providers=self._providers(decision, hidden),
         )
         if self.engine.check_indices:
@@ -160,8 +165,12 @@ class Prefill:
             return
         if "position_embeddings" not in kwargs:
             raise AdapterError(
-                complaint("decoder layers of this model", "receive position_embeddings by keyword", sorted(kwargs),
-                          "this family needs an adapter of its own")
+                complaint(
+                    "decoder layers of this model",
+                    "receive position_embeddings by keyword",
+                    sorted(kwargs),
+                    "this family needs an adapter of its own",
+                )
             )
         if renumber:
             embeddings = self.engine.layout.rotary(hidden, self.position_ids)
@@ -173,9 +182,14 @@ class Prefill:
             embeddings = (cos, sin)
         self._orders.clear()
         mask = causal_mask(
-            self.engine.implementation, self.engine.layout.text_config, batch=self.stream.rows,
-            queries=self.stream.length, keys=self.stream.length, valid=self.stream.valid,
-            dtype=hidden.dtype, device=hidden.device,
+            self.engine.implementation,
+            self.engine.layout.text_config,
+            batch=self.stream.rows,
+            queries=self.stream.length,
+            keys=self.stream.length,
+            valid=self.stream.valid,
+            dtype=hidden.dtype,
+            device=hidden.device,
         )
         self.context = _Context(embeddings, self.position_ids, mask)
 
@@ -200,7 +214,14 @@ class Prefill:
         return bool(self.wanted) or self.engine.wants_prompt_row
 
     def attend(
-        self, layer: int, kernel: Kernel, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any,
+        self,
+        layer: int,
+        kernel: Kernel,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
         options: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """Read the rows that were asked for, then let the kernel run."""
@@ -269,9 +290,7 @@ class Prefill:
             **before,
             Need.HIDDEN: lambda: gather_columns(hidden, stream.vis_pos).detach(),
             Need.VISION_ROWS: vision,
-            Need.FEATURES: lambda: gather_columns(
-                gather_columns(self.embeds, prompt.start.vis_pos), ids
-            ).detach(),
+            Need.FEATURES: lambda: gather_columns(gather_columns(self.embeds, prompt.start.vis_pos), ids).detach(),
             Need.TEXT_EMBEDS: text,
             Need.GRID: lambda: engine.grid_of(prompt.start.n_visual, ids, stream.vis_valid),
             Need.RANDOM: lambda: None,

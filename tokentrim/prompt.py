@@ -65,8 +65,12 @@ class Prompt:
         """Raise UnsupportedError once the context has been left."""
         if not self.is_active():
             raise UnsupportedError(
-                complaint("a trimmed KV cache", "be used inside the context that filled it", "the context is closed",
-                          "continue inside 'with trim(model, ...)', or start the prompt again without a cache")
+                complaint(
+                    "a trimmed KV cache",
+                    "be used inside the context that filled it",
+                    "the context is closed",
+                    "continue inside 'with trim(model, ...)', or start the prompt again without a cache",
+                )
             )
 
     def reordered_shift(self, shift: Tensor, index: Tensor) -> Tensor:

@@ -122,18 +122,31 @@ class Tally:
         for usage in usages(prompt, self.shape, new_tokens):
             self.samples += 1
             figures = {
-                **usage.ratios(), "n_visual": usage.n_visual, "kv_peak_bytes": usage.kv_bytes(0),
-                "kv_mean_bytes": usage.kv_bytes_mean, "kv_end_bytes": usage.kv_bytes(usage.n_steps),
+                **usage.ratios(),
+                "n_visual": usage.n_visual,
+                "kv_peak_bytes": usage.kv_bytes(0),
+                "kv_mean_bytes": usage.kv_bytes_mean,
+                "kv_end_bytes": usage.kv_bytes(usage.n_steps),
             }
             for name, value in figures.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
-            self.layers = [a + b for a, b in zip(self.layers or [0.0] * len(usage.layer_tokens),
-                                                 usage.layer_tokens, strict=True)]
+            self.layers = [
+                a + b for a, b in zip(self.layers or [0.0] * len(usage.layer_tokens), usage.layer_tokens, strict=True)
+            ]
 
     def copy(self) -> Tally:
         """An independent copy."""
-        return Tally(self.shape, self.prompts, self.rows, self.empty_rows, self.events, self.steps, self.samples,
-                     dict(self.sums), list(self.layers))
+        return Tally(
+            self.shape,
+            self.prompts,
+            self.rows,
+            self.empty_rows,
+            self.events,
+            self.steps,
+            self.samples,
+            dict(self.sums),
+            list(self.layers),
+        )
 
     def mean(self, name: str, default: float = 0.0) -> float:
         """Mean of a figure over samples."""
@@ -141,7 +154,12 @@ class Tally:
 
 
 _RATIOS = (
-    "layer_mean_ratio", "flops_ratio", "flops_ratio_field", "kv_peak_ratio", "kv_mean_ratio", "kv_end_ratio",
+    "layer_mean_ratio",
+    "flops_ratio",
+    "flops_ratio_field",
+    "kv_peak_ratio",
+    "kv_mean_ratio",
+    "kv_end_ratio",
     "kv_total_mean_ratio",
 )
 
@@ -151,12 +169,20 @@ def make_report(label: str, tally: Tally, seconds: dict[str, float], notes: list
     if tally.empty_rows:
         notes = [*notes, f"{tally.empty_rows} of {tally.rows} samples have no image: nothing to prune in them"]
     return Report(
-        strategy=label, prompts=tally.prompts, rows=tally.rows, n_visual=tally.mean("n_visual"),
+        strategy=label,
+        prompts=tally.prompts,
+        rows=tally.rows,
+        n_visual=tally.mean("n_visual"),
         tokens_per_layer=[total / tally.samples for total in tally.layers],
         layer_mean_tokens=tally.mean("layer_mean_tokens"),
         **{name: tally.mean(name, 1.0) for name in _RATIOS},
-        kv_peak_bytes=tally.mean("kv_peak_bytes"), kv_mean_bytes=tally.mean("kv_mean_bytes"),
+        kv_peak_bytes=tally.mean("kv_peak_bytes"),
+        kv_mean_bytes=tally.mean("kv_mean_bytes"),
         kv_end_bytes=tally.mean("kv_end_bytes"),
-        selection_seconds=seconds["selection"], prefill_seconds=seconds["prefill"] + seconds["vision"],
-        decode_seconds=seconds["decode"], decode_steps=tally.steps, pruning_events=tally.events, notes=notes,
+        selection_seconds=seconds["selection"],
+        prefill_seconds=seconds["prefill"] + seconds["vision"],
+        decode_seconds=seconds["decode"],
+        decode_steps=tally.steps,
+        pruning_events=tally.events,
+        notes=notes,
     )

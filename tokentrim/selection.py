@@ -45,24 +45,38 @@ class Selection:
         if self.kept.dtype != torch.int64 or self.kept.dim() != 2 or self.kept.shape[0] != rows:
             raise StrategyError(
                 complaint(
-                    "Selection.kept", f"be int64 of shape [{rows}, n]",
-                    f"{self.kept.dtype} {tuple(self.kept.shape)}", "return one row of kept indices per sample",
+                    "Selection.kept",
+                    f"be int64 of shape [{rows}, n]",
+                    f"{self.kept.dtype} {tuple(self.kept.shape)}",
+                    "return one row of kept indices per sample",
                 )
             )
         if len(self.counts) != rows or max(self.counts, default=0) > self.kept.shape[1]:
             raise StrategyError(
-                complaint("Selection.counts", "give one count per row, none above kept's width", self.counts,
-                          "build selections with top_selection() or Selection.from_mask()")
+                complaint(
+                    "Selection.counts",
+                    "give one count per row, none above kept's width",
+                    self.counts,
+                    "build selections with top_selection() or Selection.from_mask()",
+                )
             )
         if any(count < 0 or count > n for count, n in zip(self.counts, n_current, strict=True)):
             raise StrategyError(
-                complaint("Selection.counts", f"lie between 0 and the current tokens {n_current}", self.counts,
-                          "a strategy cannot keep what is no longer there")
+                complaint(
+                    "Selection.counts",
+                    f"lie between 0 and the current tokens {n_current}",
+                    self.counts,
+                    "a strategy cannot keep what is no longer there",
+                )
             )
         if static is not None and self.counts != static:
             raise StrategyError(
-                complaint("Selection.counts", f"equal the schedule's {static}", self.counts,
-                          "declare count_is_static = False if the count depends on the data")
+                complaint(
+                    "Selection.counts",
+                    f"equal the schedule's {static}",
+                    self.counts,
+                    "declare count_is_static = False if the count depends on the data",
+                )
             )
 
     def check_indices(self, n_current: tuple[int, ...]) -> None:
@@ -73,8 +87,12 @@ class Selection:
             in_range = bool(((indices >= 0) & (indices < n)).all())
             if not (ascending and in_range):
                 raise StrategyError(
-                    complaint(f"Selection.kept of row {row}", f"be ascending, unique and in 0..{n - 1}",
-                              indices.tolist(), "sort the kept indices; keep text and positions in order")
+                    complaint(
+                        f"Selection.kept of row {row}",
+                        f"be ascending, unique and in 0..{n - 1}",
+                        indices.tolist(),
+                        "sort the kept indices; keep text and positions in order",
+                    )
                 )
 
     @classmethod

@@ -59,8 +59,12 @@ class Session:
         owner = self.layout.language_model
         if owner in _TRIMMED:
             raise UnsupportedError(
-                complaint("a model", "carry one strategy at a time", _TRIMMED[owner].strategy.label(),
-                          "leave the context or call restore(model) first; combine strategies by composing them")
+                complaint(
+                    "a model",
+                    "carry one strategy at a time",
+                    _TRIMMED[owner].strategy.label(),
+                    "leave the context or call restore(model) first; combine strategies by composing them",
+                )
             )
         self._engine.install()
         _TRIMMED[owner] = self
@@ -93,8 +97,12 @@ class Session:
             rows = self._latest.start.rows if self._latest else 0
             if len(new_tokens) != rows:
                 raise DataError(
-                    complaint("new_tokens", f"have one entry per row of the latest prompt, {rows}", len(new_tokens),
-                              "call it after generate, before the next prompt")
+                    complaint(
+                        "new_tokens",
+                        f"have one entry per row of the latest prompt, {rows}",
+                        len(new_tokens),
+                        "call it after generate, before the next prompt",
+                    )
                 )
             self._lengths = list(new_tokens)
 
@@ -107,8 +115,12 @@ class Session:
         """
         if self._latest is None or self._latest.trace is None:
             raise DataError(
-                complaint("session.trace", "follow a prompt that was recorded", None,
-                          "call generate() first, and do not pass record=False")
+                complaint(
+                    "session.trace",
+                    "follow a prompt that was recorded",
+                    None,
+                    "call generate() first, and do not pass record=False",
+                )
             )
         return self._latest.trace
 
@@ -123,8 +135,12 @@ class Session:
             tally.add(self._latest, self._lengths)
         if not tally.prompts:
             raise DataError(
-                complaint("session.report()", "follow at least one prompt", 0,
-                          "call generate() on this very model inside the context")
+                complaint(
+                    "session.report()",
+                    "follow at least one prompt",
+                    0,
+                    "call generate() on this very model inside the context",
+                )
             )
         seconds = {name: self._engine.clock.seconds(name) for name in ("selection", "prefill", "vision", "decode")}
         return make_report(self.strategy.label(), tally, seconds, [])
@@ -150,13 +166,17 @@ def adapter_of(model: nn.Module) -> Adapter:
             return adapters.get(entry.name)()
         known += types
     raise AdapterError(
-        complaint("a model to trim", f"belong to a known family ({', '.join(sorted(known))})",
-                  model_type or type(model).__name__, "write an adapter, or use a model of these families")
+        complaint(
+            "a model to trim",
+            f"belong to a known family ({', '.join(sorted(known))})",
+            model_type or type(model).__name__,
+            "write an adapter, or use a model of these families",
+        )
     )
 
 
 def trim(model: nn.Module, strategy: Spec, *, record: bool = True) -> Session:
-    """Context manager: ``with trim(model, "st3") as session: model.generate(...)``.
+    """A context manager in which ``model`` runs pruned, however ``generate`` is called.
 
     Args:
         model: a model that a registered adapter recognises, from any source.

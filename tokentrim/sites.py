@@ -90,8 +90,12 @@ class _Site:
     def _get(self, need: Need) -> Any:
         if need not in self.needs:
             raise StrategyError(
-                complaint("a site's data", f"be declared before use; got a read of {need.value!r}, declared",
-                          sorted(n.value for n in self.needs), f"add Need.{need.name} to the strategy's needs")
+                complaint(
+                    "a site's data",
+                    f"be declared before use; got a read of {need.value!r}, declared",
+                    sorted(n.value for n in self.needs),
+                    f"add Need.{need.name} to the strategy's needs",
+                )
             )
         if need not in self.cache:
             self.cache[need] = self.providers[need]()
@@ -158,7 +162,7 @@ class LayerSite(_Site):
 
     @property
     def vision_rows(self) -> Tensor:
-        """float [B, blocks, H_vision, N]: [CLS] rows (column mean without [CLS]) of the strategy's wants_vision_blocks."""
+        """float [B, blocks, H_vision, N]: [CLS] rows (column mean without [CLS]) of wants_vision_blocks()."""
         return self._get(Need.VISION_ROWS)
 
     @property

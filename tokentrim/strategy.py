@@ -118,8 +118,16 @@ class Strategy(BaseModel, ABC):
         """
         from tokentrim.budgeting import solve  # the solver needs plan(), which needs this module
 
-        return solve(self, shape, n_visual, layer_mean_ratio=layer_mean_ratio, kv_ratio=kv_ratio,
-                     flops_ratio=flops_ratio, n_text=n_text, new_tokens=new_tokens)
+        return solve(
+            self,
+            shape,
+            n_visual,
+            layer_mean_ratio=layer_mean_ratio,
+            kv_ratio=kv_ratio,
+            flops_ratio=flops_ratio,
+            n_text=n_text,
+            new_tokens=new_tokens,
+        )
 
 
 class Spatial(Strategy, ABC):
@@ -244,19 +252,31 @@ def compose(spatial: tuple[Strategy, ...] = (), temporal: Strategy | None = None
     for strategy in spatial:
         if strategy.temporal_part is not None:
             raise StrategyError(
-                complaint(f"spatial part {strategy.label()!r}", "act during prefill only", "a temporal strategy",
-                          "move it to 'temporal:'")
+                complaint(
+                    f"spatial part {strategy.label()!r}",
+                    "act during prefill only",
+                    "a temporal strategy",
+                    "move it to 'temporal:'",
+                )
             )
         deciders.extend(strategy.spatial_parts)
     if temporal is not None and (temporal.spatial_parts or temporal.temporal_part is None):
         raise StrategyError(
-            complaint(f"temporal part {temporal.label()!r}", "act at decode steps only", "a spatial strategy",
-                      "move it to 'spatial:'")
+            complaint(
+                f"temporal part {temporal.label()!r}",
+                "act at decode steps only",
+                "a spatial strategy",
+                "move it to 'spatial:'",
+            )
         )
     policies = {part.positions for part in deciders}
     if len(policies) > 1:
         raise StrategyError(
-            complaint("spatial parts of one strategy", "share one position policy", sorted(policies),
-                      "set the same 'positions' on each part")
+            complaint(
+                "spatial parts of one strategy",
+                "share one position policy",
+                sorted(policies),
+                "set the same 'positions' on each part",
+            )
         )
     return Composition(spatial=tuple(deciders), temporal=temporal.temporal_part if temporal else None)

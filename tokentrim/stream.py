@@ -119,9 +119,7 @@ class Stream:
         stays.scatter_(1, kept_pos.masked_fill(~in_use, self.length), True)
         stays = stays[:, : self.length]
 
-        real = tuple(
-            r - n + c for r, n, c in zip(self.real, self.n_visual, selection.counts, strict=True)
-        )
+        real = tuple(r - n + c for r, n, c in zip(self.real, self.n_visual, selection.counts, strict=True))
         length = max(real)
         pads = torch.tensor([length - r for r in real], device=device).unsqueeze(1)
         places = stays.cumsum(1) - 1 + pads
@@ -130,9 +128,7 @@ class Stream:
         order = order.scatter_(1, places.masked_fill(~stays, length), source)[:, :length]
         ragged = any(r != length for r in real)
         valid = (torch.arange(length, device=device) >= pads) if ragged else None
-        gone = torch.tensor(
-            [n - c for n, c in zip(self.n_visual, selection.counts, strict=True)], device=device
-        )
+        gone = torch.tensor([n - c for n, c in zip(self.n_visual, selection.counts, strict=True)], device=device)
         after = Stream(
             length=length,
             valid=valid,
@@ -188,9 +184,7 @@ def merge_features(features: Tensor, selection: Selection) -> Tensor:
     place = target.masked_fill(target < 0, slots)  # a spare slot takes what is simply dropped
     total = torch.zeros(target.shape[0], slots + 1, device=target.device).scatter_add(1, place, weight)
     mixed = torch.zeros(target.shape[0], slots + 1, features.shape[-1], device=target.device)
-    mixed = mixed.scatter_add(
-        1, place.unsqueeze(-1).expand_as(features), features.float() * weight.unsqueeze(-1)
-    )
+    mixed = mixed.scatter_add(1, place.unsqueeze(-1).expand_as(features), features.float() * weight.unsqueeze(-1))
     return (mixed[:, :slots] / total[:, :slots].clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)).to(
         features.dtype
     )

@@ -89,13 +89,17 @@ class Trace:
                 metadata: dict[str, str] = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     raise DataError(
-                        complaint(f"trace file {path}", f"have the format {_FORMAT}", metadata.get("format"),
-                                  "save it with Trace.save(path)")
+                        complaint(
+                            f"trace file {path}",
+                            f"have the format {_FORMAT}",
+                            metadata.get("format"),
+                            "save it with Trace.save(path)",
+                        )
                     )
                 tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as cause:
             raise DataError(
-                complaint(f"trace file {path}", "be a readable safetensors file", cause, "save it with Trace.save(path)")
+                complaint(f"trace file {path}", "be readable safetensors", cause, "save it with Trace.save(path)")
             ) from cause
         about = json.loads(metadata["about"])
         trace = cls(tuple(about["n_visual"]), about["n_layers"], about["steps"])

@@ -91,7 +91,12 @@ class VisionCapture:
 
     def _observer(self, index: int) -> attention.Observer:
         def look(
-            kernel: attention.Kernel, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any,
+            kernel: attention.Kernel,
+            module: nn.Module,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            mask: Any,
             options: dict[str, Any],
         ) -> tuple[Tensor, Tensor | None]:
             with self.clock.timed("selection", query.device):
@@ -120,8 +125,12 @@ class VisionCapture:
         wanted = sum(n_visual)
         if total == 0 or wanted % total:
             raise EngineError(
-                complaint("visual tokens of the prompt", f"be the {total} that the vision tower just encoded "
-                          "(or a multiple, with beams)", wanted, "encode the images inside the context")
+                complaint(
+                    "visual tokens of the prompt",
+                    f"be the {total} that the vision tower just encoded (or a multiple, with beams)",
+                    wanted,
+                    "encode the images inside the context",
+                )
             )
         repeats, starts, position = wanted // total, list[int](), 0
         for first in range(0, len(n_visual), repeats):
@@ -133,8 +142,12 @@ class VisionCapture:
         """float [B, H, N]: the captured rows of ``block``, laid out like the prompt's visual tokens."""
         if block not in self.rows:
             raise EngineError(
-                complaint("vision-tower attention", "have been seen while the images were encoded", "none captured",
-                          "pass pixel_values inside the context instead of features encoded before it")
+                complaint(
+                    "vision-tower attention",
+                    "have been seen while the images were encoded",
+                    "none captured",
+                    "pass pixel_values inside the context instead of features encoded before it",
+                )
             )
         rows = self.rows[block]
         # [CLS] itself is not a visual token where the features leave it out.
