@@ -185,9 +185,9 @@ def _walk(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: str
         if key.tag == "tag:yaml.org,2002:merge":
             _walk(value, path, {**lines}, source, around)
             continue
+        lines[(*path, key.value)] = line
         if key.value in first_lines:
             both = f"it stands in line {first_lines[key.value]} and again in line {line}: remove one"
             raise where.at(key.value).error(complaint(f"the key {key.value!r}", "be given once", hint=both))
         first_lines[key.value] = line
-        lines[(*path, key.value)] = line
         _walk(value, (*path, key.value), lines, source, around)

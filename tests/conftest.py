@@ -1,0 +1,43 @@
+"""A severe environment for every test: no network, fixed seeds, deterministic kernels, one thread, built-ins alone."""
+
+import os
+import random
+import socket
+
+# Before anything imports huggingface_hub, which reads them once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# What a developer has installed beside tokentrim must not change what is tested.
+os.environ["TOKENTRIM_PLUGINS"] = ""
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+torch.use_deterministic_algorithms(True)
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_connect = socket.socket.connect
+
+
+def _connect_at_home_only(self, address):
+    """Workers on this machine may talk to each other; nothing else may be reached."""
+    if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in _LOOPBACK:
+        raise OSError(f"tests must not use the network; got a connection to {address!r}")
+    return _connect(self, address)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network():
+    patch = pytest.MonkeyPatch()
+    patch.setattr(socket.socket, "connect", _connect_at_home_only)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

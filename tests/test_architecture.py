@@ -1,0 +1,91 @@
+"""The shape of the code: who may import whom, how long things may be, and what library code may not do."""
+
+import ast
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = sorted(ROOT.glob("tokentrim/**/*.py"))
+STRATEGIES = sorted(ROOT.glob("strategies/tokentrim_strategies/**/*.py"))
+ADAPTERS = sorted(ROOT.glob("adapters/tokentrim_adapters/**/*.py"))
+LIBRARY = [*CORE, *STRATEGIES, *ADAPTERS]
+
+MAX_FILE = 450
+MAX_FUNCTION = 80
+MAX_MEDIAN_FILE = 150
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imported(path):
+    """Top-level names of the packages that a file imports, anywhere in it."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module or "").split(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            yield "(relative import)"
+
+
+def functions(path):
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, node.end_lineno - node.lineno + 1
+
+
+@pytest.mark.parametrize("path", CORE, ids=name_of)
+def test_the_core_never_imports_plugins(path):
+    assert not {"tokentrim_strategies", "tokentrim_adapters", "(relative import)"} & set(imported(path))
+
+
+@pytest.mark.parametrize("path", STRATEGIES, ids=name_of)
+def test_strategies_import_the_core_alone(path):
+    allowed = {"tokentrim", "tokentrim_strategies", "torch", "pydantic", "safetensors", "numpy"}
+    assert not set(imported(path)) - allowed - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", ADAPTERS, ids=name_of)
+def test_adapters_import_the_core_and_transformers(path):
+    allowed = {"tokentrim", "tokentrim_adapters", "torch", "transformers"}
+    assert not set(imported(path)) - allowed - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_library_code_raises_and_never_asserts(path):
+    assert not [node.lineno for node in ast.walk(parse(path)) if isinstance(node, ast.Assert)]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_sizes(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE
+    assert not [(name, length) for name, length in functions(path) if length > MAX_FUNCTION]
+
+
+def test_the_median_file_is_short():
+    lengths = [len(path.read_text(encoding="utf-8").splitlines()) for path in LIBRARY if path.name != "__init__.py"]
+    assert statistics.median(lengths) <= MAX_MEDIAN_FILE
+
+
+@pytest.mark.parametrize("folder", ["strategies", "adapters"])
+def test_only_prefixed_packages_reach_a_users_import_space(folder):
+    assert not (ROOT / folder / "__init__.py").exists()
+    assert [path.name for path in (ROOT / folder).iterdir() if (path / "__init__.py").exists()] == [
+        f"tokentrim_{folder}"
+    ]
+
+
+def test_top_level_folders_are_the_five():
+    tracked = {"tokentrim", "strategies", "adapters", "tests", "docs"}
+    made = {"runs", "build", "dist", "site"}  # by the Makefile; git ignores them
+    found = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))}
+    assert found - made <= tracked

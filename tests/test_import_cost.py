@@ -1,0 +1,42 @@
+"""What importing costs: neither ``import tokentrim`` nor ``--help`` may load torch or transformers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tokentrim
+
+HEAVY = ("torch", "transformers", "numpy", "matplotlib", "pandas", "scipy")
+
+
+def loaded_after(code):
+    """Heavy modules that a fresh interpreter has loaded after running ``code``."""
+    report = f"import sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].split()
+
+
+def test_a_bare_import_is_light():
+    assert loaded_after("import tokentrim") == []
+
+
+def test_plugins_load_without_importing_what_they_register():
+    code = "from tokentrim.plugins import registry\nfor kind in ('strategy', 'task', 'model'): registry(kind).names()"
+    assert loaded_after(code) == []
+
+
+def test_public_errors_are_light():
+    assert loaded_after("from tokentrim import TokentrimError, hookimpl") == []
+
+
+def test_help_is_light():
+    if not (Path(tokentrim.__file__).parent / "cli" / "__init__.py").exists():
+        pytest.skip("there is no command line yet")
+    code = (
+        "import sys\nfrom tokentrim.cli import main\nsys.argv = ['tokentrim', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code in (None, 0)"
+    )
+    assert loaded_after(code) == []
