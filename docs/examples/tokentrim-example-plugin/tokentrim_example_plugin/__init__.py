@@ -1,0 +1,15 @@
+"""A plugin for tokentrim: one strategy, ``feature-norm``."""
+
+from tokentrim import hookimpl
+from tokentrim.hookspecs import Register
+
+
+@hookimpl
+def tokentrim_strategies(register: Register) -> None:
+    """Register the strategy by name; its file is imported when somebody asks for it."""
+    register(
+        "feature-norm",
+        "tokentrim_example_plugin.feature_norm:FeatureNorm",
+        stage="prefill",
+        summary="keep the tokens with the largest feature norm",
+    )
