@@ -136,8 +136,9 @@ class _blamed:
         ) from error
 
 
-def begin_states(strategy: Strategy, make: Callable[[Strategy], Any]) -> dict[int, Any]:
-    """The state object of every part, by ``id``."""
-    temporal = strategy.temporal_part
-    members: list[Strategy] = [*strategy.spatial_parts, *([temporal] if temporal is not None else [])]
+def begin_states(
+    spatial: tuple[Spatial, ...], temporal: Temporal | None, make: Callable[[Strategy], Any]
+) -> dict[int, Any]:
+    """The state object of every part, by ``id`` (of the very objects that will be asked to decide)."""
+    members: list[Strategy] = [*spatial, *([temporal] if temporal is not None else [])]
     return {id(part): make(part) for part in members}
