@@ -63,10 +63,8 @@ class Decode:
 
     # ------------------------------------------------------------------ positions
 
-    def hook_layers(self, position_ids: Tensor | None) -> None:
+    def hook_layers(self, position_ids: Tensor) -> None:
         """Under the renumber policy each stretch of layers continues from its own length."""
-        if position_ids is None:
-            return
         made: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
 
         def make(shift: Tensor) -> Callable[..., Any]:

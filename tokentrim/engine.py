@@ -292,7 +292,11 @@ class Engine:
         prompt.append(new_valid, columns, rows)
         run = Decode(self, prompt, layers, columns)
         self._begin_pass(run, embeds.device, run.observes)
-        run.hook_layers(arguments.get("position_ids"))
+        positions = arguments.get("position_ids")
+        if positions is None:
+            start = layers[0].get_seq_length()
+            positions = torch.arange(start, start + columns, device=embeds.device).unsqueeze(0)
+        run.hook_layers(positions)
         # Every layer has its own length: the one mask that the model would build fits none but the first.
         return {**arguments, "attention_mask": None}
 

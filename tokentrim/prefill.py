@@ -156,10 +156,11 @@ class Prefill:
     def _rebuild(self, boundary: int, hidden: Tensor, before: Stream, kwargs: dict[str, Any] | None) -> None:
         """Positions and mask for the shorter sequence."""
         renumber = self.at[boundary][0].part.positions == "renumber"
-        for order in self._orders:
-            self.position_ids = gather_columns(self.position_ids, order)
         if renumber:
-            self.position_ids = _contiguous(self.position_ids, self.stream)
+            self.position_ids = _contiguous(self.position_ids, before, self.stream)
+        else:
+            for order in self._orders:
+                self.position_ids = gather_columns(self.position_ids, order)
         if kwargs is None:  # boundary 0: the language model makes embeddings and mask itself
             self._orders.clear()
             return
@@ -336,9 +337,15 @@ def _place(hidden: Tensor, merged: Tensor, stream: Stream) -> Tensor:
     return spare.scatter(1, where, merged)[:, : stream.length]
 
 
-def _contiguous(position_ids: Tensor, stream: Stream) -> Tensor:
-    """Contiguous ids that start where each row's first real token was."""
-    places = torch.arange(stream.length, device=position_ids.device)
-    pads = torch.tensor([stream.length - real for real in stream.real], device=position_ids.device).unsqueeze(1)
-    first = position_ids.gather(1, pads)
+def _contiguous(position_ids: Tensor, before: Stream, after: Stream) -> Tensor:
+    """Contiguous ids for ``after`` that start where each row of ``before`` started.
+
+    Not where its first survivor was: new tokens continue from the old end less what is gone, wherever it was.
+    """
+    position_ids = position_ids.expand(before.rows, -1)
+    if before.valid is not None:
+        position_ids = position_ids.masked_fill(~before.valid, torch.iinfo(torch.int64).max)
+    first = position_ids.amin(dim=1, keepdim=True)
+    places = torch.arange(after.length, device=position_ids.device)
+    pads = torch.tensor([after.length - real for real in after.real], device=position_ids.device).unsqueeze(1)
     return (places - pads).clamp(min=0) + first
