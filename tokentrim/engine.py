@@ -8,7 +8,7 @@ attention function is switched to the wrapper only for a pass that reads or mask
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -182,7 +182,8 @@ class Engine:
                 self._text_only.add(past)
             self.on_prompt(prompt)
             return arguments
-        self._refuse(arguments, stream)
+        decisions = planning.decisions(self.spatial, self.shape, stream.n_visual)
+        self._refuse(arguments, stream, decisions)
         use_cache = arguments.get("use_cache")
         use_cache = self.layout.text_config.use_cache if use_cache is None else use_cache
         if past is None and use_cache:
@@ -195,7 +196,6 @@ class Engine:
         positions = arguments.get("position_ids")
         if positions is None:
             positions = torch.arange(stream.length, device=embeds.device).unsqueeze(0)
-        decisions = planning.decisions(self.spatial, self.shape, stream.n_visual)
         run = Prefill(self, prompt, decisions, past, embeds, positions)
         self._begin_pass(run, embeds.device, run.observes)
         return run.enter(arguments)
@@ -215,11 +215,11 @@ class Engine:
             is_active=lambda: self.installed,
             n_layers=layers,
             evidence=self._take_evidence(stream),
-            states=begin_states(self.strategy, lambda part: part.begin(info)),
+            states=begin_states(self.spatial, self.temporal, lambda part: part.begin(info)),
             trace=Trace(stream.n_visual, layers) if self.record else None,
         )
 
-    def _refuse(self, arguments: dict[str, Any], stream: Stream) -> None:
+    def _refuse(self, arguments: dict[str, Any], stream: Stream, decisions: Sequence[planning.Decision]) -> None:
         """Raise UnsupportedError for what would come out wrong."""
         model = self.layout.language_model
         if model.training and getattr(model, "gradient_checkpointing", False):
@@ -240,6 +240,13 @@ class Engine:
                     "drop use_cache=False, or the temporal part",
                 )
             )
+        for row in stream.ends_visual:
+            # Its hidden state at the end may be dropped, and with it the logits of the first new token.
+            if any(not d.part.count_is_static or d.counts[row] < stream.n_visual[row] for d in decisions):
+                raise DataError(
+                    complaint(f"the last token of row {row} of a pruned prompt", "be text", "a visual token",
+                              "put the question, or the template's closing tokens, after the image")
+                )
         self._check_window(stream.length)
 
     def _check_window(self, length: int) -> None:

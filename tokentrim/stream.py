@@ -28,6 +28,7 @@ class Stream:
         vis_ids: int64 [B, N]: raster number of each visual token (-1 in padding).
         n_visual: visual tokens per row.
         dropped: int64 [B]: tokens of the row that are gone, padding not counted; None when none is.
+        ends_visual: rows of a whole prompt whose last real token is visual (not kept up to date by :meth:`take`).
     """
 
     length: int
@@ -38,6 +39,7 @@ class Stream:
     vis_ids: Tensor
     n_visual: tuple[int, ...]
     dropped: Tensor | None = None
+    ends_visual: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -62,9 +64,14 @@ class Stream:
         mask = None if attention_mask is None else attention_mask.to(torch.bool)
         if mask is not None:
             visual = visual & mask
-        sums = [visual.sum(1), visual.new_full((rows,), True).long() * length if mask is None else mask.sum(1)]
+        places = torch.arange(length, device=device)
+        if mask is None:
+            sums = [visual.sum(1), visual.new_full((rows,), True).long() * length, visual[:, -1].long()]
+        else:
+            last = (mask * places).amax(dim=1, keepdim=True)
+            sums = [visual.sum(1), mask.sum(1), visual.gather(1, last)[:, 0].long()]
         # The one read of the device per prompt: every later shape follows from these integers.
-        n_visual, real = (tuple(int(n) for n in column) for column in torch.stack(sums).tolist())
+        n_visual, real, ends = (tuple(int(n) for n in column) for column in torch.stack(sums).tolist())
         valid = None if all(n == length for n in real) else mask
         width = max(n_visual, default=0)
         order = torch.argsort((~visual).to(torch.uint8), dim=1, stable=True)[:, :width]
@@ -73,8 +80,9 @@ class Stream:
             limit = torch.tensor(n_visual, device=device).unsqueeze(1)
             beyond = ids >= limit
             order, ids = order.masked_fill(beyond, 0), ids.masked_fill(beyond, -1)
-        columns = torch.arange(length, device=device).expand(rows, length)
-        return cls(length, valid, real, columns, order, ids, n_visual)
+        columns = places.expand(rows, length)
+        ends_visual = tuple(row for row, end in enumerate(ends) if end)
+        return cls(length, valid, real, columns, order, ids, n_visual, ends_visual=ends_visual)
 
     def last_columns(self) -> Tensor | None:
         """int64 [B]: the last real column of each row; None when that is column T-1 everywhere (no padding)."""
