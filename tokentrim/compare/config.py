@@ -1,0 +1,242 @@
+"""What a comparison compares: models, tasks, methods and budgets, read from YAML and checked before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from tokentrim.config import StrategySpec, load_yaml, strategy_from
+from tokentrim.errors import ConfigError, complaint
+from tokentrim.loading import DeviceName, DTypeName
+from tokentrim.plugins import registry
+from tokentrim.tasks import Split
+from tokentrim.validation import check
+from tokentrim.yaml_reader import Where
+
+Match: TypeAlias = Literal["layer_mean_ratio", "kv_ratio", "flops_ratio", "fixed"]
+DEFAULT: Final = "default.yaml"
+_WHOM: Final = "the comparison"
+
+
+class _Part(BaseModel):
+    """Frozen, closed, and writable as one word where only its first key matters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    shorthand: ClassVar[str] = ""
+
+
+class ModelSpec(_Part):
+    """One model to compare on."""
+
+    shorthand: ClassVar[str] = "model"
+    model: str = Field(description="a registered model, such as testbed, or a model folder")
+    device: DeviceName = Field(default="auto", description="auto takes a GPU where there is one")
+    dtype: DTypeName = Field(default="auto", description="auto takes the one that the model was saved in")
+
+
+class TaskSpec(_Part):
+    """One task, with what differs from the comparison's own settings."""
+
+    shorthand: ClassVar[str] = "task"
+    task: str = Field(description="a registered task; see 'tokentrim ls task'")
+    samples: int | None = Field(default=None, ge=1, description="questions asked of every method")
+    max_new_tokens: int | None = Field(default=None, ge=1, description="default: the task's own limit")
+
+    @field_validator("task")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        registry("task").entry(value)
+        return value
+
+
+class MethodSpec(_Part):
+    """One strategy, and how its budgets are matched."""
+
+    shorthand: ClassVar[str] = "strategy"
+    # Any to pydantic, because StrategySpec names a class that it imports late; the validator makes it a StrategySpec.
+    strategy: Any = Field(description="what tokentrim run --strategy takes")
+    label: str = Field(default="", description="its name in tables; default: the strategy's name")
+    match: Match | None = Field(
+        default=None, description="which share budgets mean for it; fixed runs it once, as it is configured"
+    )
+    budgets: tuple[float, ...] | None = Field(default=None, description="default: the comparison's own")
+
+    @field_validator("strategy", mode="plain")
+    @classmethod
+    def _build(cls, value: Any, info: ValidationInfo) -> StrategySpec:
+        where = info.context if isinstance(info.context, Where) else Where()
+        return strategy_from(value, where)
+
+    @field_validator("budgets")
+    @classmethod
+    def _shares(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return value if value is None else _checked_shares(value)
+
+    @property
+    def chosen(self) -> StrategySpec:
+        """The strategy, with a budget if it has one of its own."""
+        return self.strategy
+
+    @property
+    def name(self) -> str:
+        """Label in tables."""
+        strategy = self.chosen.strategy
+        return self.label or (strategy.name if strategy.name != "composition" else strategy.label())
+
+    def spec(self) -> dict[str, Any]:
+        """The strategy as a plain dict."""
+        return self.chosen.as_dict()
+
+
+class Budgets(_Part):
+    """The budgets that every method is brought to."""
+
+    match: Literal["layer_mean_ratio", "kv_ratio", "flops_ratio"] = Field(
+        default="layer_mean_ratio", description="the share of the unpruned run that is made equal"
+    )
+    values: tuple[float, ...] = Field(default=(0.5, 0.3, 0.2), description="shares in (0, 1]")
+
+    @field_validator("values")
+    @classmethod
+    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return _checked_shares(value)
+
+
+class CompareConfig(_Part):
+    """A whole comparison."""
+
+    models: tuple[ModelSpec, ...] = Field(default=(ModelSpec(model="testbed"),), min_length=1)
+    tasks: tuple[TaskSpec, ...] = Field(min_length=1, description="tasks to run, such as [where, list-all]")
+    split: Split = "test"
+    samples: int = Field(default=100, ge=1, description="questions of each task that does not say otherwise")
+    strategies: tuple[MethodSpec, ...] = Field(min_length=1, description="methods to compare, such as [random, fastv]")
+    budgets: Budgets = Budgets()
+    text_only: bool = Field(
+        default=True, description="also drop every visual token at each boundary where a method first prunes"
+    )
+    batch_size: int = Field(default=25, ge=1, description="questions answered at once")
+    max_new_tokens: int | None = Field(default=None, ge=1, description="default: each task's own limit")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="of the methods that draw random numbers")
+    pictures: int = Field(default=1, ge=0, description="questions per task whose kept tokens are recorded for kept.png")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> CompareConfig:
+        for what, names in (
+            ("strategies", [method.name for method in self.strategies]),
+            ("tasks", [task.task for task in self.tasks]),
+            ("models", [model.model for model in self.models]),
+        ):
+            twice = [name for name, times in Counter(names).items() if times > 1]
+            if twice:
+                hint = "give each a label of its own" if what == "strategies" else "list each once"
+                raise ValueError(complaint(f"names in {what}", "differ", twice, hint))
+        return self
+
+    def samples_of(self, task: TaskSpec) -> int:
+        """Questions of one task."""
+        return task.samples or self.samples
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that :func:`load_compare` reads back: every file and name resolved."""
+        data = self.model_dump(mode="json", exclude={"strategies"})
+        methods = [
+            {
+                "strategy": method.spec(),
+                "label": method.name,
+                "match": method.match,
+                "budgets": None if method.budgets is None else list(method.budgets),
+            }
+            for method in self.strategies
+        ]
+        return {**data, "strategies": methods}
+
+    @property
+    def hash(self) -> str:
+        """What makes two configurations the same."""
+        return digest(self.to_dict())
+
+
+def digest(data: Any) -> str:
+    """Short hash of plain data."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_compare(source: str | Path | Mapping[str, Any] | CompareConfig | None = None) -> CompareConfig:
+    """Read a comparison.
+
+    Args:
+        source: a YAML file, YAML text, a mapping, or None for the one that comes with tokentrim.
+
+    Raises:
+        ConfigError: when it is malformed; names file, line and path, and suggests the nearest name.
+        UnknownNameError: when a task, strategy or model is not registered.
+    """
+    if isinstance(source, CompareConfig):
+        return source
+    if source is None:
+        document = load_yaml((resources.files(__package__) / DEFAULT).read_text(encoding="utf-8"))
+        data, where = document.data, Where(DEFAULT, (), document.where.lines)
+    elif isinstance(source, Mapping):
+        data, where = source, Where()
+    else:
+        document = load_yaml(source)
+        data, where = document.data, document.where
+    if not isinstance(data, Mapping):
+        raise where.error(complaint(_WHOM, "be a mapping of keys to values", data, "such as {tasks: [where], ...}"))
+    values: dict[Any, Any] = dict(data)
+    for key, part in (("models", ModelSpec), ("tasks", TaskSpec), ("strategies", MethodSpec)):
+        if key in values:
+            values[key] = _parts(values[key], part, where.at(key))
+    if isinstance(values.get("budgets"), list):
+        values["budgets"] = {"values": values["budgets"]}
+    return check(CompareConfig, values, _WHOM, where)
+
+
+def _parts(listed: Any, part: type[_Part], where: Where) -> tuple[_Part, ...]:
+    """The parts of one list, each checked at its own place; a single one needs no list."""
+    if not isinstance(listed, list | tuple):
+        listed = [listed]
+    return tuple(_part(item, part, where.at(index)) for index, item in enumerate(listed))
+
+
+def _part(item: Any, part: type[_Part], where: Where) -> _Part:
+    """One part from its short or its long form."""
+    if isinstance(item, part):
+        return item
+    key = part.shorthand
+    # A mapping without the first key is that key's value, written in place: {name: fastv, k: 2}.
+    short = not isinstance(item, Mapping) or (part is MethodSpec and key not in item)
+    values: dict[Any, Any] = {key: item} if short else dict(item)
+    place = where if short else where.at(key)
+    whom = {ModelSpec: "a model", TaskSpec: "a task", MethodSpec: "a method"}[part] + f" of {_WHOM}"
+    return check(part, values, whom, where, context=place)
+
+
+def _checked_shares(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Shares in (0, 1], each once, largest first."""
+    if not values or any(not 0 < value <= 1 for value in values):
+        raise ValueError(complaint("budgets", "be shares in (0, 1]", list(values), "write 0.3 to keep 30 %"))
+    return tuple(sorted(set(values), reverse=True))
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a results folder.
+
+    Raises:
+        ConfigError: when it is not one.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise ConfigError(complaint(str(path), "hold a JSON object", hint=str(cause))) from cause
+    if not isinstance(data, dict):
+        raise ConfigError(complaint(str(path), "hold a JSON object", data))
+    return data

@@ -1,0 +1,256 @@
+"""Running one cell: every question under one strategy, scored, with what it cost."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from tokentrim.compare.batches import Batch, evidence_of, make_batch
+from tokentrim.compare.cells import Cell
+from tokentrim.compare.results import CellResult
+from tokentrim.errors import StrategyError
+from tokentrim.loading import Loaded
+from tokentrim.plan import planned_cached, planned_layer_tokens
+from tokentrim.sites import Need
+from tokentrim.tasks import Sample, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokentrim.session import Session
+    from tokentrim.strategy import Strategy
+    from tokentrim.trace import Trace
+
+_RATIOS: Final = (
+    "layer_mean_tokens", "layer_mean_ratio", "flops_ratio", "flops_ratio_field", "kv_peak_ratio", "kv_mean_ratio",
+    "kv_end_ratio", "kv_total_mean_ratio",
+)  # fmt: skip
+_TIMES: Final = ("prefill_seconds", "decode_seconds", "selection_seconds")
+_TEXT_OF_MESSAGE: Final = 300
+
+
+@dataclass(frozen=True)
+class Work:
+    """One task on one loaded model: what every cell of it shares.
+
+    Attributes:
+        loaded: the model and its processor.
+        task: scores the answers.
+        samples: the questions.
+        batches: the same as model inputs.
+        new_tokens: typical length of an answer, for decode-time budgets.
+    """
+
+    loaded: Loaded
+    task: Task
+    samples: Sequence[Sample]
+    batches: Sequence[Batch]
+    new_tokens: int
+
+
+@dataclass
+class Answers:
+    """What the batches of one cell gave so far."""
+
+    records: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
+    sums: dict[str, float] = field(default_factory=dict[str, float])
+    pictures: dict[str, Any] = field(default_factory=dict[str, Any])
+    tokens: int = 0
+    rows: int = 0
+    events: int = 0
+    due: bool = False
+
+
+class Unreachable(Exception):
+    """A budget that a strategy cannot be brought to on these questions."""
+
+
+def run_cell(cell: Cell, work: Work) -> CellResult:
+    """Answer every question of a cell. What fails is recorded, question by question."""
+    answers = Answers()
+    solved: dict[int, Strategy] = {}
+    head: dict[str, Any] = {
+        "key": cell.key,
+        **cell.about(),
+        "boundary": cell.boundary,
+        "skipped": None,
+        "failure": None,
+    }
+    for batch in work.batches:
+        try:
+            if batch.n_visual not in solved:
+                solved[batch.n_visual] = solve(cell, work, batch)
+            strategy = solved[batch.n_visual]
+        except Unreachable as reason:
+            return CellResult({**head, "skipped": str(reason)}, [])
+        except Exception as cause:
+            _fail(cell, answers, batch, cause)
+            continue
+        _run_batch(cell, work, batch, strategy, answers)
+    if answers.due and answers.events == 0:
+        head["failure"] = f"{cell.where}: the strategy should have pruned, and no pruning event was seen"
+    specs = [solved[n].spec() for n in sorted(solved)]
+    head |= {"strategy": specs[-1] if specs else cell.strategy.as_dict(), "strategies": specs, **_costs(answers)}
+    return CellResult(head, [answers.records[place] for place in sorted(answers.records)])
+
+
+def warm_up(cell: Cell, work: Work) -> None:
+    """Answer the first question untimed: first calls pay for what later ones find ready."""
+    from tokentrim.session import trim
+
+    model = work.loaded.model
+    with suppress(Exception), trim(model, "none"):  # what fails here fails again where it is recorded
+        _generate(cell, work.loaded, make_batch(work.loaded, work.samples, [0]))
+
+
+def solve(cell: Cell, work: Work, batch: Batch) -> Strategy:
+    """The cell's strategy for prompts like the batch's, its knob solved for the budget.
+
+    Raises:
+        Unreachable: when no value of the knob meets the budget.
+    """
+    spec, shape = cell.strategy, cell.model.shape
+    ratios = {} if spec.budget is None else spec.budget.ratios
+    if cell.budget is not None:
+        ratios = {cell.match: cell.budget}
+    if not ratios:
+        return spec.strategy
+    n_text = round(statistics.mean(batch.n_text))
+    try:
+        strategy, _ = spec.strategy.at_budget(
+            shape, batch.n_visual, **ratios, n_text=n_text, new_tokens=work.new_tokens
+        )
+    except StrategyError as reason:
+        raise Unreachable(str(reason)) from reason
+    return strategy
+
+
+def _run_batch(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: Answers) -> None:
+    """Answer one batch; if it fails, answer its questions one by one, so that one bad question spoils no other."""
+    try:
+        _answer(cell, work, batch, strategy, answers)
+    except Exception as cause:
+        if len(batch.places) == 1:
+            _fail(cell, answers, batch, cause)
+            return
+        for place in batch.places:
+            single = make_batch(work.loaded, work.samples, [place])
+            _run_batch(cell, work, single, strategy, answers)
+
+
+def _fail(cell: Cell, answers: Answers, batch: Batch, cause: Exception) -> None:
+    """Record that a batch's questions have no answer, and why."""
+    message = f"{type(cause).__name__}: {cause}"[:_TEXT_OF_MESSAGE]
+    for place, sample in zip(batch.places, batch.samples, strict=True):
+        answers.records[place] = record(cell, sample, failure=message)
+
+
+def record(
+    cell: Cell, sample: Sample, prediction: str | None = None, score: float | None = None, failure: str | None = None
+) -> dict[str, Any]:
+    """One question's line. A failed one has neither an answer nor a score, so it cannot pass for a wrong answer."""
+    return {
+        "key": cell.key,
+        **cell.about(),
+        "sample": sample.id,
+        "question": sample.question,
+        "answer": sample.answer,
+        "prediction": prediction,
+        "score": score,
+        "failure": failure,
+    }
+
+
+def _answer(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: Answers) -> None:
+    """Generate, decode, score and account for one batch."""
+    from tokentrim.session import trim
+
+    model, processor = work.loaded
+    with trim(model, strategy, record=True) as session:
+        if Need.EVIDENCE in strategy.needed():
+            session.annotate(evidence=evidence_of(work.task, batch, cell.model.shape))
+        new = _generate(cell, work.loaded, batch)
+    lengths = _lengths(model, new)
+    for row, (place, sample) in enumerate(zip(batch.places, batch.samples, strict=True)):
+        said = processor.tokenizer.decode(new[row, : lengths[row]], skip_special_tokens=True).strip()
+        answers.records[place] = record(cell, sample, said, float(work.task.score(sample, said)))
+    _account(cell, batch, strategy, session, lengths, answers)
+
+
+def _generate(cell: Cell, loaded: Loaded, batch: Batch) -> Tensor:
+    """New tokens of a batch, greedily, on the host."""
+    import torch
+
+    model = loaded.model
+    inputs = {name: value.to(model.device) for name, value in batch.inputs.items()}
+    inputs |= {name: value.to(model.dtype) for name, value in inputs.items() if torch.is_floating_point(value)}
+    with torch.inference_mode():
+        output = model.generate(**inputs, max_new_tokens=cell.max_new_tokens, do_sample=False)
+    return output[:, inputs["input_ids"].shape[1] :].cpu()
+
+
+def _lengths(model: Any, new: Tensor) -> list[int]:
+    """New tokens of every row up to its end token; what follows is padding that generate adds to finished rows."""
+    ends: Any = model.generation_config.eos_token_id
+    known: set[int] = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+    rows: list[list[int]] = new.tolist()
+    return [next((i + 1 for i, token in enumerate(row) if token in known), len(row)) for row in rows]
+
+
+def _account(
+    cell: Cell, batch: Batch, strategy: Strategy, session: Session, lengths: list[int], answers: Answers
+) -> None:
+    """Add a batch's costs; every row is charged for its own answer, not for the longest of the batch."""
+    session.annotate(new_tokens=lengths)
+    report, trace = session.report(), session.trace
+    for name in _RATIOS:
+        answers.sums[name] = answers.sums.get(name, 0.0) + getattr(report, name) * len(lengths)
+    for name in _TIMES:
+        answers.sums[name] = answers.sums.get(name, 0.0) + getattr(report, name)
+    answers.rows += len(lengths)
+    answers.tokens += sum(length - 1 for length in lengths)
+    answers.events += report.pruning_events
+    answers.due = answers.due or _should_prune(cell, batch, strategy, max(lengths) - 1)
+    for row, place in enumerate(batch.places):
+        if place < cell.pictures:
+            answers.pictures[batch.samples[row].id] = _picture(trace, row)
+
+
+def _should_prune(cell: Cell, batch: Batch, strategy: Strategy, steps: int) -> bool:
+    """Whether the strategy's own plan drops anything on this batch; data-dependent counts promise nothing."""
+    shape, full = cell.model.shape, (batch.n_visual,) * cell.model.shape.n_layers
+    layers = planned_layer_tokens(strategy.spatial_parts, shape, batch.n_visual)
+    if layers != full and batch.n_visual:
+        return True
+    return any(held != layers for held in planned_cached(strategy.temporal_part, shape, layers, steps))
+
+
+def _picture(trace: Trace, row: int) -> dict[str, Any]:
+    """Kept tokens of one question where they change: per first layer, and what the caches held at the end."""
+    stages: list[list[Any]] = []
+    for layer in range(trace.n_layers):
+        kept: list[int] = trace.kept(layer, row).tolist()
+        if not stages or stages[-1][1] != kept:
+            stages.append([layer, kept])
+    end: list[int] = trace.cached(trace.n_layers - 1, trace.steps, row).tolist() if trace.evictions else stages[-1][1]
+    return {"n_visual": trace.n_visual[row], "n_layers": trace.n_layers, "stages": stages, "end": end}
+
+
+def _costs(answers: Answers) -> dict[str, Any]:
+    """A cell's costs: means over its questions, and times per question or token."""
+    rows, tokens, sums = answers.rows, answers.tokens, answers.sums
+    means: dict[str, float | None] = {name: sums[name] / rows if rows else None for name in _RATIOS}
+    if not rows:
+        return {**means, "pruning_events": 0, "pictures": {}}
+    return {
+        **means,
+        "prefill_seconds": sums["prefill_seconds"] / rows,
+        "decode_seconds_per_token": sums["decode_seconds"] / tokens if tokens else None,
+        "selection_seconds": sums["selection_seconds"] / rows,
+        "new_tokens": (tokens + rows) / rows,
+        "pruning_events": answers.events,
+        "pictures": answers.pictures,
+    }

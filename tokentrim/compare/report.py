@@ -1,0 +1,84 @@
+"""``report.md`` and its pictures: the summary for a reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokentrim.compare.results import write_atomic
+from tokentrim.compare.summary import Summary
+from tokentrim.compare.tables import markdown, overall_grid, task_grid
+
+_READING = """\
+*Budget*: what was asked for; the costs beside it are what was measured, as shares of the unpruned run in per cent:
+visual tokens per layer (mean over layers, prefill), visual KV entries (mean over decode steps, and at the last one),
+prefill FLOPs of the language model (physical convention). Scores are means over tasks in per cent, with a 95 %
+interval. *Text only*: the score with every visual token dropped at the boundary where the method first prunes; what a
+method scores above it is what its kept tokens give. *vs random*: paired test against random selection at the same
+budget. *Same as unpruned*: share of answers that equal the unpruned run's word for word."""
+
+
+def write_report(summary: Summary, pictures: bool = True) -> dict[str, Path]:
+    """Write ``report.md`` and the pictures into the results folder; returns them by name."""
+    from tokentrim.compare.plots import pareto
+
+    files: dict[str, Path] = {}
+    if pictures and summary.overall:
+        files["pareto"] = pareto(summary, summary.folder / "pareto.png")
+    kept = summary.folder / "kept.png"
+    if kept.exists():
+        files["kept"] = kept
+    text = report(summary, files)
+    files["report"] = summary.folder / "report.md"
+    write_atomic(files["report"], lambda part: part.write_text(text, encoding="utf-8"))
+    return files
+
+
+def report(summary: Summary, pictures: dict[str, Path]) -> str:
+    """The report as Markdown."""
+    data = summary.data
+    parts = [f"# Comparison {data['config_hash']}", f"```\n{data['command']}\n```", _failures(summary)]
+    for model in data["models"]:
+        parts += [f"## {model}", markdown(*overall_grid(summary, model))]
+    parts.append(_READING)
+    if "pareto" in pictures:
+        parts += ["## Score against cost", f"![score against three costs]({pictures['pareto'].name})"]
+    if "kept" in pictures:
+        parts += [
+            "## What was kept",
+            "What each method kept from the named layer on, how many, and its answer; faded patches are gone.",
+            f"![kept patches of each method]({pictures['kept'].name})",
+        ]
+    for model in data["models"]:
+        parts += [
+            f"## {model}, task by task",
+            "Scores in per cent; `*` differs from random at the same budget (p < 0.05, paired, uncorrected).",
+            markdown(*task_grid(summary, model)),
+        ]
+    parts += [_skipped(data), "## Notes", "\n".join(f"- {note}." for note in data["notes"]), _provenance(data)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _failures(summary: Summary) -> str:
+    """A warning, where anything failed."""
+    if not summary.failures:
+        return ""
+    return f"**{summary.failures} failed.** They are in no score. The first: {summary.first_cause}"
+
+
+def _skipped(data: dict[str, Any]) -> str:
+    """Budgets that could not be reached."""
+    if not data["skipped"]:
+        return ""
+    lines = [[row["method"], f"{row['budget_requested']:.0%}", row["task"], row["skipped"]] for row in data["skipped"]]
+    return "## Not reachable\n\n" + markdown(["method", "budget", "task", "why"], lines)
+
+
+def _provenance(data: dict[str, Any]) -> str:
+    """Where the numbers come from."""
+    lines = [f"- {name} {number}" for name, number in data["versions"].items()]
+    for name, about in data["models"].items():
+        said = ", ".join(f"{key} {value}" for key, value in about.items() if key != "folder" and value is not None)
+        lines.append(f"- model {name}: {said}")
+    lines.append(f"- batches of {data['config']['batch_size']}, {data['config']['split']} split, seeds {data['seeds']}")
+    return "## Provenance\n\n" + "\n".join(lines)

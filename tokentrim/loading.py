@@ -1,0 +1,251 @@
+"""Loading what users name: models by registered name or folder, and images by file.
+
+Nothing here reaches the network: a model is a folder. Download one with ``hf download`` and pass its folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+
+from tokentrim.errors import DataError, UnknownNameError, UnsupportedError, complaint, suggestion
+from tokentrim.plugins import registry
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
+DTypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+_SAMPLED_BYTES: Final = 1 << 20
+_LISTED: Final = 8
+
+
+class Loaded(NamedTuple):
+    """A model ready to run, and the processor that makes its inputs."""
+
+    model: Any
+    processor: Any
+
+
+def resolve_folder(name_or_folder: str | Path) -> Path:
+    """The folder of a registered model, or the folder itself.
+
+    Raises:
+        UnknownNameError: when the text is neither a registered name nor an existing path.
+        DataError: when the folder holds no model.
+    """
+    models = registry("model")
+    folder = Path(name_or_folder)
+    if isinstance(name_or_folder, str) and name_or_folder in models:
+        folder = Path(models.get(name_or_folder)())
+    elif not folder.exists():
+        raise UnknownNameError(
+            complaint("the model", "be a registered name or a model folder", str(name_or_folder),
+                      suggestion(str(name_or_folder), models.names()))
+        )  # fmt: skip
+    if not (folder / "config.json").is_file():
+        inside = sorted(path.name for path in folder.iterdir())[:_LISTED] if folder.is_dir() else "a file"
+        raise DataError(
+            complaint(
+                f"the model folder {folder}", "hold a config.json", inside, "pass the folder that from_pretrained reads"
+            )
+        )
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's ``config.json``.
+
+    Raises:
+        DataError: when it is not readable JSON, or names no model_type.
+    """
+    path = folder / "config.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise DataError(complaint(f"the model's {path}", "be readable JSON", hint=str(cause))) from cause
+    if not isinstance(data, dict) or not isinstance(data.get("model_type"), str):
+        raise DataError(complaint(f"the model's {path}", "name a model_type", hint="save it with save_pretrained"))
+    return data
+
+
+def known_model_types() -> dict[str, str]:
+    """``config.model_type`` -> the adapter that serves it, over all registered adapters."""
+    return {kind: entry.name for entry in registry("adapter") for kind in entry.tags.get("model_types", ())}
+
+
+def require_supported(model_type: str, whom: str) -> None:
+    """Raise UnsupportedError, listing the known families, unless an adapter serves the model type."""
+    known = known_model_types()
+    if model_type not in known:
+        raise UnsupportedError(
+            complaint(f"the family of {whom}", "be one that an adapter recognises", model_type,
+                      suggestion(model_type, known))
+        )  # fmt: skip
+
+
+def load_model(name_or_folder: str | Path, device: DeviceName = "auto", dtype: DTypeName = "auto") -> Loaded:
+    """A model and its processor, from a registered name or a folder.
+
+    Args:
+        name_or_folder: see :func:`resolve_folder`.
+        device: auto takes a GPU where there is one.
+        dtype: auto takes the one that the model was saved in.
+
+    Raises:
+        UnknownNameError: when there is no such model.
+        UnsupportedError: when no adapter serves its family, or the device is not there.
+        DataError: when its files are broken.
+    """
+    folder = resolve_folder(name_or_folder)
+    require_supported(read_config(folder)["model_type"], f"model {str(name_or_folder)!r}")
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    target = device_of(device)
+    auto_model: Any = AutoModelForImageTextToText
+    auto_processor: Any = AutoProcessor
+    number = "auto" if dtype == "auto" else getattr(torch, dtype)
+    try:
+        with _quiet():
+            model = auto_model.from_pretrained(folder, dtype=number, local_files_only=True)
+            processor = auto_processor.from_pretrained(folder, local_files_only=True)
+    except Exception as cause:  # transformers raises whatever the broken file led to
+        raise DataError(
+            complaint(f"the model in {folder}", "load", hint=f"{type(cause).__name__}: {_first_line(cause)}")
+        ) from cause
+    if getattr(processor, "tokenizer", None) is None:
+        raise DataError(
+            complaint(f"the model in {folder}", "come with a processor", type(processor).__name__,
+                      "copy processor_config.json or preprocessor_config.json and the tokenizer's files into it")
+        )  # fmt: skip
+    _prepare_tokenizer(processor.tokenizer)
+    return Loaded(model.to(target).eval(), processor)
+
+
+def device_of(device: DeviceName) -> str:
+    """The device that is meant: auto takes a GPU where there is one.
+
+    Raises:
+        UnsupportedError: when it is not there.
+    """
+    import torch
+
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise UnsupportedError(complaint("device", "be present", device, "torch finds no GPU: use device cpu or auto"))
+    return ("cuda" if there else "cpu") if device == "auto" else device
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers' own progress bars off, and back as they were."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
+def _prepare_tokenizer(tokenizer: Any) -> None:
+    """Left padding, so that every row of a batch ends where its answer begins."""
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def prompt_inputs(processor: Any, questions: Sequence[str], images: Sequence[Sequence[Any]]) -> Any:
+    """Model inputs of a batch of single-turn questions, left-padded, through the processor's own chat template.
+
+    Args:
+        processor: as :func:`load_model` returns it.
+        questions: one text per row.
+        images: the images of each row, in front of its text.
+
+    Raises:
+        DataError: when the processor refuses them.
+    """
+    texts = [_chat(processor, question, len(shown)) for question, shown in zip(questions, images, strict=True)]
+    begin = processor.tokenizer.bos_token
+    # Some chat templates write the begin token themselves; a second one changes the answers.
+    written = begin is not None and texts[0].startswith(begin)
+    try:
+        return processor(
+            text=texts,
+            images=[list(shown) for shown in images],
+            padding=True,
+            return_tensors="pt",
+            add_special_tokens=not written,
+        )
+    except Exception as cause:  # processors differ in what they raise
+        raise DataError(
+            complaint("the prompt", "be accepted by the model's processor", list(questions)[:3],
+                      f"{type(cause).__name__}: {_first_line(cause)}")
+        ) from cause  # fmt: skip
+
+
+def _chat(processor: Any, question: str, n_images: int) -> str:
+    """One user turn as text; a model without a chat template gets its placeholder and the plain question."""
+    if getattr(processor, "chat_template", None) is None:
+        return f"{processor.image_token}\n" * n_images + question
+    content = [*({"type": "image"} for _ in range(n_images)), {"type": "text", "text": question}]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """An image file as RGB.
+
+    Raises:
+        DataError: when it is missing or cannot be decoded.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except FileNotFoundError as cause:
+        raise DataError(complaint("the image", "be an existing file", str(path), "check the path")) from cause
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
+        raise DataError(
+            complaint("the image", "be readable", str(path), f"{_first_line(cause)}; re-save it as PNG or JPEG")
+        ) from cause
+
+
+def fingerprint(folder: Path) -> str:
+    """Short hash of a model's files: names, sizes, and the first and last MiB of each; enough to notice new weights."""
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model"):
+            continue
+        size = path.stat().st_size
+        total.update(f"{path.name}:{size};".encode())
+        with path.open("rb") as file:
+            total.update(file.read(_SAMPLED_BYTES))
+            file.seek(max(0, size - _SAMPLED_BYTES))
+            total.update(file.read(_SAMPLED_BYTES))
+    return total.hexdigest()[:16]
+
+
+def _first_line(cause: BaseException) -> str:
+    """The first line of a message, or the class where there is none."""
+    return str(cause).strip().split("\n", 1)[0].rstrip(".") or type(cause).__name__
+
+
+def describe(model: Any) -> Mapping[str, str]:
+    """Where and how a model runs, for reports."""
+    return {
+        "class": type(model).__name__,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": str(getattr(model.config.get_text_config(), "_attn_implementation", "unknown")),
+    }
