@@ -45,30 +45,27 @@ class Replay(Strategy):
 
     file: Path | None = Field(default=None, description="trace file (safetensors) whose decisions are repeated")
     positions: PositionPolicy = Field(default="keep", description="position ids of kept tokens after pruning")
-    _trace: Trace | None = PrivateAttr(default=None)
+    _given: Trace | None = PrivateAttr(default=None)
 
     @classmethod
     def of(cls, trace: Trace, positions: PositionPolicy = "keep") -> Replay:
         """The strategy that repeats ``trace``."""
         replay = cls(positions=positions)
-        replay._trace = trace
+        replay._given = trace
         return replay
 
     @property
     def trace(self) -> Trace:
-        """The trace, read from its file at the first use."""
-        if self._trace is None:
-            if self.file is None:
-                raise StrategyError(
-                    complaint(
-                        "file of strategy 'replay'",
-                        "name a saved trace",
-                        self.file,
-                        "set file, or use Replay.of(trace)",
-                    )
+        """The trace as given, or else read from the file (anew at every use: a strategy holds no state)."""
+        if self._given is not None:
+            return self._given
+        if self.file is None:
+            raise StrategyError(
+                complaint(
+                    "file of strategy 'replay'", "name a saved trace", self.file, "set file, or use Replay.of(trace)"
                 )
-            self._trace = Trace.load(self.file)
-        return self._trace
+            )
+        return Trace.load(self.file)
 
     def parts(self) -> Parts:
         """One spatial part where the trace pruned at all, and a temporal one where it evicted."""
@@ -97,13 +94,15 @@ class ReplaySpatial(SpatialSelector):
         _check(self._trace, prompt)
 
     def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
-        """The boundaries at which any sample lost tokens, with the largest count of samples of this size."""
+        """The boundaries at which any sample lost tokens, with the largest count of samples of this size.
+
+        A size that the trace does not have is bounded by all samples; :meth:`begin` refuses such a prompt.
+        """
         trace = self._trace
-        samples = [sample for sample, n in enumerate(trace.n_visual) if n == n_visual]
-        _check(trace, PromptInfo(tuple(trace.n_visual) if samples else (n_visual,), shape))
-        return Schedule.of(
-            {boundary: max(len(trace.kept(boundary, sample)) for sample in samples) for boundary in _boundaries(trace)}
-        )
+        _check_layers(trace, shape)
+        samples = [sample for sample, n in enumerate(trace.n_visual) if n == n_visual] or range(len(trace.n_visual))
+        counts = {b: max(len(trace.kept(b, sample)) for sample in samples) for b in _boundaries(trace)}
+        return Schedule.of({boundary: min(count, n_visual) for boundary, count in counts.items()})
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
         """The recorded sets of layer b."""
@@ -163,6 +162,7 @@ def _evicts(trace: Trace) -> bool:
 
 def _check(trace: Trace, prompt: PromptInfo) -> None:
     """Raise StrategyError unless ``trace`` was taken of a prompt and a model of these sizes."""
+    _check_layers(trace, prompt.shape)
     if tuple(trace.n_visual) != prompt.n_visual:
         raise StrategyError(
             complaint(
@@ -172,12 +172,16 @@ def _check(trace: Trace, prompt: PromptInfo) -> None:
                 "replay a trace on the prompt, rows and order that it was taken of",
             )
         )
-    if trace.n_layers != prompt.shape.n_layers:
+
+
+def _check_layers(trace: Trace, shape: ModelShape) -> None:
+    """Raise StrategyError unless ``trace`` was taken of a model with as many layers."""
+    if trace.n_layers != shape.n_layers:
         raise StrategyError(
             complaint(
                 "the model under strategy 'replay'",
                 f"have {trace.n_layers} decoder layers, as the trace",
-                prompt.shape.n_layers,
+                shape.n_layers,
                 "replay a trace on the model that it was taken of",
             )
         )
