@@ -1,0 +1,13 @@
+"""Bench: what pruning saves in seconds and bytes, on random weights of a real geometry, against the untouched model.
+
+    python -m tokentrim.bench --geometry scaled --strategies st3,fastv,random
+
+Accuracy needs trained weights; speed does not. So this measures with weights that are made up in memory.
+"""
+
+from tokentrim.bench.geometry import GEOMETRIES, Geometry
+from tokentrim.bench.options import BenchOptions, split_strategies
+from tokentrim.bench.result import BenchResult, BenchRow, Spread
+from tokentrim.bench.runner import run
+
+__all__ = ["GEOMETRIES", "BenchOptions", "BenchResult", "BenchRow", "Geometry", "Spread", "run", "split_strategies"]

@@ -1,0 +1,70 @@
+"""What to measure, checked before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from tokentrim.bench.geometry import GEOMETRIES
+from tokentrim.config import Spec
+from tokentrim.errors import ConfigError, complaint, unknown_name
+
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def split_strategies(text: str) -> tuple[str, ...]:
+    """``"st3,{name: fastv, k: 3}"`` -> its strategies: commas inside brackets are YAML's, not ours."""
+    pieces, depth = [""], 0
+    for sign in text:
+        depth += (sign in "{[") - (sign in "}]")
+        if sign == "," and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += sign
+    return tuple(piece.strip() for piece in pieces if piece.strip())
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Options of one bench.
+
+    Attributes:
+        geometry: name of a model geometry, see :data:`tokentrim.bench.GEOMETRIES`.
+        strategies: what to measure beside ``none``, each as any place takes a strategy.
+        layer_mean_ratio: budget that each strategy's knob is solved for; None = as configured.
+        device: auto takes a GPU where there is one.
+        dtype: of the weights; auto is float32 on CPU and bfloat16 on a GPU.
+        batch: equal rows per prompt.
+        prompt_tokens: text tokens of the prompt.
+        new_tokens: tokens that a long run generates; at least 2, so that there is something to time.
+        repeats: timed runs of each strategy.
+        threads: CPU threads; None = torch's own choice.
+        memory: whether to measure peak memory (one more untimed run per strategy).
+        seed: of the weights and the prompt.
+    """
+
+    geometry: str = "scaled"
+    strategies: tuple[Spec, ...] = ("st3", "fastv", "random")
+    layer_mean_ratio: float | None = 0.25
+    device: Device = "auto"
+    dtype: DType = "auto"
+    batch: int = 1
+    prompt_tokens: int = 35
+    new_tokens: int = 32
+    repeats: int = 5
+    threads: int | None = None
+    memory: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.geometry not in GEOMETRIES:
+            raise unknown_name("geometry of a bench", self.geometry, GEOMETRIES)
+        for name, least in (("batch", 1), ("prompt_tokens", 2), ("new_tokens", 2), ("repeats", 1), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(complaint(f"{name} of a bench", f"be at least {least}", value))
+        choices = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bfloat16", "float16")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(complaint(f"{name} of a bench", f"be one of {', '.join(known)}", getattr(self, name)))

@@ -1,0 +1,207 @@
+"""Running a bench: every strategy in turn beside the untouched model, so that drift hits both alike."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokentrim.accounting import Usage
+from tokentrim.bench.geometry import GEOMETRIES, build_model, build_prompt
+from tokentrim.bench.measure import Timing, generate, peak_bytes, timed_generate
+from tokentrim.bench.options import BenchOptions
+from tokentrim.bench.result import BenchResult, BenchRow, Spread
+from tokentrim.config import Spec, strategy_from
+from tokentrim.errors import ConfigError, complaint
+from tokentrim.plan import plan
+from tokentrim.session import Session, adapter_of, trim
+from tokentrim.shape import ModelShape
+from tokentrim.strategy import Composition, Strategy
+
+
+@dataclass
+class _Arm:
+    """One strategy (None = untouched) and what was measured of it; lists hold one entry per repeat."""
+
+    strategy: Strategy | None
+    planned: Usage
+    layer_mean_ratio: float = 1.0
+    flops_ratio: float = 1.0
+    prefill: list[float] = field(default_factory=list[float])
+    decode: list[float] = field(default_factory=list[float])
+    selection: list[float] = field(default_factory=list[float])
+    speed_up: list[float] = field(default_factory=list[float])
+    decode_ratio: list[float] = field(default_factory=list[float])
+    peak_bytes: int | None = None
+
+    def trimmed(self, model: Any) -> AbstractContextManager[Session | None]:
+        """The context that this arm runs in."""
+        return nullcontext() if self.strategy is None else trim(model, self.strategy)
+
+    def row(self) -> BenchRow:
+        """What was measured, summarised."""
+        full = self.planned.unpruned().prefill_flops_whole
+        return BenchRow(
+            strategy="untouched" if self.strategy is None else self.strategy.label(),
+            spec=None if self.strategy is None else self.strategy.spec(),
+            layer_mean_ratio=self.layer_mean_ratio,
+            flops_ratio=self.flops_ratio,
+            prefill_seconds=Spread.of(self.prefill),
+            decode_seconds_per_token=Spread.of(self.decode),
+            selection_seconds=Spread.of(self.selection),
+            speed_up=Spread.of(self.speed_up),
+            implied_speed_up=full / self.planned.prefill_flops_whole,
+            decode_ratio=Spread.of(self.decode_ratio),
+            peak_bytes=self.peak_bytes,
+        )
+
+
+def run(options: BenchOptions) -> BenchResult:
+    """Build the model, measure every strategy against it untouched, and summarise.
+
+    After an untimed round of everything, each repeat runs, for each strategy, the untouched model and then the
+    strategy: ratios are taken within such pairs, so a machine that slows down slows both. Each member of a pair is
+    one ``generate`` of one token and one of ``new_tokens``; contexts are entered and left around each, untimed.
+
+    Raises:
+        ConfigError: when the device is not there.
+        StrategyError: when a strategy cannot be brought to the budget.
+    """
+    device = _device(options)
+    dtype = _dtype(options, device)
+    geometry = GEOMETRIES[options.geometry]
+    with _threads(options.threads), torch.inference_mode():
+        model = build_model(geometry, device, dtype, options.seed)
+        inputs = build_prompt(
+            geometry, model, batch=options.batch, prompt_tokens=options.prompt_tokens, seed=options.seed
+        )
+        untouched, arms = _arms(options, adapter_of(model).locate(model).shape, geometry.n_visual)
+        for arm in (untouched, *arms):
+            _warm_up(arm, model, inputs, options)
+        for _ in range(options.repeats):
+            for arm in arms:
+                _pair(untouched, arm, model, inputs, options.new_tokens)
+        environment = _environment(device, dtype)
+    return BenchResult(
+        options={**asdict(options), "strategies": [strategy_from(spec).as_dict() for spec in options.strategies]},
+        environment=environment,
+        untouched=untouched.row(),
+        rows=tuple(arm.row() for arm in arms),
+    )
+
+
+def _arms(options: BenchOptions, shape: ModelShape, n_visual: int) -> tuple[_Arm, list[_Arm]]:
+    """The untouched model, then ``none`` and the strategies, at their budgets."""
+
+    def arm(strategy: Strategy | None, like: Strategy) -> _Arm:
+        return _Arm(strategy, plan(like, shape, n_visual, options.prompt_tokens, options.new_tokens).usage)
+
+    nothing = strategy_from("none").strategy
+    given = [at_budget(spec, shape, n_visual, options) for spec in options.strategies]
+    strategies = [nothing, *(strategy for strategy in given if strategy != nothing)]
+    return arm(None, nothing), [arm(strategy, strategy) for strategy in strategies]
+
+
+def at_budget(spec: Spec, shape: ModelShape, n_visual: int, options: BenchOptions) -> Strategy:
+    """A strategy at its own budget if it has one, else at the bench's.
+
+    A strategy without a knob that acts on prefill, such as ``none`` or ``vta``, runs as it is configured.
+    """
+    found = strategy_from(spec)
+    strategy = found.strategy
+    parts = strategy.spatial if isinstance(strategy, Composition) else (strategy,)
+    tunable = any(part.budget_knob is not None and part.spatial_parts for part in parts)
+    ratios = {"layer_mean_ratio": options.layer_mean_ratio} if tunable and options.layer_mean_ratio else {}
+    budget = found.budget.ratios if found.budget else ratios
+    if not budget:
+        return strategy
+    prompt = {"n_text": options.prompt_tokens, "new_tokens": options.new_tokens}
+    return strategy.at_budget(shape, n_visual, **budget, **prompt)[0]
+
+
+def _warm_up(arm: _Arm, model: Any, inputs: dict[str, Tensor], options: BenchOptions) -> None:
+    """One untimed run: first calls allocate and choose kernels. It also measures tokens, FLOPs and memory."""
+    with arm.trimmed(model) as session:
+        generate(model, inputs, options.new_tokens)
+        if session is not None:
+            report = session.report()
+            arm.layer_mean_ratio, arm.flops_ratio = report.layer_mean_ratio, report.flops_ratio
+    if options.memory:
+        with arm.trimmed(model):
+            arm.peak_bytes = peak_bytes(model.device, lambda: generate(model, inputs, options.new_tokens))
+
+
+def _pair(untouched: _Arm, arm: _Arm, model: Any, inputs: dict[str, Tensor], new_tokens: int) -> None:
+    """One run of the untouched model, then one of the strategy, and their ratios."""
+    for member in (untouched, arm):
+        with member.trimmed(model) as session:
+            first = timed_generate(model, inputs, 1)
+            member.selection.append(session.report().selection_seconds if session else 0.0)
+        with member.trimmed(model):
+            long = timed_generate(model, inputs, new_tokens)
+        _note(member, first, long)
+    arm.speed_up.append(untouched.prefill[-1] / arm.prefill[-1])
+    arm.decode_ratio.append(arm.decode[-1] / untouched.decode[-1])
+    untouched.speed_up.append(1.0)
+    untouched.decode_ratio.append(1.0)
+
+
+def _note(member: _Arm, first: Timing, long: Timing) -> None:
+    """Both runs prefilled the same prompt: the repeat's prefill time is their mean."""
+    member.prefill.append((first.prefill_seconds + long.prefill_seconds) / 2)
+    member.decode.append(long.decode_seconds_per_token or 0.0)
+
+
+def _device(options: BenchOptions) -> torch.device:
+    if options.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            complaint("device of a bench", "be present", options.device, "torch finds no GPU: use auto or cpu")
+        )
+    return torch.device(options.device)
+
+
+def _dtype(options: BenchOptions, device: torch.device) -> torch.dtype:
+    name = options.dtype
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return getattr(torch, name)
+
+
+@contextmanager
+def _threads(count: int | None) -> Generator[None]:
+    """Use ``count`` CPU threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What a reader needs to judge the times."""
+    import transformers
+
+    import tokentrim
+
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "device": gpu or f"CPU ({platform.machine()})",
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "cpu_count": os.cpu_count(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokentrim": tokentrim.__version__,
+        },
+    }
