@@ -17,6 +17,7 @@ from tokentrim.errors import AdapterError, complaint
 from tokentrim.masks import causal_mask
 from tokentrim.planning import Decision
 from tokentrim.prompt import Prompt
+from tokentrim.selection import Selection
 from tokentrim.sites import Need
 from tokentrim.stream import Stream, gather_columns, merge_features
 
@@ -145,6 +146,8 @@ class Prefill:
         if selection.merges:
             merged = merge_features(gather_columns(hidden, stream.vis_pos), selection)
         self.stream, order = stream.take(selection)
+        # A later part at this boundary sees what was read in layer b-1 of the tokens that are left.
+        self.read = {need: _pick_read(need, what, selection) for need, what in self.read.items()}
         hidden = gather_columns(hidden, order)
         self._orders.append(order)
         if merged is not None:
@@ -248,7 +251,7 @@ class Prefill:
             columns, real = stream.text()
             self.read[Need.TEXT_ROWS] = (self._rows_at(query, key, scaling, columns, stream), real)
         if Need.WINDOW_ROWS in wanted:
-            window = max(d.part.wants_window() for d in self.at[layer + 1])
+            window = max(d.part.wants_window() for d in self.at[layer + 1] if Need.WINDOW_ROWS in d.part.needed())
             last = stream.last_columns()
             end = query.new_full((stream.rows,), stream.length - 1, dtype=torch.long) if last is None else last
             columns = end.unsqueeze(1) - torch.arange(window - 1, -1, -1, device=query.device)
@@ -287,8 +290,14 @@ class Prefill:
             columns, real = prompt.start.text()
             return gather_columns(self.embeds, columns), real
 
+        def window() -> tuple[Tensor, Tensor]:
+            rows, real = self.read[Need.WINDOW_ROWS]  # as many as the widest part at this boundary wants
+            width = decision.part.wants_window()
+            return rows[:, :, -width:], real[:, -width:]
+
         return {
             **before,
+            Need.WINDOW_ROWS: window,
             Need.HIDDEN: lambda: gather_columns(hidden, stream.vis_pos).detach(),
             Need.VISION_ROWS: vision,
             Need.FEATURES: lambda: gather_columns(gather_columns(self.embeds, prompt.start.vis_pos), ids).detach(),
@@ -335,6 +344,20 @@ def _place(hidden: Tensor, merged: Tensor, stream: Stream) -> Tensor:
     spare = torch.cat([hidden, hidden[:, :1]], dim=1)
     where = stream.vis_pos.masked_fill(~stream.vis_valid, stream.length).unsqueeze(-1).expand_as(merged)
     return spare.scatter(1, where, merged)[:, : stream.length]
+
+
+def _pick_read(need: Need, what: Any, selection: Selection) -> Any:
+    """What was read for ``need``, of the kept tokens alone."""
+    if isinstance(what, tuple):  # rows [B, H, T, N] and which of the T are real
+        rows, real = what
+        return _pick_read(need, rows, selection), real
+    axis = 2 if need in (Need.KEYS, Need.VALUES) else -1
+    slots = selection.kept[:, : max(selection.counts, default=0)].clamp(min=0)
+    shape = [slots.shape[0]] + [1] * (what.dim() - 1)
+    shape[axis] = slots.shape[1]
+    wanted = list(what.shape)
+    wanted[axis] = slots.shape[1]
+    return what.gather(axis, slots.reshape(shape).expand(wanted))
 
 
 def _contiguous(position_ids: Tensor, before: Stream, after: Stream) -> Tensor:
