@@ -58,7 +58,8 @@ class Decode:
         for index, (layer, stream) in enumerate(zip(self.layers, self.streams, strict=True)):
             allowed = {n: part.count(prompt.step, index, n, shape) for n in set(layer.prefill_counts)}
             counts = tuple(min(held, allowed[n]) for held, n in zip(stream.n_visual, layer.prefill_counts, strict=True))
-            if counts != stream.n_visual:
+            # Where the count depends on the data, only asking tells whether this step evicts.
+            if counts != stream.n_visual or not part.count_is_static:
                 self.acting[index] = counts
 
     # ------------------------------------------------------------------ positions
@@ -135,6 +136,8 @@ class Decode:
         )
         if self.engine.check_indices:
             selection.check_indices(stream.n_visual)
+        if selection.counts == stream.n_visual:
+            return
         after, order = stream.take(selection)
         held.evict(after, order)
         if held.prompt_row is not None:

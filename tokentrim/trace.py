@@ -16,7 +16,7 @@ from tokentrim.errors import DataError, complaint
 _FORMAT = "tokentrim-trace-1"
 
 
-@dataclass
+@dataclass(eq=False)  # two traces are compared by rows_equal: tensors have no truth value
 class Trace:
     """One prompt's record. Indices are raster numbers of the prompt's visual tokens, ascending.
 
