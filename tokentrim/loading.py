@@ -48,11 +48,9 @@ def resolve_folder(name_or_folder: str | Path) -> Path:
                       suggestion(str(name_or_folder), models.names()))
         )  # fmt: skip
     if not (folder / "config.json").is_file():
-        inside = sorted(path.name for path in folder.iterdir())[:_LISTED] if folder.is_dir() else "a file"
+        inside = sorted(path.name for path in folder.iterdir())[:_LISTED] if folder.is_dir() else "no folder"
         raise DataError(
-            complaint(
-                f"the model folder {folder}", "hold a config.json", inside, "pass the folder that from_pretrained reads"
-            )
+            complaint(f"the model folder {folder}", "hold a config.json", inside, "pass the folder of from_pretrained")
         )
     return folder
 

@@ -8,11 +8,10 @@ from textwrap import shorten
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY, Cell
 from tokentrim.compare.results import CellResult, write_atomic
+from tokentrim.compare.shade import shade
 from tokentrim.compare.style import FAINT, INK, Look, figure_style, looks
 from tokentrim.plugins import registry
 from tokentrim.shape import VisionShape
@@ -22,8 +21,6 @@ _TILE: Final = 0.86  # inches
 _MARGIN: Final = 0.78
 _ANSWER: Final = 1.02
 _MOST_COLUMNS: Final = 6
-_SHADE: Final = 0.86  # how far a dropped patch fades
-_PIXELS: Final = 240
 
 
 class Line(NamedTuple):
@@ -41,19 +38,6 @@ class Block(NamedTuple):
     sample: Sample
     metric: str
     lines: list[Line]
-
-
-def shade(image: Image.Image, kept: Sequence[int], rows: int, cols: int, size: int = _PIXELS) -> NDArray[np.uint8]:
-    """The image at about ``size`` pixels with the patches that are not kept faded, as an array [H, W, 3]."""
-    width, height = max(cols, size // cols * cols), max(rows, size // rows * rows)
-    resample = Image.Resampling.NEAREST if image.width < width else Image.Resampling.LANCZOS
-    pixels = np.asarray(image.convert("RGB").resize((width, height), resample), dtype=np.float64)
-    there = np.zeros(rows * cols)
-    there[[token for token in kept if 0 <= token < rows * cols]] = 1.0
-    mask = there.reshape(rows, cols).repeat(height // rows, axis=0).repeat(width // cols, axis=1)[..., None]
-    grey = pixels.mean(axis=2, keepdims=True)
-    faded = grey * (1 - _SHADE) + 255 * _SHADE
-    return (pixels * mask + faded * (1 - mask)).astype(np.uint8)
 
 
 def kept_picture(cells: Sequence[Cell], results: Mapping[str, CellResult], path: Path) -> Path | None:

@@ -37,7 +37,7 @@ def pareto(summary: Summary, path: Path) -> Path:
                 axes[line, place].set_title(title if line == 0 else "")
             tasks = len(of_metric[0]["tasks"])
             axes[line, 0].set_ylabel(f"{_SCORES[metric]}\nmean of {tasks} task{'s' if tasks > 1 else ''}")
-        figure.supxlabel("share of the unpruned run", fontsize=9)
+        axes[-1, len(_COSTS) // 2].set_xlabel("share of the unpruned run")
         _legend(figure, rows, look)
         # The format is named, because the temporary file's own suffix is not to be relied on.
         write_atomic(path, lambda part: figure.savefig(part, format="png"))
@@ -57,7 +57,8 @@ def panel(axis: Any, rows: Sequence[Row], cost: str, look: dict[str, Look]) -> N
             _text_only(axis, own, cost, look[method])
         else:
             _curve(axis, own, cost, look[method])
-    axis.set_xlim(0, 1.02)
+    axis.set_xlim(-0.03, 1.03)
+    axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axis.set_ylim(-0.03, 1.04)
     axis.xaxis.set_major_formatter(PercentFormatter(1.0))
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -1,0 +1,6 @@
+"""``python -m tokentrim``."""
+
+from tokentrim.cli import main
+
+if __name__ == "__main__":
+    main()

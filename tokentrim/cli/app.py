@@ -1,0 +1,78 @@
+"""The ``tokentrim`` command: its subcommands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tokentrim import __version__
+from tokentrim.cli.bench import bench
+from tokentrim.cli.compare import compare
+from tokentrim.cli.doctor import doctor
+from tokentrim.cli.ls import ls
+from tokentrim.cli.output import complain
+from tokentrim.cli.plan import plan
+from tokentrim.cli.plugins import plugins
+from tokentrim.cli.run import run
+from tokentrim.cli.schema import schema
+from tokentrim.cli.show import show
+from tokentrim.cli.validate import validate
+from tokentrim.errors import TokentrimError
+
+_INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+class _Group(TyperGroup):
+    """Turns our errors into one paragraph and an exit code: 1 a run failed, 2 bad input."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TokentrimError as error:
+            complain(error)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            complain("stopped. What was finished is kept: run the same command again to go on.")
+            raise typer.Exit(_INTERRUPTED) from error
+        except BrokenPipeError as error:
+            # The reader of our output has gone (as in "tokentrim ls | head"); the interpreter's own flush would raise.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tokentrim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Prune visual tokens of multimodal language models, and compare what that costs and loses."""
+
+
+for _command in (run, compare, plan, ls, show, validate, bench, plugins, schema, doctor):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    app(prog_name="tokentrim")

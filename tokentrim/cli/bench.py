@@ -1,0 +1,43 @@
+"""``tokentrim bench``: seconds and bytes, on random weights of a real geometry."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tokentrim.cli.output import AsJson, console, emit, quiet_libraries
+
+
+def bench(
+    geometry: Annotated[
+        str, typer.Option(help="Model geometry; an unknown one lists those that there are.")
+    ] = "scaled",
+    strategies: Annotated[str, typer.Option(help="Names or inline YAML, with commas between.")] = "st3,fastv,random",
+    layer_mean_ratio: Annotated[float, typer.Option(help="Budget of every strategy; 0 = as configured.")] = 0.25,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    batch: Annotated[int, typer.Option(help="Rows per prompt.")] = 1,
+    prompt_tokens: Annotated[int, typer.Option(help="Text tokens of the prompt.")] = 35,
+    new_tokens: Annotated[int, typer.Option(help="Tokens that a long run generates.")] = 32,
+    repeats: Annotated[int, typer.Option(help="Timed runs of each strategy.")] = 5,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 = torch's choice.")] = 0,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the weights and the prompt.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Time strategies against the untouched model: prefill, decoding, selection and memory."""
+    from tokentrim.bench import BenchOptions, run, split_strategies
+
+    quiet_libraries()
+    words: dict[str, Any] = {"device": device, "dtype": dtype}
+    options = BenchOptions(
+        geometry=geometry, strategies=split_strategies(strategies), layer_mean_ratio=layer_mean_ratio or None,
+        batch=batch, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads or None,
+        memory=memory, seed=seed, **words,
+    )  # fmt: skip
+    result = run(options)
+    if as_json:
+        emit(result.to_dict())
+    else:
+        console().print(result.table())

@@ -1,0 +1,40 @@
+"""``tokentrim compare``: many strategies on the same questions."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokentrim.cli.output import AsJson, RunFailed, console, emit, quiet_libraries
+
+
+def compare(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Results folder; a stopped run in it is continued.")],
+    config: Annotated[
+        Path | None, typer.Argument(help="A YAML file; default: every built-in method on the shipped testbed.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run many strategies at equal budgets on the same questions, and report what each costs and loses.
+
+    Writes results.jsonl, summary.json, report.md, pareto.png and kept.png. Exit code 1 when a question failed.
+    """
+    from tokentrim.compare.progress import progress_on
+    from tokentrim.compare.runner import run
+
+    quiet_libraries()
+    people = console(to_stderr=as_json)
+    with progress_on(people) as progress:
+        summary = run(config, out, command=["tokentrim", *sys.argv[1:]], progress=progress)
+    if as_json:
+        emit(summary.to_dict())
+    else:
+        people.print(summary.table())
+        people.print()
+        for name, path in summary.files.items():
+            people.print(f"{name:<8} {path}", soft_wrap=True)
+    if summary.failures:
+        raise RunFailed(f"{summary.failures} of the questions or cells failed. The first: {summary.first_cause}")

@@ -1,0 +1,126 @@
+"""``tokentrim doctor``: what is installed, what loads, and whether a model is served."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokentrim.cli.output import AsJson, RunFailed, console, emit, quiet_libraries
+from tokentrim.errors import TokentrimError
+from tokentrim.plugins import plugin_infos, registry
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PACKAGES = (
+    "tokentrim", "torch", "transformers", "pydantic", "pluggy", "safetensors", "numpy", "pillow", "pyyaml", "typer",
+    "rich", "scipy", "matplotlib",
+)  # fmt: skip
+
+
+def doctor(
+    model: Annotated[str | None, typer.Option(help="Also check this registered model or folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Report versions, attention backends, plugins and adapters; with --model, check that pruning works on it.
+
+    The check runs on a small random copy of the model's configuration, so it needs no weights. Exit code 1 when a
+    check fails or a plugin does not load.
+    """
+    quiet_libraries()
+    findings: dict[str, Any] = {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "torch": _torch(),
+        "plugins": [
+            {"name": info.name, "distribution": info.distribution, "status": info.status, "error": info.error}
+            for info in plugin_infos()
+        ],
+        "adapters": {entry.name: list(entry.tags.get("model_types", ())) for entry in registry("adapter")},
+        "problems": [],
+    }
+    problems: list[str] = findings["problems"]
+    problems += [info.error or info.name for info in plugin_infos() if info.status in ("failed", "missing")]
+    problems += _broken_targets()
+    if model is not None:
+        from tokentrim.cli.checkup import check_model
+
+        findings["model"] = check_model(model)
+        problems += [
+            f"{check['name']}: {check['result']}" for check in findings["model"]["checks"] if check["ok"] is False
+        ]
+    if as_json:
+        emit(findings)
+    else:
+        _print(console(), findings)
+    if problems:
+        raise RunFailed(f"{len(problems)} found. The first: {problems[0]}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _torch() -> dict[str, Any]:
+    """Devices and attention backends."""
+    import torch
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.utils import is_flash_attn_2_available
+
+    backends = [str(name) for name in ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    ready = [name for name in backends if "flash" not in name or is_flash_attn_2_available()]
+    return {
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.is_available(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "attention": ["eager", *sorted(name for name in ready if "|" not in name and name != "eager")],
+    }
+
+
+def _broken_targets() -> list[str]:
+    """Registered names that cannot be imported."""
+    found: list[str] = []
+    for kind in ("strategy", "adapter", "task"):
+        for entry in registry(kind):
+            try:
+                registry(kind).get(entry.name)
+            except TokentrimError as error:
+                found.append(str(error))
+    return found
+
+
+def _print(out: Console, findings: dict[str, Any]) -> None:
+    """The findings for people."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("python", findings["python"])
+    for name, number in findings["packages"].items():
+        table.add_row(name, number or "not installed")
+    torch = findings["torch"]
+    table.add_row("threads", str(torch["threads"]))
+    table.add_row("GPUs", ", ".join(torch["gpus"]) or "none")
+    table.add_row("attention", ", ".join(torch["attention"]))
+    for name, types in findings["adapters"].items():
+        table.add_row(f"adapter {name}", f"serves model_type {', '.join(types)}")
+    for plugin in findings["plugins"]:
+        table.add_row(f"plugin {plugin['name']}", f"{plugin['status']} ({plugin['distribution']})")
+    out.print(table)
+    if "model" in findings:
+        out.print()
+        out.print(f"model {findings['model']['model']}", style="bold")
+        checks = Table(box=None, show_header=False, pad_edge=False)
+        for check in findings["model"]["checks"]:
+            sign = {True: "ok", False: "FAILED", None: "not checked"}[check["ok"]]
+            checks.add_row(check["name"], sign, check["result"])
+        out.print(checks)
+    for problem in findings["problems"]:
+        out.print(f"problem: {problem}", style="red", soft_wrap=True)
+    if not findings["problems"]:
+        out.print("no problem found", style="green")

@@ -1,0 +1,59 @@
+"""What commands print: results on stdout, everything else on stderr, and never a user's text as markup."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import typer
+
+from tokentrim.errors import TokentrimError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PLAIN_WIDTH = 160  # of tables in a file or pipe, where nothing says how wide a line may be
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; anything for people goes to stderr.")]
+StrategyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--strategy", "-s", help="A registered name, inline YAML such as '{name: fastv, k: 3}', or a YAML file."
+    ),
+]
+
+
+class RunFailed(TokentrimError):
+    """A run that started and did not end well."""
+
+    exit_code: ClassVar[int] = 1
+
+
+def console(*, to_stderr: bool = False) -> Console:
+    """A console on stdout or stderr; markup in text is not interpreted."""
+    from rich.console import Console
+
+    stream = sys.stderr if to_stderr else sys.stdout
+    width = None if stream.isatty() else _PLAIN_WIDTH
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def emit(data: Any) -> None:
+    """JSON on stdout."""
+    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def complain(error: object) -> None:
+    """One paragraph on stderr."""
+    from rich.text import Text
+
+    out = console(to_stderr=True)
+    out.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' notes about generation settings out of our output; warnings still show."""
+    import logging
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)

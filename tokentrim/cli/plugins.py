@@ -1,0 +1,29 @@
+"""``tokentrim plugins``: what was loaded, from where, and what failed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from tokentrim.cli.output import AsJson, console, emit
+from tokentrim.plugins import LIMIT_VARIABLE, plugin_infos
+
+
+def plugins(as_json: AsJson = False) -> None:
+    """List plugins: their distribution, what they provide, and why one failed to load."""
+    infos = plugin_infos()
+    if as_json:
+        emit([asdict(info) for info in infos])
+        return
+    from rich.table import Table
+
+    table = Table("plugin", "distribution", "status", "provides", box=None, header_style="dim", pad_edge=False)
+    for info in infos:
+        provided: dict[str, list[str]] = {}
+        for name in info.provides:
+            kind, _, rest = name.partition(":")
+            provided.setdefault(kind, []).append(rest)
+        text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in provided.items())
+        table.add_row(info.name, f"{info.distribution} {info.version}", info.status, info.error or text)
+    out = console()
+    out.print(table)
+    out.print(f"The environment variable {LIMIT_VARIABLE} limits what loads beside the built-ins.", style="dim")

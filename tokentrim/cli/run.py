@@ -1,0 +1,258 @@
+"""``tokentrim run``: one question under one strategy, beside the unpruned model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from tokentrim.cli.output import AsJson, RunFailed, StrategyOption, console, emit, quiet_libraries
+from tokentrim.errors import ConfigError, StrategyError, TokentrimError, complaint
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.console import Console
+
+    from tokentrim.loading import DeviceName, DTypeName, Loaded
+    from tokentrim.report import Report
+    from tokentrim.session import Session
+    from tokentrim.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer and what it took.
+
+    Attributes:
+        text: the decoded answer.
+        report: what was kept and spent.
+        stages: (first layer, visual tokens kept from there on), and where entries left the cache while the answer
+            grew, (None, what the last layer's cache held at the end).
+        session: the closed session, for the model's layout.
+    """
+
+    text: str
+    report: Report
+    stages: list[tuple[int | None, list[int]]]
+    session: Session
+
+
+def run(
+    image: Annotated[list[Path], typer.Option("--image", "-i", help="Image file; may be repeated.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question.")],
+    strategy: StrategyOption = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML file with a strategy, perhaps a model.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A registered model or a folder; default: testbed.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
+    overlay: Annotated[Path | None, typer.Option(help="Write a picture of the kept patches to this file.")] = None,
+    baseline: Annotated[bool, typer.Option(help="Also run the unpruned model, to compare with.")] = True,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question about an image with fewer visual tokens, and show what was kept and what it cost."""
+    name, spec = _chosen(strategy, config, model)
+    from tokentrim.config import resolve
+    from tokentrim.loading import load_image, load_model
+    from tokentrim.plan import plan
+    from tokentrim.presets import shape_of
+
+    quiet_libraries()
+    _check_words(device, dtype)
+    if overlay is not None:
+        _check_writable(overlay)
+    pictures = [load_image(path) for path in image]
+    shape = shape_of(name)
+    if shape.vision is not None:  # a strategy that does not fit the model is refused before the weights are loaded
+        n_visual = shape.vision.n_visual * len(pictures)
+        plan(resolve(spec, shape, n_visual), shape, n_visual)
+    loaded = load_model(name, cast("DeviceName", device), cast("DTypeName", dtype))
+    inputs = _inputs(loaded, prompt, pictures)
+    if baseline:  # the first prompt pays for what later ones find ready, so it is not the one that is timed
+        _answer(loaded, inputs, _strategy("none"), 1)
+    reference = _answer(loaded, inputs, _strategy("none"), max_new_tokens) if baseline else None
+    solved = resolve(spec, shape, _visual_tokens(loaded, inputs))
+    answer = _answer(loaded, inputs, solved, max_new_tokens)
+    if overlay is not None:
+        from tokentrim.cli.overlay import write_overlay
+
+        write_overlay(overlay, pictures, answer.stages, answer.session.layout.shape)
+    if as_json:
+        emit(_as_dict(answer, reference, name, overlay))
+    else:
+        _print(console(), answer, reference, overlay)
+
+
+def _chosen(strategy: str | None, config: Path | None, model: str | None) -> tuple[str, Any]:
+    """(model, strategy) that the options mean.
+
+    Raises:
+        ConfigError: when not exactly one of --strategy and --config is given.
+    """
+    if (strategy is None) == (config is None):
+        raise ConfigError(
+            complaint(
+                "a run",
+                "be given either --strategy or --config",
+                hint="such as --strategy st3; see 'tokentrim ls strategy'",
+            )
+        )
+    from tokentrim.config import load_config, strategy_from
+
+    if strategy is not None:
+        return model or "testbed", strategy_from(strategy)
+    settings = load_config(cast(Path, config))
+    return model or settings.model or "testbed", settings.strategy
+
+
+def _strategy(name: str) -> Strategy:
+    from tokentrim.config import strategy_from
+
+    return strategy_from(name).strategy
+
+
+def _check_words(device: str, dtype: str) -> None:
+    """Raise ConfigError unless both are among their choices."""
+    choices = {
+        "device": (device, ("auto", "cpu", "cuda")),
+        "dtype": (dtype, ("auto", "float32", "bfloat16", "float16")),
+    }
+    for name, (word, known) in choices.items():
+        if word not in known:
+            raise ConfigError(complaint(f"--{name}", f"be one of {', '.join(known)}", word))
+
+
+def _check_writable(path: Path) -> None:
+    """Raise ConfigError when a file cannot be written there, before anything runs."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(complaint("--overlay", "be a file in an existing folder", str(path), "make the folder first"))
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ConfigError(complaint("--overlay", "end in .png, .jpg or .webp", path.name))
+
+
+def _inputs(loaded: Loaded, prompt: str, pictures: list[Image.Image]) -> dict[str, Any]:
+    """Model inputs, where and as the model wants them."""
+    import torch
+
+    from tokentrim.loading import prompt_inputs
+
+    model = loaded.model
+    moved = {
+        key: value.to(model.device) for key, value in prompt_inputs(loaded.processor, [prompt], [pictures]).items()
+    }
+    return {key: value.to(model.dtype) if torch.is_floating_point(value) else value for key, value in moved.items()}
+
+
+def _visual_tokens(loaded: Loaded, inputs: dict[str, Any]) -> int:
+    from tokentrim.compare.batches import visual_tokens
+
+    return visual_tokens(loaded, inputs)[0]
+
+
+def _answer(loaded: Loaded, inputs: dict[str, Any], strategy: Strategy, max_new_tokens: int) -> Answer:
+    """Generate under a strategy.
+
+    Raises:
+        RunFailed: when the run breaks after it has started.
+    """
+    import torch
+
+    from tokentrim.session import trim
+
+    try:
+        with trim(loaded.model, strategy) as session, torch.inference_mode():
+            output = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    except StrategyError as error:  # what could be known before was checked before
+        raise RunFailed(str(error)) from error
+    except TokentrimError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        raise RunFailed(
+            f"the run with strategy {strategy.label()!r} failed: {type(error).__name__}: {error}"
+        ) from error
+    new = output[0, inputs["input_ids"].shape[1] :]
+    text = loaded.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    return Answer(text, session.report(), _stages(session), session)
+
+
+def _stages(session: Session) -> list[tuple[int | None, list[int]]]:
+    """What was kept, wherever it changes."""
+    trace = session.trace
+    stages: list[tuple[int | None, list[int]]] = []
+    for layer in range(trace.n_layers):
+        kept: list[int] = trace.kept(layer).tolist()
+        if not stages or stages[-1][1] != kept:
+            stages.append((layer, kept))
+    if trace.evictions and trace.steps:
+        stages.append((None, trace.cached(trace.n_layers - 1, trace.steps).tolist()))
+    return stages
+
+
+def _as_dict(answer: Answer, reference: Answer | None, model: str, overlay: Path | None) -> dict[str, Any]:
+    """The run as plain data."""
+    return {
+        "model": model,
+        "strategy": answer.session.strategy.spec(),
+        "answer": answer.text,
+        "unpruned_answer": None if reference is None else reference.text,
+        "same_answer": None if reference is None else answer.text == reference.text,
+        "kept": [
+            {"from_layer": layer, "where": "prefill" if layer is not None else "cache at the end", "count": len(kept),
+             "indices": kept}
+            for layer, kept in answer.stages
+        ],
+        "report": answer.report.to_dict(),
+        "unpruned_report": None if reference is None else reference.report.to_dict(),
+        "overlay": None if overlay is None else str(overlay),
+    }  # fmt: skip
+
+
+def _print(out: Console, answer: Answer, reference: Answer | None, overlay: Path | None) -> None:
+    """The run for people."""
+    from rich.table import Table
+
+    out.print(answer.text or "(empty answer)", style="bold", soft_wrap=True)
+    if reference is not None:
+        same = answer.text == reference.text
+        said = "the unpruned model gives the same answer" if same else f"the unpruned model answers: {reference.text}"
+        out.print(said, style="dim" if same else "yellow", soft_wrap=True)
+    out.print()
+    kept = Table("from", "visual tokens kept", "share", box=None, header_style="dim", pad_edge=False)
+    for layer, tokens in answer.stages:
+        place = "cache at the end" if layer is None else f"layer {layer}"
+        share = f"{len(tokens) / answer.report.n_visual:.1%}" if answer.report.n_visual else "-"
+        kept.add_row(place, str(len(tokens)), share)
+    out.print(kept)
+    out.print()
+    out.print(_cost_table(answer.report, None if reference is None else reference.report))
+    for note in answer.report.notes:
+        out.print(f"note: {note}", style="dim")
+    if overlay is not None:
+        out.print(f"kept patches: {overlay}", soft_wrap=True)
+
+
+def _cost_table(report: Report, reference: Report | None) -> Any:
+    """Costs as shares of the unpruned run, and times beside its times."""
+    from rich.table import Table
+
+    table = Table("cost", report.strategy, "unpruned", box=None, header_style="dim", pad_edge=False)
+    for name, value in (
+        ("visual tokens, mean over layers", report.layer_mean_ratio),
+        ("prefill FLOPs", report.flops_ratio),
+        ("visual KV after prefill", report.kv_peak_ratio),
+        ("visual KV, mean over decoding", report.kv_mean_ratio),
+        ("visual KV at the end", report.kv_end_ratio),
+    ):
+        table.add_row(name, f"{value:.1%}", "100.0%")
+    for name, key in (
+        ("prefill", "prefill_seconds"),
+        ("decoding", "decode_seconds"),
+        ("of both, selecting", "selection_seconds"),
+    ):
+        beside = "" if reference is None else f"{1000 * getattr(reference, key):.1f} ms"
+        table.add_row(name, f"{1000 * getattr(report, key):.1f} ms", beside)
+    return table

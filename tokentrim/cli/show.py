@@ -1,0 +1,132 @@
+"""``tokentrim show``: all there is to know of one name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Annotated, Any
+
+import typer
+
+from tokentrim.cli.output import AsJson, console, emit
+from tokentrim.errors import unknown_name
+from tokentrim.plugins import KINDS, registry
+from tokentrim.registry import Entry
+
+_BIBTEX = re.compile(r"```bibtex\n(.*?)```", re.DOTALL)
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="A registered name; see 'tokentrim ls'.")],
+    as_json: AsJson = False,
+) -> None:
+    """Describe a strategy with its parameters and citation, or an adapter, task or model."""
+    entry = find(name)
+    about = describe(entry)
+    if as_json:
+        emit(about)
+        return
+    from rich.table import Table
+
+    out = console()
+    out.print(f"{entry.name}: {entry.kind} of {entry.origin}", style="bold")
+    if about["documentation"]:
+        out.print(about["documentation"], soft_wrap=True)
+    facts = {
+        key: about[key]
+        for key in ("stage", "needs", "budget_knob", "folder", "metric", "max_new_tokens")
+        if key in about
+    }
+    for key, value in facts.items():
+        text = ", ".join(value) if isinstance(value, list) else value
+        out.print(f"{key.replace('_', ' ')}: {text if text not in (None, '') else '-'}")
+    if about.get("parameters"):
+        table = Table("parameter", "type", "default", "range", "meaning", box=None, header_style="dim", pad_edge=False)
+        for parameter in about["parameters"]:
+            table.add_row(*(str(parameter[key]) for key in ("name", "type", "default", "range", "description")))
+        out.print(table)
+    if about.get("citation"):
+        out.print("citation:", style="bold")
+        out.print(about["citation"], soft_wrap=True)
+
+
+def find(name: str) -> Entry:
+    """The entry of a name, whatever its kind.
+
+    Raises:
+        UnknownNameError: when no kind has it.
+    """
+    every = [registry(kind.name) for kind in KINDS]
+    for registered in every:
+        if name in registered:
+            return registered.entry(name)
+    raise unknown_name("name", name, [known for registered in every for known in registered.names()])
+
+
+def describe(entry: Entry) -> dict[str, Any]:
+    """What can be said of an entry, as plain data."""
+    found = registry(entry.kind).get(entry.name)
+    target = found if inspect.isclass(found) else type(found)
+    documented = "" if entry.kind == "model" else inspect.cleandoc(target.__doc__ or "")
+    about: dict[str, Any] = {
+        "name": entry.name,
+        "kind": entry.kind,
+        "distribution": entry.origin.distribution,
+        "version": entry.origin.version,
+        "summary": entry.tags.get("summary", ""),
+        "documentation": _BIBTEX.sub("", documented).strip() or entry.tags.get("summary", ""),
+    }
+    if entry.kind == "strategy":
+        cited = _BIBTEX.search(documented)
+        about |= {
+            "stage": found.stage,
+            "needs": sorted(need.value for need in found.needs),
+            "budget_knob": found.budget_knob,
+            "count_is_static": found.count_is_static,
+            "merges": found.merges,
+            "trainable": found.trainable,
+            "parameters": parameters_of(found),
+            "citation": inspect.cleandoc(cited[1]) if cited else None,
+        }
+    elif entry.kind == "adapter":
+        about["model_types"] = list(found.model_types)
+    elif entry.kind == "model":
+        about["folder"] = str(found())
+    elif entry.kind == "task":
+        about |= {"metric": found.metric, "max_new_tokens": found.max_new_tokens, "documentation": found.description}
+    return about
+
+
+def parameters_of(strategy: Any) -> list[dict[str, Any]]:
+    """Name, type, default, range and meaning of every parameter of a strategy class."""
+    rows: list[dict[str, Any]] = []
+    for name, field in strategy.model_fields.items():
+        bounds = [
+            f"{sign} {getattr(bound, key)}"
+            for bound in field.metadata
+            for key, sign in _BOUNDS.items()
+            if getattr(bound, key, None) is not None
+        ]
+        rows.append(
+            {
+                "name": name,
+                "type": _type_text(field.annotation),
+                "default": None if field.is_required() else _plain(field.get_default(call_default_factory=True)),
+                "range": ", ".join(bounds),
+                "description": field.description or "",
+            }
+        )
+    return rows
+
+
+def _type_text(annotation: Any) -> str:
+    """An annotation as a user would write it."""
+    text = annotation.__name__ if inspect.isclass(annotation) else str(annotation)
+    choices = re.fullmatch(r"typing\.Literal\[(.*)\]", text)
+    return choices[1].replace("'", "").replace(", ", " | ") if choices else text.replace("typing.", "")
+
+
+def _plain(value: Any) -> Any:
+    """A default as JSON can hold it."""
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
