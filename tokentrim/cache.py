@@ -179,6 +179,7 @@ class TrimLayer(CacheLayerMixin):
         if self.shift is not None:
             self.shift = self.prompt.reordered_shift(self.shift, indices)
         self.stream = self.prompt.reordered(self.stream, indices)
+        self.prompt.note_rows(self.index, self.stream)
         self._set_length(self._length)
 
     def batch_repeat_interleave(self, repeats: int) -> None:

@@ -87,6 +87,11 @@ class Prompt:
             known[id(stream)] = (stream, stream.select_rows(index))
         return known[id(stream)][1]
 
+    def note_rows(self, layer: int, stream: Stream) -> None:
+        """Tell the trace what rows ``layer`` will hold from the next step on; rows that never evicted are alike."""
+        if self.trace is not None and layer in self.trace.evictions:
+            self.trace.evictions[layer].append((self.step + 1, stream.vis_ids))
+
     def _known(self, index: Tensor) -> dict[int, tuple[Any, Any]]:
         """What this very reordering has already produced (one call reorders every layer in turn)."""
         if self._memo is None or self._memo[0] is not index:
