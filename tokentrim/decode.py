@@ -42,6 +42,8 @@ class Decode:
         self.plan_evictions()
         unpadded = self.prompt.appended_valid is None and all(s.valid is None for s in self.streams)
         plain = unpadded and self.queries == 1 and self.engine.implementation.startswith(_MASKLESS)
+        # A window that is exactly full hides nothing, but the model makes a mask of it: of the first layer's length.
+        plain = plain and (self.engine.window is None or self.layers[0].get_seq_length() + 1 < self.engine.window)
         self.observes = bool(self.acting) or not plain
 
     @staticmethod

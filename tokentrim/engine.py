@@ -249,10 +249,15 @@ class Engine:
                 )
         self._check_window(stream.length)
 
-    def _check_window(self, length: int) -> None:
+    @property
+    def window(self) -> int | None:
+        """Tokens that sliding-window attention sees, or None where attention has no window."""
         config = self.layout.text_config
-        window = getattr(config, "sliding_window", None)
-        if window is not None and getattr(config, "use_sliding_window", True) and length > window:
+        return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+
+    def _check_window(self, length: int) -> None:
+        window = self.window
+        if window is not None and length > window:
             raise UnsupportedError(
                 complaint(
                     "a sequence under sliding-window attention",
