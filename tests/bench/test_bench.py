@@ -164,7 +164,7 @@ def test_peak_is_the_most_held_at_once():
     assert peak_bytes(CPU, allocate(1_000_000)) == 1_000_000
     assert peak_bytes(CPU, allocate(1_000_000, 3_000_000, 2_000_000)) == 3_000_000
     held = torch.zeros(500_000)  # there before, so it does not count
-    assert peak_bytes(CPU, lambda: held.clone().add_(1)) == 2_000_000
+    assert peak_bytes(CPU, lambda: held.clone().add_(1)) == pytest.approx(2_000_000, abs=100)
 
 
 def test_budgets_reach_what_has_a_knob():
