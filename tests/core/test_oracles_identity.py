@@ -1,0 +1,93 @@
+"""Keeping everything is doing nothing, bit for bit; and a temporal part does not touch the first token."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+
+from tests.core.cases import SPECS, annotate, generate, trimmed
+from tests.models import prompt, tiny_llava
+from tokentrim.config import strategy_from
+from tokentrim.plugins import registry
+from tokentrim.strategy import compose
+
+_EVERYTHING = {"keep_ratio": 1.0, "prune_ratio": 0.0, "floor": 1.0}
+"""The value of each budget parameter at which nothing goes."""
+
+
+def _keep_all() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {"none": {"name": "none"}}
+    strategies = registry("strategy")
+    for entry in strategies:
+        fields = strategies.get(entry.name).model_fields
+        values = {key: value for key, value in _EVERYTHING.items() if key in fields}
+        if values:
+            found[entry.name] = {"name": entry.name, **values}
+    found["fastv-all"] = {**found["fastv"], "query": "all"}
+    found["pvtp-text"] = {**found["pvtp"], "query": "text"}
+    found["random-at-3"] = {**found["random"], "boundary": 3}
+    found["vta-frozen"] = {**found["vta"], "ranking": "frozen", "every": 3}
+    found["keep-count-beyond"] = {"name": "uniform", "keep_count": 10**6, "boundary": 2}
+    found["renumbered"] = {**found["fastv"], "positions": "renumber"}
+    found["composed"] = {"spatial": [found["random"], found["fastv"]], "temporal": found["vta"]}
+    return found
+
+
+KEEP_ALL = _keep_all()
+
+_model = lru_cache(maxsize=8)(tiny_llava)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", KEEP_ALL)
+def test_keeping_everything_changes_no_bit(name: str, attention: str) -> None:
+    model = _model(side=4, attention=attention)
+    for inputs in (prompt(model, [3, "image", 5]), prompt(model, [3, "image", 5], [2, "image", 4, "image", 9], [7])):
+        with torch.no_grad():
+            expected = model(**inputs).logits
+            uncached = model(**inputs, use_cache=False).logits
+        ids, logits = generate(model, inputs, 6)
+        with trimmed(model, KEEP_ALL[name], inputs) as session, torch.no_grad():
+            found = model(**inputs).logits
+            if session.strategy.temporal_part is None:
+                annotate(session, inputs)
+                assert torch.equal(model(**inputs, use_cache=False).logits, uncached)
+            annotate(session, inputs)
+            kept_ids, kept_logits = generate(model, inputs, 6)
+            n_visual = session.trace.n_visual
+            assert all(len(session.trace.cached(5, 5, row)) == n for row, n in enumerate(n_visual))
+        assert torch.equal(found, expected)
+        assert torch.equal(kept_ids, ids)
+        assert torch.equal(kept_logits, logits)
+
+
+def test_the_wrapper_hands_a_padded_row_its_mask() -> None:
+    """An attention name without a mask function would get no mask at all."""
+    model = _model(side=4)
+    inputs = prompt(model, [3, "image", 5], [20, "image", 5])
+    expected = generate(model, inputs, 3)[1]
+    with trimmed(model, {**KEEP_ALL["fastv"], "k": 1}, inputs):
+        assert torch.equal(generate(model, inputs, 3)[1], expected)
+
+
+def _without_temporal(spec: dict[str, Any]) -> Any:
+    strategy = strategy_from(spec).strategy
+    return compose(strategy.spatial_parts) if strategy.spatial_parts else "none"
+
+
+@pytest.mark.parametrize("name", [name for name in SPECS if name.startswith(("vta", "st3", "composition"))])
+def test_a_temporal_part_leaves_the_first_token_alone(name: str) -> None:
+    model = _model(side=4)
+    inputs = prompt(model, [3, "image", 5], [6, "image", 2, "image", 1])
+    with trimmed(model, SPECS[name], inputs) as session:
+        assert session.strategy.temporal_part is not None
+        ids, logits = generate(model, inputs, 7)
+    with trimmed(model, _without_temporal(SPECS[name]), inputs):
+        other_ids, other_logits = generate(model, inputs, 7)
+    assert torch.equal(ids[:, 0], other_ids[:, 0])
+    assert torch.equal(logits[:, 0], other_logits[:, 0])
+    assert not torch.equal(logits[:, 1:], other_logits[:, 1:])
+

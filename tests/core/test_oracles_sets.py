@@ -1,0 +1,194 @@
+"""What is kept: counts, nesting, plans that are met exactly, and strategies that must agree with each other."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.core.cases import RENUMBERED, SPECS, deviation, generate, trimmed
+from tests.models import alone, prompt, tiny_llava
+from tokentrim.accounting import mean_ratios
+from tokentrim.config import strategy_from
+from tokentrim.plan import is_static, plan
+from tokentrim.trace import Trace
+from tokentrim_strategies.replay import Replay
+
+_model = lru_cache(maxsize=8)(tiny_llava)
+STEPS = 9
+
+
+def _subset(smaller: torch.Tensor, larger: torch.Tensor) -> bool:
+    return bool(torch.isin(smaller, larger).all())
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_kept_sets_are_nested_and_as_large_as_planned(name: str) -> None:
+    model = _model(side=4)
+    inputs = prompt(model, [3, "image", 5], [9], [2, "image", 4, "image", 7])
+    with trimmed(model, SPECS[name], inputs) as session:
+        generate(model, inputs, STEPS)
+        trace, strategy, shape = session.trace, session.strategy, session.layout.shape
+    assert trace.n_visual == (16, 0, 32)
+    assert trace.steps == STEPS - 1
+    for row, n_visual in enumerate(trace.n_visual):
+        planned = plan(strategy, shape, n_visual, new_tokens=STEPS).usage
+        before = torch.arange(n_visual)
+        for layer in range(shape.n_layers):
+            kept = trace.kept(layer, row)
+            assert kept.dtype == torch.int64
+            assert torch.equal(kept, kept.unique())  # ascending, no token twice
+            assert _subset(kept, before)
+            if is_static(strategy):
+                assert len(kept) == planned.layer_tokens[layer]
+            held = kept
+            for step in range(1, STEPS):
+                cached = trace.cached(layer, step, row)
+                assert torch.equal(cached, cached.unique())
+                assert _subset(cached, held)
+                if is_static(strategy):
+                    assert len(cached) == planned.cached[step - 1][layer]
+                held = cached
+            before = kept
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 15, 16])
+@pytest.mark.parametrize("boundary", [0, 1, 2, 3, 5])
+def test_counts_are_exact_at_every_boundary(boundary: int, count: int) -> None:
+    model = _model(side=4)
+    inputs = prompt(model, [3, "image", 2])
+    for spec in (
+        {"name": "uniform", "keep_count": count, "boundary": boundary},
+        {"name": "fastv", "keep_count": count, "k": max(boundary, 1)},
+    ):
+        with trimmed(model, spec, inputs) as session:
+            model(**inputs)
+        cut = spec.get("boundary", spec.get("k"))
+        expected = [16] * cut + [count] * (6 - cut)
+        assert [len(session.trace.kept(layer)) for layer in range(6)] == expected
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_text_is_never_dropped(name: str) -> None:
+    """Each layer's cache holds the text of the prompt, what is kept of the image, and all that was generated."""
+    model = _model(side=4)
+    inputs = prompt(model, [3, "image", 5, "image", 2])
+    with trimmed(model, SPECS[name], inputs) as session:
+        out = model.generate(
+            **inputs, max_new_tokens=STEPS, do_sample=False, return_dict_in_generate=True, use_cache=True
+        )
+        trace, cache, shape = session.trace, out.past_key_values, session.layout.shape
+        for layer, held in enumerate(cache.layers):
+            visual = len(trace.cached(layer, trace.steps))
+            assert held.keys.shape[2] == 10 + visual + (STEPS - 1)
+            assert held.get_seq_length() == 42 + STEPS - 1
+            assert held.stored_bytes == held.keys.shape[2] * shape.kv_bytes_per_token_layer
+        report = session.report()
+    assert report.kv_end_bytes == sum(held.stored_bytes for held in cache.layers)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_plan_is_met_exactly(name: str) -> None:
+    model = _model(side=4)
+    strategy = strategy_from(SPECS[name]).strategy
+    if not is_static(strategy):
+        pytest.skip("its counts depend on the data")
+    inputs = prompt(model, [3, "image", 5], [9], [2, "image", 4, "image", 7])
+    with trimmed(model, SPECS[name], inputs) as session:
+        generate(model, inputs, STEPS)
+        report, shape = session.report(), session.layout.shape
+    plans = [plan(strategy, shape, *sizes, STEPS).usage for sizes in ((16, 8), (32, 13))]
+    layers = [sum(counts) / 2 for counts in zip(*(usage.layer_tokens for usage in plans), strict=True)]
+    assert report.tokens_per_layer == layers
+    found = report.to_dict()
+    for key, value in mean_ratios(plans).items():
+        assert found[key] == value, key
+    assert report.kv_peak_bytes == sum(usage.kv_bytes(0) for usage in plans) / 2
+    assert report.kv_mean_bytes == sum(usage.kv_bytes_mean for usage in plans) / 2
+    assert report.kv_end_bytes == sum(usage.kv_bytes(STEPS - 1) for usage in plans) / 2
+    assert report.rows == 3
+    assert report.decode_steps == STEPS - 1
+    assert any("1 of 3 samples have no image" in note for note in report.notes)
+    assert strategy.label() in str(report)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_text_only_is_fastv_with_nothing_kept(k: int) -> None:
+    model = _model(side=4)
+    inputs = prompt(model, [3, "image", 5], [2, "image", 9])
+    with trimmed(model, {"name": "text-only", "k": k}, inputs):
+        expected = generate(model, inputs, 5)
+    with trimmed(model, {"name": "fastv", "k": k, "keep_count": 0}, inputs):
+        found = generate(model, inputs, 5)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("positions", ["keep", "renumber"])
+@pytest.mark.parametrize("name", SPECS)
+def test_replaying_a_trace_is_the_run_itself(name: str, positions: Any, tmp_path: Path) -> None:
+    specs = SPECS if positions == "keep" else RENUMBERED
+    if name not in specs or name == "pool":
+        pytest.skip("merging is not recorded, and not every strategy moves positions")
+    model = _model(side=4)
+    inputs = prompt(model, [3, "image", 5], [9], [2, "image", 4, "image", 7])
+    with trimmed(model, specs[name], inputs) as session:
+        ids, logits = generate(model, inputs, STEPS)
+        trace = session.trace
+    trace.save(tmp_path / "run.safetensors")
+    assert Trace.load(tmp_path / "run.safetensors").rows_equal(trace)
+    for replay in (
+        Replay.of(trace, positions),
+        {"name": "replay", "file": str(tmp_path / "run.safetensors"), "positions": positions},
+    ):
+        with trimmed(model, replay, inputs) as session:
+            found = generate(model, inputs, STEPS)
+            assert session.trace.rows_equal(trace)
+        assert torch.equal(found[0], ids)
+        assert deviation(found[1], logits) < 1e-6
+
+
+def test_the_last_row_and_all_rows_choose_differently() -> None:
+    model = _model()
+    inputs = prompt(model, [3, "image", 5])
+    kept: list[torch.Tensor] = []
+    for query in ("last", "all"):
+        with trimmed(model, {"name": "fastv", "query": query, "keep_ratio": 0.25}, inputs) as session:
+            model(**inputs)
+        kept.append(session.trace.kept(2))
+    assert not torch.equal(kept[0], kept[1])
+
+
+def test_a_composition_does_what_its_parts_do_in_turn() -> None:
+    """Random at the input, then FastV among what is left: its counts refer to the original tokens."""
+    model = _model(side=4)
+    inputs = prompt(model, [3, "image", 5])
+    spatial = SPECS["composition"]["spatial"]
+    with trimmed(model, SPECS["composition"], inputs) as session:
+        ids, _ = generate(model, inputs, 4)
+        both = session.trace
+    with trimmed(model, spatial[0], inputs) as session:
+        model(**inputs)
+        first = session.trace
+    assert torch.equal(both.kept(0), first.kept(0))
+    assert len(both.kept(2)) == 6
+    assert _subset(both.kept(2), both.kept(0))
+    assert len(both.cached(3, 3)) < len(both.kept(3))
+    assert ids.shape == (1, 4)
+
+
+def test_two_parts_may_act_at_one_boundary() -> None:
+    model = _model(side=4)
+    inputs = prompt(model, [3, "image", 5], [1, "image", 5, "image", 4])
+    spec = {"spatial": [{"name": "random", "keep_ratio": 0.5, "boundary": 2}, {"name": "fastv", "keep_ratio": 0.25}]}
+    with trimmed(model, spec, inputs) as session:
+        _, logits = generate(model, inputs, 4)
+        trace = session.trace
+    assert [len(trace.kept(2, row)) for row in (0, 1)] == [4, 8]
+    single = alone(inputs, 0, 16)
+    with trimmed(model, spec, single):
+        _, expected = generate(model, single, 4)
+    assert deviation(logits[0], expected[0]) < 1e-4
