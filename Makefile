@@ -28,7 +28,7 @@ lint: setup
 	$(BIN)/pyright
 
 docs: $(VENV)/.docs-installed ## build the site into site/
-	$(BIN)/zensical build --clean
+	$(BIN)/zensical build --clean --strict
 
 setup: $(STAMP)
 

@@ -1,0 +1,288 @@
+"""The documentation says what is true: its tables are fresh, its code runs, its links lead somewhere.
+
+``python tests/test_docs.py`` writes the generated blocks anew.
+"""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from tokentrim import hookspecs
+from tokentrim.cli import app
+from tokentrim.cli.validate import read
+from tokentrim.errors import ConfigError
+from tokentrim.planning import SPATIAL_NEEDS, TEMPORAL_NEEDS
+from tokentrim.plugins import KINDS, registry
+from tokentrim.sites import LayerSite, Need, StepSite
+from tokentrim.testbed import MODELS, model_folder
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+CONFIGS = sorted((DOCS / "examples/configs").glob("*.yaml"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+_BUILTINS = ("none", "random", "uniform", "pool", "fastv", "pvtp", "vta", "st3", "text-only", "oracle", "replay")
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def read_page(path):
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------------- generated blocks
+
+
+def paper_of(documentation):
+    """``[Chen 2024](link)`` from the bibtex block of a docstring."""
+    block = re.search(r"```bibtex\n(.*?)```", inspect.cleandoc(documentation), re.DOTALL)
+    if block is None:
+        return ""
+    author, year = re.search(r"author=\{([^,}]+)", block[1])[1], re.search(r"year=\{(\d+)", block[1])[1]
+    arxiv, doi = re.search(r"arXiv:([\d.]+)", block[1]), re.search(r"doi=\{([^}]+)", block[1])
+    link = f"https://arxiv.org/abs/{arxiv[1]}" if arxiv else f"https://doi.org/{doi[1]}"
+    return f"[{author} {year}]({link})"
+
+
+def strategy_table():
+    """Every registered strategy: controls first, then the methods, in the order of a reader's interest."""
+    strategies = registry("strategy")
+    names = sorted(strategies.names(), key=lambda name: (*_BUILTINS, name).index(name))
+    lines = ["| name | what it does | stage | needs | paper |", "|---|---|---|---|---|"]
+    for name in names:
+        found, summary = strategies.get(name), strategies.entry(name).tags["summary"]
+        stage = "–" if found.stage == "none" else found.stage
+        needs = ", ".join(sorted(need.value for need in found.needs)) or "–"
+        lines.append(f"| `{name}` | {summary} | {stage} | {needs} | {paper_of(found.__doc__)} |")
+    return "\n".join(lines)
+
+
+def config_table():
+    """Every shipped configuration with the command that it begins with."""
+    lines = ["| file | command |", "|---|---|"]
+    for path in CONFIGS:
+        lines.append(f"| [{path.name}](examples/configs/{path.name}) | `{command_of(path)}` |")
+    return "\n".join(lines)
+
+
+def command_of(path):
+    return path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
+
+
+def needs_table():
+    """Every need, and the property of a site under which it is read."""
+    lines = ["| need | at | read as | what it is |", "|---|---|---|---|"]
+    for need in Need:
+        views = [(LayerSite, "boundary", SPATIAL_NEEDS), (StepSite, "step", TEMPORAL_NEEDS)]
+        views = [(view, where) for view, where, served in views if need in served]
+        view = views[0][0]
+        reads = f"site.{need.name.lower()}" if need is not Need.RANDOM else "site.random(seed, salt)"
+        getter = view.random if need is Need.RANDOM else getattr(view, need.name.lower()).fget
+        what = " ".join(inspect.cleandoc(getter.__doc__).split("\n\n")[0].split())
+        where = ", ".join(where for _, where in views)
+        lines.append(f"| `Need.{need.name}` | {where} | `{reads}` | {what} |")
+    return "\n".join(lines)
+
+
+def example_error():
+    """What the misspelt example of the configuration page is answered with."""
+    page = read_page("docs/configuration.md")
+    example = next(block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "keep_ration" in block)
+    from tokentrim.config import load_config
+
+    with pytest.raises(ConfigError) as caught:
+        load_config(example)
+    return "```text\nerror: " + str(caught.value).replace("inline YAML:", "my.yaml:") + "\n```"
+
+
+BLOCKS = [
+    ("README.md", "strategies", strategy_table),
+    ("docs/choose-a-strategy.md", "strategies", strategy_table),
+    ("docs/configuration.md", "configs", config_table),
+    ("docs/configuration.md", "error", example_error),
+    ("docs/write-a-strategy.md", "needs", needs_table),
+]
+
+
+def block_of(text, name):
+    return re.search(rf"(?<=<!-- {name}:begin -->\n)(.*?)\n?(?=<!-- {name}:end -->)", text, re.DOTALL)
+
+
+@pytest.mark.parametrize(("page", "name", "make"), BLOCKS, ids=[f"{page}:{name}" for page, name, _ in BLOCKS])
+def test_generated_block_is_fresh(page, name, make):
+    assert block_of(read_page(page), name)[1] == make(), "run: python tests/test_docs.py"
+
+
+# ---------------------------------------------------------------------- hooks
+
+
+def hooks():
+    return [(name, value) for name, value in vars(hookspecs).items() if hasattr(value, "tokentrim_spec")]
+
+
+def test_every_kind_has_a_hook():
+    assert {name for name, _ in hooks()} == {kind.hook for kind in KINDS}
+
+
+@pytest.mark.parametrize(("name", "hook"), hooks(), ids=[name for name, _ in hooks()])
+def test_hook_is_documented_with_its_exact_arguments(name, hook):
+    arguments = ", ".join(inspect.signature(hook).parameters)
+    assert f"### `{name}({arguments})`" in read_page("docs/hooks.md")
+
+
+def test_no_hook_is_documented_that_does_not_exist():
+    documented = re.findall(r"^### `(\w+)\(", read_page("docs/hooks.md"), re.MULTILINE)
+    assert sorted(documented) == sorted(name for name, _ in hooks())
+
+
+# ---------------------------------------------------------------------- configurations and commands
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+def test_shipped_configuration_is_valid_and_begins_with_its_command(path):
+    command = command_of(path).split()
+    assert command[:2] in (["tokentrim", "run"], ["tokentrim", "compare"])
+    assert name_of(path) in command
+    text = path.read_text(encoding="utf-8")
+    # A comparison looks its models up, and a checkout without trained weights has none.
+    if command[1] == "compare":
+        from tokentrim.compare import load_compare
+
+        assert load_compare(path).tasks
+    else:
+        assert read(path)[0] == "configuration", text
+
+
+def test_documented_commands_are_the_commands():
+    documented = re.findall(r"^## `tokentrim ([\w-]+)`", read_page("docs/cli.md"), re.MULTILINE)
+    assert sorted(documented) == sorted(typer.main.get_command(app).commands)
+
+
+def options_in(text):
+    """(command, option) of every ``tokentrim`` command line in a text's code."""
+    for line in re.sub(r"\\\n\s*", "", text).split("\n"):
+        found = re.match(r"\s*`?(?:tokentrim) ([a-z]+) (.*)", line)
+        if found:
+            yield from ((found[1], option) for option in re.findall(r"(?<=\s)--[a-z][a-z-]*", " " + found[2]))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_options_of_documented_command_lines_exist(path):
+    commands = typer.main.get_command(app).commands
+    for command, option in options_in(path.read_text(encoding="utf-8")):
+        known = {
+            name for parameter in commands[command].params for name in (*parameter.opts, *parameter.secondary_opts)
+        }
+        assert option in known | {"--help"}, f"tokentrim {command} {option}"
+
+
+def test_error_page_tells_the_exit_code(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("strategy:\n  spatial: {name: fastv, keep_ration: 0.5}\n", encoding="utf-8")
+    assert CliRunner().invoke(app, ["validate", str(file)]).exit_code == 2
+
+
+def test_columns_of_the_summary_are_documented():
+    source = inspect.getsource(__import__("tokentrim.compare.summary", fromlist=["_row"])._row)
+    from tokentrim.compare.summary import _COSTS
+
+    columns = [*re.findall(r'^        "(\w+)":', source, re.MULTILINE), *_COSTS]
+    page = read_page("docs/compare.md")
+    assert not [column for column in columns if f"`{column}`" not in page]
+
+
+# ---------------------------------------------------------------------- links
+
+
+def anchors(path):
+    """GitHub's anchors of a page's headings."""
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_internal_links_lead_somewhere(path):
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), link
+        assert path.parent != DOCS or DOCS in (target, *target.parents), f"{link} leaves the site"
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = read_page("zensical.toml")
+    assert not [page.name for page in DOCS.glob("*.md") if f'"{page.name}"' not in navigation]
+
+
+# ---------------------------------------------------------------------- code
+
+
+def python_blocks(page):
+    return re.findall(r"```python\n(.*?)```", read_page(page), re.DOTALL)
+
+
+def shipped_model():
+    """A shipped model whose weights are there: the testbed, else the smaller one."""
+    return next((name for name in MODELS if (model_folder(name) / "model.safetensors").is_file()), None)
+
+
+def run_example(code, capsys):
+    name = shipped_model()
+    if name is None:
+        pytest.skip("no trained testbed model in this checkout")
+    exec(compile(code.replace('"testbed"', f'"{name}"'), "example", "exec"), {})
+    return capsys.readouterr().out
+
+
+def test_the_example_of_the_readme_runs(capsys):
+    printed = run_example(python_blocks("README.md")[0], capsys)
+    assert "strategy       st3" in printed
+    assert "visual tokens  100 ->" in printed
+
+
+def test_the_example_of_the_quickstart_runs(capsys):
+    code = next(block for block in python_blocks("docs/quickstart.md") if "load_model" in block)
+    assert "keep_ratio=0.25" in run_example(code, capsys)
+
+
+_IMPORTS = """
+from typing import ClassVar
+from torch import Tensor
+import tokentrim
+from tokentrim import LayerSite, ModelShape, Need, Schedule, keep_count
+"""
+
+
+@pytest.mark.parametrize(
+    ("page", "marker"), [("README.md", "class FeatureNorm"), ("docs/write-a-strategy.md", "class KeyNorm")]
+)
+def test_the_example_strategies_plan_as_they_say(page, marker):
+    from tokentrim import plan
+    from tokentrim.presets import PRESETS
+
+    names = {"__name__": "example"}
+    exec(_IMPORTS + next(block for block in python_blocks(page) if marker in block), names)
+    strategy = names[marker.split()[1]](keep_ratio=0.25)
+    assert plan(strategy, PRESETS["llava-1.5-7b"], 576).usage.layer_tokens[-1] == 144
+
+
+def write_blocks():
+    for page, name, make in BLOCKS:
+        path = ROOT / page
+        text = path.read_text(encoding="utf-8")
+        start, end = block_of(text, name).span()
+        path.write_text(f"{text[:start]}{make()}\n{text[end:]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_blocks()
