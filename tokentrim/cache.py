@@ -14,7 +14,7 @@ from tokentrim.stream import Stream
 if TYPE_CHECKING:
     from tokentrim.prompt import Prompt
 
-_RESERVE = 64
+_RESERVE = 32
 """Columns kept free behind the stored ones, so that a decode step writes in place."""
 
 
@@ -71,8 +71,10 @@ class TrimLayer(CacheLayerMixin):
         self.prompt.require_active()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self._length == 0 and key_states.requires_grad:
-            # Training reads the cache never and its graph always: no in-place buffer under autograd.
+        if self._length == 0:
+            # The prompt's tensors are kept as they are: no copy, no reserve while activations are at their peak, the
+            # same memory layout as without tokentrim, and nothing written in place under autograd. The first decode
+            # step moves them into buffers.
             self._length, self.keys, self.values = key_states.shape[2], key_states, value_states
             return key_states, value_states
         start, end = self._length, self._length + key_states.shape[2]
@@ -82,8 +84,7 @@ class TrimLayer(CacheLayerMixin):
             self._buffers[0][:, :, start:end].copy_(key_states)
             self._buffers[1][:, :, start:end].copy_(value_states)
         self._set_length(end)
-        # The prompt itself attends to the tensors it just made: same memory layout as without tokentrim.
-        return (key_states, value_states) if start == 0 else (self.keys, self.values)  # type: ignore[return-value]
+        return self.keys, self.values  # type: ignore[return-value]
 
     def _grow(self, key: Tensor, value: Tensor, length: int) -> None:
         capacity = length + max(_RESERVE, length // 8)
@@ -110,9 +111,7 @@ class TrimLayer(CacheLayerMixin):
         for stored in (self.keys, self.values):
             buffer = stored.new_empty(stored.shape[0], stored.shape[1], length + _RESERVE, stored.shape[3])
             where = index.expand(-1, stored.shape[1], -1, stored.shape[3])
-            torch.gather(stored, 2, where, out=buffer[:, :, :length]) if not stored.requires_grad else buffer[
-                :, :, :length
-            ].copy_(stored.gather(2, where))
+            torch.gather(stored, 2, where, out=buffer[:, :, :length])
             kept.append(buffer)
         self._buffers = (kept[0], kept[1])
         self.stream = stream

@@ -105,7 +105,7 @@ class Strategy(BaseModel, ABC):
         layer_mean_ratio: float | None = None,
         kv_ratio: float | None = None,
         flops_ratio: float | None = None,
-        n_text: int = 64,
+        n_text: int = 35,
         new_tokens: int = 64,
     ) -> tuple[Strategy, float]:
         """This strategy with its budget knob solved on the plan, and the value that was realised.
