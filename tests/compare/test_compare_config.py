@@ -37,7 +37,10 @@ def test_short_and_long_forms_mean_the_same():
 
 def test_what_is_written_reads_back_the_same():
     config = load_compare(
-        {"tasks": ["where"], "strategies": [{"spatial": "fastv", "temporal": "vta"}, {"strategy": "random", "label": "r"}]}
+        {
+            "tasks": ["where"],
+            "strategies": [{"spatial": "fastv", "temporal": "vta"}, {"strategy": "random", "label": "r"}],
+        }
     )
     again = load_compare(config.to_dict())
     assert again.hash == config.hash

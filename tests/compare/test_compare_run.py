@@ -1,4 +1,4 @@
-"""A whole comparison on the shipped six-layer model: its files, its contract, its failures, and going on after a stop."""
+"""A whole comparison on the shipped six-layer model: its files, contract and failures, and going on after a stop."""
 
 import json
 import os
@@ -24,7 +24,11 @@ CELL_KEYS = {
 
 
 def cell(summary, method, task, budget=0.5):
-    found = [c for c in summary.cells if (c["method"], c["task"]) == (method, task) and c["budget_requested"] in (budget, None)]
+    found = [
+        c
+        for c in summary.cells
+        if (c["method"], c["task"]) == (method, task) and c["budget_requested"] in (budget, None)
+    ]
     assert len(found) == 1
     return found[0]
 
@@ -92,7 +96,9 @@ def test_pictures_are_drawn(finished):
 def test_nothing_temporary_is_left(finished):
     names = {path.name for path in finished.folder.iterdir()}
     assert names == {"cells", "config.json", "results.jsonl", "summary.json", "report.md", "pareto.png", "kept.png"}
-    assert all(path.suffix == ".jsonl" and not path.name.startswith(".") for path in (finished.folder / "cells").iterdir())
+    assert all(
+        path.suffix == ".jsonl" and not path.name.startswith(".") for path in (finished.folder / "cells").iterdir()
+    )
 
 
 def test_the_same_comparison_gives_the_same_results(small, finished, tmp_path):

@@ -71,7 +71,7 @@ def _torch() -> dict[str, Any]:
     """Devices and attention backends."""
     import torch
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
     backends = [str(name) for name in ALL_ATTENTION_FUNCTIONS.valid_keys()]
     ready = [name for name in backends if "flash" not in name or is_flash_attn_2_available()]

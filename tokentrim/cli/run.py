@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from tokentrim.cli.output import AsJson, RunFailed, StrategyOption, console, emit, quiet_libraries
-from tokentrim.errors import ConfigError, StrategyError, TokentrimError, complaint
+from tokentrim.errors import ConfigError, StrategyError, TokentrimError, UnsupportedError, complaint
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,6 +66,7 @@ def run(
     if overlay is not None:
         _check_writable(overlay)
     pictures = [load_image(path) for path in image]
+    _refuse_evidence(spec.strategy)
     shape = shape_of(name)
     if shape.vision is not None:  # a strategy that does not fit the model is refused before the weights are loaded
         n_visual = shape.vision.n_visual * len(pictures)
@@ -113,6 +114,20 @@ def _strategy(name: str) -> Strategy:
     from tokentrim.config import strategy_from
 
     return strategy_from(name).strategy
+
+
+def _refuse_evidence(strategy: Strategy) -> None:
+    """Raise UnsupportedError for a strategy that must be told what is relevant: nobody tells it of a user's image."""
+    from tokentrim.sites import Need
+
+    if Need.EVIDENCE in strategy.needed():
+        raise UnsupportedError(
+            complaint(
+                f"strategy {strategy.label()!r}",
+                "be told which tokens hold the evidence for the answer",
+                hint="only the testbed's tasks know; use it in 'tokentrim compare'",
+            )
+        )
 
 
 def _check_words(device: str, dtype: str) -> None:

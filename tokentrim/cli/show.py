@@ -66,8 +66,8 @@ def find(name: str) -> Entry:
 
 def describe(entry: Entry) -> dict[str, Any]:
     """What can be said of an entry, as plain data."""
-    found = registry(entry.kind).get(entry.name)
-    target = found if inspect.isclass(found) else type(found)
+    found: Any = registry(entry.kind).get(entry.name)
+    target: Any = found if isinstance(found, type) else type(found)
     documented = "" if entry.kind == "model" else inspect.cleandoc(target.__doc__ or "")
     about: dict[str, Any] = {
         "name": entry.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -158,13 +158,14 @@ def _variants(config: CompareConfig, model: ModelTarget) -> Iterator[Variant]:
     methods.sort(key=lambda method: method.name != REFERENCE)
     boundaries: set[int] = set()
     for method in methods:
-        match = matched_by(method, config)
+        match: Match = matched_by(method, config)
         for seed, strategy in _seeded(method, config.seeds):
             boundary = first_boundary(strategy.strategy, model.shape)
             if boundary is not None and method.name != TEXT_ONLY:
                 boundaries.add(boundary)
-            budgets = [None] if match == "fixed" else method.budgets or config.budgets.values
-            yield from ((method.name, strategy, match, budget, seed, boundary) for budget in budgets)
+            budgets: Sequence[float | None] = [None] if match == "fixed" else method.budgets or config.budgets.values
+            for budget in budgets:
+                yield method.name, strategy, match, budget, seed, boundary
     listed = any(method.name == TEXT_ONLY for method in methods)
     if config.text_only and not listed:
         for boundary in sorted(boundaries):

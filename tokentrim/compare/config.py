@@ -30,12 +30,14 @@ class _Part(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
     shorthand: ClassVar[str] = ""
+    whom: ClassVar[str] = ""
 
 
 class ModelSpec(_Part):
     """One model to compare on."""
 
     shorthand: ClassVar[str] = "model"
+    whom: ClassVar[str] = "a model"
     model: str = Field(description="a registered model, such as testbed, or a model folder")
     device: DeviceName = Field(default="auto", description="auto takes a GPU where there is one")
     dtype: DTypeName = Field(default="auto", description="auto takes the one that the model was saved in")
@@ -45,6 +47,7 @@ class TaskSpec(_Part):
     """One task, with what differs from the comparison's own settings."""
 
     shorthand: ClassVar[str] = "task"
+    whom: ClassVar[str] = "a task"
     task: str = Field(description="a registered task; see 'tokentrim ls task'")
     samples: int | None = Field(default=None, ge=1, description="questions asked of every method")
     max_new_tokens: int | None = Field(default=None, ge=1, description="default: the task's own limit")
@@ -60,6 +63,7 @@ class MethodSpec(_Part):
     """One strategy, and how its budgets are matched."""
 
     shorthand: ClassVar[str] = "strategy"
+    whom: ClassVar[str] = "a method"
     # Any to pydantic, because StrategySpec names a class that it imports late; the validator makes it a StrategySpec.
     strategy: Any = Field(description="what tokentrim run --strategy takes")
     label: str = Field(default="", description="its name in tables; default: the strategy's name")
@@ -182,7 +186,7 @@ def load_compare(source: str | Path | Mapping[str, Any] | CompareConfig | None =
     if isinstance(source, CompareConfig):
         return source
     if source is None:
-        document = load_yaml((resources.files(__package__) / DEFAULT).read_text(encoding="utf-8"))
+        document = load_yaml((resources.files("tokentrim.compare") / DEFAULT).read_text(encoding="utf-8"))
         data, where = document.data, Where(DEFAULT, (), document.where.lines)
     elif isinstance(source, Mapping):
         data, where = source, Where()
@@ -216,8 +220,7 @@ def _part(item: Any, part: type[_Part], where: Where) -> _Part:
     short = not isinstance(item, Mapping) or (part is MethodSpec and key not in item)
     values: dict[Any, Any] = {key: item} if short else dict(item)
     place = where if short else where.at(key)
-    whom = {ModelSpec: "a model", TaskSpec: "a task", MethodSpec: "a method"}[part] + f" of {_WHOM}"
-    return check(part, values, whom, where, context=place)
+    return check(part, values, f"{part.whom} of {_WHOM}", where, context=place)
 
 
 def _checked_shares(values: tuple[float, ...]) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -106,7 +106,7 @@ class Bar:
 
 
 @contextmanager
-def progress_on(console: Console) -> Iterator[Progress]:
+def progress_on(console: Console) -> Generator[Progress, None, None]:
     """A bar where the console is a terminal, else lines."""
     if not console.is_terminal:
         yield Lines(console)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
@@ -45,7 +45,7 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
 
 
 @contextmanager
-def figure_style() -> Iterator[Any]:
+def figure_style() -> Generator[Any, None, None]:
     """matplotlib's pyplot without a display and with our fonts and lines, for the block alone."""
     import matplotlib as mpl
     from matplotlib import style

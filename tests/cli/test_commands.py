@@ -1,0 +1,117 @@
+"""Commands that look things up: no weights are loaded for any of them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tokentrim.plugins import KINDS, registry
+
+COMMANDS = ("run", "compare", "plan", "ls", "show", "validate", "bench", "plugins", "schema", "doctor")
+HEAVY = ("torch", "transformers", "numpy", "matplotlib", "scipy")
+
+
+def test_no_help_loads_anything_heavy():
+    """All helps in one interpreter, because an interpreter is what takes time."""
+    code = (
+        "import sys\nfrom tokentrim.cli import app\n"
+        f"for command in {COMMANDS!r}:\n"
+        "    app([command, '--help'], prog_name='tokentrim', standalone_mode=False)\n"
+        f"print(*[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == ""
+    assert all(f"Usage: tokentrim {command}" in done.stdout for command in COMMANDS)
+
+
+def test_the_module_runs():
+    done = subprocess.run([sys.executable, "-m", "tokentrim", "--version"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith("tokentrim ")
+
+
+def test_ls_lists_everything_that_is_registered(cli):
+    rows = cli("ls", "--json").data
+    assert all({"name", "kind", "stage", "needs", "distribution"} <= set(row) for row in rows)
+    for kind in KINDS:
+        assert {row["name"] for row in rows if row["kind"] == kind.name} == set(registry(kind.name).names())
+    assert "default" in {row["name"] for row in rows if row["kind"] == "config"}
+    fastv = next(row for row in rows if row["name"] == "fastv")
+    assert fastv["stage"] == "prefill"
+    assert "last-row" in fastv["needs"]
+    assert fastv["distribution"] == "tokentrim"
+
+
+@pytest.mark.parametrize("kind", ["strategy", "strategies", "tasks", "config"])
+def test_ls_of_one_kind(cli, kind):
+    rows = cli("ls", kind, "--json").data
+    assert len({row["kind"] for row in rows}) == 1
+    assert rows[0]["name"] in cli("ls", kind).stdout
+
+
+def test_show_describes_every_registered_name(cli):
+    for kind in KINDS:
+        for name in registry(kind.name).names():
+            result = cli("show", name)
+            assert result.exit_code == 0, result.stderr
+            assert name in result.stdout
+
+
+def test_show_gives_parameters_and_citation(cli):
+    about = cli("show", "fastv", "--json").data
+    keep = next(parameter for parameter in about["parameters"] if parameter["name"] == "keep_ratio")
+    assert keep["range"] == ">= 0, <= 1"
+    assert keep["description"]
+    assert about["citation"].startswith("@inproceedings{")
+    assert about["stage"] == "prefill"
+    assert about["budget_knob"] == "keep_ratio"
+
+
+def test_plan_gives_tokens_per_layer(cli):
+    about = cli("plan", "--model", "llava-1.5-7b", "-s", "{name: fastv, k: 2, keep_ratio: 0.5}", "--json").data
+    assert about["layer_tokens"] == [576, 576, *[288] * 30]
+    assert about["layer_mean_tokens"] == pytest.approx(306)
+    assert about["n_text"] == 35
+
+
+def test_plan_meets_a_budget(cli):
+    about = cli("plan", "--model", "llava-1.5-7b", "-s", "{name: st3, budget: {kv_ratio: 0.3}}", "--json").data
+    assert 0.28 <= about["kv_mean_ratio"] <= 0.3
+
+
+def test_plan_says_what_an_image_size_changes(cli):
+    result = cli("plan", "--model", "llava-1.5-7b", "-s", "fastv", "--image-size", "480x640")
+    assert result.exit_code == 0
+    assert "576 visual tokens" in result.stdout
+
+
+def test_plugins_and_schema_are_json(cli):
+    infos = cli("plugins", "--json").data
+    assert {"builtin-strategies", "builtin-adapters"} <= {info["name"] for info in infos}
+    assert "builtin-strategies" in cli("plugins").stdout
+    assert json.loads(cli("schema").stdout)["$defs"]
+
+
+def test_validate_prints_what_a_file_means(cli, tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text("strategy: {name: fastv}\n")
+    result = cli("validate", file)
+    assert result.exit_code == 0
+    assert "a valid configuration" in result.stdout
+    assert "keep_ratio" in result.stdout
+    assert cli("validate", file, "--json").data["config"]["strategy"]["k"] == 2
+
+
+def test_validate_knows_comparisons(cli, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump({"models": ["testbed-plain"], "tasks": ["where"], "strategies": ["fastv"]}))
+    assert cli("validate", file, "--json").data["kind"] == "comparison"
+
+
+def test_text_of_a_user_is_never_markup(cli):
+    result = cli("show", "[bold]x[/bold]")
+    assert result.exit_code == 2
+    assert "[bold]x[/bold]" in result.stderr
