@@ -1,0 +1,122 @@
+"""What a task is: pictures, questions, answers, and which picture regions the answers need.
+
+The comparison and the plugins' tasks meet here. Nothing in this file needs torch, so that tasks can be
+listed, looked at and scored without a model.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Split = Literal["calibration", "test"]
+Metric = Literal["exact", "f1"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """An image region that the answer needs: a half-open pixel box.
+
+    weight 1.0 marks an object that the question is about; a lower one (0.5) another object of the picture.
+    """
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+    image: int = 0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question.
+
+    id: stable over versions, e.g. "where/test/0007". question: plain text, to be put into the model's own
+    chat template.
+    """
+
+    id: str
+    images: tuple[Image.Image, ...]
+    question: str
+    answer: str
+    evidence: tuple[Evidence, ...] = ()
+
+
+class Task(ABC):
+    """A named set of questions with one way of scoring answers."""
+
+    name: str
+    metric: Metric
+    max_new_tokens: int
+    description: str
+
+    @abstractmethod
+    def samples(self, split: Split, n: int) -> Sequence[Sample]:
+        """The first n samples of a split.
+
+        Deterministic and prefix-stable: a shorter list is the beginning of a longer one. The splits share no
+        picture.
+        """
+
+    @abstractmethod
+    def score(self, sample: Sample, prediction: str) -> float:
+        """How good a decoded answer is, 0 to 1."""
+
+
+def evidence_scores(
+    evidence: Sequence[Evidence], height: int, width: int, rows: int, cols: int, image: int = 0
+) -> NDArray[np.float64]:
+    """Relevance of every visual token of one picture, [rows * cols] in raster order; higher is more relevant.
+
+    height, width: of the picture in pixels; rows, cols: of its token grid. Regions of weight 1 come before
+    those of weight 0.5, and all of them before the background. Within a weight, the tokens that hold a
+    region's centre come first, then the others that a region touches, the largest overlap first. The
+    background is ranked so that any number of its tokens is a uniform sample of the picture, and not its
+    first rows.
+    """
+    spread = _spread(rows, cols)
+    scores = 0.5 * spread
+    for region in sorted(evidence, key=lambda region: region.weight):
+        if region.image != image:
+            continue
+        vertical = _overlap(region.top, region.bottom, height, rows)
+        horizontal = _overlap(region.left, region.right, width, cols)
+        share = np.outer(vertical, horizontal).ravel()
+        peak = share.max(initial=0.0)
+        if peak == 0.0:
+            continue
+        tier = _tier(region.weight)
+        touched = share > 0
+        # The overlap rules; the spread-out background score breaks ties, so that no corner of the picture
+        # wins.
+        relevance = tier + 0.5 * share[touched] / peak + 0.1 * spread[touched]
+        scores[touched] = np.maximum(scores[touched], relevance)
+        row = min(rows - 1, (region.top + region.bottom) // 2 * rows // height)
+        col = min(cols - 1, (region.left + region.right) // 2 * cols // width)
+        scores[row * cols + col] = max(scores[row * cols + col], tier + 1.0)
+    return scores
+
+
+def _tier(weight: float) -> float:
+    """Lowest score of a region's tokens; its centre scores 1 more. Half a weight is a gap of 2."""
+    return 1.0 + 4.0 * weight
+
+
+def _overlap(start: int, stop: int, length: int, parts: int) -> NDArray[np.float64]:
+    """Length of [start, stop) in each of `parts` equal parts of [0, length)."""
+    edges: Any = np.arange(parts + 1) * (length / parts)
+    return np.maximum(np.minimum(stop, edges[1:]) - np.maximum(start, edges[:-1]), 0.0)
+
+
+def _spread(rows: int, cols: int) -> NDArray[np.float64]:
+    """Distinct numbers in [0, 1): any share of the highest is spread over the whole grid.
+
+    The generalised golden ratio's two-dimensional additive sequence gives neighbours unlike numbers.
+    """
+    row, col = np.divmod(np.arange(rows * cols), cols)
+    return (row * 0.7548776662466927 + col * 0.5698402909980532) % 1.0

@@ -1,0 +1,131 @@
+"""One training step of each kind of stage: draw pictures, compute the loss."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from tokentrim.testbed.dropout import DropoutPlan, draw_plan, draw_priorities
+from tokentrim.testbed.forward import run_packed
+from tokentrim.testbed.losses import TOKEN_COLUMN, TOKEN_ROW, answer_loss, patch_targets, vision_losses
+from tokentrim.testbed.model import AuxiliaryHeads, encode_images, pixel_values
+from tokentrim.testbed.packing import pack
+from tokentrim.testbed.questions import COLOR_IDS, COLUMN_IDS, GLYPH_IDS, ROW_IDS
+from tokentrim.testbed.recipe import Stage
+from tokentrim.testbed.scenes import MAX_OBJECTS, Scenes, draw_scenes, render
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What a step may depend on: nothing else, so that a resumed run repeats it exactly."""
+
+    shared: np.random.Generator  # the same in all processes: the shape of the batch
+    own: np.random.Generator  # of this process: its pictures and questions
+    batch: int  # pictures of this process
+    number: int  # of the step
+    fraction: float  # of the stage that is done
+    most: int  # objects
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """The loss to minimise; for the log, the unweighted loss of all answers and of short ones, and its name."""
+
+    total: Tensor
+    meter: str
+    shown: Tensor
+    short: Tensor
+
+
+class Trainee(nn.Module):
+    """What is trained: the model, and read-outs that only training needs."""
+
+    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+        super().__init__()
+        self.model = model
+        self.heads = AuxiliaryHeads()
+        self.scale = nn.Parameter(torch.tensor(2.0))  # log of the alignment's similarity scale
+
+
+def _background(stage: Stage, fraction: float) -> float:
+    first, last = stage.background
+    return first + (last - first) * fraction
+
+
+def _pictures(step: StepInput, fewest: int, most: int) -> tuple[Scenes, Tensor]:
+    scenes = draw_scenes(step.own, step.batch, min(fewest, most), most)
+    return scenes, pixel_values(render(step.own, scenes))
+
+
+def vision_step(trainee: Trainee, stage: Stage, step: StepInput) -> StepLoss:
+    """The tower alone learns what every patch shows and where it is."""
+    scenes, pixels = _pictures(step, stage.fewest, MAX_OBJECTS)
+    features, pooled = encode_images(trainee.model, pixels)
+    background = _background(stage, step.fraction)
+    losses = vision_losses(trainee.heads, features, pooled, patch_targets(scenes), background)
+    total = losses.glyph + losses.color + losses.presence + 0.5 * losses.position
+    return StepLoss(total, "vision", losses.glyph, losses.glyph)
+
+
+def alignment_step(trainee: Trainee, stage: Stage, step: StepInput) -> StepLoss:
+    """Projected features of objects' centres learn to resemble the words that describe them."""
+    scenes, pixels = _pictures(step, stage.fewest, MAX_OBJECTS)
+    with torch.no_grad():
+        features, _ = encode_images(trainee.model, pixels)
+    targets = patch_targets(scenes)
+    centre = targets.centre
+    words = trainee.model.model.language_model.embed_tokens.weight
+    projected = trainee.model.model.multi_modal_projector(features)
+    scale = trainee.scale.exp()
+
+    def similarity(tokens: Tensor, ids: np.ndarray) -> Tensor:
+        return scale * tokens @ words[torch.from_numpy(ids)].T
+
+    objects = projected[centre]
+    loss = (
+        F.cross_entropy(similarity(objects, GLYPH_IDS), targets.glyph[centre])
+        + F.cross_entropy(similarity(objects, COLOR_IDS), targets.color[centre])
+        + F.cross_entropy(similarity(objects, ROW_IDS), TOKEN_ROW.expand_as(centre)[centre])
+        + F.cross_entropy(similarity(objects, COLUMN_IDS), TOKEN_COLUMN.expand_as(centre)[centre])
+    )
+    named = np.concatenate([GLYPH_IDS, COLOR_IDS])
+    # On background no word may stand out, and projected tokens stay in the range of word embeddings.
+    silence = (similarity(projected[~centre], named).logsumexp(-1) - math.log(len(named))).relu().mean()
+    size = (objects.pow(2).mean() / (2 * 0.04) ** 2 - 1).relu()
+    return StepLoss(loss + 0.3 * silence + 0.02 * size, "alignment", loss, loss)
+
+
+def language_step(trainee: Trainee, stage: Stage, step: StepInput) -> StepLoss:
+    """Everything learns to answer packed questions, under visual-token dropout where the stage has it."""
+    most = int(step.shared.choice([7, 9, step.most, step.most])) if stage.dropout else step.most
+    plan = draw_plan(step.shared, stage.dropout, stage.layers) if stage.dropout else DropoutPlan()
+    caption = "list-where" if step.shared.random() < 0.6 else "list-all"
+    if stage.captions < 1 and step.shared.random() >= stage.captions:
+        caption = None
+    scenes, pixels = _pictures(step, max(2, most - 6), most)
+    priority, visible = draw_priorities(step.own, scenes, plan)
+    weights = stage.weights_at(step.number)
+    if plan.mode == "keep-some":
+        packed = pack(step.own, scenes, stage.questions_some, None, visible, weights)
+    else:
+        packed = pack(step.own, scenes, stage.questions, caption, None, weights)
+    out = run_packed(trainee.model, pixels, packed, plan, torch.from_numpy(priority))
+    answers = answer_loss(out.logits, packed.labels, packed.weights)
+    background = _background(stage, step.fraction)
+    seen = vision_losses(trainee.heads, out.features, out.pooled, patch_targets(scenes), background)
+    total = answers + 0.3 * (seen.glyph + seen.color + seen.presence) + 0.1 * seen.position
+    with torch.no_grad():
+        ones = torch.ones_like(packed.weights)
+        plain = answer_loss(out.logits, packed.labels, ones)
+        asked = stage.questions_some if plan.mode == "keep-some" else stage.questions
+        end = sum(packed.lengths[: len(asked)])
+        short = answer_loss(out.logits[:, :end], packed.labels[:, :end], ones[:, :end])
+    meter = plan.mode + ("@0" if 0 in plan.schedule else "")
+    return StepLoss(total, meter, plain, short)
+
+
+STEPS = {"vision": vision_step, "alignment": alignment_step, "language": language_step}

@@ -1,0 +1,186 @@
+"""The testbed's eight tasks: questions about rendered scenes, their answers, and how answers are scored."""
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from tokentrim.tasks import Evidence, Metric, Sample, Split, Task
+from tokentrim.testbed.scenes import CELL, CELLS, MAX_OBJECTS, Scene, SceneObject, draw_scenes, render
+from tokentrim.testbed.vocabulary import COLORS, COLUMNS, GLYPHS, NOTHING, ROWS
+
+FEWEST_OBJECTS: Final = 4
+_SPLITS: Final[dict[Split, int]] = {"calibration": 1, "test": 2}
+_CHUNK: Final = 32  # scenes per seed; a constant, because it decides which scenes exist
+_OTHER_WEIGHT: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a scene: its text, its answer, the objects and perhaps the cell that it is about."""
+
+    question: str
+    answer: str
+    objects: tuple[SceneObject, ...]
+    cell: tuple[int, int] | None = None
+
+
+Question = Callable[[np.random.Generator, Scene], Asked | None]
+
+
+def _choose(rng: np.random.Generator, objects: Sequence[SceneObject]) -> SceneObject | None:
+    return objects[int(rng.integers(len(objects)))] if objects else None
+
+
+def ask_color(rng: np.random.Generator, scene: Scene) -> Asked | None:
+    """Colour of the only object with some glyph."""
+    often = Counter(o.glyph for o in scene.objects)
+    chosen = _choose(rng, [o for o in scene.objects if often[o.glyph] == 1])
+    return chosen and Asked(f"color of {chosen.glyph} ?", chosen.color, (chosen,))
+
+
+def ask_what(rng: np.random.Generator, scene: Scene) -> Asked | None:
+    """Glyph of the only object of some colour."""
+    often = Counter(o.color for o in scene.objects)
+    chosen = _choose(rng, [o for o in scene.objects if often[o.color] == 1])
+    return chosen and Asked(f"what is {chosen.color} ?", chosen.glyph, (chosen,))
+
+
+def ask_count_color(rng: np.random.Generator, scene: Scene) -> Asked | None:
+    """How many objects have some colour, which may be none of them."""
+    colors = COLORS if rng.random() < 0.35 else [o.color for o in scene.objects]
+    color = colors[int(rng.integers(len(colors)))]
+    counted = tuple(o for o in scene.objects if o.color == color)
+    return Asked(f"count {color} ?", str(len(counted)), counted)
+
+
+def ask_count_all(rng: np.random.Generator, scene: Scene) -> Asked | None:
+    """How many objects there are."""
+    del rng
+    return Asked("count all ?", str(len(scene.objects)), scene.objects)
+
+
+def ask_at(rng: np.random.Generator, scene: Scene) -> Asked | None:
+    """What is in a cell; in a quarter of the questions the cell is empty."""
+    used = {(o.row, o.column): o for o in scene.objects}
+    holes = [divmod(i, CELLS) for i in range(CELLS * CELLS) if divmod(i, CELLS) not in used]
+    cells = holes if rng.random() < 0.25 else list(used)
+    row, column = cells[int(rng.integers(len(cells)))]
+    question = f"at {ROWS[row]} {COLUMNS[column]} ?"
+    chosen = used.get((row, column))
+    if chosen is None:
+        return Asked(question, NOTHING, (), (row, column))
+    return Asked(question, f"{chosen.color} {chosen.glyph}", (chosen,))
+
+
+def ask_where(rng: np.random.Generator, scene: Scene) -> Asked | None:
+    """Cell of the only object with some colour and glyph."""
+    often = Counter((o.color, o.glyph) for o in scene.objects)
+    chosen = _choose(rng, [o for o in scene.objects if often[o.color, o.glyph] == 1])
+    if chosen is None:
+        return None
+    return Asked(f"where {chosen.color} {chosen.glyph} ?", f"{ROWS[chosen.row]} {COLUMNS[chosen.column]}", (chosen,))
+
+
+def ask_list_all(rng: np.random.Generator, scene: Scene) -> Asked | None:
+    """Colour and glyph of every object in reading order."""
+    del rng
+    return Asked("list all ?", " , ".join(f"{o.color} {o.glyph}" for o in scene.objects), scene.objects)
+
+
+def ask_list_where(rng: np.random.Generator, scene: Scene) -> Asked | None:
+    """Colour, glyph, row and column of every object in reading order."""
+    del rng
+    parts = (f"{o.color} {o.glyph} {ROWS[o.row]} {COLUMNS[o.column]}" for o in scene.objects)
+    return Asked("list where ?", " , ".join(parts), scene.objects)
+
+
+def exact(answer: str, prediction: str) -> float:
+    """1 if the words are the same."""
+    return float(answer.split() == prediction.split())
+
+
+def list_f1(answer: str, prediction: str) -> float:
+    """F1 of the listed objects; order does not count, an object with any wrong word is wrong."""
+    true = Counter(" ".join(part.split()) for part in answer.split(",") if part.strip())
+    said = Counter(" ".join(part.split()) for part in prediction.split(",") if part.strip())
+    total = true.total() + said.total()
+    return 2 * (true & said).total() / total if total else 1.0
+
+
+def evidence_of(scene: Scene, asked: Asked) -> tuple[Evidence, ...]:
+    """Regions of all objects, and of an empty cell that is asked about; less weight if not asked about."""
+    boxes = [
+        Evidence(o.top, o.left, o.bottom, o.right, weight=1.0 if o in asked.objects else _OTHER_WEIGHT)
+        for o in scene.objects
+    ]
+    if asked.cell is not None:
+        top, left = (CELL * i for i in asked.cell)
+        boxes.append(Evidence(top, left, top + CELL, left + CELL))
+    return tuple(boxes)
+
+
+class SceneTask(Task):
+    """One kind of question on endless scenes of 4 to 10 objects."""
+
+    def __init__(self, name: str, ask: Question, metric: Metric, max_new_tokens: int, description: str) -> None:
+        self.name = name
+        self.ask = ask
+        self.metric = metric
+        self.max_new_tokens = max_new_tokens
+        self.description = description
+
+    def samples(self, split: Split, n: int) -> Sequence[Sample]:
+        """The first n samples of a split; each task has scenes of its own."""
+        if split not in _SPLITS:
+            raise ValueError(f"split must be calibration or test; got {split!r}")
+        found: list[Sample] = []
+        chunk = 0
+        while len(found) < n:
+            found.extend(_chunk(self.name, split, chunk))
+            chunk += 1
+        return [
+            Sample(f"{self.name}/{split}/{i:04d}", s.images, s.question, s.answer, s.evidence)
+            for i, s in enumerate(found[:n])
+        ]
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        """Exact match, or F1 of the listed objects."""
+        return (exact if self.metric == "exact" else list_f1)(sample.answer, prediction)
+
+
+@lru_cache(maxsize=256)
+def _chunk(name: str, split: Split, chunk: int) -> tuple[Sample, ...]:
+    """Samples of one seed. A scene that a question does not fit is left out."""
+    rng = np.random.default_rng([zlib.crc32(name.encode()), _SPLITS[split], chunk])
+    scenes = draw_scenes(rng, _CHUNK, FEWEST_OBJECTS, MAX_OBJECTS)
+    pictures = render(rng, scenes)
+    samples: list[Sample] = []
+    for i in range(_CHUNK):
+        scene = scenes.scene(i)
+        asked = TASKS[name].ask(rng, scene)
+        if asked is not None:
+            picture = Image.fromarray(pictures[i])
+            samples.append(Sample("", (picture,), asked.question, asked.answer, evidence_of(scene, asked)))
+    return tuple(samples)
+
+
+_glyphs, _colors = len(GLYPHS), len(COLORS)
+TASKS: Final[dict[str, SceneTask]] = {
+    task.name: task
+    for task in (
+        SceneTask("color", ask_color, "exact", 4, f"colour ({_colors}) of the object with a given glyph"),
+        SceneTask("what", ask_what, "exact", 4, f"glyph ({_glyphs}) of the object with a given colour"),
+        SceneTask("count-color", ask_count_color, "exact", 4, "number of objects of a given colour"),
+        SceneTask("count-all", ask_count_all, "exact", 4, "number of all objects"),
+        SceneTask("at", ask_at, "exact", 4, "object in a given cell, or nothing"),
+        SceneTask("where", ask_where, "exact", 4, "cell of a given object"),
+        SceneTask("list-all", ask_list_all, "f1", 34, "every object in reading order, 11 to 29 words"),
+        SceneTask("list-where", ask_list_where, "f1", 56, "every object with its cell, 19 to 49 words"),
+    )
+}
