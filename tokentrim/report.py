@@ -78,8 +78,8 @@ class Report:
             f"prefill FLOPs  {self.flops_ratio:.1%} of unpruned ({self.flops_ratio_field:.1%} by the field's formula)",
             f"visual KV      {self.kv_peak_ratio:.1%} after prefill, {self.kv_mean_ratio:.1%} mean, "
             f"{self.kv_end_ratio:.1%} at the end; {self.kv_mean_bytes / 2**20:.2f} MiB mean with text",
-            f"time           prefill {self.prefill_seconds:.3f} s, of it selection {self.selection_seconds:.4f} s; "
-            f"decode {self.decode_seconds:.3f} s in {self.decode_steps} forwards",
+            f"time           prefill {self.prefill_seconds:.3f} s; decode {self.decode_seconds:.3f} s in "
+            f"{self.decode_steps} forwards; of both, selecting {self.selection_seconds:.4f} s",
         ]
         return "\n".join([*lines, *(f"note           {note}" for note in self.notes)])
 

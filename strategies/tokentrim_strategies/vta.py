@@ -59,7 +59,7 @@ class VTA(VTAParameters, TemporalScorer):
     peak, and does nothing for answers of one token.
 
     Cost: ``current``: one attention row per layer and step, and a copy per eviction (fewer with ``every``).
-    ``frozen``: one row per layer, once; entries can be stored in order of rank, so eviction copies nothing.
+    ``frozen``: one row per layer, once, at prefill; evictions copy as well.
 
     ```bibtex
     @inproceedings{zhuang2025st3, booktitle={AAAI}, year={2025}, doi={10.1609/aaai.v39i10.33201},
