@@ -55,7 +55,9 @@ def test_pruning_leaves_the_global_generator_alone(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("spec", [{"name": "none"}, {"name": "fastv", "keep_ratio": 1.0}, {"name": "vta", "floor": 1.0}])
+@pytest.mark.parametrize(
+    "spec", [{"name": "none"}, {"name": "fastv", "keep_ratio": 1.0}, {"name": "vta", "floor": 1.0}]
+)
 def test_beams_that_keep_everything_are_the_untouched_beams(spec: Any) -> None:
     model = _model(side=4)
     inputs = prompt(model, [3, "image", 5], [9], [2, "image", 4, "image", 7])
