@@ -78,6 +78,8 @@ def test_packed_answers_agree_with_the_scene(name, seed, restrict):
                 there = [o for o in objects if [o.color, o.glyph] == words[1:3]]
                 assert [[ROWS[o.row], COLUMNS[o.column]] for o in there] == [answer]
                 assert there[0] in seen
+            case _:
+                raise AssertionError(name)
 
 
 @given(seed=seeds)

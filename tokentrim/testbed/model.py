@@ -47,7 +47,7 @@ def build_config(layers: int) -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=IDS[IMAGE],
+        image_token_index=IDS[IMAGE],
         projector_hidden_act="gelu",
         vision_feature_select_strategy="default",
         vision_feature_layer=-2,

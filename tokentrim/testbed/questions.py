@@ -39,7 +39,7 @@ def repeated(batch: int, *texts: str) -> list[Ints]:
 
 def _pick(rng: np.random.Generator, eligible: Bools) -> tuple[Ints, Bools]:
     """One eligible slot per row, and whether there was any."""
-    return np.argmax(rng.random(eligible.shape) * eligible, axis=1), eligible.any(1)
+    return np.argmax(rng.random(eligible.shape) * eligible, axis=1), np.asarray(eligible.any(1))
 
 
 def _candidates(scenes: Scenes, visible: Visible) -> Bools:

@@ -110,7 +110,7 @@ class Scenes:
 
     def scene(self, index: int) -> Scene:
         """One scene of the batch."""
-        return Scene(tuple(self._object(index, slot) for slot in np.flatnonzero(self.present[index])))
+        return Scene(tuple(self._object(index, int(slot)) for slot in np.flatnonzero(self.present[index])))
 
     def _object(self, index: int, slot: int) -> SceneObject:
         row, column = divmod(int(self.cell[index, slot]), CELLS)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from tokentrim.testbed.recipe import STAGES, Stage, scaled
 from tokentrim.testbed.stage import Options, StageRun
@@ -45,7 +45,7 @@ def train(options: Options) -> None:
         return
     meeting = options.run / f"meeting-{os.getpid()}"
     try:
-        torch.multiprocessing.spawn(_worker, (options, stages, str(meeting.resolve())), nprocs=options.processes)
+        spawn(_worker, (options, stages, str(meeting.resolve())), nprocs=options.processes)
     finally:
         meeting.unlink(missing_ok=True)
 

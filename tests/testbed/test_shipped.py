@@ -1,0 +1,146 @@
+"""The shipped models load with plain transformers, read prompts as they should, and answer."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from tokentrim.testbed import MODELS, check, model_folder
+from tokentrim.testbed.checkpoint import Checkpoint, Progress
+from tokentrim.testbed.evaluate import mean_score, oracle, predictions, random_order
+from tokentrim.testbed.export import build_processor, export
+from tokentrim.testbed.model import build_model, pixel_values
+from tokentrim.testbed.scenes import TOKENS
+from tokentrim.testbed.tasks import TASKS
+from tokentrim.testbed.vocabulary import ASSISTANT, BEGIN, IDS, IMAGE, USER
+
+models = pytest.mark.parametrize("name", MODELS)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return {name: LlavaForConditionalGeneration.from_pretrained(model_folder(name)).eval() for name in MODELS}
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return AutoProcessor.from_pretrained(model_folder())
+
+
+def message(sample):
+    content = [{"type": "image", "image": sample.images[0]}, {"type": "text", "text": sample.question}]
+    return [{"role": "user", "content": content}]
+
+
+def test_unknown_model():
+    with pytest.raises(ValueError, match="shipped model must be one of testbed, testbed-plain; got 'big'"):
+        model_folder("big")
+
+
+@models
+def test_files_are_small_and_complete(name):
+    files = {path.name: path.stat().st_size for path in model_folder(name).iterdir()}
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "training_log.jsonl"} <= files.keys()
+    assert max(files.values()) < 12_000_000
+
+
+@models
+def test_plain_prompt_and_chat_template_give_the_same_ids(name):
+    processor = AutoProcessor.from_pretrained(model_folder(name))
+    sample = TASKS["where"].samples("calibration", 1)[0]
+    text = processor.apply_chat_template(message(sample), add_generation_prompt=True)
+    by_hand = processor(text=text, images=sample.images[0], return_tensors="pt")
+    at_once = processor.apply_chat_template(
+        message(sample), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    expected = [
+        IDS[BEGIN],
+        IDS[USER],
+        *[IDS[IMAGE]] * TOKENS,
+        *(IDS[w] for w in sample.question.split()),
+        IDS[ASSISTANT],
+    ]
+    assert by_hand["input_ids"].tolist() == at_once["input_ids"].tolist() == [expected]
+    torch.testing.assert_close(by_hand["pixel_values"], at_once["pixel_values"], rtol=0, atol=0)
+
+
+def test_pictures_of_the_right_size_are_untouched(processor):
+    picture = TASKS["where"].samples("calibration", 1)[0].images[0]
+    pixels = processor(text="user: <image> count all ? assistant:", images=picture, return_tensors="pt")
+    torch.testing.assert_close(pixels["pixel_values"], pixel_values(np.array(picture)[None]), rtol=0, atol=1e-6)
+
+
+def test_other_pictures_are_resized(processor):
+    inputs = processor(
+        text="user: <image> Count red? assistant:", images=Image.new("RGB", (200, 120)), return_tensors="pt"
+    )
+    assert inputs["pixel_values"].shape == (1, 3, 80, 80)
+    assert inputs["input_ids"][0, -4:].tolist() == [IDS[w] for w in ("count", "red", "?", ASSISTANT)]
+
+
+def test_a_conversation_can_go_on(processor):
+    first = [{"role": "user", "content": [{"type": "text", "text": "count all ?"}, {"type": "image"}]}]
+    rest = [{"role": "assistant", "content": "5"}, {"role": "user", "content": "count red ?"}]
+    text = processor.apply_chat_template(first + rest)
+    assert text == "user: <image> count all ? assistant: 5 </s> user: count red ? assistant:"
+
+
+@models
+def test_evaluation_agrees_with_generate(name, shipped, processor):
+    model = shipped[name]
+    for task in (TASKS["at"], TASKS["list-where"]):
+        samples = task.samples("calibration", 4)
+        said = predictions(model, task, samples, oracle, TOKENS)
+        for sample, text in zip(samples, said, strict=True):
+            prompt = processor.apply_chat_template(message(sample), add_generation_prompt=True)
+            inputs = processor(text=prompt, images=sample.images[0], return_tensors="pt")
+            out = model.generate(**inputs, max_new_tokens=task.max_new_tokens)[0, inputs["input_ids"].shape[1] :]
+            assert processor.decode(out, skip_special_tokens=True) == text
+
+
+@models
+@pytest.mark.parametrize("task", TASKS)
+def test_models_answer(name, task, shipped):
+    samples = TASKS[task].samples("calibration", 24)
+    assert mean_score(shipped[name], TASKS[task], samples, oracle, TOKENS) >= 0.75
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_default_model_needs_the_right_tokens_only(task, shipped):
+    samples = TASKS[task].samples("calibration", 24)
+    score = {r: mean_score(shipped["testbed"], TASKS[task], samples, r, 25) for r in (oracle, random_order)}
+    assert score[oracle] >= 0.75
+    assert score[random_order] <= 0.7 * score[oracle]
+    assert mean_score(shipped["testbed"], TASKS[task], samples, oracle, 0) <= 0.5
+
+
+def test_check_command(capsys):
+    code = check.main(["--task", "where", "--n", "24", "--split", "calibration", "--json"])
+    assert '"task": "where"' in capsys.readouterr().out
+    assert code in (0, 1)
+    assert check.main(["--task", "where", "--n", "8", "--split", "calibration"]) in (0, 1)
+    assert "oracle 25" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="model must be"):
+        check.load_model("nowhere")
+
+
+def test_the_rule_of_the_check():
+    result = check.TaskResult("at", "exact", 10, full=0.89, oracle=0.5, random=0.45, text_only=0.0)
+    assert len(list(result.complaints())) == 3
+    fit = check.TaskResult("at", "exact", 10, full=0.95, oracle=0.94, random=0.3, text_only=0.0)
+    assert not list(fit.complaints())
+    assert math.isclose(fit.kept, 0.94 / 0.95)
+
+
+def test_export_of_a_checkpoint(tmp_path):
+    model = build_model(6)
+    Checkpoint(model.state_dict(), {}, {}, Progress()).save(tmp_path / "x.pt")
+    export(tmp_path / "x.pt", tmp_path / "model")
+    again = LlavaForConditionalGeneration.from_pretrained(tmp_path / "model")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
+    assert AutoProcessor.from_pretrained(tmp_path / "model").tokenizer.get_vocab() == IDS
+    assert build_processor().tokenizer("count all ?")["input_ids"][0] == IDS[BEGIN]
