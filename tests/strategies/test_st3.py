@@ -68,6 +68,6 @@ def test_plan_multiplies_both_parts():
 )
 def test_shipped_configuration(file: str, strategy: Strategy):
     text = (CONFIGS / file).read_text(encoding="utf-8")
-    command = f'# tokentrim run --config docs/examples/configs/{file} --image photo.jpg --prompt "What is this?"'
-    assert text.splitlines()[0] == command
+    command = f"# tokentrim run --config docs/examples/configs/{file} --image photo.jpg --prompt "
+    assert text.splitlines()[0].startswith(command)
     assert load_config(CONFIGS / file).strategy.strategy == strategy
