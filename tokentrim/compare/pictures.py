@@ -19,6 +19,7 @@ from tokentrim.tasks import Sample
 
 _TILE: Final = 0.86  # inches
 _MARGIN: Final = 0.78
+_LETTER: Final = 0.085  # width of a letter of a method's name
 _ANSWER: Final = 1.02
 _MOST_COLUMNS: Final = 6
 
@@ -52,15 +53,16 @@ def kept_picture(cells: Sequence[Cell], results: Mapping[str, CellResult], path:
     columns = _columns(blocks)
     names = list(dict.fromkeys(line.method for block in blocks for line in block.lines))
     with figure_style() as plt:
-        width = _MARGIN + len(blocks) * (len(columns) * _TILE + _ANSWER)
+        margin = max(_MARGIN, 0.2 + _LETTER * max(len(name) for name in names))
+        width = margin + len(blocks) * (len(columns) * _TILE + _ANSWER)
         height = 0.78 + len(names) * (_TILE + 0.04) + 0.1
         figure = plt.figure(figsize=(width, height))
         for place, block in enumerate(blocks):
-            left = _MARGIN + place * (len(columns) * _TILE + _ANSWER)
+            left = margin + place * (len(columns) * _TILE + _ANSWER)
             _draw_block(figure, block, columns, names, vision, left, place == 0)
         budget = next((cell.budget for members in chosen for cell in members if cell.budget is not None), None)
         if budget is not None:
-            figure.text(0.06 / width, 1 - 0.2 / height, f"budget {budget:.0%}", fontsize=8, color=FAINT, va="center")
+            figure.text(0.06 / width, 1 - 0.53 / height, f"budget {budget:.0%}", fontsize=8, color=FAINT, va="center")
         write_atomic(path, lambda part: figure.savefig(part, format="png"))
         plt.close(figure)
     return path

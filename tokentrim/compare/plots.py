@@ -112,4 +112,6 @@ def _legend(figure: Any, rows: Sequence[Row], look: dict[str, Look]) -> None:
         color, marker = look[TEXT_ONLY]
         label = "text-only from layer @ on"
         handles.append(Line2D([], [], color=color, marker=marker, markersize=6, linestyle="none", label=label))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 9), fontsize=9, handlelength=2)
+    # Two rows of equal length read better than one that spills over.
+    columns = len(handles) if len(handles) <= 8 else -(-len(handles) // 2)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, handlelength=2)

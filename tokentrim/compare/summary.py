@@ -196,14 +196,15 @@ def _agreement(result: CellResult, other: CellResult | None) -> float | None:
 
 def _overall(cells: Sequence[Cell], index: Mapping[Place, CellResult]) -> list[Row]:
     """Means over the tasks of one metric: every task counts the same, whatever its number of questions."""
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    groups: dict[tuple[Any, ...], dict[stats.Metric, list[Cell]]] = {}
     for cell in cells:
+        model, _, *variant = _place(cell)
         found = index.get(_place(cell))
+        # A variant that was skipped on one task keeps its place in the order of the others.
+        members = groups.setdefault((model, *variant), {})
         if found is not None and _scores(found):
-            boundary = cell.boundary if cell.method == TEXT_ONLY else None
-            key = (cell.model.name, _metric(cell), cell.method, cell.budget, cell.seed, boundary)
-            groups.setdefault(key, []).append(cell)
-    return [_overall_row(members, index) for members in groups.values()]
+            members.setdefault(_metric(cell), []).append(cell)
+    return [_overall_row(listed, index) for members in groups.values() for listed in members.values()]
 
 
 def _overall_row(members: Sequence[Cell], index: Mapping[Place, CellResult]) -> Row:
