@@ -160,7 +160,8 @@ def _same_row(batch: dict[str, Any], own: dict[str, Any], row: int) -> None:
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}])
 def test_every_beam_is_shown_its_own_sample(options: dict[str, Any]) -> None:
     model = _model(side=SIDE)
-    batch = prompt(model, LAYOUTS[0], LAYOUTS[2])
+    # One image in each row: transformers 5.18 expands two images of one row in the wrong order, pruned or not.
+    batch = prompt(model, LAYOUTS[0], LAYOUTS[3])
     copies = next(iter(options.values()))
     probe = Probe(at=(2,))
     with trim(model, probe):
