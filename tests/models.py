@@ -34,23 +34,49 @@ _VISION = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}
 
 
 def tiny_llava(
-    backbone: Backbone = "llama", tower: Tower = "clip", *, kv_heads: int = 2, layers: int = 6, side: int = 8,
-    attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0, **text: Any,
+    backbone: Backbone = "llama",
+    tower: Tower = "clip",
+    *,
+    kv_heads: int = 2,
+    layers: int = 6,
+    side: int = 8,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **text: Any,
 ) -> LlavaForConditionalGeneration:
     """A LLaVA with ``layers`` decoder layers of width 64, 4 heads, and side x side visual tokens per image."""
     torch.manual_seed(seed)
     text_config = _TEXT[backbone](
-        vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=kv_heads, initializer_range=0.2, max_position_embeddings=1024, pad_token_id=PAD,
-        bos_token_id=1, eos_token_id=None, tie_word_embeddings=False, **text,
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        initializer_range=0.2,
+        max_position_embeddings=1024,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+        **text,
     )
     vision_config = _VISION[tower](
-        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=side * PATCH,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=side * PATCH,
         patch_size=PATCH,
     )
     config = LlavaConfig(
-        text_config=text_config, vision_config=vision_config, image_token_id=IMAGE, image_seq_length=side * side,
-        vision_feature_layer=-2, vision_feature_select_strategy="default" if tower == "clip" else "full",
+        text_config=text_config,
+        vision_config=vision_config,
+        image_token_id=IMAGE,
+        image_seq_length=side * side,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default" if tower == "clip" else "full",
     )
     config._attn_implementation = attention
     model = LlavaForConditionalGeneration(config)
@@ -94,7 +120,9 @@ def row(model: LlavaForConditionalGeneration, layout: Sequence[int | str], seed:
 
 
 def prompt(
-    model: LlavaForConditionalGeneration, *layouts: Sequence[int | str], seed: int = 0,
+    model: LlavaForConditionalGeneration,
+    *layouts: Sequence[int | str],
+    seed: int = 0,
     padding: Literal["left", "right"] = "left",
 ) -> dict[str, Tensor]:
     """A batch: one row per layout, padded; no attention mask where nothing is padded."""

@@ -58,7 +58,7 @@ def wrapped_name(implementation: str) -> str:
     """Name of the wrapper of ``implementation``, registered on first use."""
     name = _PREFIX + implementation
     if name not in _FUNCTIONS:
-        mask = _MASKS[implementation] if implementation in _MASKS else None
+        mask = _MASKS.get(implementation, None)
         if mask is None:
             raise UnsupportedError(
                 complaint(

@@ -244,8 +244,12 @@ class Engine:
             # Its hidden state at the end may be dropped, and with it the logits of the first new token.
             if any(not d.part.count_is_static or d.counts[row] < stream.n_visual[row] for d in decisions):
                 raise DataError(
-                    complaint(f"the last token of row {row} of a pruned prompt", "be text", "a visual token",
-                              "put the question, or the template's closing tokens, after the image")
+                    complaint(
+                        f"the last token of row {row} of a pruned prompt",
+                        "be text",
+                        "a visual token",
+                        "put the question, or the template's closing tokens, after the image",
+                    )
                 )
         self._check_window(stream.length)
 

@@ -132,8 +132,14 @@ def test_another_configuration_is_refused(small, finished):
         run({**small, "samples": 5}, finished.folder)
 
 
-ONE = {"models": ["testbed-plain"], "tasks": ["where"], "samples": 3, "strategies": ["random"], "budgets": [0.5]}
-ONE |= {"text_only": False}
+ONE = {
+    "models": ["testbed-plain"],
+    "tasks": ["where"],
+    "samples": 3,
+    "strategies": ["random"],
+    "budgets": [0.5],
+    "text_only": False,
+}
 
 
 def test_a_question_that_fails_is_no_wrong_answer(tmp_path, monkeypatch):

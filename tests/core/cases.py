@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,12 @@ from tokentrim.strategy import Strategy
 
 # Parameters that many strategies share, made small: tiny models have few layers, and tests few steps.
 _COMMON: dict[str, Any] = {
-    "keep_ratio": 0.4, "k": 2, "start": 1, "stride": 2, "prune_ratio": 0.3, "horizon": 12,
+    "keep_ratio": 0.4,
+    "k": 2,
+    "start": 1,
+    "stride": 2,
+    "prune_ratio": 0.3,
+    "horizon": 12,
 }
 
 # Further configurations of some strategies. A registered strategy without an entry runs with the common values.
@@ -28,8 +33,12 @@ _MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "fastv": ({"query": "last"}, {"query": "all"}, {"keep_ratio": None, "keep_count": 1}),
     "pvtp": ({}, {"query": "text"}, {"rule": "linear"}),
     "vta": (
-        {}, {"every": 5}, {"ranking": "frozen"}, {"ranking": "frozen", "every": 5, "floor": 0.1},
-        {"attenuation": "linear", "horizon": 5}, {"attenuation": "exponential"},
+        {},
+        {"every": 5},
+        {"ranking": "frozen"},
+        {"ranking": "frozen", "every": 5, "floor": 0.1},
+        {"attenuation": "linear", "horizon": 5},
+        {"attenuation": "exponential"},
     ),
     "st3": ({}, {"ranking": "frozen", "every": 5}),
     "text-only": ({}, {"k": 0}),
@@ -37,7 +46,8 @@ _MORE: dict[str, tuple[dict[str, Any], ...]] = {
 
 COMPOSITION: dict[str, Any] = {
     "spatial": [
-        {"name": "random", "keep_ratio": 0.6, "boundary": 0}, {"name": "fastv", "keep_ratio": 0.4, "k": 2},
+        {"name": "random", "keep_ratio": 0.6, "boundary": 0},
+        {"name": "fastv", "keep_ratio": 0.4, "k": 2},
     ],
     "temporal": {"name": "vta", "horizon": 12},
 }
@@ -84,7 +94,7 @@ def evidence_for(inputs: dict[str, Tensor]) -> list[Tensor]:
 
 
 @contextmanager
-def trimmed(model: Any, spec: Any, inputs: dict[str, Tensor]) -> Iterator[Session]:
+def trimmed(model: Any, spec: Any, inputs: dict[str, Tensor]) -> Generator[Session]:
     """``trim`` with evidence supplied where the strategy reads it, and every Selection's indices checked."""
     with trim(model, spec) as session:
         session._engine.check_indices = True

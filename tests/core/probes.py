@@ -12,16 +12,20 @@ from tokentrim.selection import Selection
 from tokentrim.sites import LayerSite, Need, StepSite
 from tokentrim.strategy import SpatialSelector, TemporalScorer
 
-_LATE = frozenset(
-    {Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.KEYS, Need.VALUES}
-)
-_ANYWHERE = frozenset(
-    {Need.HIDDEN, Need.VISION_ROWS, Need.FEATURES, Need.TEXT_EMBEDS, Need.GRID, Need.RANDOM}
-)
+_LATE = frozenset({Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.KEYS, Need.VALUES})
+_ANYWHERE = frozenset({Need.HIDDEN, Need.VISION_ROWS, Need.FEATURES, Need.TEXT_EMBEDS, Need.GRID, Need.RANDOM})
 _NAMES = {
-    Need.LAST_ROW: "last_row", Need.TEXT_ROWS: "text_rows", Need.WINDOW_ROWS: "window_rows",
-    Need.COLUMN_MEAN: "column_mean", Need.KEYS: "keys", Need.VALUES: "values", Need.HIDDEN: "hidden",
-    Need.VISION_ROWS: "vision_rows", Need.FEATURES: "features", Need.TEXT_EMBEDS: "text_embeds", Need.GRID: "grid",
+    Need.LAST_ROW: "last_row",
+    Need.TEXT_ROWS: "text_rows",
+    Need.WINDOW_ROWS: "window_rows",
+    Need.COLUMN_MEAN: "column_mean",
+    Need.KEYS: "keys",
+    Need.VALUES: "values",
+    Need.HIDDEN: "hidden",
+    Need.VISION_ROWS: "vision_rows",
+    Need.FEATURES: "features",
+    Need.TEXT_EMBEDS: "text_embeds",
+    Need.GRID: "grid",
 }
 
 
@@ -61,9 +65,7 @@ class StepProbe(TemporalScorer):
     """Notes what it sees in every layer at every decode forward; evicts the lowest numbers, one per forward."""
 
     name: ClassVar[str] = "step-probe"
-    needs: ClassVar[frozenset[Need]] = frozenset(
-        {Need.LAST_ROW, Need.PROMPT_ROW, Need.KEYS, Need.VALUES, Need.RANDOM}
-    )
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.LAST_ROW, Need.PROMPT_ROW, Need.KEYS, Need.VALUES, Need.RANDOM})
     _seen: dict[tuple[int, int], dict[str, Any]] = PrivateAttr(default_factory=dict)
 
     def count(self, step: int, layer: int, n_prefill: int, shape: Any) -> int:
@@ -71,7 +73,11 @@ class StepProbe(TemporalScorer):
 
     def score(self, site: StepSite) -> torch.Tensor:
         self._seen[site.step, site.layer] = {
-            "last_row": site.last_row, "prompt_row": site.prompt_row, "keys": site.keys, "values": site.values,
-            "noise": site.random(3), "ids": site.ids,
+            "last_row": site.last_row,
+            "prompt_row": site.prompt_row,
+            "keys": site.keys,
+            "values": site.values,
+            "noise": site.random(3),
+            "ids": site.ids,
         }
         return site.ids.float()

@@ -36,8 +36,15 @@ def embeddings(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def reference_logits(
-    model: Any, inputs: dict[str, Tensor], generated: Tensor, trace: Trace, *, sample: int = 0,
-    renumber: bool = False, change: dict[int, Change] | None = None, steps: list[int] | None = None,
+    model: Any,
+    inputs: dict[str, Tensor],
+    generated: Tensor,
+    trace: Trace,
+    *,
+    sample: int = 0,
+    renumber: bool = False,
+    change: dict[int, Change] | None = None,
+    steps: list[int] | None = None,
 ) -> Tensor:
     """[T + G, V]: logits at every column of the prompt and of ``generated`` under the kept sets of ``trace``.
 

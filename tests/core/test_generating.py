@@ -77,7 +77,12 @@ def test_the_best_beam_has_the_score_that_the_reference_gives_it(name: str) -> N
     inputs = prompt(model, [3, "image", 5])
     with trimmed(model, SPECS[name], inputs) as session:
         out = model.generate(
-            **inputs, max_new_tokens=7, num_beams=3, do_sample=False, return_dict_in_generate=True, output_scores=True,
+            **inputs,
+            max_new_tokens=7,
+            num_beams=3,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_scores=True,
             length_penalty=0.0,
         )
         trace = session.trace
@@ -172,8 +177,12 @@ def test_a_second_turn_continues_the_first(name: str) -> None:
         first = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
         follow = torch.cat([first.sequences, torch.tensor([[11, 12, 13]])], dim=1)
         second = model.generate(
-            input_ids=follow, past_key_values=first.past_key_values, max_new_tokens=4, do_sample=False,
-            return_dict_in_generate=True, output_logits=True,
+            input_ids=follow,
+            past_key_values=first.past_key_values,
+            max_new_tokens=4,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
         )
         trace, report = session.trace, session.report()
     length = inputs["input_ids"].shape[1]
@@ -201,8 +210,12 @@ def test_a_second_turn_in_a_padded_batch_is_each_row_alone() -> None:
             mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
             mask = torch.cat([mask, torch.ones(len(rows), 4, dtype=torch.long), (question != PAD).long()], dim=1)
             second = model.generate(
-                input_ids=torch.cat([first.sequences, question], dim=1), attention_mask=mask, do_sample=False,
-                past_key_values=first.past_key_values, max_new_tokens=4, return_dict_in_generate=True,
+                input_ids=torch.cat([first.sequences, question], dim=1),
+                attention_mask=mask,
+                do_sample=False,
+                past_key_values=first.past_key_values,
+                max_new_tokens=4,
+                return_dict_in_generate=True,
                 output_logits=True,
             )
         found.append(torch.stack(second.logits, dim=1))
@@ -264,7 +277,10 @@ def test_a_text_prompt_runs_untouched_and_the_report_says_so(name: str) -> None:
         found = generate(model, inputs, 5)
         report = session.report()
         first = model.generate(
-            **prompt(model, [6]), max_new_tokens=3, do_sample=False, past_key_values=DynamicCache(),
+            **prompt(model, [6]),
+            max_new_tokens=3,
+            do_sample=False,
+            past_key_values=DynamicCache(),
             return_dict_in_generate=True,
         )
         follow = torch.cat([first.sequences, torch.tensor([[11, 12]])], dim=1)

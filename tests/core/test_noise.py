@@ -40,7 +40,8 @@ def test_a_sample_draws_the_same_noise_in_any_batch(direct: bool) -> None:
     for row, n in ((0, 16), (2, 32), (3, 16)):
         assert torch.equal(together[row, :n], draw(alone(batch, row, 16))[0])
     turned = {
-        "input_ids": batch["input_ids"].flip(0), "attention_mask": batch["attention_mask"].flip(0),
+        "input_ids": batch["input_ids"].flip(0),
+        "attention_mask": batch["attention_mask"].flip(0),
         "pixel_values": batch["pixel_values"][[3, 1, 2, 0]],
     }
     assert torch.equal(draw(turned)[3, :16], together[0, :16])

@@ -17,7 +17,11 @@ SIDE = 4
 
 # 0, 1 and 2 images; at the start, inside, before the last token; texts of different lengths; one row unpadded.
 _RAGGED: tuple[list[int | str], ...] = (
-    [3, "image", 5], [9], [2, "image", 4, "image", 7], ["image", 1], ["image", "image", 2],
+    [3, "image", 5],
+    [9],
+    [2, "image", 4, "image", 7],
+    ["image", 1],
+    ["image", "image", 2],
 )
 
 _model = lru_cache(maxsize=8)(tiny_llava)

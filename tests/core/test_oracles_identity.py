@@ -90,4 +90,3 @@ def test_a_temporal_part_leaves_the_first_token_alone(name: str) -> None:
     assert torch.equal(ids[:, 0], other_ids[:, 0])
     assert torch.equal(logits[:, 0], other_logits[:, 0])
     assert not torch.equal(logits[:, 1:], other_logits[:, 1:])
-

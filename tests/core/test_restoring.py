@@ -19,8 +19,12 @@ from tokentrim.sites import LayerSite, Need, StepSite
 from tokentrim.strategy import SpatialScorer, TemporalScorer, compose
 
 _HOOKS = (
-    "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called", "_backward_hooks",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
 )
 
 
@@ -100,7 +104,9 @@ def test_nothing_remains_after_the_context(model: Any, name: str) -> None:
 @pytest.mark.parametrize(
     ("strategy", "place"),
     [
-        (Broken(at=0), "at boundary 0"), (Broken(at=2), "at boundary 2"), (BrokenLate(), "at step 2, layer 0"),
+        (Broken(at=0), "at boundary 0"),
+        (Broken(at=2), "at boundary 2"),
+        (BrokenLate(), "at step 2, layer 0"),
         (compose((Broken(at=5),), BrokenLate()), "at boundary 5"),
     ],
 )

@@ -192,9 +192,7 @@ def test_two_parts_at_one_boundary_see_the_tokens_that_are_left() -> None:
             assert torch.equal(after[name][row].movedim(axis, 0)[:n], full)
         assert torch.equal(after["text_rows"][0][row][..., :n], before["text_rows"][0][row][..., : 2 * n : 2])
         assert after["window_rows"][0].shape[2] == 2
-        assert torch.equal(
-            after["window_rows"][0][row][..., :n], before["window_rows"][0][row][:, -2:, : 2 * n : 2]
-        )
+        assert torch.equal(after["window_rows"][0][row][..., :n], before["window_rows"][0][row][:, -2:, : 2 * n : 2])
 
 
 def test_a_step_site_shows_what_the_cache_holds() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def scored(draw: st.DrawFn) -> tuple[torch.Tensor, list[int], list[int]]:
 
 @_quick
 @given(scored())
-def test_top_selection_keeps_the_highest_and_of_equals_the_first(case: tuple) -> None:
+def test_top_selection_keeps_the_highest_and_of_equals_the_first(case: tuple[Any, ...]) -> None:
     scores, n, counts = case
     found = top_selection(scores, tuple(counts), tuple(n))
     found.check(tuple(n), static=tuple(counts))
@@ -44,7 +45,7 @@ def test_top_selection_keeps_the_highest_and_of_equals_the_first(case: tuple) ->
 
 @_quick
 @given(scored(), st.randoms(use_true_random=False))
-def test_a_mask_lists_its_places(case: tuple, random: object) -> None:
+def test_a_mask_lists_its_places(case: tuple[Any, ...], random: object) -> None:
     scores, _, _ = case
     mask = scores > 0
     counts = tuple(int(c) for c in mask.sum(1))
@@ -57,12 +58,14 @@ def test_a_mask_lists_its_places(case: tuple, random: object) -> None:
 @pytest.mark.parametrize(
     ("kept", "counts", "message"),
     [
-        (torch.zeros(1, 2), (2,), "int64"), (torch.zeros(2, 2, dtype=torch.long), (2,), "of shape"),
-        (torch.zeros(1, 1, dtype=torch.long), (2,), "counts"), (torch.zeros(1, 9, dtype=torch.long), (9,), "between 0"),
+        (torch.zeros(1, 2), (2,), "int64"),
+        (torch.zeros(2, 2, dtype=torch.long), (2,), "of shape"),
+        (torch.zeros(1, 1, dtype=torch.long), (2,), "counts"),
+        (torch.zeros(1, 9, dtype=torch.long), (9,), "between 0"),
         (torch.zeros(1, 2, dtype=torch.long), (2,), "equal the schedule"),
     ],
 )
-def test_a_selection_that_cannot_be_is_refused(kept: torch.Tensor, counts: tuple, message: str) -> None:
+def test_a_selection_that_cannot_be_is_refused(kept: torch.Tensor, counts: tuple[Any, ...], message: str) -> None:
     with pytest.raises(StrategyError, match=message):
         Selection(kept, counts).check((4,), static=(1,))
 
@@ -90,7 +93,7 @@ def _stream(rows: list[list[str]], left: bool) -> tuple[Stream, list[list[str]]]
 
 @_quick
 @given(prompts(), st.data())
-def test_taking_tokens_out_twice_is_list_surgery(case: tuple, data: st.DataObject) -> None:
+def test_taking_tokens_out_twice_is_list_surgery(case: tuple[Any, ...], data: st.DataObject) -> None:
     rows, left = case
     stream, padded = _stream(rows, left)
     # The slow twin: per row, (column, raster number or None) of every real token in order.
@@ -101,9 +104,7 @@ def test_taking_tokens_out_twice_is_list_surgery(case: tuple, data: st.DataObjec
     total_order = torch.arange(stream.length).expand(stream.rows, -1)
     lost = [0] * len(rows)
     for _ in range(2):
-        keep = [
-            [data.draw(st.booleans()) for _, number in row if number is not None] for row in twin
-        ]
+        keep = [[data.draw(st.booleans()) for _, number in row if number is not None] for row in twin]
         counts = tuple(sum(row) for row in keep)
         mask = torch.zeros(len(rows), max(map(len, keep)), dtype=torch.bool)
         for index, row in enumerate(keep):
@@ -136,7 +137,7 @@ def test_taking_tokens_out_twice_is_list_surgery(case: tuple, data: st.DataObjec
 
 @_quick
 @given(prompts(), st.data())
-def test_selecting_rows_is_list_indexing(case: tuple, data: st.DataObject) -> None:
+def test_selecting_rows_is_list_indexing(case: tuple[Any, ...], data: st.DataObject) -> None:
     stream, _ = _stream(*case)
     index = data.draw(st.lists(st.integers(0, stream.rows - 1), min_size=1, max_size=5))
     found = stream.select_rows(torch.tensor(index))
