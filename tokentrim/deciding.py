@@ -47,11 +47,8 @@ def decide_layer(
     )
     where = f"{part.label()!r} at boundary {boundary}"
     with _blamed(where):
-        if isinstance(part, SpatialScorer):
-            selection = top_selection(_scores(part.score(site), stream), counts, stream.n_visual)
-        else:
-            selection = part.select(site, torch.tensor(counts))  # type: ignore[attr-defined]
-        selection.check(stream.n_visual, static=counts if part.count_is_static else None)
+        scores = part.score(site) if isinstance(part, SpatialScorer) else None
+        selection = _selected(part, site, scores, counts, stream)
         if selection.merges and not part.merges:
             raise StrategyError(
                 complaint(
@@ -90,11 +87,19 @@ def decide_step(
         layer=layer,
     )
     with _blamed(f"{part.label()!r} at step {step}, layer {layer}"):
-        if isinstance(part, TemporalScorer):
-            selection = top_selection(_scores(part.score(site), stream), counts, stream.n_visual)
-        else:
-            selection = part.select(site, torch.tensor(counts))  # type: ignore[attr-defined]
-        selection.check(stream.n_visual, static=counts if part.count_is_static else None)
+        scores = part.score(site) if isinstance(part, TemporalScorer) else None
+        return _selected(part, site, scores, counts, stream)
+
+
+def _selected(
+    part: Spatial | Temporal, site: LayerSite | StepSite, scores: Tensor | None, counts: tuple[int, ...], stream: Stream
+) -> Selection:
+    """The highest ``scores`` of a scorer, or what a selector (``scores`` is None) returns; checked."""
+    if scores is not None:
+        selection = top_selection(_scores(scores, stream), counts, stream.n_visual)
+    else:
+        selection = part.select(site, torch.tensor(counts))  # type: ignore[union-attr]
+    selection.check(stream.n_visual, static=counts if part.count_is_static else None)
     return selection
 
 
