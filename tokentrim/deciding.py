@@ -88,7 +88,17 @@ def decide_step(
     )
     with _blamed(f"{part.label()!r} at step {step}, layer {layer}"):
         scores = part.score(site) if isinstance(part, TemporalScorer) else None
-        return _selected(part, site, scores, counts, stream)
+        selection = _selected(part, site, scores, counts, stream)
+        if selection.merges:
+            raise StrategyError(
+                complaint(
+                    "a temporal Selection",
+                    "only drop: cached keys and values of different positions have no mean",
+                    "merge targets",
+                    "return kept indices alone, or merge at a boundary of the prefill",
+                )
+            )
+    return selection
 
 
 def _selected(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tokentrim import positions
 from tokentrim import rows as rows_of
 from tokentrim.attention import Kernel
 from tokentrim.cache import TrimLayer
@@ -68,14 +69,15 @@ class Decode:
 
     def hook_layers(self, position_ids: Tensor) -> None:
         """Under the renumber policy each stretch of layers continues from its own length."""
-        made: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
+        made: dict[int, tuple[Tensor | None, tuple[Tensor, Tensor]]] = {}
 
         def make(shift: Tensor) -> Callable[..., Any]:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                 if id(shift) not in made:
                     hidden = args[0] if args else kwargs["hidden_states"]
                     ids = position_ids - shift.unsqueeze(1)
-                    made[id(shift)] = (ids, self.engine.layout.rotary(hidden, ids))
+                    embeddings = self.engine.layout.rotary(hidden, positions.of_rotary(ids))
+                    made[id(shift)] = (positions.of_layers(ids), embeddings)
                 ids, embeddings = made[id(shift)]
                 return args, {**kwargs, "position_ids": ids, "position_embeddings": embeddings}
 

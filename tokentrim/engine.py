@@ -15,12 +15,13 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from tokentrim import attention, cache, planning
+from tokentrim import attention, cache, evidence, planning
 from tokentrim.adapter import Adapter, Layout, bind
 from tokentrim.clock import Clock
 from tokentrim.deciding import begin_states
 from tokentrim.decode import Decode
-from tokentrim.errors import DataError, EngineError, StrategyError, UnsupportedError, complaint
+from tokentrim.errors import DataError, EngineError, UnsupportedError, complaint
+from tokentrim.placement import Placement, fixed_encodings
 from tokentrim.prefill import Prefill
 from tokentrim.prompt import Prompt
 from tokentrim.shape import ModelShape
@@ -55,16 +56,17 @@ class Engine:
         self.wants_prompt_row = self.temporal is not None and Need.PROMPT_ROW in self.temporal.needed()
         needed = strategy.needed()
         blocks = [
-            block % len(layout.vision_attentions)
+            layout.vision_block(block)
             for part in self.spatial
             if Need.VISION_ROWS in part.needed()
             for block in part.wants_vision_blocks()
         ]
-        self.vision = VisionCapture(layout, frozenset(blocks), self.clock, wants_keys=Need.RANDOM in needed)
+        self.vision = VisionCapture(adapter, layout, frozenset(blocks), self.clock, wants_keys=Need.RANDOM in needed)
+        self.wants_placement = bool(needed & {Need.GRID, Need.VISION_ROWS, Need.RANDOM})
         self._undo: list[Callable[[], None]] = []
         self._pass: Prefill | Decode | None = None
-        self._visual: Tensor | None = None
-        self._input_ids: Tensor | None = None
+        self._modalities: Tensor | None = None
+        self._arguments: dict[str, Any] = {}
         self._before: str | None = None
         self._mark: Any = None
         self._text_only: WeakSet[Any] = WeakSet()
@@ -131,39 +133,38 @@ class Engine:
     # ------------------------------------------------------------------ the entry module
 
     def _enter_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        arguments = bind(module, args, kwargs)
-        self._visual = self._input_ids = None
+        arguments = bind(module.forward, args, kwargs)
+        self._leave_entry()
         past = arguments.get("past_key_values")
         ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
         columns = ids.shape[1] if ids is not None else embeds.shape[1] if embeds is not None else 0
         if past is not None and past.get_seq_length() > 0 and columns == 1:
             return  # a decode step: no visual token can be among its input
-        self._visual = self.adapter.visual_mask(self.layout, arguments)
-        self._input_ids = ids
-        features = self.adapter.features(arguments)
-        if features is not None and not self.vision.is_of(features):
-            self.vision.rows, self.vision.keys = {}, None  # encoded elsewhere: what was captured is of other images
+        self._modalities = self.adapter.modalities(self.layout, arguments)
+        self._arguments = arguments
 
-    def _leave_entry(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._visual = self._input_ids = None
+    def _leave_entry(self, *_: Any) -> None:
+        self._modalities, self._arguments = None, {}
 
     # ------------------------------------------------------------------ the language model
 
     def _enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._end_pass()  # a pass that an exception cut short
-        arguments = bind(module, args, kwargs)
+        arguments = bind(module.forward, args, kwargs)
         past, embeds = arguments.get("past_key_values"), arguments.get("inputs_embeds")
         if embeds is None:
             return None  # the language model called on its own, with text
         seen = past is not None and past.get_seq_length() > 0
-        visual = self._visual
+        modalities = self._modalities
         if seen:
-            return (), self._enter_decode(arguments, past, embeds, visual)
-        if visual is None:
+            return (), self._enter_decode(arguments, past, embeds, modalities)
+        if modalities is None:
             return None
-        return (), self._enter_prefill(arguments, past, embeds, visual)
+        return (), self._enter_prefill(arguments, past, embeds, modalities)
 
-    def _enter_prefill(self, arguments: dict[str, Any], past: Any, embeds: Tensor, visual: Tensor) -> dict[str, Any]:
+    def _enter_prefill(
+        self, arguments: dict[str, Any], past: Any, embeds: Tensor, modalities: Tensor
+    ) -> dict[str, Any]:
         mask = arguments.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             raise UnsupportedError(
@@ -174,8 +175,10 @@ class Engine:
                     "pass the processor's attention_mask",
                 )
             )
-        stream = Stream.of_prompt(visual, mask)
-        prompt = self._new_prompt(stream, mask)
+        visual, placement = modalities > 0, self._place(modalities)
+        structure = placement.structure() if placement is not None and self.layout.structured else None
+        stream = Stream.of_prompt(visual if structure is None else visual & ~structure, mask, structure)
+        prompt = self._new_prompt(stream, mask, placement)
         if not any(stream.n_visual):
             # Nothing to prune: the forward and its decode steps run untouched, and the report says so.
             if past is not None:
@@ -200,11 +203,26 @@ class Engine:
         self._begin_pass(run, embeds.device, run.observes)
         return run.enter(arguments)
 
-    def _new_prompt(self, stream: Stream, mask: Tensor | None) -> Prompt:
+    def _place(self, modalities: Tensor) -> Placement | None:
+        """The prompt's placement where anything needs it; None also where pictures of unknown size were encoded
+        outside the context, which only those are told who need to know."""
+        if not (self.wants_placement or self.layout.structured) or not bool(modalities.any()):
+            return None
+        encodings = self.vision.encodings(self._arguments)
+        if encodings is None:
+            encodings = fixed_encodings(self.adapter, self.layout, modalities)
+        if encodings is None:
+            if self.layout.structured:
+                raise _encoded_elsewhere("line ends")
+            return None
+        return Placement.of(self.adapter, self.layout, encodings, modalities)
+
+    def _new_prompt(self, stream: Stream, mask: Tensor | None, placement: Placement | None) -> Prompt:
         info = PromptInfo(stream.n_visual, self.shape)
         keys = stream.vis_pos.new_zeros(stream.rows)
         if Need.RANDOM in self.strategy.needed() and any(stream.n_visual):
-            keys = self.vision.sample_keys(stream.n_visual, self._input_ids, mask).to(stream.vis_pos.device)
+            ids = self._arguments.get("input_ids")
+            keys = self.vision.sample_keys(placement, stream.rows, ids, mask).to(stream.vis_pos.device)
         layers = self.shape.n_layers
         return Prompt(
             length=stream.length,
@@ -215,6 +233,7 @@ class Engine:
             is_active=lambda: self.installed,
             n_layers=layers,
             evidence=self._take_evidence(stream),
+            placement=placement,
             states=begin_states(self.spatial, self.temporal, lambda part: part.begin(info)),
             trace=Trace(stream.n_visual, layers) if self.record else None,
         )
@@ -272,10 +291,10 @@ class Engine:
             )
 
     def _enter_decode(
-        self, arguments: dict[str, Any], past: Any, embeds: Tensor, visual: Tensor | None
+        self, arguments: dict[str, Any], past: Any, embeds: Tensor, modalities: Tensor | None
     ) -> dict[str, Any]:
         if not cache.trimmed(past):
-            if past in self._text_only and (visual is None or not bool(visual.any())):
+            if past in self._text_only and (modalities is None or not bool(modalities.any())):
                 return arguments
             raise UnsupportedError(
                 complaint(
@@ -285,7 +304,7 @@ class Engine:
                     "start the prompt again inside 'with trim(model, ...)'",
                 )
             )
-        if visual is not None and bool(visual.any()):
+        if modalities is not None and bool(modalities.any()):
             raise UnsupportedError(
                 complaint(
                     "a continued prompt",
@@ -369,57 +388,26 @@ class Engine:
 
     # ------------------------------------------------------------------ what sites ask for
 
-    def grid_of(self, n_visual: tuple[int, ...], ids: Tensor, valid: Tensor) -> Grid:
+    def grid_of(self, prompt: Prompt, ids: Tensor, valid: Tensor) -> Grid:
         """The grid of the current tokens ``ids`` [B, N]."""
-        grid = self.adapter.grid(self.layout, n_visual, ids.device)
-
-        def pick(tensor: Tensor) -> Tensor:
-            return tensor.gather(1, ids).masked_fill(~valid, -1)
-
-        return Grid(pick(grid.image), pick(grid.frame), pick(grid.row), pick(grid.col), grid.rows, grid.cols)
+        if prompt.placement is None:
+            raise _encoded_elsewhere("the visual grid")
+        return prompt.placement.grid(prompt.start.vis_pos.gather(1, ids), valid)
 
     def _take_evidence(self, stream: Stream) -> Tensor | None:
         given, self.evidence = self.evidence, None
-        if given is None or not any(stream.n_visual):
-            return None
-        lines = [torch.as_tensor(row, dtype=torch.float32) for row in given]
-        if not lines or stream.rows % len(lines):
-            raise DataError(
-                complaint(
-                    "evidence",
-                    f"have one row per sample ({stream.rows} rows in the prompt)",
-                    len(lines),
-                    "pass a list with one relevance vector per sample",
-                )
-            )
-        repeats = stream.rows // len(lines)
-        lines = [line for line in lines for _ in range(repeats)]
-        full = torch.zeros(stream.rows, max(stream.n_visual))
-        for row, (line, n) in enumerate(zip(lines, stream.n_visual, strict=True)):
-            if line.shape != (n,):
-                raise DataError(
-                    complaint(
-                        f"evidence of row {row}",
-                        f"score its {n} visual tokens",
-                        tuple(line.shape),
-                        "compute it for this model's visual grid",
-                    )
-                )
-            full[row, :n] = line
-        return full.to(stream.vis_pos.device)
+        return None if given is None else evidence.aligned(given, stream)
 
-    def evidence_of(self, prompt: Prompt, ids: Tensor) -> Tensor:
-        """Relevance of the current tokens ``ids`` [B, N]."""
-        if prompt.evidence is None:
-            raise StrategyError(
-                complaint(
-                    "a strategy that reads evidence",
-                    "be given it before each prompt",
-                    None,
-                    "call session.annotate(evidence=...); only tasks that know the answer's place can",
-                )
-            )
-        return prompt.evidence.gather(1, ids)
+
+def _encoded_elsewhere(what: str) -> UnsupportedError:
+    return UnsupportedError(
+        complaint(
+            f"{what} of a prompt whose pictures differ in size",
+            "be known from encoding them inside the context",
+            "features made elsewhere",
+            "pass the processor's output to generate() or to the model, and no mm_encoder_outputs",
+        )
+    )
 
 
 def _with_hidden(output: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tokentrim import evidence, positions
 from tokentrim import rows as rows_of
 from tokentrim.attention import Kernel
 from tokentrim.cache import TrimLayer
@@ -32,7 +33,7 @@ class _Context:
     """What every layer after a boundary must be handed instead of what the model's loop hands it."""
 
     position_embeddings: tuple[Tensor, Tensor]
-    position_ids: Tensor
+    position_ids: Tensor | None
     mask: Any
 
 
@@ -48,6 +49,7 @@ class Prefill:
     position_ids: Tensor
     stream: Stream = field(init=False)
     context: _Context | None = None
+    surplus: Tensor | None = None
     read: dict[Need, Any] = field(default_factory=dict[Need, Any])
     handles: list[Any] = field(default_factory=list[Any])
 
@@ -66,6 +68,9 @@ class Prefill:
 
     def enter(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Act at boundary 0, install what later boundaries need; returns the language model's arguments."""
+        if self.engine.renumbers:
+            self.surplus = positions.surplus(self.position_ids, self.stream)
+        kwargs = self._take_deepstack(kwargs)
         if 0 in self.at:
             hidden = self._prune(0, self.embeds)
             if hidden is not self.embeds:
@@ -79,6 +84,29 @@ class Prefill:
                 self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
         self._record(0)
         return kwargs
+
+    def _take_deepstack(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Add the features for deeper layers ourselves where the model would look for tokens that are gone."""
+        without, features = self.engine.adapter.take_deepstack(kwargs)
+        if not features or min(self.at, default=len(features)) >= len(features):
+            return kwargs
+        start = self.prompt.start
+        n_visual = torch.tensor(start.n_visual, device=start.vis_ids.device)
+        number = ((n_visual.cumsum(0) - n_visual).unsqueeze(1) + start.vis_ids).clamp(min=0, max=len(features[0]) - 1)
+        for layer, flat in zip(self.engine.layout.layers, features, strict=False):
+            self.handles.append(layer.register_forward_hook(self._adder(flat, number)))
+        return without
+
+    def _adder(self, flat: Tensor, number: Tensor) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            hidden: Tensor = output[0] if isinstance(output, tuple) else output
+            stream = self.stream
+            chosen = flat.to(hidden.device, hidden.dtype)[number.gather(1, stream.vis_ids.clamp(min=0))]
+            chosen = chosen.masked_fill(~stream.vis_valid.unsqueeze(-1), 0.0)
+            hidden = hidden.scatter_add(1, stream.vis_pos.unsqueeze(-1).expand_as(chosen), chosen)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return hook
 
     def _mask_for_model(self) -> Tensor | None:
         if self.stream.valid is not None:
@@ -160,10 +188,10 @@ class Prefill:
         """Positions and mask for the shorter sequence."""
         renumber = self.at[boundary][0].part.positions == "renumber"
         if renumber:
-            self.position_ids = _contiguous(self.position_ids, before, self.stream)
+            self.position_ids = positions.contiguous(self.position_ids, before, self.stream)
         else:
             for order in self._orders:
-                self.position_ids = gather_columns(self.position_ids, order)
+                self.position_ids = positions.take_columns(self.position_ids, order)
         if kwargs is None:  # boundary 0: the language model makes embeddings and mask itself
             self._orders.clear()
             return
@@ -177,7 +205,7 @@ class Prefill:
                 )
             )
         if renumber:
-            embeddings = self.engine.layout.rotary(hidden, self.position_ids)
+            embeddings = self.engine.layout.rotary(hidden, positions.of_rotary(self.position_ids))
         else:
             current = self.context.position_embeddings if self.context else kwargs["position_embeddings"]
             cos, sin = current
@@ -195,7 +223,7 @@ class Prefill:
             dtype=hidden.dtype,
             device=hidden.device,
         )
-        self.context = _Context(embeddings, self.position_ids, mask)
+        self.context = _Context(embeddings, positions.of_layers(self.position_ids), mask)
 
     def _record(self, first: int) -> None:
         """Note the stream that layers from ``first`` on run with."""
@@ -280,9 +308,8 @@ class Prefill:
         before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: self.read[n]) for need in _ROW_NEEDS}
 
         def vision() -> Tensor:
-            total = engine.layout.vision_attentions
-            blocks = [block % len(total) for block in decision.part.wants_vision_blocks()]
-            rows = [engine.vision.rows_of(block, prompt.start.n_visual) for block in blocks]
+            blocks = [engine.layout.vision_block(block) for block in decision.part.wants_vision_blocks()]
+            rows = [engine.vision.rows_of(block, prompt.placement, prompt.start.vis_pos) for block in blocks]
             stacked = torch.stack(rows, dim=1)
             return stacked.gather(3, ids[:, None, None].expand(-1, *stacked.shape[1:3], -1))
 
@@ -302,9 +329,9 @@ class Prefill:
             Need.VISION_ROWS: vision,
             Need.FEATURES: lambda: gather_columns(gather_columns(self.embeds, prompt.start.vis_pos), ids).detach(),
             Need.TEXT_EMBEDS: text,
-            Need.GRID: lambda: engine.grid_of(prompt.start.n_visual, ids, stream.vis_valid),
+            Need.GRID: lambda: engine.grid_of(prompt, ids, stream.vis_valid),
             Need.RANDOM: lambda: None,
-            Need.EVIDENCE: lambda: engine.evidence_of(prompt, ids),
+            Need.EVIDENCE: lambda: evidence.of_tokens(prompt.evidence, ids),
         }
 
     # ------------------------------------------------------------------ leaving the language model
@@ -318,7 +345,19 @@ class Prefill:
                 held: TrimLayer = self.cache.layers[layer]
                 held.stream = self.stream_of(layer)
                 held.prefill_counts = held.stream.n_visual
-                held.shift = held.stream.dropped if self.engine.renumbers else None
+                held.shift = self._shift(held.stream)
+
+    def _shift(self, stream: Stream) -> Tensor | None:
+        """int64 [B]: what the renumber policy takes off a new token's id in layers that ran with ``stream``."""
+        gone = stream.dropped if self.engine.renumbers else None
+        if gone is None or self.surplus is None:
+            return gone
+        key = id(stream)
+        if key not in self._shifts:  # layers that share a stream share a shift
+            self._shifts[key] = gone + self.surplus
+        return self._shifts[key]
+
+    _shifts: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
 
     def restore_length(self, hidden: Tensor) -> Tensor:
         """[B, T_prompt, D]: the last hidden states at the columns of the prompt; zeros where a token was dropped.
@@ -359,16 +398,3 @@ def _pick_read(need: Need, what: Any, selection: Selection) -> Any:
     wanted[axis] = slots.shape[1]
     return what.gather(axis, slots.reshape(shape).expand(wanted))
 
-
-def _contiguous(position_ids: Tensor, before: Stream, after: Stream) -> Tensor:
-    """Contiguous ids for ``after`` that start where each row of ``before`` started.
-
-    Not where its first survivor was: new tokens continue from the old end less what is gone, wherever it was.
-    """
-    position_ids = position_ids.expand(before.rows, -1)
-    if before.valid is not None:
-        position_ids = position_ids.masked_fill(~before.valid, torch.iinfo(torch.int64).max)
-    first = position_ids.amin(dim=1, keepdim=True)
-    places = torch.arange(after.length, device=position_ids.device)
-    pads = torch.tensor([after.length - real for real in after.real], device=position_ids.device).unsqueeze(1)
-    return (places - pads).clamp(min=0) + first

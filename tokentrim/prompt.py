@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokentrim.errors import UnsupportedError, complaint
+from tokentrim.placement import Placement
 from tokentrim.strategy import Spatial, Temporal
 from tokentrim.stream import Stream
 from tokentrim.trace import Trace
@@ -30,6 +31,7 @@ class Prompt:
         sample_keys: int64 [B], content keys that seed noise.
         is_active: whether the context that this prompt belongs to is still open.
         evidence: float [B, N] relevance supplied by the caller, or None.
+        placement: which token of which picture each placeholder is; None where nobody asks, or it is unknown.
         states: what each part's ``begin`` returned.
         step: decode forwards run so far.
         appended_valid: bool [B, A] of appended columns, None while all are real.
@@ -45,6 +47,7 @@ class Prompt:
     is_active: Callable[[], bool]
     n_layers: int
     evidence: Tensor | None = None
+    placement: Placement | None = None
     states: States = field(default_factory=dict[int, Any])
     step: int = 0
     appended_valid: Tensor | None = None

@@ -46,7 +46,7 @@ class Need(str, Enum):
     TEXT_EMBEDS = "text-embeds"
     """Input embeddings of the text tokens."""
     GRID = "grid"
-    """Image, frame, row and column of every visual token."""
+    """Image, frame, plane, tile, row and column of every visual token."""
     RANDOM = "random"
     """Reproducible noise, a function of the seed and of the sample's content alone."""
     EVIDENCE = "evidence"
@@ -57,15 +57,29 @@ class Need(str, Enum):
 class Grid:
     """Where each visual token came from; all int64 [B, N] (-1 where a token has no place in the grid).
 
-    ``rows`` and ``cols`` are the grid's size for one image, the same for every image of the prompt.
+    A *plane* is one rectangle of tokens that covers a whole picture: an image of a plain model is one plane; a tiled
+    image is two, a thumbnail and the assembled tiles; each frame of a video is one. Tokens of equal (image, frame,
+    plane) lie in one plane, at (row, col) of its rows x cols.
+
+    Attributes:
+        image: number of the image or video in its prompt, images before videos.
+        frame: number of the (temporally merged) video frame; 0 in images.
+        plane: 0, or 1 for the assembled tiles of a tiled image.
+        tile: 0 for a whole picture (or thumbnail), 1, 2, ... for its tiles in reading order.
+        row: row in the plane.
+        col: column in the plane.
+        rows: rows of the plane that the token lies in.
+        cols: columns of that plane.
     """
 
     image: Tensor
     frame: Tensor
+    plane: Tensor
+    tile: Tensor
     row: Tensor
     col: Tensor
-    rows: int
-    cols: int
+    rows: Tensor
+    cols: Tensor
 
 
 @dataclass(frozen=True)
@@ -177,7 +191,7 @@ class LayerSite(_Site):
 
     @property
     def grid(self) -> Grid:
-        """Image, frame, row and column of every current visual token."""
+        """Image, frame, plane, tile, row and column of every current visual token."""
         return self._get(Need.GRID)
 
     @property

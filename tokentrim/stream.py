@@ -7,7 +7,7 @@ only what the device needs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ class Stream:
         n_visual: visual tokens per row.
         dropped: int64 [B]: tokens of the row that are gone, padding not counted; None when none is.
         ends_visual: rows of a whole prompt whose last real token is visual (not kept up to date by :meth:`take`).
+        structure: bool [B, T_prompt], placeholders of the prompt that are no visual tokens (line ends), which always
+            stay and are no text either; None where there are none.
+        n_structure: their number per row; empty where there are none.
     """
 
     length: int
@@ -40,6 +43,8 @@ class Stream:
     n_visual: tuple[int, ...]
     dropped: Tensor | None = None
     ends_visual: tuple[int, ...] = ()
+    structure: Tensor | None = None
+    n_structure: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -52,12 +57,13 @@ class Stream:
         return self.vis_ids >= 0
 
     @classmethod
-    def of_prompt(cls, visual: Tensor, attention_mask: Tensor | None) -> Stream:
+    def of_prompt(cls, visual: Tensor, attention_mask: Tensor | None, structure: Tensor | None = None) -> Stream:
         """The whole prompt.
 
         Args:
             visual: bool [B, T].
             attention_mask: bool or int [B, T], or None when nothing is padded.
+            structure: bool [B, T], placeholders that are no visual tokens; None where there are none.
         """
         rows, length = visual.shape
         device = visual.device
@@ -70,8 +76,9 @@ class Stream:
         else:
             last = (mask * places).amax(dim=1, keepdim=True)
             sums = [visual.sum(1), mask.sum(1), visual.gather(1, last)[:, 0].long()]
+        sums.append(visual.new_zeros(rows, dtype=torch.long) if structure is None else structure.sum(1))
         # The one read of the device per prompt: every later shape follows from these integers.
-        n_visual, real, ends = (tuple(int(n) for n in column) for column in torch.stack(sums).tolist())
+        n_visual, real, ends, n_structure = (tuple(int(n) for n in column) for column in torch.stack(sums).tolist())
         valid = None if all(n == length for n in real) else mask
         width = max(n_visual, default=0)
         order = torch.argsort((~visual).to(torch.uint8), dim=1, stable=True)[:, :width]
@@ -82,7 +89,8 @@ class Stream:
             order, ids = order.masked_fill(beyond, 0), ids.masked_fill(beyond, -1)
         columns = places.expand(rows, length)
         ends_visual = tuple(row for row, end in enumerate(ends) if end)
-        return cls(length, valid, real, columns, order, ids, n_visual, ends_visual=ends_visual)
+        stream = cls(length, valid, real, columns, order, ids, n_visual, ends_visual=ends_visual)
+        return stream if structure is None else replace(stream, structure=structure, n_structure=n_structure)
 
     def last_columns(self) -> Tensor | None:
         """int64 [B]: the last real column of each row; None when that is column T-1 everywhere (no padding)."""
@@ -100,6 +108,9 @@ class Stream:
         if self.valid is not None:
             is_text = is_text & self.valid
         counts = [real - n for real, n in zip(self.real, self.n_visual, strict=True)]
+        if self.structure is not None:
+            is_text = is_text & ~self.structure.gather(1, self.columns)
+            counts = [count - n for count, n in zip(counts, self.n_structure, strict=True)]
         width = max(counts)
         order = torch.argsort((~is_text).to(torch.uint8), dim=1, stable=True)[:, :width]
         limit = torch.tensor(counts, device=order.device).unsqueeze(1)
@@ -146,12 +157,15 @@ class Stream:
             vis_ids=self.vis_ids.gather(1, safe).masked_fill(~in_use, -1),
             n_visual=selection.counts,
             dropped=gone if self.dropped is None else self.dropped + gone,
+            structure=self.structure,
+            n_structure=self.n_structure,
         )
         return after, order
 
     def select_rows(self, index: Tensor) -> Stream:
         """The stream of a batch whose row r is this stream's row ``index[r]`` (beam search, batch selection)."""
-        host = index.tolist() if len(set(self.n_visual)) > 1 or len(set(self.real)) > 1 else [0] * len(index)
+        unlike = any(len(set(counts)) > 1 for counts in (self.n_visual, self.real, self.n_structure))
+        host = index.tolist() if unlike else [0] * len(index)
         index = index.to(self.columns.device)
         return Stream(
             length=self.length,
@@ -162,6 +176,8 @@ class Stream:
             vis_ids=self.vis_ids.index_select(0, index),
             n_visual=tuple(self.n_visual[i] for i in host),
             dropped=None if self.dropped is None else self.dropped.index_select(0, index),
+            structure=None if self.structure is None else self.structure.index_select(0, index),
+            n_structure=tuple(self.n_structure[i] for i in host) if self.structure is not None else (),
         )
 
 
@@ -174,7 +190,7 @@ def gather_columns(tensor: Tensor, order: Tensor) -> Tensor:
 
 
 def merge_features(features: Tensor, selection: Selection) -> Tensor:
-    """Weighted mean of each kept token and the tokens merged into it.
+    """Weighted mean (or sum, as the selection says) of each kept token and the tokens merged into it.
 
     Args:
         features: [B, N, D], the current visual tokens.
@@ -193,6 +209,7 @@ def merge_features(features: Tensor, selection: Selection) -> Tensor:
     total = torch.zeros(target.shape[0], slots + 1, device=target.device).scatter_add(1, place, weight)
     mixed = torch.zeros(target.shape[0], slots + 1, features.shape[-1], device=target.device)
     mixed = mixed.scatter_add(1, place.unsqueeze(-1).expand_as(features), features.float() * weight.unsqueeze(-1))
-    return (mixed[:, :slots] / total[:, :slots].clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)).to(
-        features.dtype
-    )
+    mixed = mixed[:, :slots]
+    if selection.reduce == "mean":
+        mixed = mixed / total[:, :slots].clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
+    return mixed.to(features.dtype)

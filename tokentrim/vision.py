@@ -1,18 +1,21 @@
-"""What the engine reads off the vision tower: attention rows, and a content key of every image."""
+"""What the engine reads while images and videos are encoded: attention rows, sizes, and a content key of each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokentrim import attention
-from tokentrim.adapter import Layout
+from tokentrim.adapter import MODALITIES, Adapter, Encoding, Layout, Modality, bind
 from tokentrim.clock import Clock
 from tokentrim.errors import EngineError, complaint
+from tokentrim.placement import Placement
 from tokentrim.randomness import content_key, mix, pixel_key
 from tokentrim.rows import attention_rows
 
@@ -20,93 +23,143 @@ _BLOCK = 128
 
 
 @dataclass
+class _Seen:
+    """The latest encoding of one modality, and what was read meanwhile."""
+
+    encoding: Encoding
+    storages: frozenset[int]  # of the features, by which a later forward recognises them
+    rows: dict[int, Tensor]  # block -> float [H, placeholders]
+    keys: Tensor | None  # int64 [items]
+
+
+@dataclass
 class VisionCapture:
-    """The latest encoding of images: per block its rows, per image its key, and the features they became.
+    """Wraps the model's ``get_image_features`` and ``get_video_features`` while installed.
+
+    ``generate`` calls them before the first forward, a direct call of the model inside it; either way the engine
+    learns which pictures, of what sizes, the coming prompt is about.
 
     Attributes:
+        adapter: knows the family's arguments.
         layout: the located modules.
         blocks: vision blocks (0-based, resolved) whose rows are wanted.
-        clock: receives the tower's time under ``vision`` and the rows' under ``selection``.
-        rows: block -> float [images, H, patches].
-        keys: int64 [images], or None before the first encoding.
-        features: storage address of the projected features, by which a later forward recognises them.
-        n_tokens: visual tokens per image, as the projector put them out.
+        clock: receives the encoding's time under ``vision`` and the rows' under ``selection``.
+        wants_keys: whether content keys are wanted.
     """
 
+    adapter: Adapter
     layout: Layout
     blocks: frozenset[int]
     clock: Clock
     wants_keys: bool
-    rows: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
-    keys: Tensor | None = None
-    features: int | None = None
-    n_tokens: int = 0
-    _mark: Any = None
-    _before: str | None = None
+    _seen: dict[Modality, _Seen] = field(default_factory=dict[Modality, _Seen])
+    _reading: dict[int, list[Tensor]] | None = None
 
     def hook(self) -> list[Callable[[], None]]:
         """Install; returns the undo functions."""
-        tower, projector = self.layout.vision_tower, self.layout.projector
-        if tower is None:
-            return []
-        handles = [
-            tower.register_forward_pre_hook(self._enter, with_kwargs=True),
-            tower.register_forward_hook(self._leave, always_call=True),
-        ]
-        if projector is not None:
-            handles.append(projector.register_forward_hook(self._projected))
+        undo: list[Callable[[], None]] = []
+        entry = self.layout.entry
+        for modality in MODALITIES:
+            name = f"get_{modality}_features"
+            function = getattr(entry, name, None)
+            if function is None:
+                continue
+            before = entry.__dict__.get(name)
+            entry.__dict__[name] = self._wrapped(modality, function)
+            undo.append(functools.partial(self._unwrap, name, before))
         for index, module in enumerate(self.layout.vision_attentions):
             if index in self.blocks:
                 attention.observe(module, self._observer(index))
-        undo: list[Callable[[], None]] = [handle.remove for handle in handles]
-        undo += [lambda m=module: attention.ignore(m) for module in self.layout.vision_attentions]
-        return [*undo, self._restore]
+                undo.append(functools.partial(attention.ignore, module))
+        return undo
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pixels = args[0] if args else kwargs.get("pixel_values")
-        self.rows, self.keys, self.features = {}, None, None
-        if isinstance(pixels, Tensor):
-            self._mark = self.clock.start(pixels.device)
-            if self.wants_keys:
-                self.keys = pixel_key(pixels)
+    def _unwrap(self, name: str, before: Any) -> None:
+        if before is None:
+            self.layout.entry.__dict__.pop(name, None)
+        else:
+            self.layout.entry.__dict__[name] = before
+
+    # ------------------------------------------------------------------ while pictures are encoded
+
+    def _wrapped(self, modality: Modality, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def encode(*args: Any, **kwargs: Any) -> Any:
+            if self._reading is not None:  # videos encoded by way of the images' method
+                return function(*args, **kwargs)
+            arguments = bind(function, args, kwargs)
+            self._seen.pop(modality, None)
+            with self._capturing(arguments) as rows:
+                output = function(*args, **kwargs)
+                self._note(modality, arguments, output, rows)
+            return output
+
+        return encode
+
+    @contextmanager
+    def _capturing(self, arguments: Mapping[str, Any]) -> Generator[dict[int, list[Tensor]], None, None]:
+        """Read attention inside the block, and time it."""
+        pixels = next((value for value in arguments.values() if isinstance(value, Tensor)), None)
+        mark = None if pixels is None else self.clock.start(pixels.device)
+        config, before = self.layout.vision_config, None
+        self._reading = {}
         if self.blocks:
-            config = self.layout.vision_config
-            self._before = attention.implementation_of(config)
-            attention.switch(config, attention.wrapped_name(self._before))
+            before = attention.implementation_of(config)
+            attention.switch(config, attention.wrapped_name(before))
+        try:
+            yield self._reading
+        finally:
+            self._reading = None
+            if before is not None:
+                attention.switch(config, before)
+            if mark is not None:
+                self.clock.stop("vision", mark)
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._restore()
-        if self._mark is not None:
-            self.clock.stop("vision", self._mark)
-            self._mark = None
-
-    def _restore(self) -> None:
-        if self._before is not None:
-            attention.switch(self.layout.vision_config, self._before)
-            self._before = None
-
-    def _projected(self, module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            self.features, self.n_tokens = output.untyped_storage().data_ptr(), output.shape[-2]
+    def _note(
+        self, modality: Modality, arguments: Mapping[str, Any], output: Any, rows: Mapping[int, list[Tensor]]
+    ) -> None:
+        features = getattr(output, "pooler_output", None)
+        if features is None:
+            return  # an output of another make: whoever needs to know more will say so
+        lengths = tuple(int(item.shape[:-1].numel()) for item in features)
+        encoding = Encoding(modality, arguments, lengths)
+        storages = frozenset(item.untyped_storage().data_ptr() for item in features)
+        keys = None
+        if self.wants_keys:
+            each = [pixel_key(self.adapter.pixels(self.layout, encoding, item)[None]) for item in range(len(lengths))]
+            keys = torch.cat(each)
+        with self.clock.timed("selection", features[0].device):
+            arranged = {block: self.adapter.arrange(self.layout, encoding, pieces) for block, pieces in rows.items()}
+        self._seen[modality] = _Seen(encoding, storages, arranged, keys)
 
     def _observer(self, index: int) -> attention.Observer:
         def look(
             kernel: attention.Kernel,
-            module: nn.Module,
+            module: Any,
             query: Tensor,
             key: Tensor,
             value: Tensor,
             mask: Any,
             options: dict[str, Any],
         ) -> tuple[Tensor, Tensor | None]:
-            with self.clock.timed("selection", query.device):
-                scaling = options.get("scaling") or query.shape[-1] ** -0.5
-                self.rows[index] = self._read(query, key, float(scaling))
+            if self._reading is not None:
+                with self.clock.timed("selection", query.device), torch.no_grad():
+                    self._reading.setdefault(index, []).extend(self._read(query, key, options))
             return kernel(module, query, key, value, mask, **options)
 
         return look
 
-    def _read(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    def _read(self, query: Tensor, key: Tensor, options: Mapping[str, Any]) -> list[Tensor]:
+        """Per separately attended piece float [pieces, H, tokens]: the [CLS] row, or the mean over all queries."""
+        scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
+        bounds = options.get("cu_seq_lens_q")
+        if bounds is not None:  # packed: pieces lie end to end in one row
+            lengths = (bounds[1:] - bounds[:-1]).tolist()
+            pairs = list(zip(query.split(lengths, dim=2), key.split(lengths, dim=2), strict=True))
+        else:
+            pairs = [(query, key)]
+        return [self._received(one, other, scaling) for one, other in pairs]
+
+    def _received(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
         if self.layout.has_cls:
             return attention_rows(query[:, :, :1], key, scaling, None)[:, :, 0]
         total = torch.zeros(query.shape[0], query.shape[1], key.shape[2], device=query.device)
@@ -114,33 +167,32 @@ class VisionCapture:
             total += attention_rows(query[:, :, start : start + _BLOCK], key, scaling, None).sum(2)
         return total / query.shape[2]
 
-    def is_of(self, features: list[Tensor] | None) -> bool:
-        """Whether ``features`` (handed to a forward from outside) are the ones encoded last."""
-        if not features or self.features is None:
-            return features is None and self.features is not None
-        return features[0].untyped_storage().data_ptr() == self.features
+    # ------------------------------------------------------------------ when the prompt runs
 
-    def _starts(self, n_visual: tuple[int, ...], total: int) -> list[int]:
-        """First captured token of each row. Rows may be repeated (beams): equal neighbours share their images."""
-        wanted = sum(n_visual)
-        if total == 0 or wanted % total:
-            raise EngineError(
-                complaint(
-                    "visual tokens of the prompt",
-                    f"be the {total} that the vision tower just encoded (or a multiple, with beams)",
-                    wanted,
-                    "encode the images inside the context",
-                )
-            )
-        repeats, starts, position = wanted // total, list[int](), 0
-        for first in range(0, len(n_visual), repeats):
-            starts += [position] * repeats
-            position += n_visual[first]
-        return starts
+    def encodings(self, arguments: Mapping[str, Any]) -> list[Encoding] | None:
+        """What the prompt of a forward with these entry arguments is about, images first; None where unknown."""
+        given: Mapping[str, Any] = arguments.get("mm_encoder_outputs") or {}
+        found: list[Encoding] = []
+        for modality in MODALITIES:
+            pixels = arguments.get("pixel_values" if modality == "image" else "pixel_values_videos")
+            output = given.get(modality)
+            if output is None and pixels is None:
+                continue
+            seen = self._seen.get(modality)
+            if seen is None or not _are(seen, output):
+                self._seen.pop(modality, None)  # what was captured is of other pictures
+                return None
+            found.append(seen.encoding)
+        return found
 
-    def rows_of(self, block: int, n_visual: tuple[int, ...]) -> Tensor:
-        """float [B, H, N]: the captured rows of ``block``, laid out like the prompt's visual tokens."""
-        if block not in self.rows:
+    def rows_of(self, block: int, placement: Placement | None, vis_pos: Tensor) -> Tensor:
+        """float [B, H, N]: the rows of ``block`` at the visual tokens of columns ``vis_pos`` [B, N]."""
+        pieces = [
+            seen.rows[block]
+            for encoding in (placement.encodings if placement else ())
+            if (seen := self._seen.get(encoding.modality)) is not None and block in seen.rows
+        ]
+        if placement is None or len(pieces) != len(placement.encodings):
             raise EngineError(
                 complaint(
                     "vision-tower attention",
@@ -149,28 +201,39 @@ class VisionCapture:
                     "pass pixel_values inside the context instead of features encoded before it",
                 )
             )
-        rows = self.rows[block]
-        # [CLS] itself is not a visual token where the features leave it out.
-        rows = rows[..., rows.shape[-1] - self.n_tokens :]
-        images, heads, patches = rows.shape
-        flat = rows.permute(1, 0, 2).reshape(heads, images * patches)
-        starts = torch.tensor(self._starts(n_visual, images * patches), device=rows.device).unsqueeze(1)
-        width = max(n_visual, default=0)
-        index = (starts + torch.arange(width, device=rows.device)).clamp(max=images * patches - 1)
-        return flat[:, index].permute(1, 0, 2)
+        rows = torch.cat(pieces, dim=1)
+        number = placement.number.gather(1, vis_pos).clamp(min=0).to(rows.device)
+        return rows[:, number].permute(1, 0, 2)
 
-    def sample_keys(self, n_visual: tuple[int, ...], input_ids: Tensor | None, valid: Tensor | None) -> Tensor:
-        """int64 [B]: a key of each row's content: its images, or its text where the images were not seen."""
-        if self.keys is not None and self.n_tokens and sum(n_visual):
-            starts = self._starts(n_visual, len(self.keys) * self.n_tokens)
-            result: list[Tensor] = []
-            for start, n in zip(starts, n_visual, strict=True):
-                first = start // self.n_tokens
-                images = self.keys[first : first + n // self.n_tokens]
-                places = torch.arange(1, len(images) + 1, device=images.device)
-                result.append((mix(images) * places).sum() if len(images) else images.new_zeros(()))
-            return torch.stack(result)
+    def sample_keys(
+        self, placement: Placement | None, rows: int, input_ids: Tensor | None, valid: Tensor | None
+    ) -> Tensor:
+        """int64 [B]: a key of each row's content: its pictures, or its text where the pictures were not seen."""
+        each = [
+            seen.keys
+            for encoding in (placement.encodings if placement else ())
+            if (seen := self._seen.get(encoding.modality)) is not None and seen.keys is not None
+        ]
+        if placement is not None and each and len(each) == len(placement.encodings):
+            return _row_keys(placement, torch.cat(each))
         if input_ids is None:
-            return torch.zeros(len(n_visual), dtype=torch.int64)
+            return torch.zeros(rows, dtype=torch.int64)
         tokens = input_ids.long() + 1
         return content_key(tokens if valid is None else tokens * valid)
+
+
+def _are(seen: _Seen, output: Any) -> bool:
+    """Whether features handed to a forward (None: it encodes its own) are the ones that were seen."""
+    if output is None:
+        return True
+    features = getattr(output, "pooler_output", None)
+    return features is not None and len(features) > 0 and features[0].untyped_storage().data_ptr() in seen.storages
+
+
+def _row_keys(placement: Placement, keys: Tensor) -> Tensor:
+    """int64 [B]: keys of each row's pictures, summed with their places."""
+    items = placement.items.to(placement.number.device)
+    owner = items[placement.number.clamp(min=0)].masked_fill(placement.number < 0, len(keys))
+    present = torch.zeros(owner.shape[0], len(keys) + 1, dtype=torch.bool, device=owner.device)
+    present = present.scatter(1, owner, True)[:, :-1]
+    return (mix(keys.to(owner.device)) * present.long().cumsum(1) * present).sum(1)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from tokentrim.adapter import Adapter, Layout
-from tokentrim.errors import AdapterError, UnsupportedError, complaint
+from tokentrim.adapter import Adapter, Encoding, Layout, Modality, Places, child
+from tokentrim.errors import AdapterError, complaint
 from tokentrim.shape import ModelShape, VisionShape
-from tokentrim.sites import Grid
 
 
 class LlavaAdapter(Adapter):
@@ -26,11 +25,11 @@ class LlavaAdapter(Adapter):
 
     def locate(self, model: nn.Module) -> Layout:
         """Find entry, decoder and vision modules."""
-        entry = _child(model, "model", "a LLaVA model") if hasattr(model, "lm_head") else model
-        language = _child(entry, "language_model", "LlavaModel")
-        layers = _children(_child(language, "layers", "the language model"))
-        attentions = tuple(_child(layer, "self_attn", "a decoder layer") for layer in layers)
-        tower = _child(entry, "vision_tower", "LlavaModel")
+        entry = child(model, "model", "a LLaVA model") if hasattr(model, "lm_head") else model
+        language = child(entry, "language_model", "LlavaModel")
+        layers = _children(child(language, "layers", "the language model"))
+        attentions = tuple(child(layer, "self_attn", "a decoder layer") for layer in layers)
+        tower = child(entry, "vision_tower", "LlavaModel")
         config: Any = entry.config
         embeddings = [module for name, module in tower.named_modules() if name.endswith("embeddings")]
         has_cls = any(hasattr(module, "class_embedding") or hasattr(module, "cls_token") for module in embeddings)
@@ -41,9 +40,7 @@ class LlavaAdapter(Adapter):
             layers=layers,
             attentions=attentions,
             text_config=language.config,
-            rotary=_child(language, "rotary_emb", "the language model"),
-            vision_tower=tower,
-            projector=_child(entry, "multi_modal_projector", "LlavaModel"),
+            rotary=child(language, "rotary_emb", "the language model"),
             vision_attentions=_vision_attentions(tower),
             vision_config=tower.config,
             has_cls=has_cls,
@@ -83,51 +80,28 @@ class LlavaAdapter(Adapter):
             name=name,
         )
 
-    def visual_mask(self, layout: Layout, arguments: Mapping[str, Any]) -> Tensor | None:
-        """Positions of the image placeholder in ``input_ids``."""
-        ids: Tensor | None = arguments.get("input_ids")
-        if ids is None:
-            raise UnsupportedError(
-                complaint("a trimmed LLaVA", "be called with input_ids, which tell where the images are",
-                          "inputs_embeds", "pass input_ids and pixel_values")
-            )  # fmt: skip
-        config: Any = layout.entry.config
-        return ids == config.image_token_id
-
-    def features(self, arguments: Mapping[str, Any]) -> list[Tensor] | None:
-        """Features that ``generate`` (or the caller) encoded before this forward."""
-        encoded = (arguments.get("mm_encoder_outputs") or {}).get("image")
-        return None if encoded is None else list(encoded.pooler_output)
-
-    def grid(self, layout: Layout, n_visual: tuple[int, ...], device: Any) -> Grid:
-        """Raster order, image after image."""
+    def fixed_length(self, layout: Layout, modality: Modality) -> int | None:
+        """Every image becomes the same number of tokens."""
         vision = layout.shape.vision
-        if vision is None:
-            raise AdapterError(complaint("a LLaVA", "have a vision config", None, "load a complete model"))
-        ids = torch.arange(max(n_visual, default=0), device=device)
-        extra = vision.n_visual - vision.rows * vision.cols  # 1 where [CLS] is among the visual tokens
-        place = ids % vision.n_visual - extra
-        row, col = place // vision.cols, place % vision.cols
-        row, col = row.masked_fill(place < 0, -1), col.masked_fill(place < 0, -1)
-        batch = len(n_visual)
-        limit = torch.tensor(n_visual, device=device).unsqueeze(1)
+        return vision.n_visual if vision is not None and modality == "image" else None
 
-        def spread(values: Tensor) -> Tensor:
-            return values.expand(batch, -1).masked_fill(ids >= limit, -1)
+    def places(self, layout: Layout, encoding: Encoding, item: int) -> Places:
+        """One square plane in raster order; a [CLS] token in front of it lies nowhere."""
+        vision = _vision(layout)
+        extra = encoding.lengths[item] - vision.rows * vision.cols
+        plane = Places.raster(vision.rows, vision.cols)
+        return Places.joined([Places.nowhere(extra, structure=False), plane]) if extra else plane
 
-        image = spread(ids // vision.n_visual)
-        return Grid(image, spread(torch.zeros_like(ids)), spread(row), spread(col), vision.rows, vision.cols)
+    def arrange(self, layout: Layout, encoding: Encoding, rows: Sequence[Tensor]) -> Tensor:
+        """[CLS] itself is not a visual token where the features leave it out."""
+        n = encoding.lengths[0]
+        return super().arrange(layout, encoding, [piece[..., piece.shape[-1] - n :] for piece in rows])
 
 
-def _child(module: nn.Module, name: str, whose: str) -> Any:
-    found = getattr(module, name, None)
-    if found is None:
-        raise AdapterError(
-            complaint(f"{whose} ({type(module).__name__})", f"have a module {name!r}",
-                      sorted(child for child, _ in module.named_children()),
-                      "its layout has drifted from the one this adapter knows; please report the version")
-        )  # fmt: skip
-    return found
+def _vision(layout: Layout) -> VisionShape:
+    if layout.shape.vision is None:
+        raise AdapterError(complaint("a LLaVA", "have a vision config", None, "load a complete model"))
+    return layout.shape.vision
 
 
 def _children(module: nn.Module) -> tuple[nn.Module, ...]:

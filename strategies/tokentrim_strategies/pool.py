@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -89,25 +91,33 @@ def _grid_of(shape: ModelShape, n_visual: int) -> tuple[int, int]:
 def _cells(site: LayerSite, row: int, wanted: int) -> tuple[Tensor, Tensor]:
     """Cell of each token of a sample (-1: none), and its squared distance from the cell's centre, in half steps."""
     grid, n = site.grid, site.n_visual[row]
-    image, frame, y, x = (part[row, :n].cpu() for part in (grid.image, grid.frame, grid.row, grid.col))
+    image, frame, plane, y, x, height, width = (
+        part[row, :n].cpu() for part in (grid.image, grid.frame, grid.plane, grid.row, grid.col, grid.rows, grid.cols)
+    )
     placed = (y >= 0) & (x >= 0)
-    groups = torch.unique(torch.stack([image, frame], dim=1)[placed], dim=0)
+    sizes = torch.unique(torch.stack([image, frame, plane, height, width], dim=1)[placed], dim=0).tolist()
     cells, distances = torch.full((n,), -1), torch.zeros(n, dtype=torch.int64)
-    first, m = 0, len(groups)
-    for number, (one_image, one_frame) in enumerate(groups.tolist()):
-        share = (number + 1) * wanted // m - number * wanted // m
-        inside = placed & (image == one_image) & (frame == one_frame)
-        band_rows = _bands(share, grid.rows, grid.cols)
-        band = y[inside] * band_rows // grid.rows
+    first = 0
+    for (one_image, one_frame, one_plane, rows, cols), share in zip(sizes, _shares(sizes, wanted), strict=True):
+        inside = placed & (image == one_image) & (frame == one_frame) & (plane == one_plane)
+        band_rows = _bands(share, rows, cols)
+        band = y[inside] * band_rows // rows
         start = band * share // max(band_rows, 1)
-        width = (band + 1) * share // max(band_rows, 1) - start
-        column = x[inside] * width // grid.cols
+        across = (band + 1) * share // max(band_rows, 1) - start
+        column = x[inside] * across // cols
         cells[inside] = first + start + column if share else -1
-        distances[inside] = _from_centre(y[inside], band, band_rows, grid.rows) + _from_centre(
-            x[inside], column, width, grid.cols
+        distances[inside] = _from_centre(y[inside], band, band_rows, rows) + _from_centre(
+            x[inside], column, across, cols
         )
         first += share
     return cells, distances
+
+
+def _shares(planes: Sequence[Sequence[int]], wanted: int) -> list[int]:
+    """``wanted`` cells over the planes [..., rows, cols], in proportion to their sizes, exact in sum."""
+    ends = list(accumulate(plane[-2] * plane[-1] for plane in planes))
+    marks = [end * wanted // ends[-1] for end in ends] if ends else []
+    return [mark - before for before, mark in zip([0, *marks], marks, strict=False)]
 
 
 def _bands(share: int, rows: int, cols: int) -> int:

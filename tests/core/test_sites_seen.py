@@ -105,7 +105,7 @@ def test_a_site_shows_what_the_untouched_model_computes(tower: Any, boundary: in
         assert torch.equal(grid.col[row, :n], order % SIDE)
         assert torch.equal(grid.frame[row, :n], torch.zeros(n, dtype=torch.long))
         assert bool((grid.image[row, n:] == -1).all())
-        assert (grid.rows, grid.cols) == (SIDE, SIDE)
+        assert grid.rows[row, :n].tolist() == grid.cols[row, :n].tolist() == [SIDE] * n
         assert seen["ids"][row].tolist() == [*range(n), *[-1] * (2 * N - n)]
 
 

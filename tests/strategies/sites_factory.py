@@ -69,10 +69,10 @@ def raster_grid(rows: int, cols: int, images: int = 1, batch: int = 1, n: int | 
     per_image = rows * cols
     total = images * per_image
     index = torch.arange(total)
-    columns = [index // per_image, torch.zeros_like(index), index % per_image // cols, index % cols]
+    zero = torch.zeros_like(index)
+    columns = [index // per_image, zero, zero, zero, index % per_image // cols, index % cols, zero + rows, zero + cols]
     spare = torch.full(((n or total) - total,), -1)
-    image, frame, row, col = (torch.cat([c, spare]).expand(batch, -1) for c in columns)
-    return Grid(image, frame, row, col, rows, cols)
+    return Grid(*(torch.cat([column, spare]).expand(batch, -1) for column in columns))
 
 
 def attention(*shape: int, seed: int = 0) -> Tensor:
