@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,17 +23,23 @@ class Selection:
         target: int64 [batch, N_current] or None. For merging methods: the slot (0..counts-1) of ``kept`` that each
             current token is merged into, -1 for a token that is simply dropped. A kept token points at itself.
         weight: float [batch, N_current] or None. Weight of each token in its target's weighted mean; default 1.
+        reduce: whether a kept token becomes the weighted mean of its group, or the weighted sum (a kept token that
+            nothing is merged into has weight 1 by default, and stays what it is either way).
+        features: [batch, n_max, D] or None. For methods that compute new tokens: what stands at the kept positions
+            from here on, instead of anything merged. D is the language model's width.
     """
 
     kept: Tensor
     counts: tuple[int, ...]
     target: Tensor | None = None
     weight: Tensor | None = None
+    reduce: Literal["mean", "sum"] = "mean"
+    features: Tensor | None = None
 
     @property
     def merges(self) -> bool:
-        """Whether dropped tokens change the kept ones."""
-        return self.target is not None
+        """Whether kept tokens are changed."""
+        return self.target is not None or self.features is not None
 
     def check(self, n_current: tuple[int, ...], *, static: tuple[int, ...] | None) -> None:
         """Raise StrategyError unless shapes, counts and dtype are right (host-side checks only, no device sync).
