@@ -171,7 +171,9 @@ class Prefill:
         if selection.counts == stream.n_visual and not selection.merges:
             return hidden
         merged = None
-        if selection.merges:
+        if selection.features is not None:
+            merged = selection.features[:, : max(selection.counts, default=0)].to(hidden.dtype)
+        elif selection.merges:
             merged = merge_features(gather_columns(hidden, stream.vis_pos), selection)
         self.stream, order = stream.take(selection)
         # A later part at this boundary sees what was read in layer b-1 of the tokens that are left.
@@ -317,6 +319,13 @@ class Prefill:
             columns, real = prompt.start.text()
             return gather_columns(self.embeds, columns), real
 
+        def text_hidden() -> tuple[Tensor, Tensor, Tensor]:
+            columns, real = stream.text()
+            start = prompt.start
+            last = start.vis_pos.masked_fill(~start.vis_valid, -1).amax(dim=1, keepdim=True)
+            behind = real & (stream.columns.gather(1, columns) > last)
+            return gather_columns(hidden, columns).detach(), real, behind
+
         def window() -> tuple[Tensor, Tensor]:
             rows, real = self.read[Need.WINDOW_ROWS]  # as many as the widest part at this boundary wants
             width = decision.part.wants_window()
@@ -329,6 +338,7 @@ class Prefill:
             Need.VISION_ROWS: vision,
             Need.FEATURES: lambda: gather_columns(gather_columns(self.embeds, prompt.start.vis_pos), ids).detach(),
             Need.TEXT_EMBEDS: text,
+            Need.TEXT_HIDDEN: text_hidden,
             Need.GRID: lambda: engine.grid_of(prompt, ids, stream.vis_valid),
             Need.RANDOM: lambda: None,
             Need.EVIDENCE: lambda: evidence.of_tokens(prompt.evidence, ids),

@@ -35,6 +35,8 @@ class Need(str, Enum):
     """Temporal only: this layer's attention row of the last prompt token, taken once at prefill."""
     HIDDEN = "hidden"
     """Hidden states of the visual tokens at the boundary."""
+    TEXT_HIDDEN = "text-hidden"
+    """Hidden states of the text tokens at the boundary."""
     KEYS = "keys"
     """Keys (after RoPE) of the visual tokens in layer b-1 (temporal: in this layer's cache)."""
     VALUES = "values"
@@ -163,6 +165,15 @@ class LayerSite(_Site):
     def hidden(self) -> Tensor:
         """[B, N, D]: hidden states of the visual tokens at this boundary."""
         return self._get(Need.HIDDEN)
+
+    @property
+    def text_hidden(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(hidden [B, T, D], valid bool [B, T], behind bool [B, T]): hidden states of the text tokens at this boundary.
+
+        ``behind`` marks those that come after the row's last visual token of the prompt, dropped or not; a row's last
+        valid one is the last token of its prompt.
+        """
+        return self._get(Need.TEXT_HIDDEN)
 
     @property
     def keys(self) -> Tensor:

@@ -13,7 +13,9 @@ from tokentrim.sites import LayerSite, Need, StepSite
 from tokentrim.strategy import SpatialSelector, TemporalScorer
 
 _LATE = frozenset({Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.KEYS, Need.VALUES})
-_ANYWHERE = frozenset({Need.HIDDEN, Need.VISION_ROWS, Need.FEATURES, Need.TEXT_EMBEDS, Need.GRID, Need.RANDOM})
+_ANYWHERE = frozenset(
+    {Need.HIDDEN, Need.VISION_ROWS, Need.FEATURES, Need.TEXT_EMBEDS, Need.TEXT_HIDDEN, Need.GRID, Need.RANDOM}
+)
 _NAMES = {
     Need.LAST_ROW: "last_row",
     Need.TEXT_ROWS: "text_rows",
@@ -25,6 +27,7 @@ _NAMES = {
     Need.VISION_ROWS: "vision_rows",
     Need.FEATURES: "features",
     Need.TEXT_EMBEDS: "text_embeds",
+    Need.TEXT_HIDDEN: "text_hidden",
     Need.GRID: "grid",
 }
 

@@ -58,6 +58,10 @@ def _check_row(seen: dict[str, Any], row: int, maps: Maps, boundary: int, window
     embeds, real = seen["text_embeds"]
     assert real[row].sum() == len(text)
     _near(embeds[row][real[row]], maps.embeds[text])
+    states, real, behind = seen["text_hidden"]
+    _near(states[row][real[row]], maps.hidden[boundary][text])
+    assert torch.equal(behind[row][real[row]], text > int(places[-1]))
+    assert not bool((behind[row] & ~real[row]).any())
     if boundary == 0:
         return
     rows = maps.rows[boundary - 1]
