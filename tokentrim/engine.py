@@ -40,7 +40,7 @@ class Engine:
         strategy: what decides.
         clock: durations by name: prefill, decode, vision, selection.
         prompts: called with every prompt when its prefill is over.
-        evidence: relevance for the next prompt, float [B, N] or a list of rows.
+        evidence: relevance for the next prompt, float [B, N], a list of rows, or a function of its grid.
         check_indices: check every Selection's indices on the device (costs a synchronisation; for tests).
     """
 
@@ -62,7 +62,6 @@ class Engine:
             for block in part.wants_vision_blocks()
         ]
         self.vision = VisionCapture(adapter, layout, frozenset(blocks), self.clock, wants_keys=Need.RANDOM in needed)
-        self.wants_placement = bool(needed & {Need.GRID, Need.VISION_ROWS, Need.RANDOM})
         self._undo: list[Callable[[], None]] = []
         self._pass: Prefill | Decode | None = None
         self._modalities: Tensor | None = None
@@ -175,10 +174,15 @@ class Engine:
                     "pass the processor's attention_mask",
                 )
             )
-        visual, placement = modalities > 0, self._place(modalities)
-        structure = placement.structure() if placement is not None and self.layout.structured else None
+        visual, structure = modalities > 0, None
+        place = self._placing(modalities)
+        if self.layout.structured and bool(visual.any()):
+            placement = place()
+            if placement is None:
+                raise _encoded_elsewhere("line ends")
+            place, structure = lambda: placement, placement.structure()
         stream = Stream.of_prompt(visual if structure is None else visual & ~structure, mask, structure)
-        prompt = self._new_prompt(stream, mask, placement)
+        prompt = self._new_prompt(stream, mask, place)
         if not any(stream.n_visual):
             # Nothing to prune: the forward and its decode steps run untouched, and the report says so.
             if past is not None:
@@ -203,40 +207,41 @@ class Engine:
         self._begin_pass(run, embeds.device, run.observes)
         return run.enter(arguments)
 
-    def _place(self, modalities: Tensor) -> Placement | None:
-        """The prompt's placement where anything needs it; None also where pictures of unknown size were encoded
-        outside the context, which only those are told who need to know."""
-        if not (self.wants_placement or self.layout.structured) or not bool(modalities.any()):
-            return None
+    def _placing(self, modalities: Tensor) -> Callable[[], Placement | None]:
+        """Makes the prompt's placement when somebody asks for it (it costs a look at the device); None where pictures
+        of unknown size were encoded outside the context, which only those are told who need to know."""
         encodings = self.vision.encodings(self._arguments)
-        if encodings is None:
-            encodings = fixed_encodings(self.adapter, self.layout, modalities)
-        if encodings is None:
-            if self.layout.structured:
-                raise _encoded_elsewhere("line ends")
-            return None
-        return Placement.of(self.adapter, self.layout, encodings, modalities)
 
-    def _new_prompt(self, stream: Stream, mask: Tensor | None, placement: Placement | None) -> Prompt:
+        def place() -> Placement | None:
+            known = fixed_encodings(self.adapter, self.layout, modalities) if encodings is None else encodings
+            return None if known is None else Placement.of(self.adapter, self.layout, known, modalities)
+
+        return place
+
+    def _new_prompt(self, stream: Stream, mask: Tensor | None, place: Callable[[], Placement | None]) -> Prompt:
         info = PromptInfo(stream.n_visual, self.shape)
-        keys = stream.vis_pos.new_zeros(stream.rows)
-        if Need.RANDOM in self.strategy.needed() and any(stream.n_visual):
-            ids = self._arguments.get("input_ids")
-            keys = self.vision.sample_keys(placement, stream.rows, ids, mask).to(stream.vis_pos.device)
         layers = self.shape.n_layers
-        return Prompt(
+        prompt = Prompt(
             length=stream.length,
             start=stream,
             spatial=self.spatial,
             temporal=self.temporal,
-            sample_keys=keys,
+            sample_keys=stream.vis_pos.new_zeros(stream.rows),
             is_active=lambda: self.installed,
             n_layers=layers,
-            evidence=self._take_evidence(stream),
-            placement=placement,
+            place=place,
             states=begin_states(self.spatial, self.temporal, lambda part: part.begin(info)),
             trace=Trace(stream.n_visual, layers) if self.record else None,
         )
+        given, self.evidence = self.evidence, None
+        if any(stream.n_visual):
+            if given is not None:
+                prompt.evidence = evidence.aligned(given(self.grid_of(prompt)) if callable(given) else given, stream)
+            if Need.RANDOM in self.strategy.needed():
+                ids = self._arguments.get("input_ids")
+                keys = self.vision.sample_keys(prompt.placement, stream.rows, ids, mask)
+                prompt.sample_keys = keys.to(stream.vis_pos.device)
+        return prompt
 
     def _refuse(self, arguments: dict[str, Any], stream: Stream, decisions: Sequence[planning.Decision]) -> None:
         """Raise UnsupportedError for what would come out wrong."""
@@ -388,16 +393,13 @@ class Engine:
 
     # ------------------------------------------------------------------ what sites ask for
 
-    def grid_of(self, prompt: Prompt, ids: Tensor, valid: Tensor) -> Grid:
-        """The grid of the current tokens ``ids`` [B, N]."""
+    def grid_of(self, prompt: Prompt, ids: Tensor | None = None, valid: Tensor | None = None) -> Grid:
+        """The grid of the current tokens ``ids`` [B, N], or of all visual tokens of the prompt."""
         if prompt.placement is None:
             raise _encoded_elsewhere("the visual grid")
-        return prompt.placement.grid(prompt.start.vis_pos.gather(1, ids), valid)
-
-    def _take_evidence(self, stream: Stream) -> Tensor | None:
-        given, self.evidence = self.evidence, None
-        return None if given is None else evidence.aligned(given, stream)
-
+        start = prompt.start
+        where = start.vis_pos if ids is None else start.vis_pos.gather(1, ids)
+        return prompt.placement.grid(where, start.vis_valid if valid is None else valid)
 
 def _encoded_elsewhere(what: str) -> UnsupportedError:
     return UnsupportedError(

@@ -12,14 +12,12 @@ from tokentrim.errors import DataError, StrategyError, complaint
 from tokentrim.stream import Stream
 
 
-def aligned(given: Iterable[Any], stream: Stream) -> Tensor | None:
+def aligned(given: Iterable[Any], stream: Stream) -> Tensor:
     """float [B, N] of a prompt's rows, from one vector per sample (rows may be repeats of samples, as for beams).
 
     Raises:
         DataError: when the vectors do not fit the prompt.
     """
-    if not any(stream.n_visual):
-        return None
     lines = [torch.as_tensor(row, dtype=torch.float32) for row in given]
     if not lines or stream.rows % len(lines):
         raise DataError(

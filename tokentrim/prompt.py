@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Prompt:
         sample_keys: int64 [B], content keys that seed noise.
         is_active: whether the context that this prompt belongs to is still open.
         evidence: float [B, N] relevance supplied by the caller, or None.
-        placement: which token of which picture each placeholder is; None where nobody asks, or it is unknown.
+        place: makes :attr:`placement`.
         states: what each part's ``begin`` returned.
         step: decode forwards run so far.
         appended_valid: bool [B, A] of appended columns, None while all are real.
@@ -47,7 +48,7 @@ class Prompt:
     is_active: Callable[[], bool]
     n_layers: int
     evidence: Tensor | None = None
-    placement: Placement | None = None
+    place: Callable[[], Placement | None] = field(default=lambda: None, repr=False)
     states: States = field(default_factory=dict[int, Any])
     step: int = 0
     appended_valid: Tensor | None = None
@@ -58,6 +59,11 @@ class Prompt:
     appended: list[int] = field(default_factory=list[int])
     _memo: tuple[Tensor, dict[int, tuple[Any, Any]]] | None = None
     _repeat: tuple[int, int, Tensor] | None = None
+
+    @cached_property
+    def placement(self) -> Placement | None:
+        """Which token of which picture each placeholder is; None where that is unknown. Made on first use."""
+        return self.place()
 
     @property
     def n_text(self) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from tokentrim.errors import AdapterError, DataError, UnsupportedError, complain
 from tokentrim.plugins import registry
 from tokentrim.prompt import Prompt
 from tokentrim.report import Report, Tally, make_report
+from tokentrim.sites import Grid
 from tokentrim.strategy import Strategy
 from tokentrim.trace import Trace
 
@@ -84,7 +85,8 @@ class Session:
 
         Args:
             evidence: for the *next* prompt: relevance of every visual token, one row of N numbers per sample, for
-                strategies that read it (``oracle``).
+                strategies that read it (``oracle``). Or a function that makes such rows of the prompt's
+                :class:`~tokentrim.sites.Grid`.
             new_tokens: for the *latest* prompt: tokens that each row's answer really has. In a batch, rows that end
                 early are decoded on with the others; with this their cache figures count their own steps only.
 
@@ -123,6 +125,20 @@ class Session:
                 )
             )
         return self._latest.trace
+
+    @property
+    def grid(self) -> Grid:
+        """Image, frame, plane, row and column of every visual token of the latest prompt.
+
+        Raises:
+            DataError: when no prompt with pictures has run.
+            UnsupportedError: when its pictures were encoded outside the context, and differ in size.
+        """
+        if self._latest is None or not any(self._latest.start.n_visual):
+            raise DataError(
+                complaint("session.grid", "follow a prompt with pictures", None, "call generate() with an image first")
+            )
+        return self._engine.grid_of(self._latest)
 
     def report(self) -> Report:
         """What was kept and spent so far, over all prompts of this session.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -122,6 +122,8 @@ class VisionCapture:
             return  # an output of another make: whoever needs to know more will say so
         lengths = tuple(int(item.shape[:-1].numel()) for item in features)
         encoding = Encoding(modality, arguments, lengths)
+        # Sizes and grids are kept as long as the prompt lives; pixels are not.
+        small = {k: v for k, v in arguments.items() if not (isinstance(v, Tensor) and v.is_floating_point())}
         storages = frozenset(item.untyped_storage().data_ptr() for item in features)
         keys = None
         if self.wants_keys:
@@ -129,7 +131,7 @@ class VisionCapture:
             keys = torch.cat(each)
         with self.clock.timed("selection", features[0].device):
             arranged = {block: self.adapter.arrange(self.layout, encoding, pieces) for block, pieces in rows.items()}
-        self._seen[modality] = _Seen(encoding, storages, arranged, keys)
+        self._seen[modality] = _Seen(replace(encoding, arguments=small), storages, arranged, keys)
 
     def _observer(self, index: int) -> attention.Observer:
         def look(
