@@ -13,3 +13,9 @@ def tokentrim_adapters(register: Register) -> None:
         model_types=("llava",),
         summary="LLaVA 1.5 and its kin: one image grid of fixed size, CLIP tower, MLP projector",
     )
+    register(
+        "qwen-vl",
+        "tokentrim_adapters.qwen_vl:QwenVLAdapter",
+        model_types=("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
+        summary="Qwen2-VL, Qwen2.5-VL, Qwen3-VL: native resolution, M-RoPE, images and videos",
+    )

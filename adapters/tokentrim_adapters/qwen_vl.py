@@ -1,0 +1,156 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures at their own resolution, M-RoPE, a merger of 2 x 2 patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tokentrim.adapter import Adapter, Encoding, Layout, Places, child
+from tokentrim.errors import AdapterError, complaint
+from tokentrim.shape import ModelShape, VisionShape
+
+_NOMINAL_SIDE = 24  # merged tokens; a picture of 672 x 672 pixels at the published patch size
+
+
+class QwenVLAdapter(Adapter):
+    """``Qwen2VL-``, ``Qwen2_5_VL-``, ``Qwen3VL-`` and ``Qwen3VLMoeForConditionalGeneration``.
+
+    An image of t x h x w patches becomes t x h/2 x w/2 visual tokens in raster order, a video one plane per temporal
+    patch (two frames); Qwen3-VL writes a time stamp in front of each, which is text. The tower has no [CLS]: its
+    attention is read as the mean over all queries of an image or frame, averaged over the patches of a token. In
+    Qwen2.5-VL most blocks attend within windows; their place is taken by the nearest earlier block that attends to the
+    whole picture, and the windows' order is undone. Qwen3-VL adds features of several depths of the tower to the
+    first decoder layers (DeepStack).
+    """
+
+    name: ClassVar[str] = "qwen-vl"
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+
+    def locate(self, model: nn.Module) -> Layout:
+        """Find entry, decoder and vision modules."""
+        entry = child(model, "model", "a Qwen-VL model") if hasattr(model, "lm_head") else model
+        language = child(entry, "language_model", "a Qwen-VL model")
+        tower = child(entry, "visual", "a Qwen-VL model")
+        layers = tuple(child(language, "layers", "the language model").children())
+        config: Any = entry.config
+        return Layout(
+            entry=entry,
+            language_model=language,
+            layers=layers,
+            attentions=tuple(child(layer, "self_attn", "a decoder layer") for layer in layers),
+            text_config=language.config,
+            rotary=child(language, "rotary_emb", "the language model"),
+            vision_attentions=tuple(
+                child(block, "attn", "a vision block") for block in child(tower, "blocks", "the vision tower").children()
+            ),
+            vision_config=tower.config,
+            has_cls=False,
+            shape=self.shape(config, bytes_per_element=next(language.parameters()).element_size()),
+            full_blocks=_full_blocks(tower.config),
+            mrope=True,
+        )
+
+    def shape(self, config: Any, *, name: str = "", bytes_per_element: int | None = None) -> ModelShape:
+        """Numbers of the text and vision configs; of a mixture of experts, those that a token runs through."""
+        text, vision = config.text_config, config.vision_config
+        heads = text.num_attention_heads
+        if bytes_per_element is None:
+            dtype = getattr(config, "dtype", None) or getattr(text, "dtype", None) or torch.bfloat16
+            dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+            bytes_per_element = torch.empty(0, dtype=dtype).element_size()
+        experts = getattr(text, "num_experts_per_tok", None)
+        width = experts * text.moe_intermediate_size if experts else text.intermediate_size
+        tower_width = getattr(vision, "embed_dim", None) or vision.hidden_size  # Qwen2-VL names its output hidden_size
+        tower_inner = getattr(vision, "intermediate_size", None) or int(tower_width * vision.mlp_ratio)
+        merged = _NOMINAL_SIDE * _NOMINAL_SIDE
+        return ModelShape(
+            n_layers=text.num_hidden_layers,
+            hidden_size=text.hidden_size,
+            n_heads=heads,
+            n_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            intermediate_size=width,
+            vocab_size=text.vocab_size,
+            bytes_per_element=bytes_per_element,
+            ffn_matrices=3,
+            vision=VisionShape(
+                n_layers=vision.depth,
+                hidden_size=tower_width,
+                intermediate_size=tower_inner,
+                n_tokens=merged * vision.spatial_merge_size**2,
+                n_visual=merged,
+                rows=_NOMINAL_SIDE,
+                cols=_NOMINAL_SIDE,
+            ),
+            name=name,
+        )
+
+    def places(self, layout: Layout, encoding: Encoding, item: int) -> Places:
+        """One plane of merged tokens per temporal patch."""
+        frames, rows, cols = _merged(layout, encoding)[item]
+        if frames * rows * cols != encoding.lengths[item]:
+            raise AdapterError(
+                complaint(f"{encoding.modality} {item} of the prompt", f"be {frames} x {rows} x {cols} tokens",
+                          encoding.lengths[item], "its layout has drifted from the one this adapter knows")
+            )  # fmt: skip
+        return Places.raster(rows, cols, frames=frames)
+
+    def pixels(self, layout: Layout, encoding: Encoding, item: int) -> Tensor:
+        """The picture's own patches of the batch's long list."""
+        patches = [int(n) for n in _grids(encoding).prod(-1).tolist()]
+        return encoding.argument("pixel_values", "pixel_values_videos").split(patches)[item]
+
+    def arrange(self, layout: Layout, encoding: Encoding, rows: Sequence[Tensor]) -> Tensor:
+        """Mean over the patches of each merged token, in raster order."""
+        config = layout.vision_config
+        received = super().arrange(layout, encoding, rows).unflatten(1, (-1, config.spatial_merge_size**2)).mean(-1)
+        window = getattr(config, "window_size", None)
+        if not window:
+            return received
+        side = window // config.spatial_merge_size // _first(config.patch_size)
+        return received[:, _window_order(_merged(layout, encoding), side).argsort().to(received.device)]
+
+    def take_deepstack(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
+        """Qwen3-VL's features for its first decoder layers."""
+        features: list[Tensor] | None = arguments.get("deepstack_visual_embeds")
+        if not features:
+            return arguments, []
+        return {**arguments, "deepstack_visual_embeds": None, "visual_pos_masks": None}, list(features)
+
+
+def _full_blocks(config: Any) -> tuple[int, ...] | None:
+    full = getattr(config, "fullatt_block_indexes", None)
+    return None if full is None else tuple(sorted(full))
+
+
+def _grids(encoding: Encoding) -> Tensor:
+    """int64 [items, 3]: patches in time, height and width."""
+    return encoding.argument(f"{encoding.modality}_grid_thw")
+
+
+def _merged(layout: Layout, encoding: Encoding) -> list[tuple[int, int, int]]:
+    """Temporal patches, rows and columns of the visual tokens of every item."""
+    merge = layout.vision_config.spatial_merge_size
+    return [(int(t), int(h) // merge, int(w) // merge) for t, h, w in _grids(encoding).tolist()]
+
+
+def _window_order(sizes: Sequence[tuple[int, int, int]], side: int) -> Tensor:
+    """int64 [tokens]: raster number of each merged token in the order in which the tower's windows hold them."""
+    orders: list[Tensor] = []
+    first = 0
+    for frames, rows, cols in sizes:
+        number = torch.arange(frames * rows * cols)
+        frame, row, col = number // (rows * cols), number // cols % rows, number % cols
+        across = -(-cols // side)
+        window = (frame * -(-rows // side) + row // side) * across + col // side
+        orders.append(torch.argsort(window, stable=True) + first)
+        first += frames * rows * cols
+    return torch.cat(orders)
+
+
+def _first(size: Any) -> int:
+    """A patch size, given as one number or as (height, width)."""
+    return int(size) if isinstance(size, int) else int(size[0])
