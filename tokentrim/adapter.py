@@ -55,7 +55,8 @@ class Layout:
 
     def vision_block(self, block: int) -> int:
         """The vision block (0-based) that stands in for ``block``: itself, or the nearest earlier (else later) one
-        whose attention sees the whole picture."""
+        whose attention sees the whole picture.
+        """
         block %= len(self.vision_attentions)
         if self.full_blocks is None or block in self.full_blocks:
             return block
@@ -140,8 +141,7 @@ class Places:
         names = ("frame", "plane", "tile", "row", "col", "rows", "cols")
         whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         marks = [
-            torch.zeros(len(part.row), dtype=torch.bool) if part.structure is None else part.structure
-            for part in parts
+            torch.zeros(len(part.row), dtype=torch.bool) if part.structure is None else part.structure for part in parts
         ]
         return cls(**whole, structure=torch.cat(marks))
 

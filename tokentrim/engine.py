@@ -209,7 +209,8 @@ class Engine:
 
     def _placing(self, modalities: Tensor) -> Callable[[], Placement | None]:
         """Makes the prompt's placement when somebody asks for it (it costs a look at the device); None where pictures
-        of unknown size were encoded outside the context, which only those are told who need to know."""
+        of unknown size were encoded outside the context, which only those are told who need to know.
+        """
         encodings = self.vision.encodings(self._arguments)
 
         def place() -> Placement | None:
@@ -400,6 +401,7 @@ class Engine:
         start = prompt.start
         where = start.vis_pos if ids is None else start.vis_pos.gather(1, ids)
         return prompt.placement.grid(where, start.vis_valid if valid is None else valid)
+
 
 def _encoded_elsewhere(what: str) -> UnsupportedError:
     return UnsupportedError(

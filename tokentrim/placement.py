@@ -31,9 +31,7 @@ class Placement:
     number: Tensor
 
     @classmethod
-    def of(
-        cls, adapter: Adapter, layout: Layout, encodings: Sequence[Encoding], modalities: Tensor
-    ) -> Placement:
+    def of(cls, adapter: Adapter, layout: Layout, encodings: Sequence[Encoding], modalities: Tensor) -> Placement:
         """Number the placeholders.
 
         Rows may be repeated (beams): every row of a run of equal rows shares the images of the first.

@@ -35,6 +35,7 @@ class QwenVLAdapter(Adapter):
         language = child(entry, "language_model", "a Qwen-VL model")
         tower = child(entry, "visual", "a Qwen-VL model")
         layers = tuple(child(language, "layers", "the language model").children())
+        blocks = child(tower, "blocks", "the vision tower").children()
         config: Any = entry.config
         return Layout(
             entry=entry,
@@ -43,9 +44,7 @@ class QwenVLAdapter(Adapter):
             attentions=tuple(child(layer, "self_attn", "a decoder layer") for layer in layers),
             text_config=language.config,
             rotary=child(language, "rotary_emb", "the language model"),
-            vision_attentions=tuple(
-                child(block, "attn", "a vision block") for block in child(tower, "blocks", "the vision tower").children()
-            ),
+            vision_attentions=tuple(child(block, "attn", "a vision block") for block in blocks),
             vision_config=tower.config,
             has_cls=False,
             shape=self.shape(config, bytes_per_element=next(language.parameters()).element_size()),
