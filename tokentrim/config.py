@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
 
 from pydantic import (
     BaseModel,
@@ -279,7 +279,19 @@ def _build_named(values: dict[Any, Any], where: Where) -> Strategy:
             strategies.entry(name)
         except TokentrimError as error:
             raise type(error)(f"{place}: {error}") from error
-    return check(strategies.get(name), values, f"strategy {name!r}", where)
+    found = strategies.get(name)
+    return check(found, _paths_near(found, values, where), f"strategy {name!r}", where)
+
+
+def _paths_near(strategy: type[Strategy], values: Mapping[Any, Any], where: Where) -> dict[Any, Any]:
+    """Parameters with the files among them as they are meant in a configuration file: beside it, if they are there."""
+
+    def near(key: Any, value: Any) -> Any:
+        field = strategy.model_fields.get(key)
+        is_path = field is not None and Path in (field.annotation, *get_args(field.annotation))
+        return _near(Path(value), where) if is_path and isinstance(value, str) else value
+
+    return {key: near(key, value) for key, value in values.items()}
 
 
 def _class_hint(spec: object) -> str:

@@ -15,6 +15,7 @@ _STRATEGIES: Final = (
     ("pvtp", "pvtp:PVTP", "prefill", "the spatial half of ST3: drop a share every few layers"),
     ("vta", "vta:VTA", "decode", "the temporal half of ST3: fewer visual entries with every generated token"),
     ("st3", "st3:ST3", "prefill", "ST3: pvtp and vta together"),
+    ("layer-counts", "layer_counts:LayerCounts", "prefill", "a calibrated keep rate per layer (G-Search, P-Sigmoid)"),
     ("replay", "replay:Replay", "prefill", "apply the decisions that a saved trace recorded"),
     ("oracle", "oracle:Oracle", "prefill", "keep what the task says is needed: an upper bound, testbed only"),
     ("text-only", "text_only:TextOnly", "prefill", "drop every visual token: what the text alone gives away"),

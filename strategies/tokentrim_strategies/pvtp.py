@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
@@ -11,8 +13,9 @@ from tokentrim.budget import prune_count
 from tokentrim.schedule import Schedule
 from tokentrim.shape import ModelShape
 from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import SpatialScorer, Stage
+from tokentrim.strategy import PromptInfo, SpatialScorer, Stage
 from tokentrim_strategies._budget import check_boundary
+from tokentrim_strategies._scores import text_row_mean
 
 
 class PVTPParameters(BaseModel):
@@ -29,6 +32,41 @@ class PVTPParameters(BaseModel):
     query: Literal["last", "text"] = Field(
         default="last", description="whose attention counts: the last prompt token's, or the mean of all text tokens"
     )
+    heredity: int = Field(default=1, ge=1, description="pruning boundaries that share one ranking: 1 = each ranks anew")
+
+
+class Inheritance:
+    """What one prompt remembers with ``heredity`` above 1: each row's last ranking.
+
+    Attributes:
+        n_visual: visual tokens of each row before any pruning.
+        scores: float [B, N] by raster number; None before the first ranking.
+        ranked: rows whose ranking stands in ``scores``.
+    """
+
+    def __init__(self, n_visual: tuple[int, ...]) -> None:
+        self.n_visual = n_visual
+        self.scores: Tensor | None = None
+        self.ranked: set[int] = set()
+
+    def store(self, scores: Tensor, ids: Tensor, rows: set[int]) -> None:
+        """Remember new ``scores`` [B, N] of the tokens ``ids`` [B, N] (-1: padding), for ``rows`` alone."""
+        width = max(self.n_visual)
+        # One more column, into which padding is written.
+        scattered = scores.new_zeros(len(self.n_visual), width + 1).scatter(1, ids.masked_fill(ids < 0, width), scores)
+        chosen = torch.tensor([[row in rows] for row in range(len(self.n_visual))], device=scores.device)
+        self.scores = scattered if self.scores is None else torch.where(chosen, scattered, self.scores)
+        self.ranked |= rows
+
+    def inherited(self, fresh: Callable[[], Tensor], ids: Tensor) -> Tensor:
+        """float [B, N]: remembered scores of the tokens ``ids``; rows without a ranking get ``fresh`` ones."""
+        if self.scores is None:
+            return fresh()
+        found = self.scores.gather(1, ids.masked_fill(ids < 0, max(self.n_visual)))
+        if len(self.ranked) == len(self.n_visual):
+            return found
+        known = torch.tensor([[row in self.ranked] for row in range(len(self.n_visual))], device=found.device)
+        return torch.where(known, found, fresh())
 
 
 class PVTP(PVTPParameters, SpatialScorer):
@@ -46,12 +84,20 @@ class PVTP(PVTPParameters, SpatialScorer):
     current count (U2; ``linear`` is the switch), the start (U3), the default values (U4, calibrated by us), no sharing
     of queries or keys between layers (U7), original position ids (U8), one ranking over all images (U13).
 
+    ``heredity`` is an ablation (ours, off by default) of what the paper lists as QK heredity, as far as a ranking goes:
+    of ``heredity`` pruning boundaries in a row, the first ranks, the others drop the least of what is left by that same
+    ranking. ``stride=1, heredity=4`` prunes at every boundary and ranks at every fourth. A layer that inherits another
+    layer's queries and keys in its own attention, as the authors' sequel has it, is not offered: a strategy decides
+    what stays, and cannot change what attention computes.
+
     When it fails: as FastV does, since it trusts last-row attention of early layers at the first boundary; later
     boundaries correct nothing, because dropped tokens do not return. ``linear`` reaches zero in deep models.
 
-    Cost: one attention row per head at each pruning boundary, O(g d), beside the fused kernel.
+    Cost: one attention row per head at each pruning boundary, O(g d), beside the fused kernel; it is
+    computed at boundaries that inherit, too.
 
-    Parameters: ``start`` and ``stride`` in layers, ``prune_ratio`` (share *dropped* per boundary), ``rule``, ``query``.
+    Parameters: ``start`` and ``stride`` in layers, ``prune_ratio`` (share *dropped* per boundary), ``rule``, ``query``,
+    ``heredity`` in pruning boundaries.
 
     ```bibtex
     @inproceedings{zhuang2025st3, booktitle={AAAI}, year={2025}, doi={10.1609/aaai.v39i10.33201},
@@ -79,10 +125,29 @@ class PVTP(PVTPParameters, SpatialScorer):
             counts[boundary] = current
         return Schedule.of(counts)
 
+    def begin(self, prompt: PromptInfo) -> Inheritance | None:
+        """Room for a ranking, where rankings are shared."""
+        return Inheritance(prompt.n_visual) if self.heredity > 1 else None
+
     def score(self, site: LayerSite) -> Tensor:
-        """Attention in the previous layer, mean over heads (and over text tokens)."""
-        if self.query == "last":
-            return site.last_row.mean(dim=1)
-        rows, valid = site.text_rows
-        rows = rows.mean(dim=1).masked_fill(~valid.unsqueeze(-1), 0.0)  # [B, T, N]
-        return rows.sum(dim=1) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+        """Attention in the previous layer, mean over heads (and over text tokens); or the ranking that is inherited."""
+        if self.heredity == 1:
+            return self._fresh(site)
+        state: Inheritance = site.state
+        if (site.boundary - self.start) // self.stride % self.heredity:
+            return state.inherited(lambda: self._fresh(site), site.ids)
+        scores = self._fresh(site)
+        state.store(scores, site.ids, self._asked(site, state.n_visual))
+        return scores
+
+    def _fresh(self, site: LayerSite) -> Tensor:
+        return site.last_row.mean(dim=1) if self.query == "last" else text_row_mean(site)
+
+    def _asked(self, site: LayerSite, n_visual: tuple[int, ...]) -> set[int]:
+        """Rows that lose tokens here, and so would have been ranked here without the rest of the batch too."""
+        before = zip(n_visual, site.n_visual, strict=True)
+        return {
+            row
+            for row, (n, current) in enumerate(before)
+            if n and self.schedule(site.shape, n).count_at(site.boundary) < current
+        }

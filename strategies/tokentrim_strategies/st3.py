@@ -45,7 +45,8 @@ class ST3(PVTPParameters, VTAParameters, Strategy):
     of the KV cache, does not determine start, stride and ratio; a whole curve of them fits. The presets are
     calibrated by us, not the paper's, and results must be labelled with the values used.
 
-    Parameters: those of ``pvtp`` (``start``, ``stride``, ``prune_ratio``, ``rule``, ``query``) and of ``vta``
+    Parameters: those of ``pvtp`` (``start``, ``stride``, ``prune_ratio``, ``rule``, ``query``, ``heredity``) and of
+    ``vta``
     (``attenuation``, ``horizon``, ``floor``, ``every``, ``ranking``).
 
     ```bibtex

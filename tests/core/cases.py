@@ -31,7 +31,8 @@ _MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "uniform": ({"boundary": 0}, {"boundary": 3}),
     "oracle": ({"boundary": 1},),
     "fastv": ({"query": "last"}, {"query": "all"}, {"keep_ratio": None, "keep_count": 1}),
-    "pvtp": ({}, {"query": "text"}, {"rule": "linear"}),
+    "pvtp": ({}, {"query": "text"}, {"rule": "linear"}, {"stride": 1, "heredity": 3}),
+    "layer-counts": ({}, {"rates": {1: 0.7, 2: 0.4, 4: 0.1}, "query": "last"}, {"counts": {2: 9, 3: 4}}),
     "vta": (
         {},
         {"every": 5},

@@ -1,6 +1,7 @@
 """``pvtp`` against the closed form and loops written from the formula."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Literal
 
@@ -11,9 +12,12 @@ from hypothesis import strategies as st
 
 from tests.strategies.sites_factory import attention, layer_site, model_shape
 from tokentrim.schedule import Schedule
+from tokentrim.selection import top_selection
 from tokentrim.sites import Need
+from tokentrim.strategy import PromptInfo
 from tokentrim_strategies.fastv import FastV
-from tokentrim_strategies.pvtp import PVTP
+from tokentrim_strategies.pvtp import PVTP, Inheritance
+from tokentrim_strategies.st3 import ST3
 
 
 @pytest.mark.parametrize(
@@ -94,3 +98,75 @@ def test_score_of_the_last_row_averages_heads():
     score = PVTP().score(layer_site((5,), {Need.LAST_ROW: rows}, boundary=2))
     expected = [sum(rows[0, head, token].item() for head in range(3)) / 3 for token in range(5)]
     assert score[0].tolist() == pytest.approx(expected, abs=1e-15)
+
+
+# ---------------------------------------------------------------------- heredity
+
+
+def cuts(strategy: PVTP, rows: dict[int, torch.Tensor], sizes: tuple[int, ...]) -> dict[int, list[list[int]]]:
+    """Kept raster numbers after each boundary, by the way the engine asks."""
+    shape = model_shape(max(rows) + 1)
+    state = strategy.begin(PromptInfo(sizes, shape))
+    current = [list(range(size)) for size in sizes]
+    found = dict[int, list[list[int]]]()
+    for boundary in strategy.schedule(shape, sizes[0]).boundaries:
+        counts = [strategy.schedule(shape, size).count_at(boundary) for size in sizes]
+        width = max(map(len, current))
+        ids = torch.tensor([[*kept, *[-1] * (width - len(kept))] for kept in current])
+        seen = rows[boundary].gather(2, ids.clamp(min=0).unsqueeze(1).expand(-1, rows[boundary].shape[1], -1))
+        site = layer_site(tuple(map(len, current)), {Need.LAST_ROW: seen}, boundary=boundary, ids=ids)
+        score = strategy.score(replace(site, shape=shape, state=state))
+        kept = top_selection(score, tuple(counts), tuple(map(len, current)))
+        current = [
+            [current[row][index] for index in kept.kept[row, : counts[row]].tolist()] for row in range(len(sizes))
+        ]
+        found[boundary] = current
+    return found
+
+
+def inherited(rows: dict[int, torch.Tensor], row: int, size: int, strategy: PVTP) -> dict[int, list[int]]:
+    """The same by the definition: rank at every heredity-th pruning boundary, drop the least of what is left."""
+    shape, kept, found = model_shape(max(rows) + 1), list(range(size)), dict[int, list[int]]()
+    ranking: list[float] = []
+    for index, (boundary, count) in enumerate(strategy.schedule(shape, size)):
+        if index % strategy.heredity == 0:
+            ranking = rows[boundary][row].mean(dim=0).tolist()
+        kept = sorted(sorted(kept, key=lambda token: (-ranking[token], token))[:count])
+        found[boundary] = kept
+    return found
+
+
+@pytest.mark.parametrize(("stride", "heredity"), [(1, 1), (1, 3), (2, 2), (1, 100)])
+def test_boundaries_of_a_block_share_the_first_ones_ranking(stride: int, heredity: int):
+    strategy = PVTP(start=1, stride=stride, prune_ratio=0.3, heredity=heredity)
+    rows = {boundary: attention(2, 3, 20, seed=boundary) for boundary in range(8)}
+    rows[7] = attention(2, 3, 20, seed=7)
+    found = cuts(strategy, rows, (20, 13))
+    for row, size in enumerate((20, 13)):
+        expected = inherited(rows, row, size, strategy)
+        assert {boundary: kept[row] for boundary, kept in found.items()} == expected
+
+
+def test_a_row_alone_inherits_as_in_the_batch():
+    strategy = PVTP(start=1, stride=1, prune_ratio=0.4, heredity=2)
+    rows = {boundary: attention(2, 2, 12, seed=boundary) for boundary in range(6)}
+    together = cuts(strategy, rows, (12, 5))
+    alone = cuts(strategy, {b: r[1:] for b, r in rows.items()}, (5,))
+    assert {b: kept[1] for b, kept in together.items()} == {b: kept[0] for b, kept in alone.items()}
+
+
+def test_a_row_that_was_not_asked_ranks_where_it_first_is():
+    state, ids = Inheritance((3, 3)), torch.tensor([[0, 1, 2], [0, 1, 2]])
+    old, new = attention(2, 3), attention(2, 3, seed=1)
+    assert torch.equal(state.inherited(lambda: new, ids), new)
+    state.store(old, ids, {1})
+    assert torch.equal(state.inherited(lambda: new, ids), torch.stack([new[0], old[1]]))
+    state.store(old, ids, {0})
+    assert torch.equal(state.inherited(lambda: pytest.fail("all rows are known"), ids), old)
+
+
+def test_heredity_is_off_by_default_and_st3_has_it():
+    assert PVTP().begin(PromptInfo((4,), model_shape(4))) is None
+    (spatial,) = ST3(heredity=3).spatial_parts
+    assert isinstance(spatial, PVTP)
+    assert spatial.heredity == 3

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from tokentrim import __version__
 from tokentrim.cli.bench import bench
+from tokentrim.cli.calibrate import calibrate
 from tokentrim.cli.compare import compare
 from tokentrim.cli.doctor import doctor
 from tokentrim.cli.ls import ls
@@ -71,6 +72,7 @@ def _root(
 
 for _command in (run, compare, plan, ls, show, validate, bench, plugins, schema, doctor):
     app.command()(_command)
+app.add_typer(calibrate, name="calibrate")
 
 
 def main() -> None:

@@ -63,6 +63,13 @@ def make_batch(loaded: Loaded, samples: Sequence[Sample], places: Sequence[int])
     return Batch(tuple(places), chosen, dict(inputs), n_visual[0], n_text)
 
 
+def model_inputs(loaded: Loaded, batch: Batch) -> dict[str, Tensor]:
+    """A batch's inputs where the model is, floating-point ones in its number format."""
+    model = loaded.model
+    inputs = {name: value.to(model.device) for name, value in batch.inputs.items()}
+    return inputs | {name: value.to(model.dtype) for name, value in inputs.items() if torch.is_floating_point(value)}
+
+
 def visual_tokens(loaded: Loaded, inputs: Any) -> list[int]:
     """Visual tokens of each row, counted by the placeholder's id."""
     config: Any = loaded.model.config

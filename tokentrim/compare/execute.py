@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from tokentrim.compare.batches import Batch, evidence_of, make_batch
+from tokentrim.compare.batches import Batch, evidence_of, make_batch, model_inputs
 from tokentrim.compare.cells import Cell
 from tokentrim.compare.results import CellResult
 from tokentrim.errors import StrategyError
@@ -184,11 +184,9 @@ def _generate(cell: Cell, loaded: Loaded, batch: Batch) -> Tensor:
     """New tokens of a batch, greedily, on the host."""
     import torch
 
-    model = loaded.model
-    inputs = {name: value.to(model.device) for name, value in batch.inputs.items()}
-    inputs |= {name: value.to(model.dtype) for name, value in inputs.items() if torch.is_floating_point(value)}
+    inputs = model_inputs(loaded, batch)
     with torch.inference_mode():
-        output = model.generate(**inputs, max_new_tokens=cell.max_new_tokens, do_sample=False)
+        output = loaded.model.generate(**inputs, max_new_tokens=cell.max_new_tokens, do_sample=False)
     return output[:, inputs["input_ids"].shape[1] :].cpu()
 
 

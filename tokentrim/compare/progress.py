@@ -1,4 +1,4 @@
-"""Progress of a comparison: a bar on a terminal, plain lines elsewhere, silence for a caller in Python."""
+"""Progress of a comparison or calibration: a bar on a terminal, plain lines elsewhere, silence for Python."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ class Silent:
 class Lines:
     """Plain lines, one per ten percent: for logs."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, things: str = "cells") -> None:
         self._console = console
+        self._things = things
         self._total = self._done = self._told = 0
         self._begin = time.monotonic()
 
@@ -53,7 +54,7 @@ class Lines:
         self._total, self._done = total, finished
         self._told = finished * 10 // total
         found = f", {finished} of them finished before" if finished else ""
-        self._print(f"{total} cells{found}")
+        self._print(f"{total} {self._things}{found}")
 
     def step(self, text: str) -> None:
         """A line when another tenth is done."""
@@ -62,7 +63,7 @@ class Lines:
         if tenth > self._told:
             self._told = tenth
             seconds = time.monotonic() - self._begin
-            self._print(f"{self._done}/{self._total} cells after {seconds:.0f} s: {text}")
+            self._print(f"{self._done}/{self._total} {self._things} after {seconds:.0f} s: {text}")
 
     def say(self, text: str) -> None:
         """One line."""
@@ -75,11 +76,12 @@ class Lines:
 class Bar:
     """A bar with the present cell and the time that is left."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, things: str = "cells") -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
         self._console = console
+        self._things = things
         self.bar = RichProgress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -88,13 +90,13 @@ class Bar:
             console=console,
             transient=True,
         )
-        self._task = self.bar.add_task("cells", total=None)
+        self._task = self.bar.add_task(things, total=None)
 
     def start(self, total: int, finished: int) -> None:
         """Set the bar's length."""
         self.bar.update(self._task, total=total, completed=finished)
         if finished:
-            self.say(f"{finished} of {total} cells were finished before")
+            self.say(f"{finished} of {total} {self._things} were finished before")
 
     def step(self, text: str) -> None:
         """Move the bar."""
@@ -106,11 +108,16 @@ class Bar:
 
 
 @contextmanager
-def progress_on(console: Console) -> Generator[Progress, None, None]:
-    """A bar where the console is a terminal, else lines."""
+def progress_on(console: Console, things: str = "cells") -> Generator[Progress, None, None]:
+    """A bar where the console is a terminal, else lines.
+
+    Args:
+        console: where to.
+        things: what is counted, in the plural.
+    """
     if not console.is_terminal:
-        yield Lines(console)
+        yield Lines(console, things)
         return
-    bar = Bar(console)
+    bar = Bar(console, things)
     with bar.bar:
         yield bar

@@ -78,7 +78,7 @@ def _run_model(
     done: dict[str, CellResult] = {}
     for _, listed in groupby(cells, key=lambda cell: cell.task.task):
         members = list(listed)
-        work = _work(members[0], loaded)
+        work = work_of(members[0], loaded)
         warm_up(members[0], work)
         for cell in members:
             result = run_cell(cell, work)
@@ -91,8 +91,12 @@ def _run_model(
     return done
 
 
-def _work(cell: Cell, loaded: Loaded) -> Work:
-    """A task's questions as inputs of one model."""
+def work_of(cell: Cell, loaded: Loaded) -> Work:
+    """The questions of a cell's task as inputs of its model.
+
+    Raises:
+        DataError: when the split has fewer questions.
+    """
     task = registry("task").get(cell.task.task)
     samples = task.samples(cell.split, cell.n)
     if len(samples) < cell.n:

@@ -1,0 +1,42 @@
+"""Calibration: find a pruning schedule on a task's calibration questions, and write it into a file.
+
+    result = tokentrim.calibrate.run(tokentrim.calibrate.GSearch(), "schedule.yaml")
+
+Three searches: ``GSearch`` (the least keep rate per layer that holds the quality), ``PSigmoid`` (the best curve that
+meets a budget exactly) and ``VTW`` (the first boundary at which the image is no longer missed). They never look at a
+test question.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from tokentrim.calibrate.options import VTW as VTW
+    from tokentrim.calibrate.options import GSearch as GSearch
+    from tokentrim.calibrate.options import PSigmoid as PSigmoid
+    from tokentrim.calibrate.runner import Calibration as Calibration
+    from tokentrim.calibrate.runner import run as run
+    from tokentrim.calibrate.schedule_file import ScheduleFile as ScheduleFile
+    from tokentrim.calibrate.schedule_file import read_schedule as read_schedule
+
+# Lazy, so that the command line's help needs neither torch nor optuna.
+_HOME: Final = {
+    "Calibration": "runner",
+    "GSearch": "options",
+    "PSigmoid": "options",
+    "ScheduleFile": "schedule_file",
+    "VTW": "options",
+    "read_schedule": "schedule_file",
+    "run": "runner",
+}
+
+__all__ = ["VTW", "Calibration", "GSearch", "PSigmoid", "ScheduleFile", "read_schedule", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'tokentrim.calibrate' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tokentrim.calibrate.{_HOME[name]}"), name)
