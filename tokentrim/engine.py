@@ -234,7 +234,8 @@ class Engine:
             states=begin_states(self.spatial, self.temporal, lambda part: part.begin(info)),
             trace=Trace(stream.n_visual, layers) if self.record else None,
         )
-        given, self.evidence = self.evidence, None
+        given: Any = self.evidence
+        self.evidence = None
         if any(stream.n_visual):
             if given is not None:
                 prompt.evidence = evidence.aligned(given(self.grid_of(prompt)) if callable(given) else given, stream)
