@@ -66,7 +66,7 @@ class Engine:
         self._pass: Prefill | Decode | None = None
         self._modalities: Tensor | None = None
         self._arguments: dict[str, Any] = {}
-        self._before: str | None = None
+        self._switch_off: Callable[[], None] | None = None
         self._mark: Any = None
         self._text_only: WeakSet[Any] = WeakSet()
 
@@ -78,7 +78,7 @@ class Engine:
     @property
     def implementation(self) -> str:
         """The attention implementation that the model was set to."""
-        return self._before or attention.implementation_of(self.layout.text_config)
+        return attention.implementation_of(self.layout.text_config)
 
     @property
     def installed(self) -> bool:
@@ -238,7 +238,8 @@ class Engine:
         self.evidence = None
         if any(stream.n_visual):
             if given is not None:
-                prompt.evidence = evidence.aligned(given(self.grid_of(prompt)) if callable(given) else given, stream)
+                rows: Any = given(self.grid_of(prompt)) if callable(given) else given
+                prompt.evidence = evidence.aligned(rows, stream)
             if Need.RANDOM in self.strategy.needed():
                 ids = self._arguments.get("input_ids")
                 keys = self.vision.sample_keys(prompt.placement, stream.rows, ids, mask)
@@ -346,17 +347,15 @@ class Engine:
         self._pass = run
         self._mark = ("prefill" if isinstance(run, Prefill) else "decode", self.clock.start(device))
         if observes:
-            config = self.layout.text_config
-            self._before = attention.implementation_of(config)
-            attention.switch(config, attention.wrapped_name(self._before))
+            self._switch_off = attention.switch_on(self.layout.text_config)
 
     def _end_pass(self) -> None:
         run, self._pass = self._pass, None
         if run is not None:
             run.close()
-        if self._before is not None:
-            attention.switch(self.layout.text_config, self._before)
-            self._before = None
+        if self._switch_off is not None:
+            self._switch_off()
+            self._switch_off = None
 
     def _leave_model(self, module: nn.Module, args: Any, output: Any) -> Any:
         run = self._pass
