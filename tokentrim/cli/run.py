@@ -76,12 +76,13 @@ def run(
     if baseline:  # the first prompt pays for what later ones find ready, so it is not the one that is timed
         _answer(loaded, inputs, _strategy("none"), 1)
     reference = _answer(loaded, inputs, _strategy("none"), max_new_tokens) if baseline else None
-    solved = resolve(spec, shape, _visual_tokens(loaded, inputs))
+    solved = resolve(spec, shape, _visual_tokens(loaded, inputs, pictures))
     answer = _answer(loaded, inputs, solved, max_new_tokens)
     if overlay is not None:
         from tokentrim.cli.overlay import write_overlay
+        from tokentrim.compare.planes import Cells
 
-        write_overlay(overlay, pictures, answer.stages, answer.session.layout.shape)
+        write_overlay(overlay, pictures, answer.stages, Cells.of(answer.session.grid))
     if as_json:
         emit(_as_dict(answer, reference, name, overlay))
     else:
@@ -162,10 +163,10 @@ def _inputs(loaded: Loaded, prompt: str, pictures: list[Image.Image]) -> dict[st
     return {key: value.to(model.dtype) if torch.is_floating_point(value) else value for key, value in moved.items()}
 
 
-def _visual_tokens(loaded: Loaded, inputs: dict[str, Any]) -> int:
+def _visual_tokens(loaded: Loaded, inputs: dict[str, Any], pictures: list[Image.Image]) -> int:
     from tokentrim.compare.batches import visual_tokens
 
-    return visual_tokens(loaded, inputs)[0]
+    return visual_tokens(loaded, inputs, [pictures])[0]
 
 
 def _answer(loaded: Loaded, inputs: dict[str, Any], strategy: Strategy, max_new_tokens: int) -> Answer:

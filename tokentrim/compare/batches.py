@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tokentrim.errors import DataError, UnsupportedError, complaint
 from tokentrim.loading import Loaded, prompt_inputs
-from tokentrim.shape import ModelShape
-from tokentrim.tasks import Sample, Task, evidence_scores
+from tokentrim.session import adapter_of
+from tokentrim.sites import Grid
+from tokentrim.tasks import Sample, Task, evidence_over
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def make_batches(loaded: Loaded, samples: Sequence[Sample], size: int) -> list[B
     counted: dict[int, list[int]] = defaultdict(list)
     for place, sample in enumerate(samples):
         inputs = prompt_inputs(loaded.processor, [sample.question], [sample.images])
-        counted[visual_tokens(loaded, inputs)[0]].append(place)
+        counted[visual_tokens(loaded, inputs, [sample.images])[0]].append(place)
     return [
         make_batch(loaded, samples, places[start : start + size])
         for _, places in sorted(counted.items())
@@ -55,7 +56,7 @@ def make_batch(loaded: Loaded, samples: Sequence[Sample], places: Sequence[int])
     """The batch of the questions at ``places``."""
     chosen = tuple(samples[place] for place in places)
     inputs = prompt_inputs(loaded.processor, [s.question for s in chosen], [s.images for s in chosen])
-    n_visual = visual_tokens(loaded, inputs)
+    n_visual = visual_tokens(loaded, inputs, [s.images for s in chosen])
     real = [int(n) for n in inputs["attention_mask"].sum(1)]
     if len(set(n_visual)) != 1:
         raise DataError(complaint("a batch", "have one number of visual tokens", sorted(set(n_visual))))
@@ -70,12 +71,26 @@ def model_inputs(loaded: Loaded, batch: Batch) -> dict[str, Tensor]:
     return inputs | {name: value.to(model.dtype) for name, value in inputs.items() if torch.is_floating_point(value)}
 
 
-def visual_tokens(loaded: Loaded, inputs: Any) -> list[int]:
-    """Visual tokens of each row, counted by the placeholder's id."""
+def visual_tokens(loaded: Loaded, inputs: Any, images: Sequence[Sequence[Any]]) -> list[int]:
+    """Visual tokens of each row: its placeholders, without line ends and other structure.
+
+    Args:
+        loaded: the model and its processor.
+        inputs: what the processor made.
+        images: the images of each row.
+    """
     config: Any = loaded.model.config
-    token = getattr(config, "image_token_id", None)
-    token = config.image_token_index if token is None else token
-    return [int(n) for n in (inputs["input_ids"] == token).sum(1)]
+    image = getattr(config, "image_token_id", None)
+    tokens = [config.image_token_index if image is None else image, getattr(config, "video_token_id", None)]
+    ids: Tensor = inputs["input_ids"]
+    placeholders = [int(n) for n in torch.stack([ids == t for t in tokens if t is not None]).any(0).sum(1)]
+    vision = adapter_of(loaded.model).shape(config).vision
+    if vision is None:
+        return placeholders
+    return [
+        n - sum(vision.for_image(image.height, image.width, len(row)).n_structure for image in row)
+        for n, row in zip(placeholders, images, strict=True)
+    ]
 
 
 def expected_new_tokens(loaded: Loaded, samples: Sequence[Sample], limit: int) -> int:
@@ -84,33 +99,25 @@ def expected_new_tokens(loaded: Loaded, samples: Sequence[Sample], limit: int) -
     return max(1, min(limit, round(sum(lengths) / len(lengths)) + 1))
 
 
-def evidence_of(task: Task, batch: Batch, shape: ModelShape) -> Tensor:
-    """float [B, N]: how much the answer needs each visual token, image after image.
+def evidence_of(task: Task, batch: Batch) -> Callable[[Grid], list[Tensor]]:
+    """How much the answer needs each visual token, once the prompt's grid is known: one row per sample.
 
     Raises:
-        UnsupportedError: when the task or the model cannot tell.
+        UnsupportedError: when the task cannot tell.
     """
-    vision = shape.vision
-    if vision is None or any(not sample.evidence for sample in batch.samples):
+    if any(not sample.evidence for sample in batch.samples):
         raise UnsupportedError(
             complaint(f"task {task.name!r}", "know the evidence of each question for this strategy",
                       hint="leave the strategy out, or run it on the testbed's tasks")
         )  # fmt: skip
-    rows = [
-        torch.cat(
-            [
-                torch.from_numpy(
-                    evidence_scores(sample.evidence, image.height, image.width, vision.rows, vision.cols, index)
-                )
-                for index, image in enumerate(sample.images)
-            ]
-        )
-        for sample in batch.samples
-    ]
-    scores = torch.stack(rows).float()
-    if scores.shape[1] != batch.n_visual:
-        raise UnsupportedError(
-            complaint("the evidence of a question", f"cover its {batch.n_visual} visual tokens", scores.shape[1],
-                      "evidence needs a model whose images are one grid each")
-        )  # fmt: skip
-    return scores
+
+    def over(grid: Grid) -> list[Tensor]:
+        found: list[Tensor] = []
+        for row, sample in enumerate(batch.samples):
+            real = grid.image[row] >= 0
+            where = (part[row][real].cpu().numpy() for part in (grid.image, grid.row, grid.col, grid.rows, grid.cols))
+            sizes = [(image.height, image.width) for image in sample.images]
+            found.append(torch.from_numpy(evidence_over(sample.evidence, sizes, *where)).float())
+        return found
+
+    return over

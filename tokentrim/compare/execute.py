@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare.batches import Batch, evidence_of, make_batch, model_inputs
 from tokentrim.compare.cells import Cell
+from tokentrim.compare.planes import Cells
 from tokentrim.compare.results import CellResult
 from tokentrim.errors import StrategyError
 from tokentrim.loading import Loaded
@@ -171,7 +172,7 @@ def _answer(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: A
     model, processor = work.loaded
     with trim(model, strategy, record=True) as session:
         if Need.EVIDENCE in strategy.needed():
-            session.annotate(evidence=evidence_of(work.task, batch, cell.model.shape))
+            session.annotate(evidence=evidence_of(work.task, batch))
         new = _generate(cell, work.loaded, batch)
     lengths = _lengths(model, new)
     for row, (place, sample) in enumerate(zip(batch.places, batch.samples, strict=True)):
@@ -214,7 +215,8 @@ def _account(
     answers.due = answers.due or _should_prune(cell, batch, strategy, max(lengths) - 1)
     for row, place in enumerate(batch.places):
         if place < cell.pictures:
-            answers.pictures[batch.samples[row].id] = _picture(trace, row)
+            cells = Cells.of(session.grid, row).as_dict() if batch.n_visual else None
+            answers.pictures[batch.samples[row].id] = {**_picture(trace, row), "cells": cells}
 
 
 def _should_prune(cell: Cell, batch: Batch, strategy: Strategy, steps: int) -> bool:

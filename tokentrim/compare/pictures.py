@@ -10,11 +10,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY, Cell
+from tokentrim.compare.planes import Cells
 from tokentrim.compare.results import CellResult, write_atomic
 from tokentrim.compare.shade import shade
 from tokentrim.compare.style import FAINT, INK, Look, figure_style, looks
 from tokentrim.plugins import registry
-from tokentrim.shape import VisionShape
 from tokentrim.tasks import Sample
 
 _TILE: Final = 0.86  # inches
@@ -42,13 +42,10 @@ class Block(NamedTuple):
 
 
 def kept_picture(cells: Sequence[Cell], results: Mapping[str, CellResult], path: Path) -> Path | None:
-    """Draw the first model at its middle budget, on one short question and one list where there are both."""
+    """Draw the model of ``cells`` at its middle budget, on one short question and one list where there are both."""
     chosen = _chosen_cells(cells)
     blocks = [block for members in chosen if (block := _block(members, results)) is not None]
     if not blocks:
-        return None
-    vision = cells[0].model.shape.vision
-    if vision is None:
         return None
     columns = _columns(blocks)
     names = list(dict.fromkeys(line.method for block in blocks for line in block.lines))
@@ -59,7 +56,7 @@ def kept_picture(cells: Sequence[Cell], results: Mapping[str, CellResult], path:
         figure = plt.figure(figsize=(width, height))
         for place, block in enumerate(blocks):
             left = margin + place * (len(columns) * _TILE + _ANSWER)
-            _draw_block(figure, block, columns, names, vision, left, place == 0)
+            _draw_block(figure, block, columns, names, left, place == 0)
         budget = next((cell.budget for members in chosen for cell in members if cell.budget is not None), None)
         if budget is not None:
             figure.text(0.06 / width, 1 - 0.53 / height, f"budget {budget:.0%}", fontsize=8, color=FAINT, va="center")
@@ -78,11 +75,7 @@ def _chosen_cells(cells: Sequence[Cell]) -> list[list[Cell]]:
         tasks["exact"] = "where"
     chosen: list[list[Cell]] = []
     for task in tasks.values():
-        own = [
-            c
-            for c in cells
-            if c.model is cells[0].model and c.task.task == task and c.method not in (REFERENCE, TEXT_ONLY)
-        ]
+        own = [c for c in cells if c.task.task == task and c.method not in (REFERENCE, TEXT_ONLY)]
         budgets = sorted({c.budget for c in own if c.budget is not None}, reverse=True)
         middle = budgets[len(budgets) // 2] if budgets else None
         chosen.append([c for c in own if c.budget in (None, middle) and not c.seed])
@@ -100,7 +93,7 @@ def _block(cells: Sequence[Cell], results: Mapping[str, CellResult]) -> Block | 
         result = results[cell.key]
         said = next((s for s in result.samples if s["sample"] == sample.id and s["failure"] is None), None)
         picture = result.head.get("pictures", {}).get(sample.id)
-        if said is not None and picture is not None:
+        if said is not None and picture is not None and picture.get("cells"):
             lines.append(Line(cell.method, picture, said["prediction"], said["score"]))
     return Block(sample, task.metric, lines) if lines and sample.images else None
 
@@ -116,7 +109,7 @@ def _columns(blocks: Sequence[Block]) -> list[int | None]:
 
 
 def _draw_block(
-    figure: Any, block: Block, columns: Sequence[int | None], names: Sequence[str], vision: VisionShape, left: float,
+    figure: Any, block: Block, columns: Sequence[int | None], names: Sequence[str], left: float,
     labelled: bool,
 ) -> None:  # fmt: skip
     """All methods on one question."""
@@ -141,7 +134,7 @@ def _draw_block(
             x, y = (left - 0.1) / width, (bottom + _TILE / 2) / height
             figure.text(x, y, name, color=look[name].color, ha="right", va="center", fontsize=9.5, fontweight="bold")
         if name in by_method:
-            _draw_line(figure, by_method[name], block, columns, vision, left, bottom, look[name])
+            _draw_line(figure, by_method[name], block, columns, left, bottom, look[name])
         else:
             x, y = (left + len(columns) * _TILE / 2) / width, (bottom + _TILE / 2) / height
             figure.text(
@@ -150,18 +143,23 @@ def _draw_block(
 
 
 def _draw_line(
-    figure: Any, line: Line, block: Block, columns: Sequence[int | None], vision: VisionShape, left: float,
+    figure: Any, line: Line, block: Block, columns: Sequence[int | None], left: float,
     bottom: float, look: Look,
 ) -> None:  # fmt: skip
     """One method on one question: a tile per column, then the answer."""
     width, height = figure.get_size_inches()
     image = block.sample.images[0]
+    cells = Cells.from_dict(line.picture["cells"])
+    number = cells.finest()
+    plane = cells.planes[number]
     for place, layer in enumerate(columns):
         kept = _kept(line.picture, layer)
         axis = figure.add_axes(
             ((left + place * _TILE) / width, bottom / height, (_TILE - 0.05) / width, (_TILE - 0.05) / height)
         )
-        axis.imshow(shade(image, kept, vision.rows, vision.cols), aspect="auto", interpolation="nearest")
+        axis.imshow(
+            shade(image, cells.inside(number, kept), plane.rows, plane.cols), aspect="auto", interpolation="nearest"
+        )
         axis.set(xticks=[], yticks=[])
         axis.grid(visible=False)
         for spine in axis.spines.values():

@@ -19,9 +19,8 @@ _COSTS: Final = (
 _SCORES: Final = {"exact": "right answers", "f1": "F1 of listed objects"}
 
 
-def pareto(summary: Summary, path: Path) -> Path:
-    """Draw the picture for the summary's first model."""
-    model = next(iter(summary.data["models"]))
+def pareto(summary: Summary, model: str, path: Path) -> Path:
+    """Draw the picture of one model."""
     rows = [row for row in summary.overall if row["model"] == model and row["accuracy"] is not None]
     metrics = [metric for metric in _SCORES if any(row["metric"] == metric for row in rows)]
     look = looks([row["method"] for row in rows])

@@ -23,15 +23,26 @@ def write_report(summary: Summary, pictures: bool = True) -> dict[str, Path]:
     from tokentrim.compare.plots import pareto
 
     files: dict[str, Path] = {}
-    if pictures and summary.overall:
-        files["pareto"] = pareto(summary, summary.folder / "pareto.png")
-    kept = summary.folder / "kept.png"
-    if kept.exists():
-        files["kept"] = kept
+    for number, model in enumerate(summary.data["models"]):
+        if pictures and any(row["model"] == model for row in summary.overall):
+            files[picture_key("pareto", number)] = pareto(summary, model, picture(summary.folder, "pareto", number))
+        kept = picture(summary.folder, "kept", number)
+        if kept.exists():
+            files[picture_key("kept", number)] = kept
     text = report(summary, files)
     files["report"] = summary.folder / "report.md"
     write_atomic(files["report"], lambda part: part.write_text(text, encoding="utf-8"))
     return files
+
+
+def picture(folder: Path, name: str, number: int) -> Path:
+    """The file of a picture about model ``number`` of a comparison; the first model's has the plain name."""
+    return folder / f"{picture_key(name, number)}.png"
+
+
+def picture_key(name: str, number: int) -> str:
+    """The name of a picture about model ``number`` of a comparison."""
+    return f"{name}-{number + 1}" if number else name
 
 
 def report(summary: Summary, pictures: dict[str, Path]) -> str:
@@ -41,14 +52,16 @@ def report(summary: Summary, pictures: dict[str, Path]) -> str:
     for model in data["models"]:
         parts += [f"## {model}", markdown(*overall_grid(summary, model))]
     parts.append(_READING)
-    if "pareto" in pictures:
-        parts += ["## Score against cost", f"![score against three costs]({pictures['pareto'].name})"]
-    if "kept" in pictures:
-        parts += [
-            "## What was kept",
-            "What each method kept from the named layer on, how many, and its answer; faded patches are gone.",
-            f"![kept patches of each method]({pictures['kept'].name})",
-        ]
+    for number, model in enumerate(data["models"]):
+        of = f" of {model}" if len(data["models"]) > 1 else ""
+        if (key := picture_key("pareto", number)) in pictures:
+            parts += [f"## Score against cost{of}", f"![score against three costs]({pictures[key].name})"]
+        if (key := picture_key("kept", number)) in pictures:
+            parts += [
+                f"## What was kept{of}",
+                "What each method kept from the named layer on, how many, and its answer; faded patches are gone.",
+                f"![kept patches of each method]({pictures[key].name})",
+            ]
     for model in data["models"]:
         parts += [
             f"## {model}, task by task",

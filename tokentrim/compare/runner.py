@@ -118,7 +118,7 @@ def _store(
 ) -> Summary:
     """Rebuild everything that is derived from the cells."""
     from tokentrim.compare.pictures import kept_picture
-    from tokentrim.compare.report import write_report
+    from tokentrim.compare.report import picture, write_report
 
     ordered = [results[cell.key] for cell in cells]
     files = {"results": folder.write_results(ordered)}
@@ -142,7 +142,9 @@ def _store(
     data = build(cells, results, about)
     files["summary"] = folder.path / "summary.json"
     write_json(files["summary"], data)
-    kept_picture(cells, results, folder.path / "kept.png")
+    for number, model in enumerate(models):
+        own = [cell for cell in cells if cell.model is model]
+        kept_picture(own, results, picture(folder.path, "kept", number))
     summary = Summary(folder.path, data, files)
     files |= write_report(summary)
     return summary
