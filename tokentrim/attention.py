@@ -7,7 +7,9 @@ module; without one it is the wrapped implementation.
 
 from __future__ import annotations
 
+import functools
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -42,6 +44,9 @@ class Observer(Protocol):
 
 
 _OBSERVERS: WeakKeyDictionary[nn.Module, Observer] = WeakKeyDictionary()
+_SWITCHED: dict[int, tuple[Any, Any, int]] = {}
+"""By ``id``: config whose implementation is switched, its own setting, and how many passes want it switched."""
+_LOCK = threading.Lock()
 
 
 def observe(module: nn.Module, observer: Observer) -> None:
@@ -94,10 +99,28 @@ def _kernel(implementation: str, module: nn.Module) -> Kernel:
 
 
 def implementation_of(config: Any) -> str:
-    """The implementation that ``config`` is set to (``eager`` when unset)."""
-    return config._attn_implementation or "eager"
+    """The implementation that ``config`` is set to, wrapped or not (``eager`` when unset)."""
+    return (config._attn_implementation or "eager").removeprefix(_PREFIX)
 
 
-def switch(config: Any, implementation: str) -> None:
-    """Set the implementation of one config, sub-configs left alone."""
-    config._attn_implementation_internal = implementation
+def switch_on(config: Any) -> Callable[[], None]:
+    """Let the modules that read ``config`` call the wrapper, sub-configs left alone; returns what puts it back.
+
+    Models that were built from one config object share it. The first to switch it on and the last to put it back
+    change it, so that two of them may run in two threads; what is put back is exactly what was there.
+    """
+    name = wrapped_name(implementation_of(config))
+    with _LOCK:
+        _, before, users = _SWITCHED.get(id(config), (config, config._attn_implementation_internal, 0))
+        _SWITCHED[id(config)] = (config, before, users + 1)
+        config._attn_implementation_internal = name
+    return functools.partial(_switch_off, config)
+
+
+def _switch_off(config: Any) -> None:
+    with _LOCK:
+        _, before, users = _SWITCHED.pop(id(config))
+        if users > 1:
+            _SWITCHED[id(config)] = (config, before, users - 1)
+        else:
+            config._attn_implementation_internal = before
