@@ -54,6 +54,11 @@ def observe(module: nn.Module, observer: Observer) -> None:
     _OBSERVERS[module] = observer
 
 
+def observer_of(module: nn.Module) -> Observer | None:
+    """Who sees the calls of ``module``."""
+    return _OBSERVERS.get(module)
+
+
 def ignore(module: nn.Module) -> None:
     """Stop observing ``module``."""
     _OBSERVERS.pop(module, None)

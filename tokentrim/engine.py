@@ -20,7 +20,8 @@ from tokentrim.adapter import Adapter, Layout, bind
 from tokentrim.clock import Clock
 from tokentrim.deciding import begin_states
 from tokentrim.decode import Decode
-from tokentrim.errors import DataError, EngineError, UnsupportedError, complaint
+from tokentrim.errors import DataError, EngineError, StrategyError, UnsupportedError, complaint
+from tokentrim.guide import Guide
 from tokentrim.placement import Placement, fixed_encodings
 from tokentrim.prefill import Prefill
 from tokentrim.prompt import Prompt
@@ -44,7 +45,15 @@ class Engine:
         check_indices: check every Selection's indices on the device (costs a synchronisation; for tests).
     """
 
-    def __init__(self, adapter: Adapter, layout: Layout, strategy: Strategy, *, record: bool = True) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        layout: Layout,
+        strategy: Strategy,
+        *,
+        record: bool = True,
+        guide: Guide | None = None,
+    ) -> None:
         planning.check(strategy, layout.shape, vision_blocks=len(layout.vision_attentions))
         self.adapter, self.layout, self.strategy, self.record = adapter, layout, strategy, record
         self.clock = Clock()
@@ -61,7 +70,15 @@ class Engine:
             if Need.VISION_ROWS in part.needed()
             for block in part.wants_vision_blocks()
         ]
-        self.vision = VisionCapture(adapter, layout, frozenset(blocks), self.clock, wants_keys=Need.RANDOM in needed)
+        self.guide = guide
+        self.vision = VisionCapture(
+            adapter,
+            layout,
+            frozenset(blocks),
+            self.clock,
+            wants_keys=Need.RANDOM in needed,
+            keeps_pixels=guide is not None,
+        )
         self._undo: list[Callable[[], None]] = []
         self._pass: Prefill | Decode | None = None
         self._modalities: Tensor | None = None
@@ -132,6 +149,8 @@ class Engine:
     # ------------------------------------------------------------------ the entry module
 
     def _enter_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.vision.suspended:
+            return
         arguments = bind(module.forward, args, kwargs)
         self._leave_entry()
         past = arguments.get("past_key_values")
@@ -143,11 +162,14 @@ class Engine:
         self._arguments = arguments
 
     def _leave_entry(self, *_: Any) -> None:
-        self._modalities, self._arguments = None, {}
+        if not self.vision.suspended:
+            self._modalities, self._arguments = None, {}
 
     # ------------------------------------------------------------------ the language model
 
     def _enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.vision.suspended:
+            return None
         self._end_pass()  # a pass that an exception cut short
         arguments = bind(module.forward, args, kwargs)
         past, embeds = arguments.get("past_key_values"), arguments.get("inputs_embeds")
@@ -240,11 +262,41 @@ class Engine:
             if given is not None:
                 rows: Any = given(self.grid_of(prompt)) if callable(given) else given
                 prompt.evidence = evidence.aligned(rows, stream)
+            if self.guide is not None:
+                prompt.guided = self._ask(self.guide, prompt, mask)
             if Need.RANDOM in self.strategy.needed():
                 ids = self._arguments.get("input_ids")
                 keys = self.vision.sample_keys(prompt.placement, stream.rows, ids, mask)
                 prompt.sample_keys = keys.to(stream.vis_pos.device)
         return prompt
+
+    def _ask(self, guide: Guide, prompt: Prompt, mask: Tensor | None) -> Tensor:
+        """float [B, N]: what the guide attends to when it answers the prompt; its time counts as selection."""
+        if prompt.placement is None or (sources := self.vision.inputs(prompt.placement.encodings)) == {}:
+            raise _encoded_elsewhere("the prompt of a guide")
+        start, repeats = prompt.start, prompt.placement.repeats
+        names = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+        texts = {name: value[::repeats] for name in names if (value := self._arguments.get(name)) is not None}
+        visual = torch.zeros(start.rows, start.length + 1, dtype=torch.bool, device=start.vis_pos.device)
+        visual.scatter_(1, start.vis_pos.masked_fill(~start.vis_valid, start.length), True)
+        device = start.vis_pos.device
+        self.vision.suspended = True  # the guide may be this very model
+        try:
+            with self.clock.timed("selection", device), self.clock.timed("prefill", device), torch.no_grad():
+                rows = guide.scores(
+                    {**texts, **sources}, visual[::repeats, :-1], None if mask is None else mask[::repeats]
+                )
+        finally:
+            self.vision.suspended = False
+        return rows.repeat_interleave(repeats, dim=0).to(device)
+
+    def guided(self, prompt: Prompt) -> Tensor:
+        """float [B, N]: what the guide attended to."""
+        if prompt.guided is None:
+            raise StrategyError(
+                complaint("a strategy that reads a guide", "name one", None, "return a GuideRequest from wants_guide()")
+            )
+        return prompt.guided
 
     def _refuse(self, arguments: dict[str, Any], stream: Stream, decisions: Sequence[planning.Decision]) -> None:
         """Raise UnsupportedError for what would come out wrong."""
@@ -359,7 +411,7 @@ class Engine:
 
     def _leave_model(self, module: nn.Module, args: Any, output: Any) -> Any:
         run = self._pass
-        if run is None:
+        if run is None or self.vision.suspended:
             return None
         if output is None:  # the forward raised
             self._end_pass()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -27,7 +28,9 @@ class _Seen:
     """The latest encoding of one modality, and what was read meanwhile."""
 
     encoding: Encoding
-    storages: frozenset[int]  # of the features, by which a later forward recognises them
+    pixels: dict[str, Tensor]  # the call's floating-point arguments; empty unless they are wanted again
+    output: ref[Any]  # by which a later forward recognises them; or by
+    storages: frozenset[int]  # of the features, where the output was made anew
     rows: dict[int, Tensor]  # block -> float [H, placeholders]
     keys: Tensor | None  # int64 [items]
 
@@ -45,6 +48,7 @@ class VisionCapture:
         blocks: vision blocks (0-based, resolved) whose rows are wanted.
         clock: receives the encoding's time under ``vision`` and the rows' under ``selection``.
         wants_keys: whether content keys are wanted.
+        keeps_pixels: whether pixels are kept until the next pictures come (a guide must see them, too).
     """
 
     adapter: Adapter
@@ -52,7 +56,9 @@ class VisionCapture:
     blocks: frozenset[int]
     clock: Clock
     wants_keys: bool
+    keeps_pixels: bool = False
     _seen: dict[Modality, _Seen] = field(default_factory=dict[Modality, _Seen])
+    suspended: bool = False
     _reading: dict[int, list[Tensor]] | None = None
 
     def hook(self) -> list[Callable[[], None]]:
@@ -84,7 +90,7 @@ class VisionCapture:
     def _wrapped(self, modality: Modality, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def encode(*args: Any, **kwargs: Any) -> Any:
-            if self._reading is not None:  # videos encoded by way of the images' method
+            if self.suspended or self._reading is not None:  # videos encoded by way of the images' method
                 return function(*args, **kwargs)
             arguments = bind(function, args, kwargs)
             self._seen.pop(modality, None)
@@ -100,17 +106,16 @@ class VisionCapture:
         """Read attention inside the block, and time it."""
         pixels = next((value for value in arguments.values() if isinstance(value, Tensor)), None)
         mark = None if pixels is None else self.clock.start(pixels.device)
-        config, before = self.layout.vision_config, None
+        switch_off = None
         self._reading = {}
         if self.blocks:
-            before = attention.implementation_of(config)
-            attention.switch(config, attention.wrapped_name(before))
+            switch_off = attention.switch_on(self.layout.vision_config)
         try:
             yield self._reading
         finally:
             self._reading = None
-            if before is not None:
-                attention.switch(config, before)
+            if switch_off is not None:
+                switch_off()
             if mark is not None:
                 self.clock.stop("vision", mark)
 
@@ -131,7 +136,9 @@ class VisionCapture:
             keys = torch.cat(each)
         with self.clock.timed("selection", features[0].device):
             arranged = {block: self.adapter.arrange(self.layout, encoding, pieces) for block, pieces in rows.items()}
-        self._seen[modality] = _Seen(replace(encoding, arguments=small), storages, arranged, keys)
+        kept = {k: v for k, v in arguments.items() if k not in small} if self.keeps_pixels else {}
+        about = replace(encoding, arguments=small)
+        self._seen[modality] = _Seen(about, kept, ref(output), storages, arranged, keys)
 
     def _observer(self, index: int) -> attention.Observer:
         def look(
@@ -187,6 +194,15 @@ class VisionCapture:
             found.append(seen.encoding)
         return found
 
+    def inputs(self, encodings: Sequence[Encoding]) -> dict[str, Any]:
+        """The arguments from which these pictures were encoded, pixels included where they are kept."""
+        found: dict[str, Any] = {}
+        for encoding in encodings:
+            seen = self._seen.get(encoding.modality)
+            given = {**encoding.arguments, **(seen.pixels if seen is not None else {})}
+            found |= {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        return found
+
     def rows_of(self, block: int, placement: Placement | None, vis_pos: Tensor) -> Tensor:
         """float [B, H, N]: the rows of ``block`` at the visual tokens of columns ``vis_pos`` [B, N]."""
         pieces = [
@@ -226,7 +242,7 @@ class VisionCapture:
 
 def _are(seen: _Seen, output: Any) -> bool:
     """Whether features handed to a forward (None: it encodes its own) are the ones that were seen."""
-    if output is None:
+    if output is None or seen.output() is output:
         return True
     features = getattr(output, "pooler_output", None)
     return features is not None and len(features) > 0 and features[0].untyped_storage().data_ptr() in seen.storages
