@@ -20,9 +20,9 @@ from tokentrim.adapter import Adapter, Layout, bind
 from tokentrim.clock import Clock
 from tokentrim.deciding import begin_states
 from tokentrim.decode import Decode
-from tokentrim.errors import DataError, EngineError, StrategyError, UnsupportedError, complaint
+from tokentrim.errors import DataError, EngineError, UnsupportedError, complaint
 from tokentrim.guide import Guide
-from tokentrim.placement import Placement, fixed_encodings
+from tokentrim.placement import Placement, encoded_elsewhere, fixed_encodings
 from tokentrim.prefill import Prefill
 from tokentrim.prompt import Prompt
 from tokentrim.shape import ModelShape
@@ -201,7 +201,7 @@ class Engine:
         if self.layout.structured and bool(visual.any()):
             placement = place()
             if placement is None:
-                raise _encoded_elsewhere("line ends")
+                raise encoded_elsewhere("line ends")
             place, structure = lambda: placement, placement.structure()
         stream = Stream.of_prompt(visual if structure is None else visual & ~structure, mask, structure)
         prompt = self._new_prompt(stream, mask, place)
@@ -272,31 +272,15 @@ class Engine:
 
     def _ask(self, guide: Guide, prompt: Prompt, mask: Tensor | None) -> Tensor:
         """float [B, N]: what the guide attends to when it answers the prompt; its time counts as selection."""
-        if prompt.placement is None or (sources := self.vision.inputs(prompt.placement.encodings)) == {}:
-            raise _encoded_elsewhere("the prompt of a guide")
-        start, repeats = prompt.start, prompt.placement.repeats
-        names = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
-        texts = {name: value[::repeats] for name in names if (value := self._arguments.get(name)) is not None}
-        visual = torch.zeros(start.rows, start.length + 1, dtype=torch.bool, device=start.vis_pos.device)
-        visual.scatter_(1, start.vis_pos.masked_fill(~start.vis_valid, start.length), True)
-        device = start.vis_pos.device
+        if prompt.placement is None or not (sources := self.vision.inputs(prompt.placement.encodings)):
+            raise encoded_elsewhere("the prompt of a guide")
+        device = prompt.start.vis_pos.device
         self.vision.suspended = True  # the guide may be this very model
         try:
-            with self.clock.timed("selection", device), self.clock.timed("prefill", device), torch.no_grad():
-                rows = guide.scores(
-                    {**texts, **sources}, visual[::repeats, :-1], None if mask is None else mask[::repeats]
-                )
+            with self.clock.timed("selection", device), self.clock.timed("prefill", device):
+                return guide.scores_of(prompt.start, self._arguments, sources, mask, prompt.placement.repeats)
         finally:
             self.vision.suspended = False
-        return rows.repeat_interleave(repeats, dim=0).to(device)
-
-    def guided(self, prompt: Prompt) -> Tensor:
-        """float [B, N]: what the guide attended to."""
-        if prompt.guided is None:
-            raise StrategyError(
-                complaint("a strategy that reads a guide", "name one", None, "return a GuideRequest from wants_guide()")
-            )
-        return prompt.guided
 
     def _refuse(self, arguments: dict[str, Any], stream: Stream, decisions: Sequence[planning.Decision]) -> None:
         """Raise UnsupportedError for what would come out wrong."""
@@ -449,21 +433,10 @@ class Engine:
     def grid_of(self, prompt: Prompt, ids: Tensor | None = None, valid: Tensor | None = None) -> Grid:
         """The grid of the current tokens ``ids`` [B, N], or of all visual tokens of the prompt."""
         if prompt.placement is None:
-            raise _encoded_elsewhere("the visual grid")
+            raise encoded_elsewhere("the visual grid")
         start = prompt.start
         where = start.vis_pos if ids is None else start.vis_pos.gather(1, ids)
         return prompt.placement.grid(where, start.vis_valid if valid is None else valid)
-
-
-def _encoded_elsewhere(what: str) -> UnsupportedError:
-    return UnsupportedError(
-        complaint(
-            f"{what} of a prompt whose pictures differ in size",
-            "be known from encoding them inside the context",
-            "features made elsewhere",
-            "pass the processor's output to generate() or to the model, and no mm_encoder_outputs",
-        )
-    )
 
 
 def _with_hidden(output: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokentrim.adapter import MODALITIES, Adapter, Encoding, Layout, Modality, Places
-from tokentrim.errors import EngineError, complaint
+from tokentrim.errors import EngineError, UnsupportedError, complaint
 from tokentrim.sites import Grid
 
 
@@ -23,12 +23,14 @@ class Placement:
         layout: the located modules.
         encodings: of the prompt, images before videos.
         number: int64 [B, T]: number of each placeholder in the encodings laid end to end; -1 at text.
+        repeats: how many neighbouring rows share their pictures (beams); 1 where none do.
     """
 
     adapter: Adapter
     layout: Layout
     encodings: tuple[Encoding, ...]
     number: Tensor
+    repeats: int = 1
 
     @classmethod
     def of(cls, adapter: Adapter, layout: Layout, encodings: Sequence[Encoding], modalities: Tensor) -> Placement:
@@ -46,14 +48,14 @@ class Placement:
             EngineError: when the placeholders are not as many as the encoded tokens, or a multiple.
         """
         number = torch.full(modalities.shape, -1, dtype=torch.long, device=modalities.device)
-        base = 0
+        base, repeats = 0, 1
         for encoding in encodings:
             here = modalities == MODALITIES.index(encoding.modality) + 1
-            starts = _starts(here.sum(1).tolist(), sum(encoding.lengths), encoding.modality)
+            starts, repeats = _starts(here.sum(1).tolist(), sum(encoding.lengths), encoding.modality)
             first = torch.tensor(starts, device=modalities.device).unsqueeze(1) + base
             number = torch.where(here, first + here.long().cumsum(1) - 1, number)
             base += sum(encoding.lengths)
-        return cls(adapter, layout, tuple(encodings), number)
+        return cls(adapter, layout, tuple(encodings), number, repeats)
 
     @cached_property
     def items(self) -> Tensor:
@@ -116,8 +118,20 @@ def fixed_encodings(adapter: Adapter, layout: Layout, modalities: Tensor) -> lis
     return found
 
 
-def _starts(wanted: list[int], total: int, modality: Modality) -> list[int]:
-    """First encoded token of each row. Rows may be repeated: equal neighbours share their images."""
+def encoded_elsewhere(what: str) -> UnsupportedError:
+    """The error for pictures that were encoded where the engine could not see it."""
+    return UnsupportedError(
+        complaint(
+            f"{what} of a prompt whose pictures differ in size",
+            "be known from encoding them inside the context",
+            "features made elsewhere",
+            "pass the processor's output to generate() or to the model, and no mm_encoder_outputs",
+        )
+    )
+
+
+def _starts(wanted: list[int], total: int, modality: Modality) -> tuple[list[int], int]:
+    """First encoded token of each row, and how many equal neighbours share their images."""
     whole = sum(wanted)
     if total == 0 or whole % total or len(wanted) % (whole // total or 1):
         raise EngineError(
@@ -132,4 +146,4 @@ def _starts(wanted: list[int], total: int, modality: Modality) -> list[int]:
     for first in range(0, len(wanted), repeats):
         starts += [position] * repeats
         position += wanted[first]
-    return starts
+    return starts, repeats

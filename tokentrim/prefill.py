@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tokentrim import evidence, positions
+from tokentrim import evidence, guide, positions
 from tokentrim import rows as rows_of
 from tokentrim.attention import Kernel
 from tokentrim.cache import TrimLayer
@@ -341,6 +341,7 @@ class Prefill:
             Need.TEXT_HIDDEN: text_hidden,
             Need.GRID: lambda: engine.grid_of(prompt, ids, stream.vis_valid),
             Need.RANDOM: lambda: None,
+            Need.GUIDE: lambda: guide.attended(prompt.guided, ids),
             Need.EVIDENCE: lambda: evidence.of_tokens(prompt.evidence, ids),
         }
 

@@ -32,6 +32,7 @@ class Prompt:
         sample_keys: int64 [B], content keys that seed noise.
         is_active: whether the context that this prompt belongs to is still open.
         evidence: float [B, N] relevance supplied by the caller, or None.
+        guided: float [B, N], what a guide attended to, or None where there is none.
         place: makes :attr:`placement`.
         states: what each part's ``begin`` returned.
         step: decode forwards run so far.
@@ -48,6 +49,7 @@ class Prompt:
     is_active: Callable[[], bool]
     n_layers: int
     evidence: Tensor | None = None
+    guided: Tensor | None = None
     place: Callable[[], Placement | None] = field(default=lambda: None, repr=False)
     states: States = field(default_factory=dict[int, Any])
     step: int = 0

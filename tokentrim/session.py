@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from tokentrim import guide as guides
 from tokentrim.adapter import Adapter, Layout
 from tokentrim.config import Spec, resolve
 from tokentrim.engine import Engine
@@ -17,7 +18,7 @@ from tokentrim.plugins import registry
 from tokentrim.prompt import Prompt
 from tokentrim.report import Report, Tally, make_report
 from tokentrim.sites import Grid
-from tokentrim.strategy import Strategy
+from tokentrim.strategy import GuideRequest, Strategy
 from tokentrim.trace import Trace
 
 M = TypeVar("M", bound=nn.Module)
@@ -36,18 +37,29 @@ class Session:
         layout: where the adapter found things.
     """
 
-    def __init__(self, model: nn.Module, strategy: Spec, *, record: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, strategy: Spec, *, record: bool = True, guide: nn.Module | None = None
+    ) -> None:
         self.model = model
         self.adapter = adapter_of(model)
         self.layout: Layout = self.adapter.locate(model)
         shape = self.layout.shape
         n_visual = shape.vision.n_visual if shape.vision else 576
         self.strategy: Strategy = resolve(strategy, shape, n_visual)
-        self._engine = Engine(self.adapter, self.layout, self.strategy, record=record)
+        request = guides.request_of(self.strategy)
+        asked = None if request is None else self._guide(request, guide)
+        self._engine = Engine(self.adapter, self.layout, self.strategy, record=record, guide=asked)
         self._engine.on_prompt = self._begin_prompt
         self._tally = Tally(shape)
         self._latest: Prompt | None = None
         self._lengths: Sequence[int] | None = None
+
+    def _guide(self, request: GuideRequest, given: Any) -> guides.Guide:
+        """The guide of a strategy that asks for one: the caller's, this very model, or one loaded by name."""
+        model = given
+        if model is None:
+            model = self.model if request.model == "self" else guides.load(request, self.model)
+        return guides.Guide(model, adapter_of(model).locate(model), request)
 
     # ------------------------------------------------------------------ on and off
 
@@ -191,25 +203,26 @@ def adapter_of(model: nn.Module) -> Adapter:
     )
 
 
-def trim(model: nn.Module, strategy: Spec, *, record: bool = True) -> Session:
+def trim(model: nn.Module, strategy: Spec, *, record: bool = True, guide: nn.Module | None = None) -> Session:
     """A context manager in which ``model`` runs pruned, however ``generate`` is called.
 
     Args:
         model: a model that a registered adapter recognises, from any source.
         strategy: a registered name, a dict, YAML text, a path to YAML, a TrimConfig, or a strategy object.
         record: keep a trace of what was kept where (cheap).
+        guide: for strategies that ask a second model first (``sgl``): that model, instead of the one they name.
 
     Raises:
         AdapterError: the family is unknown, or its layout has drifted.
         ConfigError, UnknownNameError, StrategyError: the strategy is not one.
         UnsupportedError: the strategy asks for what this model cannot give.
     """
-    return Session(model, strategy, record=record)
+    return Session(model, strategy, record=record, guide=guide)
 
 
-def apply(model: M, strategy: Spec, *, record: bool = True) -> M:
+def apply(model: M, strategy: Spec, *, record: bool = True, guide: nn.Module | None = None) -> M:
     """Like :func:`trim`, until :func:`restore`; returns the model. Its session is ``session_of(model)``."""
-    trim(model, strategy, record=record).__enter__()
+    trim(model, strategy, record=record, guide=guide).__enter__()
     return model
 
 

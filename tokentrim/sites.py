@@ -51,6 +51,8 @@ class Need(str, Enum):
     """Image, frame, plane, tile, row and column of every visual token."""
     RANDOM = "random"
     """Reproducible noise, a function of the seed and of the sample's content alone."""
+    GUIDE = "guide"
+    """Attention that a second model, which answered the prompt first, gave to every visual token."""
     EVIDENCE = "evidence"
     """Relevance of every visual token, supplied by a task that knows it (testbed only)."""
 
@@ -204,6 +206,11 @@ class LayerSite(_Site):
     def grid(self) -> Grid:
         """Image, frame, plane, tile, row and column of every current visual token."""
         return self._get(Need.GRID)
+
+    @property
+    def guide(self) -> Tensor:
+        """float32 [B, N]: attention of the guide that ``wants_guide()`` names, summed over layers, heads and rows."""
+        return self._get(Need.GUIDE)
 
     @property
     def evidence(self) -> Tensor:

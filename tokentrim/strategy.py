@@ -33,6 +33,24 @@ class Parts:
 
 
 @dataclass(frozen=True)
+class GuideRequest:
+    """A second model that answers every prompt first, and what is read of its attention (``Need.GUIDE``).
+
+    Attributes:
+        model: a registered model or a model folder; ``"self"`` for the trimmed model itself, unpruned.
+        new_tokens: most tokens of its answer.
+        rows: whose attention is summed: the text behind the last visual token of the prompt, the generated tokens,
+            both, or the last prompt token alone.
+        layers: decoder layers that are summed over (negative = from the end); None = all.
+    """
+
+    model: str
+    new_tokens: int = 16
+    rows: Literal["prompt", "generated", "both", "last"] = "both"
+    layers: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class PromptInfo:
     """What is known of a prompt before any of it has run.
 
@@ -72,6 +90,10 @@ class Strategy(BaseModel, ABC):
     def needed(self) -> frozenset[Need]:
         """What this configuration asks the engine for."""
         return self.needs
+
+    def prepare(self, shape: ModelShape) -> None:
+        """Called when a model is about to carry this strategy: raise here what would stop it (default: nothing)."""
+        return
 
     def begin(self, prompt: PromptInfo) -> Any:
         """State for one prompt, handed back at every site of this strategy (default: none)."""
@@ -149,6 +171,10 @@ class Spatial(Strategy, ABC):
     def wants_window(self) -> int:
         """Number of trailing prompt tokens whose rows ``Need.WINDOW_ROWS`` wants."""
         return 32
+
+    def wants_guide(self) -> GuideRequest | None:
+        """The guide whose attention ``Need.GUIDE`` gives (default: none)."""
+        return None
 
     def parts(self) -> Parts:
         """Itself, alone."""

@@ -1,0 +1,83 @@
+"""``sgl``: a small model answers first; what it looked at stays in the large one."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from tokentrim.sites import LayerSite, Need
+from tokentrim.strategy import GuideRequest, SpatialScorer, Stage
+from tokentrim_strategies._budget import KeepBudget
+
+
+class SGL(KeepBudget, SpatialScorer):
+    """Keep the visual tokens that a guide model attends to while it answers the same prompt; drop the rest before k.
+
+    Score of visual token j, with A the guide's softmax over all keys, L' its layers and H' its heads:
+
+    ``s_j = sum_l sum_h ( sum_i A[l, h, i, j] + sum_t A[l, h, t, j] )``
+
+    over the prompt's text i behind the last visual token, and over the guide's generated tokens t up to its end token.
+    Sums, not means: a long answer weighs more than the prompt. The released code starts the prompt's rows at the last
+    visual token itself, one too early; we start behind it, as the paper words it. ``layers`` and ``rows`` are the
+    paper's ablations; with ``guide="self"``, ``rows="last"`` and ``layers=[k-1]`` this is FastV.
+
+    The guide must see the same visual tokens: the same tower, tiling and placeholders (its own tower runs again). The
+    paper's second half, returning the guide's answer when it is sure enough of it (early exit), is not offered; the
+    released evaluation also runs the large model always.
+
+    When it fails: a guide that answers wrongly looks at the wrong place; one not much smaller than the model costs more
+    than pruning saves (the paper says so of its own 26B model). The guide's whole answer is counted in prefill and
+    selection time; its FLOPs are not in ``flops_ratio``.
+
+    Cost: the guide's answer of up to ``guide_tokens`` tokens, with T_text + 1 attention rows per layer and head.
+
+    Parameters: ``guide``, a registered model or folder; ``k``, boundary of the cut in the large model (the paper cuts
+    at 40 %, 19 % and 4 % of its depth); ``keep_ratio`` or ``keep_count``; ``guide_tokens``, most tokens of the guide's
+    answer (ours: 16); ``rows``; ``layers``.
+
+    ```bibtex
+    @inproceedings{zhao2025sgl,
+      title={A Stitch in Time Saves Nine: Small {VLM} is a Precise Guidance for Accelerating Large {VLMs}},
+      author={Zhao, Wangbo and Han, Yizeng and Tang, Jiasheng and Li, Zhikai and Song, Yibing and Wang, Kai and
+              Wang, Zhangyang and You, Yang},
+      booktitle={Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+      year={2025},
+      note={arXiv:2412.03324}
+    }
+    ```
+    """
+
+    name: ClassVar[str] = "sgl"
+    stage: ClassVar[Stage] = "prefill"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GUIDE})
+
+    keep_ratio: float | None = Field(
+        default=0.4, ge=0, le=1, allow_inf_nan=False, description="share of the visual tokens kept from layer k on"
+    )
+    k: int = Field(default=2, ge=0, description="boundary of the cut: layers 0..k-1 see every token")
+    guide: str = Field(default="self", min_length=1, description="a registered model, a folder, or self")
+    guide_tokens: int = Field(default=16, ge=1, description="most tokens of the guide's answer")
+    rows: Literal["both", "prompt", "generated", "last"] = Field(
+        default="both",
+        description="whose attention counts: the prompt's text, the generated tokens, both, the last token",
+    )
+    layers: tuple[int, ...] | None = Field(
+        default=None, min_length=1, description="the guide's layers; all if left out"
+    )
+
+    @property
+    def cut(self) -> tuple[str, int]:
+        """Boundary k."""
+        return "k", self.k
+
+    def wants_guide(self) -> GuideRequest:
+        """The guide, and what is read of it."""
+        tokens = self.guide_tokens if self.rows in ("both", "generated") else 1
+        return GuideRequest(self.guide, tokens, self.rows, self.layers)
+
+    def score(self, site: LayerSite) -> Tensor:
+        """What the guide attended to."""
+        return site.guide

@@ -1,0 +1,236 @@
+"""A guide: a model, usually a smaller one, that answers each prompt first; what it attends to ranks the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokentrim import attention
+from tokentrim import rows as rows_of
+from tokentrim.adapter import Layout
+from tokentrim.errors import StrategyError, UnsupportedError, complaint
+from tokentrim.strategy import GuideRequest, Strategy
+from tokentrim.stream import Stream
+
+_TEXTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+_KEPT_LOADED = 2
+_LOADED: dict[tuple[str, str, str], Any] = {}
+
+
+@dataclass
+class Guide:
+    """A model that answers a prompt before the trimmed one does.
+
+    Attributes:
+        model: answers with the caller's own ``generate`` machinery, greedily.
+        layout: where its adapter found things.
+        request: what is read of it.
+    """
+
+    model: Any
+    layout: Layout
+    request: GuideRequest
+
+    def scores_of(
+        self, start: Stream, arguments: Mapping[str, Any], sources: Mapping[str, Any], mask: Tensor | None, repeats: int
+    ) -> Tensor:
+        """:meth:`scores` of a prompt as the trimmed model got it.
+
+        Args:
+            start: the prompt's stream.
+            arguments: of the entry module's forward.
+            sources: from which its pictures were encoded.
+            mask: the prompt's mask.
+            repeats: neighbouring rows that are one sample (beams); each sample is answered once.
+        """
+        texts = {name: value[::repeats] for name in _TEXTS if (value := arguments.get(name)) is not None}
+        visual = torch.zeros(start.rows, start.length + 1, dtype=torch.bool, device=start.vis_pos.device)
+        visual = visual.scatter(1, start.vis_pos.masked_fill(~start.vis_valid, start.length), True)[::repeats, :-1]
+        if mask is not None:
+            mask = mask[::repeats]
+            # A prompt to continue ends where its answer begins: whatever was padded behind goes in front.
+            order = torch.argsort(mask.bool().to(torch.uint8), dim=1, stable=True)
+            texts = {name: value.gather(1, order) for name, value in texts.items()}
+            visual, mask = visual.gather(1, order), mask.gather(1, order)
+        with torch.no_grad():
+            rows = self.scores({**texts, **sources}, visual, mask)
+        return rows.repeat_interleave(repeats, dim=0).to(start.vis_pos.device)
+
+    def scores(self, inputs: Mapping[str, Any], visual: Tensor, valid: Tensor | None) -> Tensor:
+        """float32 [B, N]: attention to each visual token, summed over layers, heads and the rows asked for.
+
+        Args:
+            inputs: of ``generate``: ids, mask, and pixels as the processor made them.
+            visual: bool [B, T], the visual tokens.
+            valid: bool or int [B, T], 0 in padding; None when nothing is padded.
+
+        Raises:
+            UnsupportedError: when the guide cannot run the prompt: it must see the same visual tokens.
+        """
+        stream = Stream.of_prompt(visual, valid)
+        watch = _Watch(self.layout, stream, self.request)
+        length = visual.shape[1]
+        try:
+            with watch.installed():
+                output = self.model.generate(**inputs, max_new_tokens=max(1, self.request.new_tokens), do_sample=False)
+        except (ValueError, RuntimeError, IndexError, TypeError, KeyError) as cause:
+            raise UnsupportedError(
+                complaint(
+                    f"the guide {self.request.model!r}",
+                    "take the same prompt, with as many visual tokens, as the model that it guides",
+                    f"{type(cause).__name__}: {cause}",
+                    "choose a guide of the same family, with the same tower, tiling and tokenizer",
+                )
+            ) from cause
+        return watch.total(self._lengths(output[:, length:]))
+
+    def _lengths(self, new: Tensor) -> list[int]:
+        """New tokens of every row, its end token included."""
+        ends: Any = self.model.generation_config.eos_token_id
+        known: set[int] = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+        rows: list[list[int]] = new.tolist()
+        return [next((i + 1 for i, token in enumerate(row) if token in known), len(row)) for row in rows]
+
+
+@dataclass
+class _Watch:
+    """Sums of attention rows while the guide runs; no map is kept."""
+
+    layout: Layout
+    stream: Stream
+    request: GuideRequest
+    prompt: Tensor | None = None
+    steps: list[Tensor] = field(default_factory=list[Tensor])
+
+    def __post_init__(self) -> None:
+        layers = range(len(self.layout.attentions))
+        chosen = layers if self.request.layers is None else self.request.layers
+        self.chosen = [layer % len(layers) for layer in chosen]
+        wanted = self.request.rows
+        self.reads_prompt = wanted in ("prompt", "both", "last")
+        self.reads_steps = wanted in ("generated", "both")
+        start = self.stream
+        columns, real = start.text()
+        last = start.vis_pos.masked_fill(~start.vis_valid, -1).amax(dim=1, keepdim=True)
+        self.columns, self.behind = columns, real & (columns > last)
+
+    @contextmanager
+    def installed(self) -> Generator[None, None, None]:
+        """Look at the chosen layers inside the block; whoever looked before looks again afterwards."""
+        before = {layer: attention.observer_of(self.layout.attentions[layer]) for layer in self.chosen}
+        for order, layer in enumerate(self.chosen):
+            attention.observe(self.layout.attentions[layer], self._observer(first=order == 0))
+        switch_off = attention.switch_on(self.layout.text_config)
+        try:
+            yield
+        finally:
+            switch_off()
+            for layer, observer in before.items():
+                module = self.layout.attentions[layer]
+                if observer is None:
+                    attention.ignore(module)
+                else:
+                    attention.observe(module, observer)
+
+    def _observer(self, *, first: bool) -> attention.Observer:
+        def look(
+            kernel: attention.Kernel,
+            module: Any,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            mask: Any,
+            options: dict[str, Any],
+        ) -> tuple[Tensor, Tensor | None]:
+            scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
+            with torch.no_grad():
+                if query.shape[2] > 1:
+                    if self.reads_prompt:
+                        read = self._prompt_rows(query, key, scaling)
+                        self.prompt = read if self.prompt is None else self.prompt + read
+                elif self.reads_steps:
+                    read = self._step_row(query, key, scaling)
+                    if first:
+                        self.steps.append(read)
+                    else:
+                        self.steps[-1] = self.steps[-1] + read
+            return kernel(module, query, key, value, mask, **options)
+
+        return look
+
+    def _prompt_rows(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
+        stream = self.stream
+        if self.request.rows == "last":
+            row = rows_of.last_row(query, key, scaling, stream.last_columns(), stream.valid)
+            return rows_of.pick_visual(row, stream.vis_pos)[:, :, 0].sum(1)
+        visible = rows_of.causal_visible(self.columns, key.shape[2], stream.valid)
+        rows = rows_of.attention_rows(rows_of.pick_rows(query, self.columns), key, scaling, visible)
+        return (rows_of.pick_visual(rows, stream.vis_pos) * self.behind[:, None, :, None]).sum((1, 2))
+
+    def _step_row(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
+        stream, valid = self.stream, None
+        if stream.valid is not None:
+            new = stream.valid.new_ones(stream.rows, key.shape[2] - stream.length)
+            valid = torch.cat([stream.valid, new], dim=1)
+        row = rows_of.last_row(query, key, scaling, None, valid)
+        return rows_of.pick_visual(row, stream.vis_pos)[:, :, 0].sum(1)
+
+    def total(self, lengths: list[int]) -> Tensor:
+        """The sums; of generated tokens only those up to each row's own end."""
+        stream = self.stream
+        total = torch.zeros(stream.vis_ids.shape, device=stream.vis_ids.device) if self.prompt is None else self.prompt
+        ends = torch.tensor(lengths, device=total.device)
+        for step, read in enumerate(self.steps, start=1):
+            total = total + read * (step < ends).unsqueeze(1)
+        return total.masked_fill(~stream.vis_valid, 0.0)
+
+
+def attended(guided: Tensor | None, ids: Tensor) -> Tensor:
+    """float32 [B, N]: what a guide attended to, of the current tokens ``ids`` [B, N].
+
+    Raises:
+        StrategyError: when no guide was asked.
+    """
+    if guided is None:
+        raise StrategyError(
+            complaint("a strategy that reads a guide", "name one", None, "return a GuideRequest from wants_guide()")
+        )
+    return guided.gather(1, ids)
+
+
+def request_of(strategy: Strategy) -> GuideRequest | None:
+    """What a strategy's parts ask of a guide.
+
+    Raises:
+        UnsupportedError: when they ask for different things: a prompt is answered by one guide, once.
+    """
+    found = {request for part in strategy.spatial_parts if (request := part.wants_guide()) is not None}
+    if len(found) > 1:
+        raise UnsupportedError(
+            complaint("parts of one strategy", "share one guide", sorted(request.model for request in found),
+                      "give every part the same guide and the same rows")
+        )  # fmt: skip
+    return next(iter(found), None)
+
+
+def load(request: GuideRequest, beside: Any) -> Any:
+    """The guide's model on the device of ``beside`` and in its number format; the last two used stay loaded.
+
+    Raises:
+        UnknownNameError, UnsupportedError, DataError: as :func:`tokentrim.loading.load_model`.
+    """
+    from tokentrim.loading import load_model, resolve_folder
+
+    folder: Path = resolve_folder(request.model)
+    key = (str(folder.resolve()), str(beside.device), str(beside.dtype))
+    if key not in _LOADED:
+        while len(_LOADED) >= _KEPT_LOADED:
+            _LOADED.pop(next(iter(_LOADED)))
+        _LOADED[key] = load_model(str(folder), "cpu").model.to(beside.device, beside.dtype)
+    return _LOADED[key]
