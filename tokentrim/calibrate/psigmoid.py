@@ -180,6 +180,11 @@ def require_optuna() -> Any:
         import optuna
     except ImportError as cause:
         raise UnsupportedError(
-            complaint("tokentrim calibrate psigmoid", "find optuna", "no optuna", "pip install 'tokentrim[calibrate]'")
+            complaint(
+                "tokentrim calibrate psigmoid",
+                "find optuna",
+                "no optuna",
+                "install the extra: pip install 'tokentrim[calibrate]'",
+            )
         ) from cause
     return optuna

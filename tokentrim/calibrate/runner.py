@@ -108,7 +108,7 @@ def run(
     if before is not None:
         told.say(f"{path} is finished already")
         return Calibration(path, before)
-    state = State(path, asked)
+    state = State(path)
     state.write()  # so that a folder that cannot be written to is noticed now
     if state.found:
         told.say(f"{state.found} measurements were taken before")

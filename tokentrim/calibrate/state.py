@@ -5,41 +5,38 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from tokentrim.compare.config import digest
 from tokentrim.compare.results import write_json
 from tokentrim.errors import ResultsError, complaint
 
 
 class State:
-    """Measurements by key, beside the file that is to be written. Every change is one atomic rename.
+    """Measurements by key, in a file beside the one that is to be written. Every change is one atomic rename.
 
-    A search is a function of its options and of what it measures, so this is all that going on needs.
+    A search is a function of its options and of what it measures, so this is all that going on needs. Keys change
+    whenever a value may, so measurements stay good for a search with other options, too.
     """
 
-    def __init__(self, out: Path, options: dict[str, Any]) -> None:
+    def __init__(self, out: Path) -> None:
         """Open the state of a calibration, or begin one.
 
         Args:
             out: the schedule file that is to come.
-            options: the calibration's options, as plain data.
 
         Raises:
-            ResultsError: when the file is of other options, or is not what tokentrim wrote.
+            ResultsError: when there is a file that tokentrim did not write, or that cannot be read.
         """
         self.path: Final = out.with_name(f".{out.name}.state.json")
-        self._options = options
-        self._hash = digest(options)
-        self._measured: dict[str, Any] = self._read()
+        self._measured: dict[str, float] = self._read()
         self.found: Final = len(self._measured)
 
-    def measured(self, key: str, measure: Callable[[], Any]) -> Any:
+    def measured(self, key: str, measure: Callable[[], float]) -> float:
         """The measurement ``key``, taken now unless it was before.
 
         Args:
             key: changes whenever the measurement's value may.
-            measure: takes it; returns plain data.
+            measure: takes it.
         """
         if key not in self._measured:
             self._measured[key] = measure()
@@ -52,13 +49,13 @@ class State:
         Raises:
             ResultsError: when it cannot be written.
         """
-        write_json(self.path, {"hash": self._hash, "options": self._options, "measured": self._measured})
+        write_json(self.path, {"measured": self._measured})
 
     def remove(self) -> None:
         """Forget everything: the schedule is written."""
         self.path.unlink(missing_ok=True)
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, float]:
         try:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -68,16 +65,8 @@ class State:
                 complaint(f"{self.path}", "be readable", hint=f"{cause}; choose another --out")
             ) from cause
         try:
-            data = json.loads(text)
-            found, measured, before = data["hash"], dict(data["measured"]), dict(data["options"])
-        except (ValueError, KeyError, TypeError) as cause:
+            return {str(key): float(value) for key, value in json.loads(text)["measured"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as cause:
             raise ResultsError(
                 complaint(f"{self.path}", "be what tokentrim wrote there", hint=f"{cause!r}; remove the file")
             ) from cause
-        if found != self._hash:
-            changed = sorted(key for key in {*before, *self._options} if before.get(key) != self._options.get(key))
-            raise ResultsError(
-                complaint(f"{self.path}", "be of this calibration", f"one that differs in {', '.join(changed)}",
-                          "choose another --out, or remove the file to begin anew")
-            )  # fmt: skip
-        return measured
