@@ -1,6 +1,7 @@
 """Calibration: find a pruning schedule on a task's calibration questions, and write it into a file.
 
-    result = tokentrim.calibrate.run(tokentrim.calibrate.GSearch(), "schedule.yaml")
+    options = tokentrim.calibrate.options_from(tokentrim.calibrate.GSearch, {"tasks": ["where"]})
+    result = tokentrim.calibrate.run(options, "schedule.yaml")
 
 Three searches: ``GSearch`` (the least keep rate per layer that holds the quality), ``PSigmoid`` (the best curve that
 meets a budget exactly) and ``VTW`` (the first boundary at which the image is no longer missed). They never look at a
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from tokentrim.calibrate.options import VTW as VTW
     from tokentrim.calibrate.options import GSearch as GSearch
     from tokentrim.calibrate.options import PSigmoid as PSigmoid
+    from tokentrim.calibrate.options import options_from as options_from
     from tokentrim.calibrate.runner import Calibration as Calibration
     from tokentrim.calibrate.runner import run as run
     from tokentrim.calibrate.schedule_file import ScheduleFile as ScheduleFile
@@ -28,11 +30,12 @@ _HOME: Final = {
     "PSigmoid": "options",
     "ScheduleFile": "schedule_file",
     "VTW": "options",
+    "options_from": "options",
     "read_schedule": "schedule_file",
     "run": "runner",
 }
 
-__all__ = ["VTW", "Calibration", "GSearch", "PSigmoid", "ScheduleFile", "read_schedule", "run"]
+__all__ = ["VTW", "Calibration", "GSearch", "PSigmoid", "ScheduleFile", "options_from", "read_schedule", "run"]
 
 
 def __getattr__(name: str) -> Any:
