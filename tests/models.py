@@ -1,4 +1,4 @@
-"""Tiny LLaVAs with random weights, built in memory, and prompts for them.
+"""Tiny models of the LLaVA families with random weights, built in memory, and prompts for them.
 
 Weights are drawn wider than a real initialisation: attention then has peaks, and logits differ from token to token.
 """
@@ -15,6 +15,12 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     MistralConfig,
     Qwen2Config,
     SiglipVisionConfig,
@@ -22,6 +28,8 @@ from transformers import (
 
 IMAGE = 99
 """Id of the image placeholder."""
+VIDEO = 98
+"""Id of the video placeholder, in families that take videos."""
 PAD = 0
 VOCAB = 100
 PATCH = 4
@@ -47,7 +55,93 @@ def tiny_llava(
 ) -> LlavaForConditionalGeneration:
     """A LLaVA with ``layers`` decoder layers of width 64, 4 heads, and side x side visual tokens per image."""
     torch.manual_seed(seed)
-    text_config = _TEXT[backbone](
+    config = LlavaConfig(
+        text_config=_text_config(backbone, kv_heads, layers, **text),
+        vision_config=_vision_config(tower, side),
+        image_token_id=IMAGE,
+        image_seq_length=side * side,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default" if tower == "clip" else "full",
+    )
+    return _finished(LlavaForConditionalGeneration, config, attention, dtype)
+
+
+def tiny_llava_next(
+    backbone: Backbone = "llama",
+    tower: Tower = "clip",
+    *,
+    kv_heads: int = 2,
+    layers: int = 6,
+    side: int = 4,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **text: Any,
+) -> LlavaNextForConditionalGeneration:
+    """A LLaVA-NeXT whose images are a thumbnail and up to four tiles of side x side patches."""
+    torch.manual_seed(seed)
+    config = LlavaNextConfig(
+        text_config=_text_config(backbone, kv_heads, layers, **text),
+        vision_config=_vision_config(tower, side),
+        image_token_id=IMAGE,
+        image_grid_pinpoints=_pinpoints(side * PATCH, (1, 2), (2, 1), (2, 2), (3, 1), (1, 3)),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default" if tower == "clip" else "full",
+    )
+    return _finished(LlavaNextForConditionalGeneration, config, attention, dtype)
+
+
+def tiny_llava_next_video(
+    backbone: Backbone = "llama",
+    *,
+    kv_heads: int = 2,
+    layers: int = 6,
+    side: int = 4,
+    pool: str = "average",
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **text: Any,
+) -> LlavaNextVideoForConditionalGeneration:
+    """A LLaVA-NeXT-Video: images like LLaVA-NeXT's, frames pooled two by two."""
+    torch.manual_seed(seed)
+    config = LlavaNextVideoConfig(
+        text_config=_text_config(backbone, kv_heads, layers, **text),
+        vision_config=_vision_config("clip", side),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        image_grid_pinpoints=_pinpoints(side * PATCH, (1, 2), (2, 1), (2, 2), (3, 1), (1, 3)),
+        spatial_pool_mode=pool,
+    )
+    return _finished(LlavaNextVideoForConditionalGeneration, config, attention, dtype)
+
+
+def tiny_llava_onevision(
+    *,
+    kv_heads: int = 2,
+    layers: int = 6,
+    side: int = 3,
+    limit: int = 4,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **text: Any,
+) -> LlavaOnevisionForConditionalGeneration:
+    """A LLaVA-OneVision: SigLIP, up to 3 x 3 tiles, planes shrunk to about ``limit`` tiles' tokens."""
+    torch.manual_seed(seed)
+    config = LlavaOnevisionConfig(
+        text_config=_text_config("qwen2", kv_heads, layers, **text),
+        vision_config=_vision_config("siglip", side, vision_use_head=False),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        image_grid_pinpoints=_pinpoints(side * PATCH, *((h, w) for h in (1, 2, 3) for w in (1, 2, 3))),
+        vision_aspect_ratio=f"anyres_max_{limit}",
+    )
+    return _finished(LlavaOnevisionForConditionalGeneration, config, attention, dtype)
+
+
+def _text_config(backbone: Backbone, kv_heads: int, layers: int, **text: Any) -> Any:
+    return _TEXT[backbone](
         vocab_size=VOCAB,
         hidden_size=64,
         intermediate_size=96,
@@ -62,24 +156,28 @@ def tiny_llava(
         tie_word_embeddings=False,
         **text,
     )
-    vision_config = _VISION[tower](
+
+
+def _vision_config(tower: Tower, side: int, **more: Any) -> Any:
+    return _VISION[tower](
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=3,
         num_attention_heads=2,
         image_size=side * PATCH,
         patch_size=PATCH,
+        **more,
     )
-    config = LlavaConfig(
-        text_config=text_config,
-        vision_config=vision_config,
-        image_token_id=IMAGE,
-        image_seq_length=side * side,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default" if tower == "clip" else "full",
-    )
+
+
+def _pinpoints(tile: int, *grids: tuple[int, int]) -> list[list[int]]:
+    return [[rows * tile, cols * tile] for rows, cols in grids]
+
+
+def _finished(kind: type[Any], config: Any, attention: str, dtype: torch.dtype) -> Any:
+    """A frozen model of a config, its weights drawn wide, which never ends a text by itself."""
     config._attn_implementation = attention
-    model = LlavaForConditionalGeneration(config)
+    model = kind(config)
     _spread(model)
     model = model.to(dtype).eval()
     model.requires_grad_(False)
@@ -88,7 +186,7 @@ def tiny_llava(
     return model
 
 
-def _spread(model: LlavaForConditionalGeneration) -> None:
+def _spread(model: Any) -> None:
     """Draw every matrix wide enough for attention with peaks, in the vision tower and the projector too."""
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:

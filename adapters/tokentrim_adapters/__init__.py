@@ -14,6 +14,12 @@ def tokentrim_adapters(register: Register) -> None:
         summary="LLaVA 1.5 and its kin: one image grid of fixed size, CLIP tower, MLP projector",
     )
     register(
+        "llava-next",
+        "tokentrim_adapters.llava_next:LlavaNextAdapter",
+        model_types=("llava_next",),
+        summary="LLaVA-NeXT (1.6): thumbnail and tiles of any-resolution images, line ends",
+    )
+    register(
         "qwen-vl",
         "tokentrim_adapters.qwen_vl:QwenVLAdapter",
         model_types=("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),

@@ -1,0 +1,104 @@
+"""What the LLaVA families share: where their modules are, and the numbers of their configs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokentrim.adapter import Layout, child
+from tokentrim.errors import AdapterError, complaint
+from tokentrim.shape import ModelShape, VisionShape
+
+
+def locate(model: nn.Module, shape: ModelShape, *, structured: bool = False) -> Layout:
+    """Modules of a model with ``language_model`` and ``vision_tower`` side by side, under a head or without one.
+
+    Args:
+        model: the whole model, or the one without a head.
+        shape: its numbers; bytes per element are taken from its weights.
+        structured: whether it puts line ends among its placeholders.
+
+    Raises:
+        AdapterError: when its layout has drifted.
+    """
+    entry = entry_of(model)
+    language = child(entry, "language_model", type(entry).__name__)
+    layers = tuple(child(language, "layers", "the language model").children())
+    tower = child(entry, "vision_tower", type(entry).__name__)
+    embeddings = [module for name, module in tower.named_modules() if name.endswith("embeddings")]
+    return Layout(
+        entry=entry,
+        language_model=language,
+        layers=layers,
+        attentions=tuple(child(layer, "self_attn", "a decoder layer") for layer in layers),
+        text_config=language.config,
+        rotary=child(language, "rotary_emb", "the language model"),
+        vision_attentions=_vision_attentions(tower),
+        vision_config=tower.config,
+        has_cls=any(hasattr(module, "class_embedding") or hasattr(module, "cls_token") for module in embeddings),
+        shape=shape,
+        structured=structured,
+    )
+
+
+def element_size(model: nn.Module) -> int:
+    """Bytes of one number of the model's language model, which its cache will have too."""
+    return next(child(entry_of(model), "language_model", type(model).__name__).parameters()).element_size()
+
+
+def model_shape(config: Any, vision: VisionShape, name: str, bytes_per_element: int | None) -> ModelShape:
+    """Numbers of the text config, with the tower's; caches counted in the config's dtype unless told otherwise."""
+    text = config.text_config
+    heads = text.num_attention_heads
+    if bytes_per_element is None:
+        dtype = getattr(config, "dtype", None) or getattr(text, "dtype", None) or torch.float16
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        bytes_per_element = torch.empty(0, dtype=dtype).element_size()
+    return ModelShape(
+        n_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        n_heads=heads,
+        n_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        intermediate_size=text.intermediate_size,
+        vocab_size=text.vocab_size,
+        bytes_per_element=bytes_per_element,
+        ffn_matrices=3,
+        vision=vision,
+        name=name,
+    )
+
+
+def side_of(vision: Any) -> int:
+    """Patches along each side of a picture of the tower's own size."""
+    return vision.image_size // vision.patch_size
+
+
+def cls_of(vision: Any) -> int:
+    """Tokens of the tower beyond the patches, from its config alone."""
+    return 0 if "siglip" in vision.model_type else 1
+
+
+def vision_of(layout: Layout) -> VisionShape:
+    """The tower's numbers.
+
+    Raises:
+        AdapterError: when there are none.
+    """
+    if layout.shape.vision is None:
+        raise AdapterError(complaint("a LLaVA", "have a vision config", None, "load a complete model"))
+    return layout.shape.vision
+
+
+def entry_of(model: nn.Module) -> nn.Module:
+    """The model without its head."""
+    return child(model, "model", type(model).__name__) if hasattr(model, "lm_head") else model
+
+
+def _vision_attentions(tower: nn.Module) -> tuple[nn.Module, ...]:
+    """The attention module of each encoder block, in order; empty where the tower is of an unknown make."""
+    return tuple(
+        module for name, module in tower.named_modules() if name.endswith("self_attn") and ".layers." in f".{name}"
+    )

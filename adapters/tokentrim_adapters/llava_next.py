@@ -1,0 +1,57 @@
+"""LLaVA-NeXT (1.6): a thumbnail and the image's tiles, without their padding, with a line end behind every row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from tokentrim.adapter import Adapter, Encoding, Layout, Places
+from tokentrim.shape import ModelShape
+from tokentrim.tilings import AnyResolution
+from tokentrim_adapters import _anyres, _llava
+
+
+class LlavaNextAdapter(Adapter):
+    """``LlavaNextForConditionalGeneration`` on Vicuna, Mistral, Qwen2 or any other decoder of Llama's make.
+
+    An image's placeholders are its thumbnail (plane 0), then the rows of its assembled tiles (plane 1), each with a
+    line end, which is structure. Prompts whose images were encoded outside the context are refused: their sizes, and
+    so the places of the line ends, are not known.
+    """
+
+    name: ClassVar[str] = "llava-next"
+    model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+
+    def locate(self, model: nn.Module) -> Layout:
+        """Find entry, decoder and vision modules."""
+        config: Any = _llava.entry_of(model).config
+        shape = self.shape(config, bytes_per_element=_llava.element_size(model))
+        return _llava.locate(model, shape, structured=True)
+
+    def shape(self, config: Any, *, name: str = "", bytes_per_element: int | None = None) -> ModelShape:
+        """Numbers of the text and vision configs, for an image of nominal size."""
+        return _llava.model_shape(config, _anyres.tower(config, self.tiling(config)), name, bytes_per_element)
+
+    def tiling(self, config: Any) -> AnyResolution:
+        """What happens to an image's size."""
+        vision = config.vision_config
+        return AnyResolution(
+            pixels=vision.image_size,
+            side=_llava.side_of(vision),
+            resolutions=_anyres.resolutions_of(config),
+            cls=_llava.cls_of(vision),
+        )
+
+    def places(self, layout: Layout, encoding: Encoding, item: int) -> Places:
+        """Thumbnail, assembled tiles, line ends."""
+        return _anyres.places(self.tiling(layout.entry.config), encoding, item)
+
+    def arrange(self, layout: Layout, encoding: Encoding, rows: Sequence[Tensor]) -> Tensor:
+        """Packed like the features; 0 at line ends."""
+        return _anyres.arrange(self.tiling(layout.entry.config), encoding, rows)
+
+    def pixels(self, layout: Layout, encoding: Encoding, item: int) -> Tensor:
+        """The image's own pieces."""
+        return _anyres.pixels(self.tiling(layout.entry.config), encoding, item)
