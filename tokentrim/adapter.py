@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokentrim.errors import AdapterError, UnsupportedError, complaint
 from tokentrim.shape import ModelShape
+from tokentrim.sites import Need
 
 Modality = Literal["image", "video"]
 MODALITIES: tuple[Modality, ...] = ("image", "video")
@@ -37,6 +38,7 @@ class Layout:
         full_blocks: vision blocks whose attention sees the whole picture; None = all of them.
         structured: whether some placeholders are structure (line ends and the like), which is never pruned.
         mrope: whether position ids have one row per axis (time, height, width).
+        unserved: what strategies may not ask for on this model, with the reason of each.
     """
 
     entry: nn.Module
@@ -52,6 +54,7 @@ class Layout:
     full_blocks: tuple[int, ...] | None = None
     structured: bool = False
     mrope: bool = False
+    unserved: Mapping[Need, str] = field(default_factory=dict[Need, str])
 
     def vision_block(self, block: int) -> int:
         """The vision block (0-based) that stands in for ``block``: itself, or the nearest earlier (else later) one
@@ -152,6 +155,8 @@ class Adapter(ABC):
     name: ClassVar[str] = ""
     model_types: ClassVar[tuple[str, ...]] = ()
     """``config.model_type`` values of this family."""
+    needs_proof: ClassVar[bool] = False
+    """Whether a model must pass the self-test before it is trimmed, because the adapter assumes what it cannot know."""
 
     @abstractmethod
     def locate(self, model: nn.Module) -> Layout:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tokentrim.errors import StrategyError, UnsupportedError, complaint
@@ -70,19 +70,23 @@ def decisions(parts: Sequence[Spatial], shape: ModelShape, n_visual: Sequence[in
     return [decision for _, _, decision in sorted(found, key=lambda item: item[:2])]
 
 
-def check(strategy: Strategy, shape: ModelShape, *, vision_blocks: int) -> None:
+def check(
+    strategy: Strategy, shape: ModelShape, *, vision_blocks: int, unserved: Mapping[Need, str] | None = None
+) -> None:
     """Refuse, before anything runs, a strategy that this model cannot serve.
 
     Args:
         strategy: what the user asked for.
         shape: the model's numbers.
         vision_blocks: attention modules of the vision tower that the adapter found (0 = none).
+        unserved: what this model cannot give, and why.
 
     Raises:
         UnsupportedError: names the missing ability.
         StrategyError: for parts that contradict each other or lie outside the model.
     """
     spatial, temporal = strategy.spatial_parts, strategy.temporal_part
+    _check_served(strategy, unserved or {})
     n_visual = shape.vision.n_visual if shape.vision else 576
     policies = {part.positions for part in spatial}
     if len(policies) > 1:
@@ -120,6 +124,8 @@ def check(strategy: Strategy, shape: ModelShape, *, vision_blocks: int) -> None:
                     )
     if temporal is not None:
         _check_needs(temporal.label(), temporal.needed(), TEMPORAL_NEEDS, "at a decode step")
+    for part in (*spatial, *([temporal] if temporal is not None else [])):
+        part.prepare(shape)
 
 
 def _check_needs(label: str, needed: frozenset[Need], served: frozenset[Need], where: str) -> None:
@@ -131,5 +137,18 @@ def _check_needs(label: str, needed: frozenset[Need], served: frozenset[Need], w
                 f"be available {where}",
                 sorted(n.value for n in missing),
                 f"what can be had there: {sorted(n.value for n in served)}",
+            )
+        )
+
+
+def _check_served(strategy: Strategy, unserved: Mapping[Need, str]) -> None:
+    missing = sorted(strategy.needed() & unserved.keys(), key=lambda need: need.value)
+    if missing:
+        raise UnsupportedError(
+            complaint(
+                f"needs of {strategy.label()!r}",
+                "be what this model can give",
+                [need.value for need in missing],
+                "; ".join(dict.fromkeys(unserved[need] for need in missing)),
             )
         )
