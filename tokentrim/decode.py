@@ -45,7 +45,8 @@ class Decode:
         plain = unpadded and self.queries == 1 and self.engine.implementation.startswith(_MASKLESS)
         # A window that is exactly full hides nothing, but the model makes a mask of it: of the first layer's length.
         plain = plain and (self.engine.window is None or self.layers[0].get_seq_length() + 1 < self.engine.window)
-        self.observes = bool(self.acting) or not plain
+        editing = self.engine.editing
+        self.observes = bool(self.acting) or not plain or (editing is not None and editing.acts_on_decode)
 
     @staticmethod
     def _stream(layer: TrimLayer) -> Stream:
@@ -107,8 +108,12 @@ class Decode:
                 self._evict(layer, held, query, key, options)
             if held.keys is not None and held.values is not None:
                 key, value = held.keys, held.values
-        mask = self._mask(self._stream(held), key, query)
-        return kernel(module, query, key, value, mask, **options)
+        stream = self._stream(held)
+        mask = self._mask(stream, key, query)
+        editing = self.engine.editing
+        if editing is None or not any(stream.n_visual):
+            return kernel(module, query, key, value, mask, **options)
+        return editing.decode(layer, kernel, module, query, key, value, mask, options, stream=stream)
 
     def _evict(self, layer: int, held: TrimLayer, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
         part, prompt, stream = self.prompt.temporal, self.prompt, self._stream(held)

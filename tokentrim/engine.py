@@ -8,19 +8,21 @@ attention function is switched to the wrapper only for a pass that reads or mask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from tokentrim import attention, cache, evidence, planning
+from tokentrim import attention, cache, evidence, generating, planning, refusals
 from tokentrim.adapter import Adapter, Layout, bind
 from tokentrim.clock import Clock
 from tokentrim.deciding import begin_states
 from tokentrim.decode import Decode
-from tokentrim.errors import DataError, EngineError, UnsupportedError, complaint
+from tokentrim.editing import Editing
+from tokentrim.errors import EngineError, UnsupportedError, complaint
 from tokentrim.guide import Guide
 from tokentrim.placement import Placement, encoded_elsewhere, fixed_encodings
 from tokentrim.prefill import Prefill
@@ -30,6 +32,7 @@ from tokentrim.sites import Grid, Need
 from tokentrim.strategy import PromptInfo, Strategy
 from tokentrim.stream import Stream
 from tokentrim.trace import Trace
+from tokentrim.untouched import Untouched
 from tokentrim.vision import VisionCapture
 
 
@@ -43,6 +46,9 @@ class Engine:
         prompts: called with every prompt when its prefill is over.
         evidence: relevance for the next prompt, float [B, N], a list of rows, or a function of its grid.
         check_indices: check every Selection's indices on the device (costs a synchronisation; for tests).
+        untouched: does the accounting where the strategy has no part; None for one that prunes.
+        call: the call of ``generate`` that is running, if any.
+        labelled: whether the running forward was given labels.
     """
 
     def __init__(
@@ -54,13 +60,19 @@ class Engine:
         record: bool = True,
         guide: Guide | None = None,
     ) -> None:
-        planning.check(strategy, layout.shape, vision_blocks=len(layout.vision_attentions))
+        planning.check(
+            strategy, layout.shape, vision_blocks=len(layout.vision_attentions), unserved=layout.unserved
+        )
         self.adapter, self.layout, self.strategy, self.record = adapter, layout, strategy, record
         self.clock = Clock()
         self.check_indices = False
         self.evidence: Any = None
         self.on_prompt: Callable[[Prompt], None] = lambda prompt: None
         self.spatial, self.temporal = strategy.spatial_parts, strategy.temporal_part
+        self.untouched = None if self.spatial or self.temporal is not None else Untouched(self)
+        self.call: generating.Call | None = None
+        self.labelled = False
+        self.editing = Editing.of(strategy.attention_part, layout.shape, attention.implementation_of(layout.text_config))
         self.renumbers = any(part.positions == "renumber" for part in self.spatial)
         self.wants_prompt_row = self.temporal is not None and Need.PROMPT_ROW in self.temporal.needed()
         needed = strategy.needed()
@@ -86,6 +98,7 @@ class Engine:
         self._switch_off: Callable[[], None] | None = None
         self._mark: Any = None
         self._text_only: WeakSet[Any] = WeakSet()
+        self._thread: int | None = None
 
     @property
     def shape(self) -> ModelShape:
@@ -104,10 +117,19 @@ class Engine:
 
     # ------------------------------------------------------------------ installing
 
-    def install(self) -> None:
-        """Hook the model; on any failure nothing remains."""
+    def install(self, host: nn.Module) -> None:
+        """Hook the model, and ``generate`` and the labels of ``host`` around it; on any failure nothing remains.
+
+        Raises:
+            UnsupportedError: when the model runs through compiled code, and the strategy prunes.
+        """
         layout = self.layout
+        if self.untouched is None:
+            refusals.of_compiled([host, layout.entry, layout.language_model, *layout.layers, *layout.attentions])
         try:
+            self._undo.append(generating.watch(host, self))
+            if host is not layout.entry:
+                self._undo.append(host.register_forward_pre_hook(self._enter_host, with_kwargs=True).remove)
             for handle in (
                 layout.entry.register_forward_pre_hook(self._enter_entry, with_kwargs=True),
                 layout.entry.register_forward_hook(self._leave_entry, always_call=True),
@@ -148,35 +170,62 @@ class Engine:
 
     # ------------------------------------------------------------------ the entry module
 
+    def _enter_host(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.labelled = kwargs.get("labels") is not None
+
     def _enter_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.vision.suspended:
+        if self.vision.suspended or self._compiling():
             return
+        self._require_one_thread()
         arguments = bind(module.forward, args, kwargs)
         self._leave_entry()
+        self._thread = threading.get_ident()
         past = arguments.get("past_key_values")
         ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
         columns = ids.shape[1] if ids is not None else embeds.shape[1] if embeds is not None else 0
         if past is not None and past.get_seq_length() > 0 and columns == 1:
             return  # a decode step: no visual token can be among its input
+        if ids is None and self.untouched is not None:
+            return  # embeddings do not tell where pictures are; nothing is pruned, so nothing has to
         self._modalities = self.adapter.modalities(self.layout, arguments)
         self._arguments = arguments
 
     def _leave_entry(self, *_: Any) -> None:
-        if not self.vision.suspended:
-            self._modalities, self._arguments = None, {}
+        if not self.vision.suspended and self._thread in (None, threading.get_ident()):
+            self._modalities, self._arguments, self._thread = None, {}, None
+
+    def _compiling(self) -> bool:
+        """Whether torch.compile is reading this; untouched models then run without an account, others not at all."""
+        if torch.compiler.is_compiling() and self.untouched is None:
+            refusals.refuse_compiled("a forward that torch.compile reads")
+        return torch.compiler.is_compiling()
+
+    def _require_one_thread(self) -> None:
+        if self._thread not in (None, threading.get_ident()):
+            raise UnsupportedError(
+                complaint(
+                    "a trimmed model",
+                    "run one forward at a time",
+                    "two threads",
+                    "give each thread a model of its own; weights may be shared",
+                )
+            )
 
     # ------------------------------------------------------------------ the language model
 
     def _enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.vision.suspended:
+        if self.vision.suspended or self._compiling():
             return None
+        self._require_one_thread()
         self._end_pass()  # a pass that an exception cut short
         arguments = bind(module.forward, args, kwargs)
         past, embeds = arguments.get("past_key_values"), arguments.get("inputs_embeds")
         if embeds is None:
             return None  # the language model called on its own, with text
-        seen = past is not None and past.get_seq_length() > 0
         modalities = self._modalities
+        if self.untouched is not None:
+            return self.untouched.enter(arguments, modalities)
+        seen = past is not None and past.get_seq_length() > 0
         if seen:
             return (), self._enter_decode(arguments, past, embeds, modalities)
         if modalities is None:
@@ -187,24 +236,9 @@ class Engine:
         self, arguments: dict[str, Any], past: Any, embeds: Tensor, modalities: Tensor
     ) -> dict[str, Any]:
         mask = arguments.get("attention_mask")
-        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
-            raise UnsupportedError(
-                complaint(
-                    "attention_mask of a trimmed model",
-                    "be 2-D [batch, tokens]",
-                    tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__,
-                    "pass the processor's attention_mask",
-                )
-            )
-        visual, structure = modalities > 0, None
-        place = self._placing(modalities)
-        if self.layout.structured and bool(visual.any()):
-            placement = place()
-            if placement is None:
-                raise encoded_elsewhere("line ends")
-            place, structure = lambda: placement, placement.structure()
-        stream = Stream.of_prompt(visual if structure is None else visual & ~structure, mask, structure)
-        prompt = self._new_prompt(stream, mask, place)
+        refusals.of_mask(mask)
+        stream, place = self.stream_of_prompt(modalities, mask)
+        prompt = self.new_prompt(stream, mask, place)
         if not any(stream.n_visual):
             # Nothing to prune: the forward and its decode steps run untouched, and the report says so.
             if past is not None:
@@ -212,9 +246,11 @@ class Engine:
             self.on_prompt(prompt)
             return arguments
         decisions = planning.decisions(self.spatial, self.shape, stream.n_visual)
-        self._refuse(arguments, stream, decisions)
+        refusals.of_prefill(self, arguments, stream, decisions)
         use_cache = arguments.get("use_cache")
         use_cache = self.layout.text_config.use_cache if use_cache is None else use_cache
+        if refusals.checkpoints(self.layout.language_model):
+            past, use_cache = None, False  # layers are then run without a cache
         if past is None and use_cache:
             from transformers import DynamicCache  # the model would make the same one
 
@@ -229,6 +265,21 @@ class Engine:
         self._begin_pass(run, embeds.device, run.observes)
         return run.enter(arguments)
 
+    def stream_of_prompt(
+        self, modalities: Tensor, mask: Tensor | None
+    ) -> tuple[Stream, Callable[[], Placement | None]]:
+        """All columns of a prompt, and what makes its placement."""
+        visual, place = modalities > 0, self._placing(modalities)
+        if not (self.layout.structured and bool(visual.any())):
+            return Stream.of_prompt(visual, mask), place
+        placement = place()
+        if placement is None:
+            if self.untouched is None:
+                raise encoded_elsewhere("line ends")
+            return Stream.of_prompt(visual, mask), place
+        structure = placement.structure()
+        return Stream.of_prompt(visual & ~structure, mask, structure), lambda: placement
+
     def _placing(self, modalities: Tensor) -> Callable[[], Placement | None]:
         """Makes the prompt's placement when somebody asks for it (it costs a look at the device); None where pictures
         of unknown size were encoded outside the context, which only those are told who need to know.
@@ -241,7 +292,7 @@ class Engine:
 
         return place
 
-    def _new_prompt(self, stream: Stream, mask: Tensor | None, place: Callable[[], Placement | None]) -> Prompt:
+    def new_prompt(self, stream: Stream, mask: Tensor | None, place: Callable[[], Placement | None]) -> Prompt:
         info = PromptInfo(stream.n_visual, self.shape)
         layers = self.shape.n_layers
         prompt = Prompt(
@@ -282,57 +333,11 @@ class Engine:
         finally:
             self.vision.suspended = False
 
-    def _refuse(self, arguments: dict[str, Any], stream: Stream, decisions: Sequence[planning.Decision]) -> None:
-        """Raise UnsupportedError for what would come out wrong."""
-        model = self.layout.language_model
-        if model.training and getattr(model, "gradient_checkpointing", False):
-            raise UnsupportedError(
-                complaint(
-                    "gradient checkpointing",
-                    "be off while a model is trimmed: it runs layers twice",
-                    "on",
-                    "call model.gradient_checkpointing_disable()",
-                )
-            )
-        if arguments.get("use_cache") is False and self.temporal is not None:
-            raise UnsupportedError(
-                complaint(
-                    f"temporal strategy {self.temporal.label()!r}",
-                    "have a KV cache to act on",
-                    "use_cache=False",
-                    "drop use_cache=False, or the temporal part",
-                )
-            )
-        for row in stream.ends_visual:
-            # Its hidden state at the end may be dropped, and with it the logits of the first new token.
-            if any(not d.part.count_is_static or d.counts[row] < stream.n_visual[row] for d in decisions):
-                raise DataError(
-                    complaint(
-                        f"the last token of row {row} of a pruned prompt",
-                        "be text",
-                        "a visual token",
-                        "put the question, or the template's closing tokens, after the image",
-                    )
-                )
-        self._check_window(stream.length)
-
     @property
     def window(self) -> int | None:
         """Tokens that sliding-window attention sees, or None where attention has no window."""
         config = self.layout.text_config
         return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-
-    def _check_window(self, length: int) -> None:
-        window = self.window
-        if window is not None and length > window:
-            raise UnsupportedError(
-                complaint(
-                    "a sequence under sliding-window attention",
-                    f"be at most the window, {window} tokens long",
-                    length,
-                    "shorten the prompt or the answer, or use a model without a sliding window",
-                )
-            )
 
     def _enter_decode(
         self, arguments: dict[str, Any], past: Any, embeds: Tensor, modalities: Tensor | None
@@ -349,19 +354,12 @@ class Engine:
                 )
             )
         if modalities is not None and bool(modalities.any()):
-            raise UnsupportedError(
-                complaint(
-                    "a continued prompt",
-                    "bring text only",
-                    "new images (or a prompt fed in chunks)",
-                    "start a new prompt that holds all images, without prefill_chunk_size",
-                )
-            )
+            generating.refuse_new_pictures()
         layers: list[cache.TrimLayer] = past.layers
         prompt = layers[0].prompt
         prompt.require_active()
         columns, rows = embeds.shape[1], embeds.shape[0]
-        self._check_window(layers[0].get_seq_length() + columns)
+        refusals.of_window(self, layers[0].get_seq_length() + columns)
         prompt.step += 1
         mask = arguments.get("attention_mask")
         new_valid = None
@@ -395,7 +393,11 @@ class Engine:
 
     def _leave_model(self, module: nn.Module, args: Any, output: Any) -> Any:
         run = self._pass
-        if run is None or self.vision.suspended:
+        if self.vision.suspended or self._thread not in (None, threading.get_ident()):
+            return None
+        if self.untouched is not None:
+            return self.untouched.leave(output)
+        if run is None:
             return None
         if output is None:  # the forward raised
             self._end_pass()

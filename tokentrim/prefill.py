@@ -19,7 +19,7 @@ from tokentrim.masks import causal_mask
 from tokentrim.planning import Decision
 from tokentrim.prompt import Prompt
 from tokentrim.selection import Selection
-from tokentrim.sites import Need
+from tokentrim.sites import Grid, Need
 from tokentrim.stream import Stream, gather_columns, merge_features
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class Prefill:
     @property
     def observes(self) -> bool:
         """Whether any layer's attention has to be read."""
-        return bool(self.wanted) or self.engine.wants_prompt_row
+        return bool(self.wanted) or self.engine.wants_prompt_row or self.engine.editing is not None
 
     def attend(
         self,
@@ -263,7 +263,15 @@ class Prefill:
         if wanted or self.engine.wants_prompt_row:
             with self.engine.clock.timed("selection", query.device), torch.no_grad():
                 self._read(layer, wanted, query, key, value, options)
-        return kernel(module, query, key, value, mask, **options)
+        editing = self.engine.editing
+        if editing is None or layer not in editing.edits or not any(self.stream.n_visual):
+            return kernel(module, query, key, value, mask, **options)
+        stream = self.stream
+
+        def grid() -> Grid:
+            return self.engine.grid_of(self.prompt, stream.vis_ids.clamp(min=0), stream.vis_valid)
+
+        return editing.prefill(layer, kernel, module, query, key, value, mask, options, stream=stream, grid=grid)
 
     def _read(
         self, layer: int, wanted: frozenset[Need], query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]

@@ -26,10 +26,42 @@ Stage = Literal["input", "prefill", "decode", "none"]
 
 @dataclass(frozen=True)
 class Parts:
-    """A strategy taken apart: any number of spatial deciders and at most one temporal one."""
+    """A strategy taken apart: any number of spatial deciders, at most one temporal one, and one attention editor."""
 
     spatial: tuple[Spatial, ...] = ()
     temporal: Temporal | None = None
+    attention: AttentionEditor | None = None
+
+
+@dataclass(frozen=True)
+class AttentionEdit:
+    """What is edited in one decoder layer's attention.
+
+    Attributes:
+        radius: a visual query sees, of the visual keys, those whose row and column in its plane differ by at most
+            this, earlier and later ones alike; None = as in the model.
+        heads: [H]; where False, the head's weights on visual keys count nothing (the others are not rescaled), and it
+            adds nothing to visual tokens. None = all heads as in the model.
+    """
+
+    radius: int | None = None
+    heads: tuple[bool, ...] | None = None
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything is edited."""
+        return self.radius is not None or (self.heads is not None and not all(self.heads))
+
+
+class AttentionEditor(ABC):
+    """The third ability, beside deciding at boundaries and at decode steps: changing what attention sees.
+
+    Tokens stay where they are, so it costs what it costs the kernel: a mask saves no time, and heads are recomputed.
+    """
+
+    @abstractmethod
+    def edit(self, layer: int, shape: ModelShape) -> AttentionEdit | None:
+        """What is edited in decoder layer ``layer`` (0-based); None = nothing."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +150,11 @@ class Strategy(BaseModel, ABC):
     def temporal_part(self) -> Temporal | None:
         """The temporal decider, if there is one."""
         return self.parts().temporal
+
+    @property
+    def attention_part(self) -> AttentionEditor | None:
+        """What edits attention, if anything does."""
+        return self.parts().attention
 
     def at_budget(
         self,
@@ -274,6 +311,16 @@ def compose(spatial: tuple[Strategy, ...] = (), temporal: Strategy | None = None
     Raises:
         StrategyError: when a part is of the other kind, or two spatial parts disagree on the position policy.
     """
+    for strategy in (*spatial, *([temporal] if temporal else [])):
+        if strategy.attention_part is not None:
+            raise StrategyError(
+                complaint(
+                    f"part {strategy.label()!r}",
+                    "not edit attention: such a strategy acts alone",
+                    strategy.name,
+                    "use it by its name, without 'spatial:' and 'temporal:'",
+                )
+            )
     deciders: list[Spatial] = []
     for strategy in spatial:
         if strategy.temporal_part is not None:

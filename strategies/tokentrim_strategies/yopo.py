@@ -1,0 +1,97 @@
+"""``yopo``: fewer operations on visual tokens: neighbourhoods, inactive heads, and deep layers without the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from tokentrim.budget import keep_count
+from tokentrim.errors import complaint
+from tokentrim.schedule import Schedule
+from tokentrim.selection import Selection
+from tokentrim.shape import ModelShape
+from tokentrim.sites import LayerSite
+from tokentrim.strategy import AttentionEdit, AttentionEditor, Parts, SpatialSelector, Stage
+
+
+class YOPO(SpatialSelector, AttentionEditor):
+    """Edit the attention of visual tokens in the lower layers; take them out of the lazy ones above.
+
+    - **Neighbourhood**: a visual query sees, of the visual keys, those within ``|dr|, |dc| <= (window - 1) / 2`` in its
+      own plane of the grid, later ones too (the released code overwrites the causal block); text keys as ever.
+    - **Inactive heads**: weights of the heads in ``inactive`` on visual keys count nothing after the softmax, without
+      renormalising, and these heads add nothing to visual tokens. Which heads: per head the attention that all rows
+      give to visual keys over what they give to text, and a threshold; the paper keeps 5 to 30 of 40 on average.
+    - **Lazy layers**: from ``depth`` of the layers on nobody attends to visual keys. The released code masks them and
+      still runs them; nothing reads them any more, so here they leave for good, with the same answers.
+
+    The paper's fourth part, a feed-forward network cut to a share of its channels for visual tokens, needs training of
+    the whole model and is not offered.
+
+    What is saved: the lazy layers, in time and memory, as with ``vtw``. Neighbourhoods and inactive heads are a mask
+    and recomputed heads: they save no time with the kernels used here and cost some, and no saving is counted for
+    them. (The released code simulates all of it.)
+
+    When it fails: a model that has not been fine-tuned for it loses with small windows; what the text has not taken
+    from the image by the lazy layers is gone.
+
+    Cost: a mask of T x T per prompt (one byte per pair), one more attention pass over the inactive heads.
+
+    Parameters: ``window``, side of the neighbourhood in tokens, odd (5 in the released scripts); None = all. ``depth``,
+    share of the layers that see the image (20 of 40 in the released script of the 13B model), 1 = all. ``inactive``:
+    layer -> heads without visual keys (none by default; they are found on the very model).
+
+    ```bibtex
+    @article{zhang2024yopo,
+      title={Treat Visual Tokens as Text? But Your {MLLM} Only Needs Fewer Efforts to See},
+      author={Zhang, Zeliang and Pham, Phu and Zhao, Wentian and Wan, Kun and Li, Yu-Jhe and Zhou, Jianing and
+              Miranda, Daniel and Kale, Ajinkya and Xu, Chenliang},
+      journal={arXiv preprint arXiv:2410.06169},
+      year={2024}
+    }
+    ```
+    """
+
+    name: ClassVar[str] = "yopo"
+    stage: ClassVar[Stage] = "prefill"
+    budget_knob: ClassVar[str | None] = "depth"
+
+    window: int | None = Field(default=5, ge=1, description="side of the neighbourhood in tokens, odd; None = all")
+    depth: float = Field(
+        default=0.5, ge=0, le=1, allow_inf_nan=False, description="share of the layers that see the image"
+    )
+    inactive: Mapping[int, tuple[int, ...]] = Field(
+        default_factory=dict, description="decoder layer -> query heads that give visual keys no weight"
+    )
+
+    @field_validator("window")
+    @classmethod
+    def _odd(cls, window: int | None) -> int | None:
+        if window is not None and window % 2 == 0:
+            raise ValueError(complaint("window of strategy 'yopo'", "be odd", window, "it has a middle"))
+        return window
+
+    def parts(self) -> Parts:
+        """Itself, as both: the lazy layers are a cut, the rest edits attention."""
+        return Parts(spatial=(self,), attention=self)
+
+    def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
+        """Nothing passes into the first lazy layer."""
+        boundary = keep_count(self.depth, shape.n_layers)
+        return Schedule() if boundary == shape.n_layers else Schedule.of({boundary: 0})
+
+    def select(self, site: LayerSite, count: Tensor) -> Selection:
+        """The empty selection."""
+        return Selection.from_mask(torch.zeros_like(site.valid), (0,) * len(site.n_visual))
+
+    def edit(self, layer: int, shape: ModelShape) -> AttentionEdit | None:
+        """The same neighbourhood in every layer that sees the image, and the layer's own heads."""
+        if layer >= keep_count(self.depth, shape.n_layers):
+            return None
+        off = self.inactive.get(layer, ())
+        heads = tuple(head not in off for head in range(shape.n_heads)) if off else None
+        return AttentionEdit(None if self.window is None else (self.window - 1) // 2, heads)

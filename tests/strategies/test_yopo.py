@@ -1,0 +1,137 @@
+"""YOPO: against an untouched decoder whose attention is edited by obvious loops."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.core.cases import deviation, generate
+from tests.core.reference import embeddings
+from tests.models import IMAGE, alone, prompt, tiny_llava
+from tokentrim.errors import TokentrimError, UnsupportedError
+from tokentrim.session import trim
+
+SIDE, N, LAYERS, HEADS = 4, 16, 6, 4
+_model = lru_cache(maxsize=8)(tiny_llava)
+ROWS: tuple[list[int | str], ...] = ([3, "image", 5], [9], [2, "image", 4, "image", 7], ["image", "image", 2])
+OFF = {0: (1,), 2: (0, 2, 3), 4: (0, 1, 2, 3)}
+
+
+def _slow_logits(
+    model: Any,
+    inputs: dict[str, Tensor],
+    generated: Tensor,
+    window: int | None,
+    cut: int,
+    off: dict[int, tuple[int, ...]],
+) -> Tensor:
+    """[T + G, V]: every weight of every head by the rules of the method, one query and one key at a time."""
+    ids = torch.cat([inputs["input_ids"][0], torch.full_like(generated, 2)])
+    hidden = torch.cat([embeddings(model, inputs), model.get_input_embeddings()(generated)])
+    is_visual = (ids == IMAGE).tolist()
+    raster = (torch.cumsum(torch.tensor(is_visual).long(), 0) - 1).tolist()
+    total = len(ids)
+    decoder = model.model.language_model
+    cos, sin = (table[0] for table in decoder.rotary_emb(hidden.unsqueeze(0), torch.arange(total).unsqueeze(0)))
+
+    def turned(vectors: Tensor) -> Tensor:
+        first, second = vectors.chunk(2, dim=-1)
+        return vectors * cos + torch.cat([-second, first], dim=-1) * sin
+
+    def sees(layer: int, query: int, key: int) -> bool:
+        if is_visual[key] and layer >= cut:
+            return query == key
+        if is_visual[query] and is_visual[key] and window is not None:
+            (image, place), (other, there) = divmod(raster[query], N), divmod(raster[key], N)
+            down, across = abs(place // SIDE - there // SIDE), abs(place % SIDE - there % SIDE)
+            return image == other and max(down, across) <= (window - 1) // 2
+        return key <= query
+
+    for number, layer in enumerate(decoder.layers):
+        attention, normed = layer.self_attn, layer.input_layernorm(hidden)
+        query, key, value = (
+            projection(normed).view(total, -1, attention.head_dim).transpose(0, 1)
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        query, key = turned(query), turned(key)
+        seen = torch.tensor([[sees(number, i, j) for j in range(total)] for i in range(total)])
+        mixed: list[Tensor] = []
+        for head in range(HEADS):
+            source = head * key.shape[0] // HEADS
+            scores = query[head] @ key[source].T * attention.head_dim**-0.5
+            weights = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
+            if head in off.get(number, ()) and number < cut:
+                weights = weights * ~torch.tensor(is_visual)
+            out = weights @ value[source]
+            if head in off.get(number, ()) and number < cut:
+                out = out * ~torch.tensor(is_visual).unsqueeze(1)
+            mixed.append(out)
+        hidden = hidden + attention.o_proj(torch.cat(mixed, dim=-1))
+        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return model.lm_head(decoder.norm(hidden))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kv_heads", [2, 4])
+@pytest.mark.parametrize(
+    ("window", "depth", "off"),
+    [(3, 1.0, {}), (5, 0.5, {}), (None, 1.0, OFF), (3, 0.67, OFF), (1, 1.0, OFF), (None, 0.5, {})],
+)
+def test_golden(
+    window: int | None, depth: float, off: dict[int, tuple[int, ...]], kv_heads: int, attention: str
+) -> None:
+    model = _model(side=SIDE, kv_heads=kv_heads, attention=attention)
+    inputs = prompt(model, [2, "image", 3, "image", 4])
+    with trim(model, {"name": "yopo", "window": window, "depth": depth, "inactive": off}):
+        ids, logits = generate(model, inputs, 6)
+    expected = _slow_logits(model, inputs, ids[0, :-1], window, int(depth * LAYERS + 1e-9), off)
+    assert deviation(logits[0], expected[inputs["input_ids"].shape[1] - 1 :]) < 1e-5
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_row_in_a_ragged_batch_is_the_row_alone(attention: str) -> None:
+    model = _model("qwen2", "siglip", side=SIDE, attention=attention)
+    inputs = prompt(model, *ROWS)
+    spec = {"name": "yopo", "window": 3, "depth": 0.67, "inactive": OFF}
+    with trim(model, spec):
+        ids, logits = generate(model, inputs, 8)
+        for row in range(len(ROWS)):
+            own_ids, own_logits = generate(model, alone(inputs, row, N), 8)
+            assert ids[row].tolist() == own_ids[0].tolist()
+            assert deviation(logits[row], own_logits[0]) < 1e-4
+
+
+def test_with_everything_seen_nothing_changes() -> None:
+    model = _model(side=SIDE)
+    inputs = prompt(model, *ROWS)
+    ids, logits = generate(model, inputs, 5)
+    with trim(model, {"name": "yopo", "window": None, "depth": 1.0}) as session:
+        own_ids, own_logits = generate(model, inputs, 5)
+        assert session.report().layer_mean_ratio == 1.0
+    assert torch.equal(ids, own_ids)
+    assert torch.equal(logits, own_logits)
+
+
+def test_without_edits_it_is_withdrawal() -> None:
+    model = _model(side=SIDE)
+    inputs = prompt(model, *ROWS)
+    found: list[Tensor] = []
+    for spec in ({"name": "yopo", "window": None, "depth": 0.5}, {"name": "text-only", "k": 3}):
+        with trim(model, spec):
+            found.append(generate(model, inputs, 5)[1])
+    assert torch.equal(*found)
+
+
+def test_bad_edits_are_refused() -> None:
+    model = _model(side=SIDE)
+    with pytest.raises(TokentrimError, match="be odd"):
+        trim(model, {"name": "yopo", "window": 4})
+    with pytest.raises(TokentrimError, match="acts alone"):
+        trim(model, {"spatial": [{"name": "yopo"}], "temporal": {"name": "vta"}})
+    flex = _model(side=SIDE, attention="flex_attention")
+    with pytest.raises(UnsupportedError, match="sdpa"):
+        trim(flex, {"name": "yopo"})
