@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import transformers
 from torch import Tensor
 
-START, END, IMAGE, VIDEO = 95, 96, 97, 98
-PAD, VOCAB = 0, 100
+from tests import models
+from tests.families import Encoded, Family, Layout, Picture, noise
+
+IMAGE, VIDEO, PAD = models.IMAGE, models.VIDEO, models.PAD
+START, END = models.VOCAB, models.VOCAB + 1
+VOCAB = models.VOCAB + 4
 PATCH, MERGE, TEMPORAL = 4, 2, 2
 
 Kind = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
@@ -79,7 +83,7 @@ def tiny_qwen(kind: Kind = "qwen2_5_vl", *, layers: int = 6, attention: str = "s
             language = "language_model" in name or "lm_head" in name
             std = 1.0 if "embed_tokens" in name else 0.2 if language else 1.5 * parameter[0].numel() ** -0.5
             torch.nn.init.normal_(parameter, std=std)
-    model.lm_head.weight.data[START:] = 0.0  # an answer holds no placeholder
+    model.lm_head.weight.data[VIDEO:] = 0.0  # an answer holds no placeholder
     model = model.eval().requires_grad_(False)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
@@ -100,7 +104,7 @@ def prompt(
         kinds: list[int] = []
         for part in layout:
             if isinstance(part, int):
-                ids += torch.randint(2, START, (part,), generator=generator).tolist()
+                ids += torch.randint(2, VIDEO, (part,), generator=generator).tolist()
                 kinds += [0] * part
                 continue
             modality, *size = part
@@ -164,3 +168,95 @@ def _items(patches: Sequence[int], total: int) -> int:
         total -= patches[taken]
         taken += 1
     return taken
+
+
+class QwenVL(Family):
+    """Pictures at their own resolution, 8 x 8 pixels per token, behind a start and before an end token."""
+
+    row = (3, "image:32x48", 5)
+    ragged = ((3, "image:32x48", 5), (9,), (2, "image:24x24", 4, "video:2:16x24", 7))
+    video_id = VIDEO
+    kind: ClassVar[Kind]
+
+    def build(self, **options: Any) -> Any:
+        return tiny_qwen(self.kind, **options)
+
+    def encode(self, model: Any, pictures: Sequence[Picture], seeds: Sequence[int], together: Sequence[int]) -> Encoded:
+        grids = [(picture.frames, *(n // PATCH for n in picture.size or (16, 16))) for picture in pictures]
+        width = 3 * TEMPORAL * PATCH**2
+        pixels = torch.cat([noise(seed, t * h * w, width) for seed, (t, h, w) in zip(seeds, grids, strict=True)])
+        modality = pictures[0].modality
+        name = "pixel_values" if modality == "image" else "pixel_values_videos"
+        lengths = tuple(t * h * w // MERGE**2 for t, h, w in grids)
+        inputs = {name: pixels.to(model.dtype), f"{modality}_grid_thw": torch.tensor(grids)}
+        return Encoded(inputs, lengths)
+
+    def wrap(self, placeholders: Tensor) -> Tensor:
+        return torch.cat([torch.tensor([START]), placeholders, torch.tensor([END])])
+
+    def finish(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        ids = inputs["input_ids"]
+        return {**inputs, "mm_token_type_ids": (ids == IMAGE).long() + 2 * (ids == VIDEO).long()}
+
+    def positions(self, model: Any, inputs: dict[str, Any], extra: int) -> Tensor:
+        names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")
+        found, _ = model.model.get_rope_index(**{name: inputs[name] for name in names if name in inputs})
+        behind = found[:, 0].max() + 1 + torch.arange(extra)
+        return torch.cat([found[:, 0], behind.expand(3, -1)], dim=1)
+
+
+class Qwen2VL(QwenVL):
+    """All blocks of the tower see the whole picture."""
+
+    name = "qwen2-vl"
+    kind = "qwen2_vl"
+
+
+class Qwen25VL(QwenVL):
+    """Most blocks of the tower see windows."""
+
+    name = "qwen2.5-vl"
+    kind = "qwen2_5_vl"
+
+
+class Qwen3VL(QwenVL):
+    """Every frame of a video has a stamp of its own, and the first decoder layers get features of their own."""
+
+    name = "qwen3-vl"
+    kind = "qwen3_vl"
+
+    def _row(self, layout: Layout, seed: int, lengths: dict[str, list[int]]) -> Tensor:
+        frames = [Picture.parse(part).frames for part in layout if str(part).startswith("video")]
+        spread = {
+            "image": lengths["image"],
+            "video": [n // f for n, f in zip(lengths["video"], frames, strict=False) for _ in range(f)],
+        }
+        parts: list[int | str] = []
+        for part in layout:
+            stamped = str(part).startswith("video")
+            parts += [1, "video:1"] * Picture.parse(str(part)).frames if stamped else [part]
+        row = super()._row(parts, seed, spread)
+        del lengths["video"][: len(frames)]
+        return row
+
+    def deepstack(self, model: Any, inputs: dict[str, Any]) -> list[Tensor]:
+        seen: list[Any] = []
+        handle = model.model.language_model.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+        )
+        try:
+            with torch.no_grad():
+                model(**inputs)
+        finally:
+            handle.remove()
+        where, features = seen[0]["visual_pos_masks"], seen[0]["deepstack_visual_embeds"]
+        if where is None:
+            return []
+        return [torch.zeros(where.shape[1], flat.shape[-1]).index_put((where[0],), flat) for flat in features]
+
+
+class Qwen3VLMoe(Qwen3VL):
+    """Qwen3-VL with a mixture of experts."""
+
+    name = "qwen3-vl-moe"
+    kind = "qwen3_vl_moe"

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from tokentrim.adapter import Adapter, Encoding, Layout, Places, child
 from tokentrim.errors import AdapterError, complaint
 from tokentrim.shape import ModelShape, VisionShape
+from tokentrim.tilings import NOMINAL, NativeResolution
 
-_NOMINAL_SIDE = 24  # merged tokens; a picture of 672 x 672 pixels at the published patch size
+# Least and largest area in pixels of the published processors; a folder's own preprocessor_config.json goes before.
+_LIMITS = {"qwen2_vl": (3136, 12845056), "qwen2_5_vl": (3136, 12845056)}
+_LIMITS_OF_3 = (65536, 16777216)
 
 
 class QwenVLAdapter(Adapter):
@@ -64,7 +67,22 @@ class QwenVLAdapter(Adapter):
         width = experts * text.moe_intermediate_size if experts else text.intermediate_size
         tower_width = getattr(vision, "embed_dim", None) or vision.hidden_size  # Qwen2-VL names its output hidden_size
         tower_inner = getattr(vision, "intermediate_size", None) or int(tower_width * vision.mlp_ratio)
-        merged = _NOMINAL_SIDE * _NOMINAL_SIDE
+        least, largest = _LIMITS.get(config.model_type, _LIMITS_OF_3)
+        patch, merge, full = _first(vision.patch_size), vision.spatial_merge_size, _full_blocks(vision)
+        tower = VisionShape(
+            n_layers=vision.depth,
+            hidden_size=tower_width,
+            intermediate_size=tower_inner,
+            n_tokens=0,
+            n_visual=0,
+            rows=0,
+            cols=0,
+            ffn_matrices=2 if full is None else 3,  # Qwen2.5-VL's tower is gated
+            windowed_layers=0 if full is None else vision.depth - len(full),
+            merge=merge,
+            mergers=1 + len(getattr(vision, "deepstack_visual_indexes", ())),
+            tiling=NativeResolution(patch, merge, least, largest, window=getattr(vision, "window_size", 0)),
+        )
         return ModelShape(
             n_layers=text.num_hidden_layers,
             hidden_size=text.hidden_size,
@@ -75,15 +93,7 @@ class QwenVLAdapter(Adapter):
             vocab_size=text.vocab_size,
             bytes_per_element=bytes_per_element,
             ffn_matrices=3,
-            vision=VisionShape(
-                n_layers=vision.depth,
-                hidden_size=tower_width,
-                intermediate_size=tower_inner,
-                n_tokens=merged * vision.spatial_merge_size**2,
-                n_visual=merged,
-                rows=_NOMINAL_SIDE,
-                cols=_NOMINAL_SIDE,
-            ),
+            vision=tower.for_image(*NOMINAL),
             name=name,
         )
 
