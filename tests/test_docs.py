@@ -24,7 +24,25 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 CONFIGS = sorted((DOCS / "examples/configs").glob("*.yaml"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-_BUILTINS = ("none", "random", "uniform", "pool", "fastv", "pvtp", "vta", "st3", "text-only", "oracle", "replay")
+_BUILTINS = (
+    "none",
+    "random",
+    "uniform",
+    "pool",
+    "fastv",
+    "pvtp",
+    "vta",
+    "st3",
+    "vtw",
+    "sparsevlm",
+    "fastervlm",
+    "vispruner",
+    "vtc-cls",
+    "layer-counts",
+    "text-only",
+    "oracle",
+    "replay",
+)
 
 
 def name_of(path):
@@ -164,20 +182,28 @@ def test_documented_commands_are_the_commands():
 
 
 def options_in(text):
-    """(command, option) of every ``tokentrim`` command line in a text's code."""
+    """(command, option) of every ``tokentrim`` command line in a text's code; a command of a group is "group name"."""
+    commands = typer.main.get_command(app).commands
+    groups = "|".join(name for name, found in commands.items() if hasattr(found, "commands"))
     for line in re.sub(r"\\\n\s*", "", text).split("\n"):
-        found = re.match(r"\s*`?(?:tokentrim) ([a-z]+) (.*)", line)
+        found = re.match(rf"\s*`?(?:tokentrim) ((?:{groups}) [a-z]+|[a-z]+) (.*)", line)
         if found:
             yield from ((found[1], option) for option in re.findall(r"(?<=\s)--[a-z][a-z-]*", " " + found[2]))
 
 
+def command_named(name):
+    """The command behind ``"plan"`` or ``"calibrate vtw"``."""
+    found = typer.main.get_command(app)
+    for word in name.split():
+        found = found.commands[word]
+    return found
+
+
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_options_of_documented_command_lines_exist(path):
-    commands = typer.main.get_command(app).commands
     for command, option in options_in(path.read_text(encoding="utf-8")):
-        known = {
-            name for parameter in commands[command].params for name in (*parameter.opts, *parameter.secondary_opts)
-        }
+        params = command_named(command).params
+        known = {name for parameter in params for name in (*parameter.opts, *parameter.secondary_opts)}
         assert option in known | {"--help"}, f"tokentrim {command} {option}"
 
 
