@@ -26,6 +26,17 @@ def test_psigmoid_for_people(cli, tmp_path):
     assert "3/3 measurements" in result.stdout
 
 
+def test_heads_writes_a_strategy_that_runs(cli, tmp_path):
+    out = tmp_path / "heads.yaml"
+    result = cli("calibrate", "heads", "--out", out, *PLAIN, "--keep", "0.75")
+    assert result.exit_code == 0, result.stderr
+    assert "heads kept         75.0%" in result.stdout
+    assert cli("validate", out).exit_code == 0
+    again = cli("calibrate", "heads", "--out", out, *PLAIN)
+    assert again.exit_code == 2
+    assert "be a new file" in again.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [

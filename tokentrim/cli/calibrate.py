@@ -109,6 +109,43 @@ def vtw(
     _run(VTW, {**shared, "eta": eta, "direction": direction, "first": first}, out, as_json)
 
 
+@calibrate.command()
+def heads(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Strategy file to write.")],
+    keep: Annotated[float, typer.Option(help="Share of all heads that stay active.")] = 0.5,
+    model: Model = "testbed",
+    task: Tasks = None,
+    samples: Samples = 32,
+    share: Annotated[
+        float, typer.Option(help="A head counts by what it reaches in this share of the questions.")
+    ] = 0.4,
+    always: Annotated[int, typer.Option(help="Lowest layers whose heads all stay active.")] = 2,
+    batch_size: BatchSize = 25,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """The heads that do without visual keys (inactive heads of YOPO)."""
+    from tokentrim.calibrate import heads as search
+    from tokentrim.calibrate.options import options_from
+    from tokentrim.compare.progress import progress_on
+
+    quiet_libraries()
+    shared = _shared(model, task, samples, batch_size, device, dtype)
+    options = options_from(search.Heads, {**shared, "keep": keep, "share": share, "always": always})
+    people = console(to_stderr=as_json)
+    with progress_on(people, "tasks") as progress:
+        done = search.run(options, out, command=["tokentrim", *sys.argv[1:]], progress=progress)
+    if as_json:
+        emit(
+            {"file": str(done.path), "strategy": done.strategy, "heads_kept": done.kept, "ratios": done.ratios.tolist()}
+        )
+        return
+    people.print(f"heads kept         {done.kept:.1%}")
+    people.print(f"written            {done.path}", soft_wrap=True)
+    people.print(f"run it with        --config {done.path}", soft_wrap=True)
+
+
 def _shared(
     model: str, tasks: list[str] | None, samples: int, batch_size: int, device: str, dtype: str
 ) -> dict[str, Any]:

@@ -1,0 +1,202 @@
+"""Which attention heads do without visual keys: how much more they look at the image than at the text (YOPO)."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import torch
+import yaml
+from pydantic import Field
+from torch import Tensor
+
+from tokentrim import attention
+from tokentrim import rows as rows_of
+from tokentrim.adapter import Layout
+from tokentrim.calibrate.measure import SPLIT
+from tokentrim.calibrate.options import CalibrationOptions
+from tokentrim.compare.batches import Batch, model_inputs
+from tokentrim.compare.cells import Cell, locate, versions
+from tokentrim.compare.progress import Progress, Silent
+from tokentrim.compare.results import write_atomic
+from tokentrim.compare.runner import work_of
+from tokentrim.config import strategy_from
+from tokentrim.errors import ResultsError, complaint
+from tokentrim.loading import Loaded, load_model
+from tokentrim.plugins import registry
+from tokentrim.session import trim
+
+RUNS_IT: Final = "yopo"
+_BLOCK: Final = 128
+
+
+class Heads(CalibrationOptions):
+    """The heads that look at visual keys more than the others do."""
+
+    method: ClassVar[str] = "heads"
+
+    keep: float = Field(default=0.5, ge=0, le=1, description="share of all heads that stay active")
+    share: float = Field(
+        default=0.4, gt=0, le=1, description="a head counts by what it reaches in this share of the questions"
+    )
+    always: int = Field(default=2, ge=0, description="lowest layers whose heads all stay active")
+
+
+@dataclass(frozen=True)
+class HeadsFound:
+    """A finished calibration.
+
+    Attributes:
+        path: the strategy file.
+        strategy: what it says.
+        ratios: float [L, H], attention to visual keys over that to text keys, as ranked.
+        kept: share of the heads that stay active.
+    """
+
+    path: Path
+    strategy: dict[str, Any]
+    ratios: Tensor
+    kept: float
+
+
+def run(
+    options: Heads, out: str | Path, *, command: Sequence[str] | None = None, progress: Progress | None = None
+) -> HeadsFound:
+    """Rank every head on the calibration questions, and write a ``yopo`` strategy that silences the lowest.
+
+    For each question and head: the attention that all rows of the prompt give to visual keys, over what they give to
+    text keys. A head's rank is the value that it exceeds in ``share`` of the questions (the released code asks for more
+    than 40 of 100), and the ``keep`` highest stay active. The authors set a threshold per model instead; a share of the
+    heads is what it amounts to, and moves from model to model.
+
+    Args:
+        options: see :class:`Heads`.
+        out: the strategy file to write (YAML), a new one.
+        command: the command line, for the record.
+        progress: told what happens.
+
+    Raises:
+        TokentrimError: for bad input, before anything runs.
+    """
+    path, told = Path(out), progress or Silent()
+    if path.exists():
+        raise ResultsError(complaint(f"{path}", "be a new file", hint="choose another --out, or remove the file"))
+    target = locate(options.model)
+    told.start(len(options.tasks), 0)
+    loaded: Loaded | None = None
+    found: list[Tensor] = []
+    for task in options.tasks:
+        loaded = loaded or load_model(target.folder, target.spec.device, target.spec.dtype)
+        cell = Cell(
+            target, task, task.samples or options.samples, SPLIT, "none", strategy_from("none"), "fixed", None, None,
+            None, max_new_tokens=1, batch_size=options.batch_size, pictures=0,
+        )  # fmt: skip
+        found += [head_ratios(loaded, batch) for batch in work_of(cell, loaded).batches]
+        told.step(registry("task").get(task.task).name)
+    ratios = torch.cat(found).quantile(1 - options.share, dim=0)
+    inactive = inactive_heads(ratios, options.keep, options.always)
+    strategy = {"name": RUNS_IT, "inactive": inactive}
+    kept = 1 - sum(map(len, inactive.values())) / ratios.numel()
+    provenance = {
+        "command": shlex.join(command) if command else f"tokentrim.calibrate.heads.run(..., {str(out)!r})",
+        "model": {"name": target.name, "fingerprint": target.fingerprint},
+        "split": SPLIT,
+        "options": options.to_dict(),
+        "versions": versions(),
+        "result": {"questions": sum(len(part) for part in found), "heads_kept": round(kept, 4)},
+    }
+    body = yaml.safe_dump({"strategy": strategy}, sort_keys=False, default_flow_style=None)
+    use = f"tokentrim run --config {path.name} --image photo.jpg --prompt 'What is this?'"
+    text = f"# {use}\n# {json.dumps(provenance)}\n{body}"
+    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+    return HeadsFound(path, strategy, ratios, kept)
+
+
+def inactive_heads(ratios: Tensor, keep: float, always: int) -> dict[int, list[int]]:
+    """Layer -> heads to silence, so that of all heads ``keep`` stay active, rounded up.
+
+    Args:
+        ratios: float [L, H].
+        keep: share of all heads; the lowest layers count as part of it.
+        always: lowest layers whose heads all stay active.
+    """
+    layers, heads = ratios.shape
+    off = int((1 - keep) * layers * heads + 1e-9)
+    ranked = ratios.clone()
+    ranked[:always] = float("inf")
+    lowest = torch.argsort(ranked.flatten(), stable=True)[: min(off, max(0, layers - always) * heads)].tolist()
+    found: dict[int, list[int]] = {}
+    for number in sorted(lowest):
+        found.setdefault(number // heads, []).append(number % heads)
+    return found
+
+
+def head_ratios(loaded: Loaded, batch: Batch) -> Tensor:
+    """float [B, L, H] on the host: attention that all rows give to visual keys, over what they give to text keys."""
+    with trim(loaded.model, "none") as session, torch.inference_mode():
+        layout, seen = session.layout, dict[int, tuple[Tensor, Tensor]]()
+        visual = batch_visual(loaded, batch)
+        with _looking(layout, visual, seen):
+            loaded.model.generate(**model_inputs(loaded, batch), max_new_tokens=1, do_sample=False)
+    ratios = [(image / text.clamp(min=1e-9)) for image, text in (seen[layer] for layer in sorted(seen))]
+    return torch.stack(ratios, dim=1).cpu()
+
+
+def batch_visual(loaded: Loaded, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(placeholders, text), each bool [B, T] without padding."""
+    inputs = model_inputs(loaded, batch)
+    config: Any = loaded.model.config
+    tokens = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
+    image = torch.stack([inputs["input_ids"] == token for token in tokens if token is not None]).any(0)
+    real = inputs["attention_mask"].bool()
+    return image & real, real & ~image
+
+
+@contextmanager
+def _looking(
+    layout: Layout, visual: tuple[Tensor, Tensor], seen: dict[int, tuple[Tensor, Tensor]]
+) -> Generator[None, None, None]:
+    """Note inside the block, per layer, what visual and text keys receive from every head."""
+    before = [attention.observer_of(module) for module in layout.attentions]
+    switch_off = attention.switch_on(layout.text_config)
+    for layer, module in enumerate(layout.attentions):
+        attention.observe(module, _observer(layer, visual, seen))
+    try:
+        yield
+    finally:
+        switch_off()
+        for module, observer in zip(layout.attentions, before, strict=True):
+            attention.ignore(module)
+            if observer is not None:
+                attention.observe(module, observer)
+
+
+def _observer(layer: int, visual: tuple[Tensor, Tensor], seen: dict[int, tuple[Tensor, Tensor]]) -> attention.Observer:
+    image, text = visual
+
+    def look(
+        kernel: attention.Kernel,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        options: Mapping[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        real = image | text
+        scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
+        received = torch.zeros(query.shape[0], query.shape[1], key.shape[2], device=query.device)
+        for start in range(0, query.shape[2], _BLOCK):
+            block = query[:, :, start : start + _BLOCK]
+            columns = torch.arange(start, start + block.shape[2], device=query.device).expand(len(real), -1)
+            rows = rows_of.attention_rows(block, key, scaling, rows_of.causal_visible(columns, key.shape[2], real))
+            received += (rows * real[:, None, start : start + _BLOCK, None]).sum(2)
+        seen[layer] = tuple((received * part[:, None]).sum(2) for part in (image, text))  # type: ignore[assignment]
+        return kernel(module, query, key, value, mask, **dict(options))
+
+    return look
