@@ -43,7 +43,7 @@ def test_heads_writes_a_strategy_that_runs(cli, tmp_path):
         (("gsearch", "--quality", "good"), "'score' or 'likelihood'"),
         (("gsearch", "--task", "wher"), "Did you mean 'where'?"),
         (("psigmoid", "--budget", "0"), "budget of calibrate psigmoid"),
-        (("psigmoid", "--budget", "0.01"), "raise --budget"),
+        (("psigmoid", "--budget", "0.01"), "Raise --budget"),
         (("vtw", "--first", "6"), "be below 6"),
         (("vtw", "--device", "tpu"), "device of the model of calibrate vtw"),
         (("gsearch", "--model", "tesbed"), "Did you mean 'testbed'?"),
