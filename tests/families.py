@@ -228,7 +228,9 @@ def _tiled(
     ]
     pixels = torch.stack(
         [
-            torch.cat([noise(seed, count, 3, tile, tile), noise(-seed - len(seeds), max(counts) - count, 3, tile, tile)])
+            torch.cat(
+                [noise(seed, count, 3, tile, tile), noise(-seed - len(seeds), max(counts) - count, 3, tile, tile)]
+            )
             for seed, count in zip(seeds, counts, strict=True)
         ]
     ).to(model.dtype)
@@ -255,4 +257,49 @@ def _newlines(family: Family, model: Any, inputs: dict[str, Any]) -> Tensor:
     return found
 
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (Llava(), LlavaNext())}
+class LlavaNextVideo(LlavaNext):
+    """As LLaVA-NeXT, and pooled frames."""
+
+    name = "llava-next-video"
+    row = (3, "video:3", 2, "image:30x20", 5)
+    ragged = ((3, "image:30x20", 5), (4, "video:3", 2, "image:16x31", 3), (2, "video:3", 6))
+    video_id = models.VIDEO
+
+    def build(self, **options: Any) -> Any:
+        return models.tiny_llava_next_video(**options)
+
+    def encode(self, model: Any, pictures: Sequence[Picture], seeds: Sequence[int], together: Sequence[int]) -> Encoded:
+        if pictures[0].modality == "image":
+            return super().encode(model, pictures, seeds, together)
+        return _filmed(model, pictures, seeds)
+
+
+class LlavaOnevision(LlavaNextVideo):
+    """Tiles of which a large plane is shrunk, several images untiled, halved frames, a line end per video."""
+
+    name = "llava-onevision"
+    row = (3, "video:2", 2, "image:12x36", 5)
+    ragged = ((3, "image:36x35", 5), (4, "image:30x20", "image", 3), (2, "video:2", 6))
+
+    def build(self, **options: Any) -> Any:
+        return models.tiny_llava_onevision(**options)
+
+    def encode(self, model: Any, pictures: Sequence[Picture], seeds: Sequence[int], together: Sequence[int]) -> Encoded:
+        if pictures[0].modality == "image":
+            return _tiled(model, pictures, seeds, together, batch_num_images=torch.tensor(together))
+        return _filmed(model, pictures, seeds)
+
+
+def _filmed(model: Any, pictures: Sequence[Picture], seeds: Sequence[int]) -> Encoded:
+    """Videos of noise; all of one batch have the same number of frames."""
+    size = model.config.vision_config.image_size
+    videos = torch.stack([noise(s, p.frames, 3, size, size) for s, p in zip(seeds, pictures, strict=True)])
+    inputs = {"pixel_values_videos": videos.to(model.dtype)}
+    with torch.no_grad():
+        features = model.model.get_video_features(**inputs).pooler_output
+    return Encoded(inputs, tuple(item.shape[:-1].numel() for item in features))
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (Llava(), LlavaNext(), LlavaNextVideo(), LlavaOnevision())
+}

@@ -79,29 +79,48 @@ def head_flops(shape: ModelShape, n_positions: int = 1) -> int:
 
 
 def vision_flops(shape: ModelShape, n_images: int = 1) -> int:
-    """FLOPs of the vision tower, 0 where it is unknown: ``2 (4nd^2 + 2n^2d + 2ndm)`` per block and image.
+    """FLOPs of the vision tower, 0 where it is unknown: ``2 (4nd^2 + 2n^2d + fndm)`` per block and piece.
 
-    The patch embedding (0.2 % of a CLIP-L tower) is left out.
+    n are the tokens of a piece, f the matrices of the tower's feed-forward part. In a block with windows, ``n^2``
+    becomes the pairs of tokens that share a window. The patch embedding (0.2 % of a CLIP-L tower) is left out.
     """
     tower = shape.vision
     if tower is None:
         return 0
     n, d, m = tower.n_tokens, tower.hidden_size, tower.intermediate_size
-    return 2 * n_images * tower.n_layers * (4 * n * d * d + 2 * n * n * d + 2 * n * d * m)
+    weights = tower.n_layers * (4 * n * d * d + tower.ffn_matrices * n * d * m)
+    pairs = (tower.n_layers - tower.windowed_layers) * n * n + tower.windowed_layers * tower.window_pairs
+    return 2 * n_images * tower.pieces * (weights + 2 * d * pairs)
 
 
 def projector_flops(shape: ModelShape, n_visual: int) -> int:
-    """FLOPs of a two-layer projector, ``2 n (d_v d + d^2)``; 0 where the vision tower is unknown."""
-    if shape.vision is None:
+    """FLOPs of the projector; 0 where the vision tower is unknown.
+
+    ``2 n (d_v d + d^2)`` for two layers as wide as the language model; where patches are merged, ``2 n (w^2 + w d)``
+    per merger, with w the width of the patches of one visual token together. n are the tokens that pass it: all of a
+    tiled image's, its padding among them.
+    """
+    tower = shape.vision
+    if tower is None:
         return 0
-    return 2 * n_visual * shape.hidden_size * (shape.vision.hidden_size + shape.hidden_size)
+    n = n_visual
+    if tower.n_projected is not None and tower.n_visual:
+        n = images_of(shape, n_visual) * tower.n_projected
+    d = shape.hidden_size
+    if not tower.mergers:
+        return 2 * n * d * (tower.hidden_size + d)
+    width = tower.hidden_size * tower.merge**2
+    return 2 * n * tower.mergers * width * (width + d)
 
 
 def images_of(shape: ModelShape, n_visual: int) -> int:
-    """Images that ``n_visual`` visual tokens came from, at least 1 where there are any."""
+    """Images that ``n_visual`` visual tokens came from, at least 1 where there are any.
+
+    Where images differ in size, this many of the size that the shape describes.
+    """
     if n_visual == 0 or shape.vision is None:
         return 0
-    return max(1, n_visual // shape.vision.n_visual)
+    return max(1, n_visual // max(1, shape.vision.n_visual))
 
 
 def _ratio(part: int, whole: int) -> float:

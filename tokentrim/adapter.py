@@ -170,6 +170,11 @@ class Adapter(ABC):
     def shape(self, config: Any, *, name: str = "", bytes_per_element: int | None = None) -> ModelShape:
         """The model's numbers from its config alone (no weights)."""
 
+    def preprocessed(self, shape: ModelShape, settings: Mapping[str, Any]) -> ModelShape:
+        """``shape`` where the settings of the image processor (``preprocessor_config.json``) say more of an image's
+        size than the config does, such as limits of its area; by default they do not."""
+        return shape
+
     @abstractmethod
     def places(self, layout: Layout, encoding: Encoding, item: int) -> Places:
         """Where the placeholders of image or video number ``item`` of an encoding lie.

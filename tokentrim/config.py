@@ -8,7 +8,7 @@ that holds one of these, bare or under the key ``strategy``; a :class:`TrimConfi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
 
@@ -36,6 +36,7 @@ __all__ = ["Budget", "Document", "Spec", "StrategySpec", "TrimConfig", "Where", 
 
 Measure: TypeAlias = Literal["layer_mean_ratio", "kv_ratio", "flops_ratio"]
 Ratio: TypeAlias = float | None
+Structure: TypeAlias = Literal["keep", "prune"]
 _COMPOSITION: Final = ("spatial", "temporal")
 
 
@@ -67,6 +68,8 @@ class StrategySpec:
 
     strategy: Strategy
     budget: Budget | None = None
+    structure: Structure | None = None
+    """What becomes of placeholders that are structure (line ends), where the configuration says so."""
 
     def as_dict(self) -> dict[str, Any]:
         """A plain dict that :func:`strategy_from` reads back."""
@@ -81,6 +84,15 @@ class TrimConfig(BaseModel):
 
     strategy: Any = Field(description="the strategy: a name, a mapping, or a YAML file")
     model: str | None = Field(default=None, description="a registered model or a folder; default: the testbed")
+    structure: Structure | None = Field(
+        default=None, description="line ends among the placeholders: keep (default), or prune them like visual tokens"
+    )
+
+    @property
+    def chosen(self) -> StrategySpec:
+        """The strategy, with what the configuration says of structure."""
+        spec: StrategySpec = self.strategy
+        return spec if self.structure is None else replace(spec, structure=self.structure)
 
     @field_validator("strategy", mode="plain")
     @classmethod
@@ -115,7 +127,7 @@ def strategy_from(spec: Spec, where: Where = Where()) -> StrategySpec:  # noqa: 
     if isinstance(spec, StrategySpec):
         return spec
     if isinstance(spec, TrimConfig):
-        return spec.strategy
+        return spec.chosen
     if isinstance(spec, Path):
         return _from_document(load_yaml(_near(spec, where)), where)
     if isinstance(spec, str):
@@ -188,7 +200,7 @@ def _from_document(document: Document, around: Where) -> StrategySpec:
     """The strategy of a YAML document, bare or under the key ``strategy``."""
     data, where = document.data, document.where.reached_from(around)
     if _is_config(data):
-        return check(TrimConfig, data, "the configuration", where, context=where).strategy
+        return check(TrimConfig, data, "the configuration", where, context=where).chosen
     if isinstance(data, str) and data in registry("strategy"):
         return _from_mapping({"name": data}, where)
     if not isinstance(data, Mapping):

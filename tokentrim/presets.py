@@ -2,56 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any
 
-from tokentrim.errors import unknown_name
+from tokentrim.errors import DataError, complaint, unknown_name
 from tokentrim.loading import known_model_types, read_config, require_supported, resolve_folder
 from tokentrim.plugins import registry
-from tokentrim.shape import ModelShape, VisionShape
+from tokentrim.published import PRESETS as PRESETS
+from tokentrim.shape import ModelShape
 
 if TYPE_CHECKING:
     from tokentrim.adapter import Adapter
-
-_CLIP_L_336: Final = VisionShape(
-    n_layers=24, hidden_size=1024, intermediate_size=4096, n_tokens=577, n_visual=576, rows=24, cols=24
-)
-
-PRESETS: Final[Mapping[str, ModelShape]] = MappingProxyType(
-    {
-        "llava-1.5-7b": ModelShape(
-            n_layers=32,
-            hidden_size=4096,
-            n_heads=32,
-            n_kv_heads=32,
-            head_dim=128,
-            intermediate_size=11008,
-            vocab_size=32064,
-            vision=_CLIP_L_336,
-            name="llava-1.5-7b",
-        ),
-        "llava-1.5-13b": ModelShape(
-            n_layers=40,
-            hidden_size=5120,
-            n_heads=40,
-            n_kv_heads=40,
-            head_dim=128,
-            intermediate_size=13824,
-            vocab_size=32064,
-            vision=_CLIP_L_336,
-            name="llava-1.5-13b",
-        ),
-    }
-)
-"""Published models that plans can be made for without a folder; caches in 16 bits."""
 
 
 def shape_of(model: str | Path) -> ModelShape:
     """The shape of a model, looked up in this order: preset, registered model, folder with a ``config.json``.
 
-    A folder's shape comes from its config alone, by its adapter's arithmetic; weights need not be there.
+    A folder's shape comes from its config alone, by its adapter's arithmetic; weights need not be there. What happens
+    to an image's size comes from its ``preprocessor_config.json`` where that says more than the config.
 
     Args:
         model: a name, or a folder.
@@ -74,4 +43,24 @@ def shape_of(model: str | Path) -> ModelShape:
     from transformers import AutoConfig  # after the checks above, because it takes seconds to import
 
     label = name if name in models else folder.resolve().name
-    return adapter.shape(AutoConfig.from_pretrained(folder, local_files_only=True), name=label)
+    shape = adapter.shape(AutoConfig.from_pretrained(folder, local_files_only=True), name=label)
+    return adapter.preprocessed(shape, _preprocessor(folder))
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    """Settings of a folder's image processor; empty where it has none.
+
+    Raises:
+        DataError: when they are not readable JSON.
+    """
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as cause:
+            raise DataError(complaint(f"the model's {path}", "be readable JSON", hint=str(cause))) from cause
+        found: Any = data.get("image_processor", data) if isinstance(data, dict) else {}
+        return found if isinstance(found, dict) else {}
+    return {}

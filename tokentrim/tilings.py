@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from tokentrim.errors import DataError, complaint
 
@@ -233,6 +234,18 @@ class NativeResolution(Tiling):
     min_pixels: int
     max_pixels: int
     window: int = 0
+
+    def with_limits(self, settings: Mapping[str, Any]) -> NativeResolution:
+        """The same with the limits of an image processor's settings, where these name some.
+
+        Known are ``min_pixels`` and ``max_pixels``, and a ``size`` with ``shortest_edge`` and ``longest_edge``, which
+        are areas in spite of their names.
+        """
+        size: Any = settings.get("size")
+        named: Mapping[str, Any] = size if isinstance(size, Mapping) else {}
+        least = settings.get("min_pixels") or named.get("min_pixels") or named.get("shortest_edge") or self.min_pixels
+        most = settings.get("max_pixels") or named.get("max_pixels") or named.get("longest_edge") or self.max_pixels
+        return replace(self, min_pixels=int(least), max_pixels=int(most))
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """The size that an image is brought to: multiples of a token's pixels, area within the limits."""

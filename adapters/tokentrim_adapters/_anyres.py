@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tokentrim.adapter import Encoding, Places
 from tokentrim.errors import AdapterError, complaint
-from tokentrim.shape import VisionShape
+from tokentrim.shape import ModelShape, VisionShape
 from tokentrim.tilings import NOMINAL, AnyResolution, Assembled
 
 
@@ -32,6 +33,16 @@ def tower(config: Any, tiling: AnyResolution) -> VisionShape:
         cols=0,
         tiling=tiling,
     ).for_image(*NOMINAL)
+
+
+def with_resolutions(shape: ModelShape, pinpoints: Any) -> ModelShape:
+    """``shape`` with other resolutions for images; the same where ``pinpoints`` is None."""
+    vision = shape.vision
+    if pinpoints is None or vision is None or not isinstance(vision.tiling, AnyResolution):
+        return shape
+    resolutions = tuple((int(height), int(width)) for height, width in pinpoints)
+    changed = replace(vision, tiling=replace(vision.tiling, resolutions=resolutions))
+    return replace(shape, vision=changed.for_image(*NOMINAL))
 
 
 def sizes_of(encoding: Encoding) -> list[tuple[int, int]]:

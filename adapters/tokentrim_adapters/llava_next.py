@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -43,6 +43,10 @@ class LlavaNextAdapter(Adapter):
             resolutions=_anyres.resolutions_of(config),
             cls=_llava.cls_of(vision),
         )
+
+    def preprocessed(self, shape: ModelShape, settings: Mapping[str, Any]) -> ModelShape:
+        """With the image processor's resolutions, where it has some."""
+        return _anyres.with_resolutions(shape, settings.get("image_grid_pinpoints"))
 
     def places(self, layout: Layout, encoding: Encoding, item: int) -> Places:
         """Thumbnail, assembled tiles, line ends."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from tokentrim.cli.output import AsJson, StrategyOption, console, emit
 from tokentrim.errors import ConfigError, UnsupportedError, complaint
+
+if TYPE_CHECKING:
+    from tokentrim.shape import VisionShape
 
 _TEXT_TOKENS = 35  # as tokentrim.plan has them; repeated, because importing it needs torch and --help must not
 _NEW_TOKENS = 64
@@ -23,6 +27,7 @@ def plan(
     text_tokens: Annotated[int, typer.Option(help="Tokens of the prompt that are not visual.")] = _TEXT_TOKENS,
     image_size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the image, in pixels.")] = None,
     images: Annotated[int, typer.Option(help="Images in the prompt.", min=0)] = 1,
+    structure: Annotated[str | None, typer.Option(help="Line ends of tiled images: keep or prune.")] = None,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = _NEW_TOKENS,
     as_json: AsJson = False,
 ) -> None:
@@ -35,38 +40,57 @@ def plan(
     from tokentrim.plan import plan as make_plan
     from tokentrim.plan import plan_table
     from tokentrim.presets import shape_of
+    from tokentrim.tilings import NOMINAL
 
     spec = strategy_from(strategy)
+    structure = structure or spec.structure or "keep"
+    if structure not in ("keep", "prune"):
+        raise ConfigError(complaint("--structure", "be keep or prune", structure))
     shape = shape_of(model)
     if shape.vision is None:
         raise UnsupportedError(
             complaint(f"model {model!r}", "have a vision tower of known size", hint="plan another model")
         )
-    n_visual = images * shape.vision.n_visual
+    size = NOMINAL if image_size is None else _size(image_size)
+    shape = replace(shape, vision=shape.vision.for_image(*size, images=max(1, images)))
+    if structure == "prune" and shape.vision is not None:
+        shape = replace(shape, vision=shape.vision.with_structure_visual())
+    vision = cast("VisionShape", shape.vision)
+    n_visual, n_text = images * vision.n_visual, text_tokens + images * vision.n_structure
     chosen = spec.strategy
     if spec.budget is not None:
-        chosen, _ = chosen.at_budget(shape, n_visual, **spec.budget.ratios, n_text=text_tokens, new_tokens=new_tokens)
-    made = make_plan(chosen, shape, n_visual, text_tokens, new_tokens)
-    note = None if image_size is None else _size_note(image_size, shape.vision.n_visual)
+        chosen, _ = chosen.at_budget(shape, n_visual, **spec.budget.ratios, n_text=n_text, new_tokens=new_tokens)
+    made = make_plan(chosen, shape, n_visual, n_text, new_tokens)
+    notes = _notes(vision, size, images, named=image_size is not None)
     if as_json:
-        notes = [*made.to_dict()["notes"], *([note] if note else [])]
-        emit({**made.to_dict(), "notes": notes})
+        per_image = {"size": list(size), "visual_tokens": vision.n_visual, "structure": vision.n_structure,
+                     "pieces": vision.pieces, "rows": vision.rows, "cols": vision.cols}  # fmt: skip
+        emit({**made.to_dict(), "image": per_image, "notes": [*made.to_dict()["notes"], *notes]})
         return
     out = console()
     out.print(plan_table(made))
-    if note:
+    for note in notes:
         out.print(f"note: {note}", style="dim")
 
 
-def _size_note(text: str, n_visual: int) -> str:
-    """What an image's size changes.
+def _notes(vision: VisionShape, size: tuple[int, int], images: int, *, named: bool) -> list[str]:
+    """What becomes of an image of this size, where its size was named or matters."""
+    if vision.tiling is None or not (named or vision.varies):
+        return []
+    notes = [] if named else [f"the size of an image matters here: planned for {size[0]}x{size[1]}, see --image-size"]
+    notes.append(vision.tiling.cut(*size, images=max(1, images)).note)
+    if vision.n_structure and images:
+        notes.append(f"{images * vision.n_structure} line ends are counted among the text tokens, and always stay")
+    return notes
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Height and width.
 
     Raises:
         ConfigError: when the text is no size.
     """
-    size = _SIZE.fullmatch(text)
-    if size is None or "0" in (size[1].lstrip("0") or "0", size[2].lstrip("0") or "0"):
+    found = _SIZE.fullmatch(text)
+    if found is None or not (int(found[1]) and int(found[2])):
         raise ConfigError(complaint("--image-size", "read HEIGHTxWIDTH in pixels", text, "such as 336x336"))
-    return (
-        f"this model brings every image to one size, so {size[1]}x{size[2]} pixels also become {n_visual} visual tokens"
-    )
+    return int(found[1]), int(found[2])

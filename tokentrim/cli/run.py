@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
 
+    from tokentrim.config import Structure
     from tokentrim.loading import DeviceName, DTypeName, Loaded
     from tokentrim.report import Report
     from tokentrim.session import Session
@@ -49,6 +50,7 @@ def run(
     model: Annotated[str | None, typer.Option(help="A registered model or a folder; default: testbed.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
     overlay: Annotated[Path | None, typer.Option(help="Write a picture of the kept patches to this file.")] = None,
+    structure: Annotated[str | None, typer.Option(help="Line ends of tiled images: keep or prune.")] = None,
     baseline: Annotated[bool, typer.Option(help="Also run the unpruned model, to compare with.")] = True,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -56,13 +58,14 @@ def run(
 ) -> None:
     """Answer a question about an image with fewer visual tokens, and show what was kept and what it cost."""
     name, spec = _chosen(strategy, config, model)
+    structure = structure or spec.structure or "keep"
     from tokentrim.config import resolve
     from tokentrim.loading import load_image, load_model
     from tokentrim.plan import plan
     from tokentrim.presets import shape_of
 
     quiet_libraries()
-    _check_words(device, dtype)
+    _check_words(device, dtype, structure)
     if overlay is not None:
         _check_writable(overlay)
     pictures = [load_image(path) for path in image]
@@ -75,9 +78,10 @@ def run(
     inputs = _inputs(loaded, prompt, pictures)
     if baseline:  # the first prompt pays for what later ones find ready, so it is not the one that is timed
         _answer(loaded, inputs, _strategy("none"), 1)
-    reference = _answer(loaded, inputs, _strategy("none"), max_new_tokens) if baseline else None
-    solved = resolve(spec, shape, _visual_tokens(loaded, inputs, pictures))
-    answer = _answer(loaded, inputs, solved, max_new_tokens)
+    ends = cast("Structure", structure)
+    reference = _answer(loaded, inputs, _strategy("none"), max_new_tokens, ends) if baseline else None
+    solved = resolve(spec, shape, _visual_tokens(loaded, inputs, pictures if ends == "keep" else []))
+    answer = _answer(loaded, inputs, solved, max_new_tokens, ends)
     if overlay is not None:
         from tokentrim.cli.overlay import write_overlay
         from tokentrim.compare.planes import Cells
@@ -108,7 +112,7 @@ def _chosen(strategy: str | None, config: Path | None, model: str | None) -> tup
     if strategy is not None:
         return model or "testbed", strategy_from(strategy)
     settings = load_config(cast(Path, config))
-    return model or settings.model or "testbed", settings.strategy
+    return model or settings.model or "testbed", settings.chosen
 
 
 def _strategy(name: str) -> Strategy:
@@ -131,9 +135,10 @@ def _refuse_evidence(strategy: Strategy) -> None:
         )
 
 
-def _check_words(device: str, dtype: str) -> None:
-    """Raise ConfigError unless both are among their choices."""
+def _check_words(device: str, dtype: str, structure: str) -> None:
+    """Raise ConfigError unless all are among their choices."""
     choices = {
+        "structure": (structure, ("keep", "prune")),
         "device": (device, ("auto", "cpu", "cuda")),
         "dtype": (dtype, ("auto", "float32", "bfloat16", "float16")),
     }
@@ -164,12 +169,15 @@ def _inputs(loaded: Loaded, prompt: str, pictures: list[Image.Image]) -> dict[st
 
 
 def _visual_tokens(loaded: Loaded, inputs: dict[str, Any], pictures: list[Image.Image]) -> int:
+    """Visual tokens of the prompt, without the line ends of ``pictures``."""
     from tokentrim.compare.batches import visual_tokens
 
     return visual_tokens(loaded, inputs, [pictures])[0]
 
 
-def _answer(loaded: Loaded, inputs: dict[str, Any], strategy: Strategy, max_new_tokens: int) -> Answer:
+def _answer(
+    loaded: Loaded, inputs: dict[str, Any], strategy: Strategy, max_new_tokens: int, structure: Structure = "keep"
+) -> Answer:
     """Generate under a strategy.
 
     Raises:
@@ -180,7 +188,7 @@ def _answer(loaded: Loaded, inputs: dict[str, Any], strategy: Strategy, max_new_
     from tokentrim.session import trim
 
     try:
-        with trim(loaded.model, strategy) as session, torch.inference_mode():
+        with trim(loaded.model, strategy, structure=structure) as session, torch.inference_mode():
             output = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     except StrategyError as error:  # what could be known before was checked before
         raise RunFailed(str(error)) from error

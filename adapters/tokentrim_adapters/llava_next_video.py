@@ -1,0 +1,50 @@
+"""LLaVA-NeXT-Video: images as in LLaVA-NeXT, and videos of pooled frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tokentrim.adapter import Encoding, Layout, Places
+from tokentrim_adapters import _anyres, _llava
+from tokentrim_adapters.llava_next import LlavaNextAdapter
+
+
+class LlavaNextVideoAdapter(LlavaNextAdapter):
+    """``LlavaNextVideoForConditionalGeneration``.
+
+    Every frame of a video is one piece, pooled by the config's stride before the projector; a video has no line
+    ends. The attention of a video's frames is pooled like their features (by the mean where a convolution pools
+    them).
+    """
+
+    name: ClassVar[str] = "llava-next-video"
+    model_types: ClassVar[tuple[str, ...]] = ("llava_next_video",)
+
+    def places(self, layout: Layout, encoding: Encoding, item: int) -> Places:
+        """Images as in LLaVA-NeXT; of a video, one plane per frame."""
+        if encoding.modality == "image":
+            return super().places(layout, encoding, item)
+        config: Any = layout.entry.config
+        side = _llava.side_of(config.vision_config) // config.spatial_pool_stride
+        frames = encoding.lengths[item] // max(side * side, 1)
+        return _anyres.checked_video(Places.raster(side, side, frames=frames), encoding, item)
+
+    def arrange(self, layout: Layout, encoding: Encoding, rows: Sequence[Tensor]) -> Tensor:
+        """Packed like the features, frames pooled like them."""
+        if encoding.modality == "image":
+            return super().arrange(layout, encoding, rows)
+        config: Any = layout.entry.config
+        stride = config.spatial_pool_stride
+        maps = torch.cat([_anyres.squares(piece, _llava.side_of(config.vision_config)) for piece in rows]).float()
+        pool = torch.nn.functional.max_pool2d if config.spatial_pool_mode == "max" else torch.nn.functional.avg_pool2d
+        return pool(maps, stride, stride).permute(1, 0, 2, 3).flatten(1)
+
+    def pixels(self, layout: Layout, encoding: Encoding, item: int) -> Tensor:
+        """The image's own pieces, or the video's frames."""
+        if encoding.modality == "image":
+            return super().pixels(layout, encoding, item)
+        return encoding.argument("pixel_values_videos")[item]
