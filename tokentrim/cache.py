@@ -199,15 +199,30 @@ def install(cache: Any, prompt: Prompt, n_layers: int) -> None:
     Raises:
         UnsupportedError: for caches that are static, quantised, offloaded or of another kind.
     """
+    require_plain(cache)
+    cache.layers[:] = [TrimLayer(prompt, index) for index in range(n_layers)]
+
+
+def require_plain(cache: Any) -> None:
+    """Refuse a cache whose layers cannot be replaced.
+
+    Raises:
+        UnsupportedError: for caches that are static, quantised, offloaded or of another kind.
+    """
     layers = getattr(cache, "layers", [])
     plain = isinstance(cache, DynamicCache) and not getattr(cache, "offloading", False)
-    if not plain or any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
-        raise UnsupportedError(
-            complaint(
-                "the KV cache",
-                "be a plain DynamicCache while a model is trimmed",
-                type(cache).__name__,
-                "drop cache_implementation / past_key_values and let generate() make its default cache",
-            )
+    if not plain or any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, TrimLayer) for layer in layers):
+        offloads = "an offloading " if getattr(cache, "offloading", False) else ""
+        refuse(offloads + type(cache).__name__)
+
+
+def refuse(kind: str) -> None:
+    """Raise UnsupportedError for a kind of cache, by its name."""
+    raise UnsupportedError(
+        complaint(
+            "the KV cache",
+            "be a plain DynamicCache while a model is pruned",
+            kind,
+            "drop cache_implementation / past_key_values and let generate() make its default cache",
         )
-    cache.layers[:] = [TrimLayer(prompt, index) for index in range(n_layers)]
+    )

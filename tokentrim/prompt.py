@@ -67,6 +67,11 @@ class Prompt:
         """Which token of which picture each placeholder is; None where that is unknown. Made on first use."""
         return self.place()
 
+    def forget_placement(self) -> None:
+        """The prompt has become longer than what its placement was made for."""
+        self.place = lambda: None
+        self.__dict__.pop("placement", None)
+
     @property
     def n_text(self) -> tuple[int, ...]:
         """Real text tokens of each row."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from tokentrim import guide as guides
+from tokentrim import refusals
 from tokentrim.adapter import Adapter, Layout
-from tokentrim.config import Spec, resolve
+from tokentrim.config import Spec, Structure, resolve, strategy_from
 from tokentrim.engine import Engine
-from tokentrim.errors import AdapterError, DataError, UnsupportedError, complaint
+from tokentrim.errors import AdapterError, ConfigError, DataError, UnsupportedError, complaint
 from tokentrim.plugins import registry
 from tokentrim.prompt import Prompt
 from tokentrim.report import Report, Tally, make_report
@@ -38,14 +40,24 @@ class Session:
     """
 
     def __init__(
-        self, model: nn.Module, strategy: Spec, *, record: bool = True, guide: nn.Module | None = None
+        self,
+        model: nn.Module,
+        strategy: Spec,
+        *,
+        record: bool = True,
+        guide: nn.Module | None = None,
+        structure: Structure | None = None,
     ) -> None:
         self.model = model
-        self.adapter = adapter_of(model)
-        self.layout: Layout = self.adapter.locate(model)
+        self._host, compiled = unwrapped(model)
+        self.adapter = adapter_of(self._host)
+        chosen = strategy_from(strategy)
+        self.layout: Layout = _layout_of(self.adapter.locate(self._host), structure or chosen.structure or "keep")
         shape = self.layout.shape
         n_visual = shape.vision.n_visual if shape.vision else 576
-        self.strategy: Strategy = resolve(strategy, shape, n_visual)
+        self.strategy: Strategy = resolve(chosen, shape, n_visual)
+        if compiled and (self.strategy.spatial_parts or self.strategy.temporal_part is not None):
+            refusals.refuse_compiled(type(model).__name__)
         request = guides.request_of(self.strategy)
         asked = None if request is None else self._guide(request, guide)
         self._engine = Engine(self.adapter, self.layout, self.strategy, record=record, guide=asked)
@@ -59,7 +71,8 @@ class Session:
         model = given
         if model is None:
             model = self.model if request.model == "self" else guides.load(request, self.model)
-        return guides.Guide(model, adapter_of(model).locate(model), request)
+        inner = unwrapped(model)[0]
+        return guides.Guide(inner, adapter_of(inner).locate(inner), request)
 
     # ------------------------------------------------------------------ on and off
 
@@ -79,7 +92,7 @@ class Session:
                     "leave the context or call restore(model) first; combine strategies by composing them",
                 )
             )
-        self._engine.install()
+        self._engine.install(self._host)
         _TRIMMED[owner] = self
         return self
 
@@ -179,6 +192,34 @@ class Session:
         self._latest, self._lengths = prompt, None
 
 
+def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
+    """The model inside the wrappers that a user may pass instead, and whether one of them compiles it.
+
+    Known are PEFT's (their inner model is what every forward ends in), distributed data parallel, and ``torch.compile``.
+    """
+    compiled, inner = False, model
+    while True:
+        if "_orig_mod" in inner._modules:
+            inner, compiled = getattr(inner, "_orig_mod"), True  # noqa: B009
+        elif hasattr(inner, "peft_config") and hasattr(inner, "get_base_model"):
+            inner = getattr(inner, "get_base_model")()  # noqa: B009
+        elif isinstance(inner, nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        else:
+            return inner, compiled
+
+
+def _layout_of(layout: Layout, structure: Structure) -> Layout:
+    """The layout, with line ends as visual tokens where they are to be pruned like them."""
+    if structure not in get_args(Structure):
+        raise ConfigError(complaint("structure", "be keep or prune", structure, "say what becomes of line ends"))
+    if structure == "keep" or not layout.structured:
+        return layout
+    shape = layout.shape
+    vision = None if shape.vision is None else shape.vision.with_structure_visual()
+    return replace(layout, structured=False, shape=replace(shape, vision=vision))
+
+
 def adapter_of(model: nn.Module) -> Adapter:
     """The registered adapter of a model, by ``config.model_type``.
 
@@ -203,7 +244,14 @@ def adapter_of(model: nn.Module) -> Adapter:
     )
 
 
-def trim(model: nn.Module, strategy: Spec, *, record: bool = True, guide: nn.Module | None = None) -> Session:
+def trim(
+    model: nn.Module,
+    strategy: Spec,
+    *,
+    record: bool = True,
+    guide: nn.Module | None = None,
+    structure: Structure | None = None,
+) -> Session:
     """A context manager in which ``model`` runs pruned, however ``generate`` is called.
 
     Args:
@@ -211,18 +259,28 @@ def trim(model: nn.Module, strategy: Spec, *, record: bool = True, guide: nn.Mod
         strategy: a registered name, a dict, YAML text, a path to YAML, a TrimConfig, or a strategy object.
         record: keep a trace of what was kept where (cheap).
         guide: for strategies that ask a second model first (``sgl``): that model, instead of the one they name.
+        structure: what becomes of placeholders that are structure (the line ends of tiled images): ``keep`` all of
+            them, which are then neither text nor visual tokens, or ``prune`` them as visual tokens without a place
+            in any grid. None: as the configuration says, else ``keep``.
 
     Raises:
         AdapterError: the family is unknown, or its layout has drifted.
         ConfigError, UnknownNameError, StrategyError: the strategy is not one.
         UnsupportedError: the strategy asks for what this model cannot give.
     """
-    return Session(model, strategy, record=record, guide=guide)
+    return Session(model, strategy, record=record, guide=guide, structure=structure)
 
 
-def apply(model: M, strategy: Spec, *, record: bool = True, guide: nn.Module | None = None) -> M:
+def apply(
+    model: M,
+    strategy: Spec,
+    *,
+    record: bool = True,
+    guide: nn.Module | None = None,
+    structure: Structure | None = None,
+) -> M:
     """Like :func:`trim`, until :func:`restore`; returns the model. Its session is ``session_of(model)``."""
-    trim(model, strategy, record=record, guide=guide).__enter__()
+    trim(model, strategy, record=record, guide=guide, structure=structure).__enter__()
     return model
 
 
@@ -232,7 +290,8 @@ def session_of(model: nn.Module) -> Session:
     Raises:
         UnsupportedError: when it carries none.
     """
-    owner = adapter_of(model).locate(model).language_model
+    inner = unwrapped(model)[0]
+    owner = adapter_of(inner).locate(inner).language_model
     if owner not in _TRIMMED:
         raise UnsupportedError(
             complaint("a model", "be trimmed", "an untouched model", "call apply(model, strategy) first")

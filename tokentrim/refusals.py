@@ -1,0 +1,119 @@
+"""What a pruned forward cannot do, refused by name before a layer runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from tokentrim.errors import DataError, UnsupportedError, complaint
+from tokentrim.generating import refuse_without_cache
+from tokentrim.planning import Decision
+from tokentrim.stream import Stream
+
+if TYPE_CHECKING:
+    from tokentrim.engine import Engine
+
+
+def of_mask(mask: Any) -> None:
+    """Refuse an attention mask that does not say which tokens are padding.
+
+    Raises:
+        UnsupportedError: for anything but None and a 2-D tensor.
+    """
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+        raise UnsupportedError(
+            complaint(
+                "attention_mask of a trimmed model",
+                "be 2-D [batch, tokens]",
+                tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__,
+                "pass the processor's attention_mask",
+            )
+        )
+
+
+def of_prefill(engine: Engine, arguments: dict[str, Any], stream: Stream, decisions: Sequence[Decision]) -> None:
+    """Refuse a prompt that would come out wrong.
+
+    Raises:
+        UnsupportedError: for gradient checkpointing that would decide twice, for a temporal strategy without a cache,
+            and for a sequence longer than a sliding window.
+        DataError: for a row that ends in a token which may be dropped, unless the loss of given labels is all that
+            is wanted (nothing follows the last token, so no label is compared with its logits).
+    """
+    if checkpoints(engine.layout.language_model) and not hooks_stay_outside(engine.layout.layers):
+        raise UnsupportedError(
+            complaint(
+                "gradient checkpointing in this release of transformers",
+                "be off while a model is pruned: it runs the hooks of a layer twice",
+                "on",
+                "call model.gradient_checkpointing_disable(), or install a release that checkpoints inside the hooks",
+            )
+        )
+    if arguments.get("use_cache") is False and engine.temporal is not None:
+        refuse_without_cache(engine)
+    for row in () if engine.labelled else stream.ends_visual:
+        # Its hidden state at the end may be dropped, and with it the logits of the first new token.
+        if any(not d.part.count_is_static or d.counts[row] < stream.n_visual[row] for d in decisions):
+            raise DataError(
+                complaint(
+                    f"the last token of row {row} of a pruned prompt",
+                    "be text",
+                    "a visual token",
+                    "put the question, or the template's closing tokens, after the image; for a loss alone, pass labels",
+                )
+            )
+    of_window(engine, stream.length)
+
+
+def of_window(engine: Engine, length: int) -> None:
+    """Refuse a sequence that does not fit into a sliding window.
+
+    Raises:
+        UnsupportedError: which entries a window holds is defined by positions that pruning changes.
+    """
+    window = engine.window
+    if window is not None and length > window:
+        raise UnsupportedError(
+            complaint(
+                "a sequence under sliding-window attention",
+                f"be at most the window, {window} tokens long",
+                length,
+                "shorten the prompt or the answer, or use a model without a sliding window",
+            )
+        )
+
+
+def of_compiled(modules: Sequence[nn.Module]) -> None:
+    """Refuse modules whose compiled code runs past the hooks.
+
+    Raises:
+        UnsupportedError: names the module.
+    """
+    for module in modules:
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable"):
+            refuse_compiled(type(module).__name__)
+
+
+def refuse_compiled(what: str) -> None:
+    """Raise for a compiled forward: compiled code has fixed lengths, and keeps running without the hooks."""
+    raise UnsupportedError(
+        complaint(
+            "the forward of a pruned model",
+            "run as it is, not through torch.compile",
+            what,
+            "pass and call the model that was not compiled (a compiled one keeps it as _orig_mod)",
+        )
+    )
+
+
+def checkpoints(model: Any) -> bool:
+    """Whether the next forward of ``model`` drops its activations and runs the layers again for the gradient."""
+    return bool(model.training and getattr(model, "gradient_checkpointing", False))
+
+
+def hooks_stay_outside(layers: Sequence[nn.Module]) -> bool:
+    """Whether checkpointing wraps a layer's ``forward`` (newer transformers), and not its call with the hooks."""
+    return all(type(layer).__call__ is nn.Module.__call__ for layer in layers)
