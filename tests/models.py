@@ -179,6 +179,8 @@ def _finished(kind: type[Any], config: Any, attention: str, dtype: torch.dtype) 
     config._attn_implementation = attention
     model = kind(config)
     _spread(model)
+    if hasattr(config, "image_grid_pinpoints"):
+        model.lm_head.weight.data[VIDEO:] = 0.0  # an answer holds no placeholder
     model = model.to(dtype).eval()
     model.requires_grad_(False)
     model.generation_config.eos_token_id = None

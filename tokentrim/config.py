@@ -72,7 +72,16 @@ class StrategySpec:
     """What becomes of placeholders that are structure (line ends), where the configuration says so."""
 
     def as_dict(self) -> dict[str, Any]:
-        """A plain dict that :func:`strategy_from` reads back."""
+        """A plain dict that :func:`strategy_from` reads back.
+
+        Raises:
+            ConfigError: when line ends are to be pruned, which is no part of a strategy.
+        """
+        if self.structure == "prune":
+            raise ConfigError(
+                complaint("structure", "be keep here: it is an option of trim, run and plan, not of a strategy", "prune",
+                          "take it out of the strategy's file")
+            )  # fmt: skip
         budget = {} if self.budget is None else {"budget": self.budget.ratios}
         return {**self.strategy.spec(), **budget}
 
