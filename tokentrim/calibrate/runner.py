@@ -172,7 +172,7 @@ def _psigmoid(search: _Search, options: PSigmoid) -> ScheduleFile:
 def _schedule(search: _Search, options: GSearch | PSigmoid, found: Found, reference: float) -> ScheduleFile:
     """What was found, with its quality and cost."""
     shape, n_visual = search.target.shape, _n_visual(search.target)
-    spec = {"rates": found.rates or {options.first: 1.0}, "query": options.query}
+    spec: dict[str, Any] = {"rates": found.rates or {options.first: 1.0}, "query": options.query}
     strategy = registry("strategy").get(RUNS_IT)(**spec)
     planned: Schedule = strategy.schedule(shape, n_visual)
     layers = planned.per_layer(shape.n_layers, n_visual)
