@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
 from tokentrim.bench import (
     GEOMETRIES,
@@ -16,14 +20,17 @@ from tokentrim.bench import (
     BenchResult,
     BenchRow,
     Spread,
+    markdown,
     run,
     split_strategies,
 )
 from tokentrim.bench.geometry import build_model, build_prompt
+from tokentrim.bench.limits import Limits
 from tokentrim.bench.measure import Stopwatch, peak_bytes
 from tokentrim.bench.runner import at_budget
+from tokentrim.cli import app
 from tokentrim.config import strategy_from
-from tokentrim.errors import ConfigError, StrategyError, UnknownNameError
+from tokentrim.errors import ConfigError, ResultsError, StrategyError, UnknownNameError
 from tokentrim.presets import PRESETS
 
 CPU = torch.device("cpu")
@@ -55,15 +62,25 @@ def test_each_strategy_has_its_own_untouched_runs_beside_it(result: BenchResult)
 
 def test_every_figure_is_there(result: BenchResult):
     data = json.loads(json.dumps(result.to_dict()))
-    assert set(data) == {"options", "environment", "untouched", "rows", "targets"}
+    assert set(data) == {"command", "options", "environment", "limits", "untouched", "rows", "targets"}
     assert data["options"]["geometry"] == "tiny"
+    assert data["limits"] is None
     assert data["environment"]["versions"]["torch"] == torch.__version__
     for row in data["rows"]:
         assert row["attained"] == row["speed_up"]["median"] / row["implied_speed_up"]
         assert row["peak_bytes"] > 0
         assert row["decode_seconds_per_token"]["median"] > 0
-    whats = {target["what"] for target in data["targets"]}
-    assert whats == {"decode / untouched", "measured / implied speed-up", "selection / prefill", "peak / untouched"}
+        assert row["kernels_attain"] == row["kernel_speed_up"]["median"] / row["implied_speed_up"]
+        assert row["of_prefill_limit"] is row["of_decode_limit"] is None
+    for row in (data["untouched"], *data["rows"]):
+        for figure in ("kernel_floor_seconds", "of_kernel_floor", "kernel_speed_up"):
+            assert row[figure]["n"] == row["prefill_seconds"]["n"]
+            assert 0 < row[figure]["median"] < float("inf")
+    wanted = {target["what"] for target in data["targets"] if target["met"] is not None}
+    assert wanted == {"decode / untouched", "measured / implied speed-up", "selection / prefill", "peak / untouched"}
+    told = {target["what"] for target in data["targets"] if target["met"] is None}
+    assert told == {"of kernel floor", "kernels alone / implied speed-up"}
+    assert all((target["wanted"] is None) == (target["met"] is None) for target in data["targets"])
 
 
 def test_table_has_a_line_per_strategy(result: BenchResult):
@@ -74,29 +91,45 @@ def test_table_has_a_line_per_strategy(result: BenchResult):
         assert label in text
 
 
-def row(spec: dict[str, Any] | None, speed_up: float = 1.0, peak: int | None = 100) -> BenchRow:
+def row(
+    spec: dict[str, Any] | None, speed_up: float = 1.0, peak: int | None = 100, name: str = "x", **changed: Any
+) -> BenchRow:
     one = Spread.of([1.0])
-    return BenchRow(
-        strategy="x",
-        spec=spec,
-        layer_mean_ratio=0.25,
-        flops_ratio=0.3,
-        prefill_seconds=one,
-        decode_seconds_per_token=one,
-        selection_seconds=Spread.of([0.03]),
-        speed_up=Spread.of([speed_up]),
-        implied_speed_up=3.0,
-        decode_ratio=Spread.of([1.02]),
-        peak_bytes=peak,
-    )
+    figures: dict[str, Any] = {
+        "strategy": name,
+        "spec": spec,
+        "layer_mean_ratio": 0.25,
+        "flops_ratio": 0.3,
+        "kv_mean_ratio": 0.25,
+        "prefill_seconds": one,
+        "decode_seconds_per_token": one,
+        "selection_seconds": Spread.of([0.03]),
+        "speed_up": Spread.of([speed_up]),
+        "implied_speed_up": 3.0,
+        "decode_ratio": Spread.of([1.02]),
+        "kernel_floor_seconds": Spread.of([0.9]),
+        "of_kernel_floor": Spread.of([0.9]),
+        "kernel_speed_up": Spread.of([2.85]),
+        "prefill_limit_seconds": None,
+        "decode_limit_seconds": None,
+        "peak_bytes": peak,
+    }
+    return BenchRow(**{**figures, **changed})
+
+
+def bench_of(untouched: BenchRow, *rows: BenchRow, limits: Limits | None = None) -> BenchResult:
+    options = {"geometry": "tiny", "batch": 1, "repeats": 1, "prompt_tokens": 6}
+    where = {
+        "device": "CPU (x)", "dtype": "float32", "threads": 2, "versions": {"torch": "1.2", "transformers": "3.4"}
+    }  # fmt: skip
+    return BenchResult("tokentrim bench", options, where, untouched, rows, limits)
 
 
 def test_targets_say_what_is_met():
-    options = {"geometry": "tiny", "batch": 1, "repeats": 1}
-    where = {"device": "CPU", "dtype": "float32"}
     rows = (row({"name": "none"}), row({"name": "a"}, speed_up=2.7), row({"name": "b"}, speed_up=2.6, peak=101))
-    found = BenchResult(options, where, row(None), rows)
-    met = {(index, target["what"]): target["met"] for index, target in enumerate(found.targets())}
+    found = bench_of(row(None), *rows)
+    judged = [target for target in found.targets() if target["met"] is not None]
+    met = {(index, target["what"]): target["met"] for index, target in enumerate(judged)}
     assert met == {
         (0, "decode / untouched"): False,
         (1, "measured / implied speed-up"): True,
@@ -109,6 +142,14 @@ def test_targets_say_what_is_met():
     console = Console(record=True, width=160)
     console.print(found.table())
     assert "decode / untouched is 1.020" in console.export_text()
+
+
+def test_a_missed_speed_up_is_taken_apart():
+    slow = row({"name": "b"}, speed_up=2.4, name="b", of_kernel_floor=Spread.of([0.8]))
+    assert bench_of(row(None, name="untouched"), slow).missed()[0] == (
+        "b: measured / implied speed-up is 0.800, wanted >= 0.9; the kernels alone reach 0.950, "
+        "and are 0.800 of this prefill (0.900 of the untouched one)"
+    )
 
 
 def test_spread_is_median_and_quartiles():
@@ -208,3 +249,86 @@ def test_bad_options_are_refused(values: dict[str, Any], kind: type[Exception], 
 def test_missing_gpu_is_refused():
     with pytest.raises(ConfigError, match="finds no GPU"):
         run(BenchOptions(geometry="tiny", device="cuda"))
+
+
+# ---------------------------------------------------------------------- what is printed and read back
+
+
+def limits_of_a_machine() -> Limits:
+    return Limits({22: 1e9, 8: 5e8}, {"copy": 2e9, "sum": 1e9, "product": 3e9}, 2**20)
+
+
+def test_a_result_is_read_back_as_it_was_written(result: BenchResult, tmp_path: Path):
+    bounded = replace(result, limits=limits_of_a_machine())
+    for index, one in enumerate((result, bounded)):
+        path = tmp_path / f"{index}.json"
+        path.write_text(json.dumps(one.to_dict()))
+        assert BenchResult.read(path) == one
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"command": ""}', '{"command": "", "options": []}'])
+def test_what_is_no_result_is_refused(text: str | None, tmp_path: Path):
+    path = tmp_path / "some.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ResultsError, match="be a result of a bench"):
+        BenchResult.read(path)
+
+
+def test_a_result_of_an_unknown_geometry_is_refused(result: BenchResult, tmp_path: Path):
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps({**result.to_dict(), "options": {"geometry": "gone"}}))
+    with pytest.raises(ResultsError, match="'gone'"):
+        BenchResult.read(path)
+
+
+def test_markdown_holds_the_command_a_line_per_strategy_and_all_parameters(result: BenchResult):
+    lines = markdown(result).splitlines()
+    words = " ".join(lines)
+    assert "`tokentrim bench --geometry tiny --strategies random --device cpu --prompt-tokens 6" in words
+    table = [line for line in lines if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in table] == ["strategy", "---", "untouched", "none", "random"]
+    assert len({line.count("|") for line in table}) == 1
+    assert "seed: 0" in words  # a default, which the label leaves out
+    assert all(len(line) <= 120 for line in lines if not line.startswith("|"))
+
+
+def test_markdown_with_limits_has_their_columns_and_rates():
+    limits = limits_of_a_machine()
+    bounds = {"prefill_limit_seconds": 0.5, "decode_limit_seconds": 0.25}
+    ran = row({"name": "a", "every": 1}, 2.9, name="a", selection_seconds=Spread.of([0.01]), **bounds)
+    text = markdown(bench_of(row(None, **bounds), ran, limits=limits))
+    assert "| of prefill limit | of decode limit |" in text
+    assert "| 0.50 | 0.25 |" in text
+    assert "by rows: 0 at 8, 1 at 22." in text
+    assert "copy 2.0, sum 1.0, product 3.0" in text
+    assert "Every target is met." in text
+    assert "`{name: a, every: 1}`" in text
+
+
+def test_a_command_names_what_differs_from_the_defaults():
+    assert BenchOptions().command() == "tokentrim bench"
+    options = BenchOptions(
+        strategies=("st3", {"name": "fastv", "k": 3}, strategy_from("none").strategy),
+        layer_mean_ratio=None,
+        memory=False,
+        limits=True,
+        threads=2,
+    )
+    words = shlex.split(options.command())
+    at = words.index("--strategies")
+    assert split_strategies(words[at + 1]) == ("st3", '{"name": "fastv", "k": 3}', '{"name": "none"}')
+    assert words[:at] == ["tokentrim", "bench"]
+    assert words[at + 2 :] == ["--layer-mean-ratio", "0", "--threads", "2", "--no-memory", "--limits"]
+
+
+def test_the_command_line_prints_a_saved_result(result: BenchResult, tmp_path: Path):
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(result.to_dict()))
+    shown = CliRunner().invoke(app, ["bench", "--read", str(path), "--markdown"])
+    assert (shown.exit_code, shown.stdout) == (0, markdown(result))
+    shown = CliRunner().invoke(app, ["bench", "--read", str(path)])
+    assert "of floor" in shown.stdout
+    refused = CliRunner().invoke(app, ["bench", "--json", "--markdown"])
+    assert refused.exit_code == 2
+    assert isinstance(refused.exception, SystemExit)

@@ -5,9 +5,24 @@
 Accuracy needs trained weights; speed does not. So this measures with weights that are made up in memory.
 """
 
+from tokentrim.bench.floor import KernelFloor
 from tokentrim.bench.geometry import GEOMETRIES, Geometry
+from tokentrim.bench.limits import Limits
 from tokentrim.bench.options import BenchOptions, split_strategies
+from tokentrim.bench.render import markdown
 from tokentrim.bench.result import BenchResult, BenchRow, Spread
 from tokentrim.bench.runner import run
 
-__all__ = ["GEOMETRIES", "BenchOptions", "BenchResult", "BenchRow", "Geometry", "Spread", "run", "split_strategies"]
+__all__ = [
+    "GEOMETRIES",
+    "BenchOptions",
+    "BenchResult",
+    "BenchRow",
+    "Geometry",
+    "KernelFloor",
+    "Limits",
+    "Spread",
+    "markdown",
+    "run",
+    "split_strategies",
+]

@@ -71,14 +71,27 @@ class Stopwatch:
 
 def timed_generate(model: Any, inputs: dict[str, Tensor], new_tokens: int) -> Timing:
     """Greedy ``generate`` of exactly ``new_tokens`` tokens, timed."""
-    device: torch.device = model.device
+    watch = _started(model.device)
+    generate(model, inputs, new_tokens, [watch])
+    _synchronise(model.device)
+    return watch.timing()
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds of ``work``."""
+    watch = _started(device)
+    work()
+    watch.mark()
+    return watch.seconds(0, 1)
+
+
+def _started(device: torch.device) -> Stopwatch:
+    """A stopwatch that has just been started, on a machine with nothing left to do."""
     gc.collect()  # so that no run pays for another's garbage
     _synchronise(device)
     watch = Stopwatch(device)
     watch.mark()
-    generate(model, inputs, new_tokens, [watch])
-    _synchronise(device)
-    return watch.timing()
+    return watch
 
 
 def generate(model: Any, inputs: dict[str, Tensor], new_tokens: int, criteria: list[Any] | None = None) -> Tensor:

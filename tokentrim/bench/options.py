@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from tokentrim.bench.geometry import GEOMETRIES
-from tokentrim.config import Spec
+from tokentrim.config import Spec, strategy_from
 from tokentrim.errors import ConfigError, complaint, unknown_name
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
@@ -41,6 +45,7 @@ class BenchOptions:
         repeats: timed runs of each strategy.
         threads: CPU threads; None = torch's own choice.
         memory: whether to measure peak memory (one more untimed run per strategy).
+        limits: whether to measure the machine's matrix rate and memory bandwidth, and the distance to them.
         seed: of the weights and the prompt.
     """
 
@@ -55,6 +60,7 @@ class BenchOptions:
     repeats: int = 5
     threads: int | None = None
     memory: bool = True
+    limits: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,3 +74,24 @@ class BenchOptions:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(complaint(f"{name} of a bench", f"be one of {', '.join(known)}", getattr(self, name)))
+
+    def command(self) -> str:
+        """The command that measures the same; options at their defaults are left out."""
+        words = ["tokentrim", "bench"]
+        for one in fields(self):
+            value, flag = getattr(self, one.name), one.name.replace("_", "-")
+            if value == one.default:
+                continue
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                text = ",".join(map(_written, value)) if one.name == "strategies" else str(value or 0)
+                words += [f"--{flag}", text]
+        return shlex.join(words)
+
+
+def _written(spec: Spec) -> str:
+    """A strategy as a command line takes it."""
+    if isinstance(spec, str | Path):
+        return str(spec)
+    return json.dumps(dict(spec) if isinstance(spec, Mapping) else strategy_from(spec).as_dict())

@@ -6,31 +6,39 @@ import os
 import platform
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokentrim.accounting import Usage
+from tokentrim.adapter import Layout
+from tokentrim.bench.floor import KernelFloor
 from tokentrim.bench.geometry import GEOMETRIES, build_model, build_prompt
+from tokentrim.bench.limits import Limits, measure_limits
 from tokentrim.bench.measure import Timing, generate, peak_bytes, timed_generate
 from tokentrim.bench.options import BenchOptions
 from tokentrim.bench.result import BenchResult, BenchRow, Spread
 from tokentrim.config import Spec, strategy_from
-from tokentrim.errors import ConfigError, complaint
-from tokentrim.plan import plan
+from tokentrim.errors import ConfigError, EngineError, complaint
+from tokentrim.plan import Plan, plan
 from tokentrim.session import Session, adapter_of, trim
 from tokentrim.shape import ModelShape
 from tokentrim.strategy import Composition, Strategy
+from tokentrim.trace import Trace
 
 
 @dataclass
 class _Arm:
-    """One strategy (None = untouched) and what was measured of it; lists hold one entry per repeat."""
+    """One strategy (None = untouched) and what was measured of it; lists hold one entry per repeat.
+
+    ``usage`` is what the plan says, or what the warm-up used where counts depend on the data.
+    """
 
     strategy: Strategy | None
-    planned: Usage
+    usage: Usage
+    exact: bool
     layer_mean_ratio: float = 1.0
     flops_ratio: float = 1.0
     prefill: list[float] = field(default_factory=list[float])
@@ -38,26 +46,36 @@ class _Arm:
     selection: list[float] = field(default_factory=list[float])
     speed_up: list[float] = field(default_factory=list[float])
     decode_ratio: list[float] = field(default_factory=list[float])
+    floor: list[float] = field(default_factory=list[float])
+    of_floor: list[float] = field(default_factory=list[float])
+    kernel_speed_up: list[float] = field(default_factory=list[float])
     peak_bytes: int | None = None
+    kernels: KernelFloor | None = None
 
     def trimmed(self, model: Any) -> AbstractContextManager[Session | None]:
         """The context that this arm runs in."""
         return nullcontext() if self.strategy is None else trim(model, self.strategy)
 
-    def row(self) -> BenchRow:
+    def row(self, limits: Limits | None, batch: int) -> BenchRow:
         """What was measured, summarised."""
-        full = self.planned.unpruned().prefill_flops_whole
+        usage = self.usage
         return BenchRow(
             strategy="untouched" if self.strategy is None else self.strategy.label(),
             spec=None if self.strategy is None else self.strategy.spec(),
             layer_mean_ratio=self.layer_mean_ratio,
             flops_ratio=self.flops_ratio,
+            kv_mean_ratio=usage.kv_mean_ratio,
             prefill_seconds=Spread.of(self.prefill),
             decode_seconds_per_token=Spread.of(self.decode),
             selection_seconds=Spread.of(self.selection),
             speed_up=Spread.of(self.speed_up),
-            implied_speed_up=full / self.planned.prefill_flops_whole,
+            implied_speed_up=usage.unpruned().prefill_flops_whole / usage.prefill_flops_whole,
             decode_ratio=Spread.of(self.decode_ratio),
+            kernel_floor_seconds=Spread.of(self.floor),
+            of_kernel_floor=Spread.of(self.of_floor),
+            kernel_speed_up=Spread.of(self.kernel_speed_up),
+            prefill_limit_seconds=limits and limits.prefill_seconds(usage, batch),
+            decode_limit_seconds=limits and limits.decode_seconds(usage, batch),
             peak_bytes=self.peak_bytes,
         )
 
@@ -67,7 +85,8 @@ def run(options: BenchOptions) -> BenchResult:
 
     After an untimed round of everything, each repeat runs, for each strategy, the untouched model and then the
     strategy: ratios are taken within such pairs, so a machine that slows down slows both. Each member of a pair is
-    one ``generate`` of one token and one of ``new_tokens``; contexts are entered and left around each, untimed.
+    one ``generate`` of one token and one of ``new_tokens``; contexts are entered and left around each, untimed. The
+    kernel floor of the one is taken right before the pair, that of the other right behind it.
 
     Raises:
         ConfigError: when the device is not there.
@@ -78,34 +97,42 @@ def run(options: BenchOptions) -> BenchResult:
     geometry = GEOMETRIES[options.geometry]
     with _threads(options.threads), torch.inference_mode():
         model = build_model(geometry, device, dtype, options.seed)
+        layout = adapter_of(model).locate(model)
         inputs = build_prompt(
             geometry, model, batch=options.batch, prompt_tokens=options.prompt_tokens, seed=options.seed
         )
-        untouched, arms = _arms(options, adapter_of(model).locate(model).shape, geometry.n_visual)
+        untouched, arms = _arms(options, layout.shape, geometry.n_visual)
         for arm in (untouched, *arms):
-            _warm_up(arm, model, inputs, options)
+            _warm_up(arm, model, layout, inputs, options)
+        limits = _limits(model, layout, arms, options) if options.limits else None
         for _ in range(options.repeats):
             for arm in arms:
                 _pair(untouched, arm, model, inputs, options.new_tokens)
+        if limits is not None:  # once more, in case the machine was busy before
+            limits = limits.best(_limits(model, layout, arms, options))
         environment = _environment(device, dtype)
     return BenchResult(
+        command=options.command(),
         options={**asdict(options), "strategies": [strategy_from(spec).as_dict() for spec in options.strategies]},
         environment=environment,
-        untouched=untouched.row(),
-        rows=tuple(arm.row() for arm in arms),
+        untouched=untouched.row(limits, options.batch),
+        rows=tuple(arm.row(limits, options.batch) for arm in arms),
+        limits=limits,
     )
 
 
 def _arms(options: BenchOptions, shape: ModelShape, n_visual: int) -> tuple[_Arm, list[_Arm]]:
     """The untouched model, then ``none`` and the strategies, at their budgets."""
 
-    def arm(strategy: Strategy | None, like: Strategy) -> _Arm:
-        return _Arm(strategy, plan(like, shape, n_visual, options.prompt_tokens, options.new_tokens).usage)
+    def planned(strategy: Strategy) -> Plan:
+        return plan(strategy, shape, n_visual, options.prompt_tokens, options.new_tokens)
 
     nothing = strategy_from("none").strategy
     given = [at_budget(spec, shape, n_visual, options) for spec in options.strategies]
     strategies = [nothing, *(strategy for strategy in given if strategy != nothing)]
-    return arm(None, nothing), [arm(strategy, strategy) for strategy in strategies]
+    plans = [planned(strategy) for strategy in strategies]
+    untouched = _Arm(None, planned(nothing).usage, exact=True)
+    return untouched, [_Arm(one, found.usage, found.exact) for one, found in zip(strategies, plans, strict=True)]
 
 
 def at_budget(spec: Spec, shape: ModelShape, n_visual: int, options: BenchOptions) -> Strategy:
@@ -125,20 +152,44 @@ def at_budget(spec: Spec, shape: ModelShape, n_visual: int, options: BenchOption
     return strategy.at_budget(shape, n_visual, **budget, **prompt)[0]
 
 
-def _warm_up(arm: _Arm, model: Any, inputs: dict[str, Tensor], options: BenchOptions) -> None:
+def _warm_up(arm: _Arm, model: Any, layout: Layout, inputs: dict[str, Tensor], options: BenchOptions) -> None:
     """One untimed run: first calls allocate and choose kernels. It also measures tokens, FLOPs and memory."""
     with arm.trimmed(model) as session:
         generate(model, inputs, options.new_tokens)
         if session is not None:
             report = session.report()
             arm.layer_mean_ratio, arm.flops_ratio = report.layer_mean_ratio, report.flops_ratio
+            if not arm.exact:
+                arm.usage = widest(arm.usage, session.trace)
     if options.memory:
         with arm.trimmed(model):
             arm.peak_bytes = peak_bytes(model.device, lambda: generate(model, inputs, options.new_tokens))
+    arm.kernels = KernelFloor(model, layout, inputs["pixel_values"], arm.usage.layer_totals, seed=options.seed)
+    arm.kernels.run()
+
+
+def widest(planned: Usage, trace: Trace) -> Usage:
+    """What a batch used, every row counted as its widest, because shorter rows are padded to it."""
+    rows, layers = range(len(trace.n_visual)), range(trace.n_layers)
+    return replace(
+        planned,
+        layer_tokens=tuple(max(len(trace.kept(layer, row)) for row in rows) for layer in layers),
+        cached=tuple(
+            tuple(max(len(trace.cached(layer, step, row)) for row in rows) for layer in layers)
+            for step in range(1, trace.steps + 1)
+        ),
+    )
+
+
+def _limits(model: Any, layout: Layout, arms: list[_Arm], options: BenchOptions) -> Limits:
+    """The machine's limits, at the row counts that occur."""
+    rows = {options.batch * n for arm in arms for n in arm.usage.layer_totals}
+    return measure_limits(model, layout, rows, seed=options.seed)
 
 
 def _pair(untouched: _Arm, arm: _Arm, model: Any, inputs: dict[str, Tensor], new_tokens: int) -> None:
-    """One run of the untouched model, then one of the strategy, and their ratios."""
+    """One run of the untouched model, then one of the strategy, each beside its kernel floor, and their ratios."""
+    _floor(untouched)
     for member in (untouched, arm):
         with member.trimmed(model) as session:
             first = timed_generate(model, inputs, 1)
@@ -146,10 +197,19 @@ def _pair(untouched: _Arm, arm: _Arm, model: Any, inputs: dict[str, Tensor], new
         with member.trimmed(model):
             long = timed_generate(model, inputs, new_tokens)
         _note(member, first, long)
-    arm.speed_up.append(untouched.prefill[-1] / arm.prefill[-1])
-    arm.decode_ratio.append(arm.decode[-1] / untouched.decode[-1])
-    untouched.speed_up.append(1.0)
-    untouched.decode_ratio.append(1.0)
+    _floor(arm)
+    for member in (untouched, arm):
+        member.of_floor.append(member.floor[-1] / member.prefill[-1])
+        member.speed_up.append(untouched.prefill[-1] / member.prefill[-1])
+        member.decode_ratio.append(member.decode[-1] / untouched.decode[-1])
+        member.kernel_speed_up.append(untouched.floor[-1] / member.floor[-1])
+
+
+def _floor(member: _Arm) -> None:
+    """One run of the member's kernels alone."""
+    if member.kernels is None:
+        raise EngineError(complaint("a kernel floor", "follow the warm-up", None, "please report this"))
+    member.floor.append(member.kernels.seconds())
 
 
 def _note(member: _Arm, first: Timing, long: Timing) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tokentrim.cli.output import AsJson, console, emit, quiet_libraries
+from tokentrim.errors import ConfigError, complaint
 
 
 def bench(
@@ -23,21 +26,32 @@ def bench(
     repeats: Annotated[int, typer.Option(help="Timed runs of each strategy.")] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 = torch's choice.")] = 0,
     memory: Annotated[bool, typer.Option(help="Measure peak memory.")] = True,
+    limits: Annotated[
+        bool, typer.Option(help="Measure matrix rate and memory bandwidth, and the distance to them.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the weights and the prompt.")] = 0,
+    read: Annotated[
+        Path | None, typer.Option(help="Measure nothing: show a result that --json wrote into this file.")
+    ] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown on stdout.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Time strategies against the untouched model: prefill, decoding, selection and memory."""
-    from tokentrim.bench import BenchOptions, run, split_strategies
+    if as_json and as_markdown:
+        raise ConfigError(complaint("the output of a bench", "be one of --json and --markdown", "both", "drop one"))
+    from tokentrim.bench import BenchOptions, BenchResult, markdown, run, split_strategies
 
     quiet_libraries()
     words: dict[str, Any] = {"device": device, "dtype": dtype}
     options = BenchOptions(
         geometry=geometry, strategies=split_strategies(strategies), layer_mean_ratio=layer_mean_ratio or None,
         batch=batch, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads or None,
-        memory=memory, seed=seed, **words,
+        memory=memory, limits=limits, seed=seed, **words,
     )  # fmt: skip
-    result = run(options)
+    result = run(options) if read is None else BenchResult.read(read)
     if as_json:
         emit(result.to_dict())
+    elif as_markdown:
+        sys.stdout.write(markdown(result))
     else:
         console().print(result.table())

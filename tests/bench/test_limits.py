@@ -1,0 +1,207 @@
+"""The kernel floor runs what the plan says, and the limits are arithmetic on rates. Nothing here asserts a time."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tokentrim.accounting import Usage, physical_flops
+from tokentrim.adapter import Layout
+from tokentrim.bench import GEOMETRIES, BenchOptions, KernelFloor, Limits, run
+from tokentrim.bench import runner as bench_runner
+from tokentrim.bench.geometry import build_model, build_prompt
+from tokentrim.bench.limits import least_prefill_flops, measure_limits
+from tokentrim.bench.measure import generate
+from tokentrim.bench.runner import at_budget, widest
+from tokentrim.config import Spec
+from tokentrim.plan import plan
+from tokentrim.session import adapter_of, trim
+
+TEXT = 6
+BATCH = 2
+CPU = torch.device("cpu")
+TINY = GEOMETRIES["tiny"]
+PVTP = {"name": "pvtp", "start": 2, "stride": 3, "prune_ratio": 0.5}
+STRATEGIES: list[Spec] = ["none", PVTP, "fastv", "random", "st3", "text-only"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return build_model(TINY, CPU, torch.float32, seed=0)
+
+
+@pytest.fixture(scope="module")
+def layout(model: Any) -> Layout:
+    return adapter_of(model).locate(model)
+
+
+@pytest.fixture(scope="module")
+def inputs(model: Any) -> dict[str, torch.Tensor]:
+    return build_prompt(TINY, model, batch=BATCH, prompt_tokens=TEXT, seed=0)
+
+
+class Widths:
+    """Rows and tokens that each decoder layer put out, and those of tower and head."""
+
+    def __init__(self, model: Any, layout: Layout) -> None:
+        self.seen: list[tuple[int, ...]] = []
+        self.head: list[tuple[int, ...]] = []
+        self.tower: list[nn.Module] = []
+        self._handles = [layer.register_forward_hook(self._note(self.seen)) for layer in layout.layers]
+        self._handles.append(model.lm_head.register_forward_hook(self._note(self.head)))
+        entry: Any = layout.entry
+        self._handles.append(entry.vision_tower.register_forward_hook(lambda tower, *_: self.tower.append(tower)))
+
+    @staticmethod
+    def _note(seen: list[tuple[int, ...]]) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            seen.append(tuple(output.shape))
+
+        return hook
+
+    def __enter__(self) -> Widths:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("spec", STRATEGIES, ids=str)
+def test_the_floor_runs_exactly_what_the_strategy_runs(
+    spec: Spec, model: Any, layout: Layout, inputs: dict[str, torch.Tensor]
+):
+    options = BenchOptions(geometry="tiny", prompt_tokens=TEXT)
+    strategy = at_budget(spec, layout.shape, TINY.n_visual, options)
+    usage = plan(strategy, layout.shape, TINY.n_visual, TEXT).usage
+    with torch.inference_mode():
+        floor = KernelFloor(model, layout, inputs["pixel_values"], usage.layer_totals)
+        with Widths(model, layout) as alone:
+            logits = floor.run()
+        with ExitStack() as stack:
+            trimmed: AbstractContextManager[Any] = nullcontext() if spec == "none" else trim(model, strategy)
+            stack.enter_context(trimmed)
+            with Widths(model, layout) as pruned:
+                generate(model, inputs, 1)
+    width = layout.shape.hidden_size
+    assert alone.seen == [(BATCH, n, width) for n in usage.layer_totals]
+    assert alone.seen == pruned.seen
+    assert alone.head == pruned.head == [(BATCH, 1, TINY.vocab_size)]
+    assert len(alone.tower) == len(pruned.tower) == 1
+    assert logits.shape == (BATCH, 1, TINY.vocab_size)
+    assert torch.isfinite(logits).all()
+
+
+def test_the_floor_is_causal_and_the_models_own(model: Any, layout: Layout, inputs: dict[str, torch.Tensor]):
+    """On the prompt's embeddings instead of noise it gives the untouched model's logits."""
+    with torch.inference_mode():
+        entry: Any = layout.entry
+        embeds: list[torch.Tensor] = []
+        handle = layout.language_model.register_forward_pre_hook(
+            lambda module, args, kwargs: embeds.append(kwargs["inputs_embeds"]), with_kwargs=True
+        )
+        logits = model(**inputs).logits
+        handle.remove()
+        floor = KernelFloor(model, layout, inputs["pixel_values"], [entry.config.image_seq_length + TEXT] * 12)
+        floor._hidden = embeds[0]  # pyright: ignore[reportPrivateUsage]
+        assert torch.allclose(floor.run(), logits[:, -1:], atol=1e-5)
+
+
+def test_the_floor_takes_time(model: Any, layout: Layout, inputs: dict[str, torch.Tensor]):
+    with torch.inference_mode():
+        assert KernelFloor(model, layout, inputs["pixel_values"], [8] * 12).seconds() > 0
+
+
+def test_eager_attention_gets_its_mask(inputs: dict[str, torch.Tensor]):
+    model = build_model(TINY, CPU, torch.float32, seed=0)
+    fused = adapter_of(model).locate(model)
+    with torch.inference_mode():
+        totals = [22] * 4 + [9] * 8
+        expected = KernelFloor(model, fused, inputs["pixel_values"], totals).run()
+        model.set_attn_implementation("eager")
+        found = KernelFloor(model, adapter_of(model).locate(model), inputs["pixel_values"], totals).run()
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+# ---------------------------------------------------------------------- limits
+
+
+def test_limits_are_measured_on_the_models_own_matrices(model: Any, layout: Layout):
+    with torch.inference_mode():
+        limits = measure_limits(model, layout, [22, 8, 22], buffer_bytes=2**16)
+    assert list(limits.matrix_rates) == [8, 22]
+    assert set(limits.bandwidths) == {"copy", "sum", "product"}
+    for rate in (*limits.matrix_rates.values(), *limits.bandwidths.values()):
+        assert 0 < rate < float("inf")
+    text = layout.shape
+    layer = 4 * text.hidden_size**2 + 3 * text.hidden_size * text.intermediate_size + 2 * text.hidden_size
+    head = text.hidden_size * text.vocab_size
+    assert limits.weight_bytes == 4 * (text.n_layers * layer + text.hidden_size + head)
+
+
+def test_floors_are_flops_and_bytes_over_the_best_rate(layout: Layout):
+    shape = layout.shape
+    usage = Usage(shape, 16, TEXT, (16,) * 6 + (4,) * 6, ((4,) * 12,))
+    limits = Limits({22: 1e9, 10: 2e9}, {"copy": 1e6, "sum": 4e6}, 1000)
+    assert limits.prefill_seconds(usage, 3) == 3 * least_prefill_flops(usage) / 2e9
+    entries = 12 * (4 + TEXT + 1)
+    assert limits.decode_seconds(usage, 3) == (1000 + 3 * entries * shape.kv_bytes_per_token_layer) / 4e6
+    better = limits.best(Limits({22: 3e9, 10: 1e9}, {"copy": 2e6, "sum": 3e6}, 1000))
+    assert better == Limits({22: 3e9, 10: 2e9}, {"copy": 2e6, "sum": 4e6}, 1000)
+
+
+def test_least_flops_count_attention_under_the_diagonal_only(layout: Layout):
+    shape = layout.shape
+    usage = Usage(shape, 16, TEXT, (16, 5) + (0,) * 10)
+    slow = 0
+    for n in usage.layer_totals:
+        pairs = sum(1 for query in range(n) for key in range(n) if key <= query)
+        square = 4 * n * n * shape.n_heads * shape.head_dim
+        slow += physical_flops(n, n, shape) - square + 4 * pairs * shape.n_heads * shape.head_dim
+    assert least_prefill_flops(usage) - (usage.prefill_flops_whole - usage.prefill_flops) == slow
+
+
+def test_a_bench_with_limits_says_its_distance_to_them(monkeypatch: pytest.MonkeyPatch):
+    asked: list[set[int]] = []
+
+    def measure(model: Any, layout: Layout, rows: set[int], **options: Any) -> Limits:
+        asked.append(rows)
+        return measure_limits(model, layout, rows, buffer_bytes=2**16, **options)
+
+    monkeypatch.setattr(bench_runner, "measure_limits", measure)
+    options = BenchOptions(
+        geometry="tiny", strategies=("fastv",), new_tokens=2, repeats=1, prompt_tokens=TEXT, batch=BATCH, limits=True,
+        memory=False, device="cpu",
+    )  # fmt: skip
+    result = run(options)
+    untouched, fastv = result.untouched, result.rows[1]
+    full = BATCH * (TINY.n_visual + TEXT)
+    assert len(asked) == 2  # before and behind the repeats
+    assert asked[0] == asked[1]
+    assert max(asked[0]) == full
+    assert result.limits is not None
+    for row in (untouched, fastv):
+        assert row.of_prefill_limit == row.prefill_limit_seconds / row.prefill_seconds.median  # type: ignore[operator]
+        assert row.of_decode_limit == row.decode_limit_seconds / row.decode_seconds_per_token.median  # type: ignore[operator]
+        assert 0 < row.of_prefill_limit < float("inf")
+        assert 0 < row.of_decode_limit < float("inf")
+    assert fastv.prefill_limit_seconds < untouched.prefill_limit_seconds  # type: ignore[operator]
+    assert fastv.decode_limit_seconds < untouched.decode_limit_seconds  # type: ignore[operator]
+
+
+# ---------------------------------------------------------------------- counts that depend on the data
+
+
+@pytest.mark.parametrize("spec", [PVTP, {"spatial": PVTP, "temporal": {"name": "vta", "horizon": 4}}], ids=str)
+def test_measured_usage_is_the_planned_one_where_counts_are_static(
+    spec: Spec, model: Any, layout: Layout, inputs: dict[str, torch.Tensor]
+):
+    with torch.inference_mode(), trim(model, spec) as session:
+        generate(model, inputs, 4)
+    planned = plan(session.strategy, layout.shape, TINY.n_visual, TEXT, 4).usage
+    nothing = plan(at_budget("none", layout.shape, 16, BenchOptions()), layout.shape, TINY.n_visual, TEXT, 4).usage
+    assert widest(nothing, session.trace) == planned

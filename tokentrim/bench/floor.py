@@ -1,0 +1,95 @@
+"""Kernel floor: what a prefill costs in the model's own modules alone, at the token counts of a strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokentrim.adapter import Layout
+from tokentrim.attention import implementation_of
+from tokentrim.bench.measure import timed
+from tokentrim.masks import causal_mask
+
+
+@dataclass(frozen=True)
+class _Width:
+    """What a layer of some token count is handed besides hidden states."""
+
+    n: int
+    position_embeddings: tuple[Tensor, Tensor]
+    position_ids: Tensor
+    mask: Any
+
+
+class KernelFloor:
+    """The modules that a prefill cannot do without, and nothing between them.
+
+    One run encodes the pictures, takes random hidden states through the decoder layers, cut to each layer's count
+    before it (a view, no gather), with causal attention of the model's own implementation and a plain
+    ``DynamicCache``, and ends with the final norm and the head for one position. Position embeddings and masks are
+    made beforehand. What a pruned ``generate`` takes beyond this is selection, gathering, bookkeeping, and the part
+    of ``generate`` itself; the untouched model's own distance shows the last alone.
+    """
+
+    def __init__(
+        self, model: Any, layout: Layout, pixels: Tensor, layer_totals: Sequence[int], *, seed: int = 0
+    ) -> None:
+        """Prepare the runs.
+
+        Args:
+            model: a model whose language model ends in a module ``norm``, as those of the bench do.
+            layout: where its modules are.
+            pixels: [B, 3, H, W], the pictures of a prompt.
+            layer_totals: [L] tokens, visual and text, that each layer processes; never rising.
+            seed: of the hidden states.
+        """
+        self._layout, self._pixels = layout, pixels
+        entry: Any = layout.entry
+        language_model: Any = layout.language_model
+        self._encode, self._norm, self._head = entry.get_image_features, language_model.norm, model.lm_head
+        shape = (pixels.shape[0], layer_totals[0], layout.shape.hidden_size)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        self._hidden = noise.to(pixels.device, pixels.dtype)
+        widths = {n: self._width(n) for n in set(layer_totals)}
+        self._widths = [widths[n] for n in layer_totals]
+
+    def _width(self, n: int) -> _Width:
+        layout, hidden = self._layout, self._hidden[:, :n]
+        positions = torch.arange(n, device=hidden.device).unsqueeze(0)
+        mask = causal_mask(
+            implementation_of(layout.text_config),
+            layout.text_config,
+            batch=len(hidden),
+            queries=n,
+            keys=n,
+            valid=None,
+            dtype=hidden.dtype,
+            device=hidden.device,
+        )
+        return _Width(n, layout.rotary(hidden, positions), positions, mask)
+
+    def run(self) -> Tensor:
+        """One prefill; returns the logits [B, 1, V]."""
+        from transformers import DynamicCache
+
+        self._encode(pixel_values=self._pixels)
+        cache = DynamicCache(config=self._layout.text_config)
+        hidden = self._hidden
+        for layer, width in zip(self._layout.layers, self._widths, strict=True):
+            hidden = layer(
+                hidden[:, : width.n],
+                attention_mask=width.mask,
+                position_embeddings=width.position_embeddings,
+                position_ids=width.position_ids,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return self._head(self._norm(hidden[:, -1:]))
+
+    def seconds(self) -> float:
+        """Seconds of one run."""
+        return timed(self._pixels.device, self.run)
