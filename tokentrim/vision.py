@@ -90,7 +90,8 @@ class VisionCapture:
     def _wrapped(self, modality: Modality, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def encode(*args: Any, **kwargs: Any) -> Any:
-            if self.suspended or self._reading is not None:  # videos encoded by way of the images' method
+            # Videos may be encoded by way of the images' method; compiled code cannot be looked at.
+            if self.suspended or self._reading is not None or torch.compiler.is_compiling():
                 return function(*args, **kwargs)
             arguments = bind(function, args, kwargs)
             self._seen.pop(modality, None)
