@@ -118,7 +118,19 @@ def example_error():
     return "```text\nerror: " + str(caught.value).replace("inline YAML:", "my.yaml:") + "\n```"
 
 
+def adapter_table():
+    """Every registered adapter."""
+    adapters = registry("adapter")
+    lines = ["| adapter | families | `config.model_type` |", "|---|---|---|"]
+    for name in adapters.names():
+        tags = adapters.entry(name).tags
+        types = ", ".join(f"`{kind}`" for kind in tags.get("model_types", ())) or "any other"
+        lines.append(f"| `{name}` | {tags['summary']} | {types} |")
+    return "\n".join(lines)
+
+
 BLOCKS = [
+    ("docs/write-an-adapter.md", "adapters", adapter_table),
     ("README.md", "strategies", strategy_table),
     ("docs/choose-a-strategy.md", "strategies", strategy_table),
     ("docs/configuration.md", "configs", config_table),

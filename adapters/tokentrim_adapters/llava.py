@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tokentrim.adapter import Adapter, Encoding, Layout, Modality, Places
 from tokentrim.shape import ModelShape, VisionShape
-from tokentrim.tilings import FixedGrid
+from tokentrim.tilings import NOMINAL, FixedGrid
 from tokentrim_adapters import _llava
 
 
@@ -37,13 +37,13 @@ class LlavaAdapter(Adapter):
             n_layers=vision.num_hidden_layers,
             hidden_size=vision.hidden_size,
             intermediate_size=vision.intermediate_size,
-            n_tokens=side * side + cls,
-            n_visual=side * side + kept,
-            rows=side,
-            cols=side,
+            n_tokens=0,
+            n_visual=0,
+            rows=0,
+            cols=0,
             tiling=FixedGrid(vision.image_size, side, cls, kept),
         )
-        return _llava.model_shape(config, tower, name, bytes_per_element)
+        return _llava.model_shape(config, tower.for_image(*NOMINAL), name, bytes_per_element)
 
     def fixed_length(self, layout: Layout, modality: Modality) -> int | None:
         """Every image becomes the same number of tokens."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -96,6 +97,14 @@ class QwenVLAdapter(Adapter):
             vision=tower.for_image(*NOMINAL),
             name=name,
         )
+
+    def preprocessed(self, shape: ModelShape, settings: Mapping[str, Any]) -> ModelShape:
+        """With the image processor's limits of an image's area, where it has some."""
+        vision = shape.vision
+        if vision is None or not isinstance(vision.tiling, NativeResolution):
+            return shape
+        limited = replace(vision, tiling=vision.tiling.with_limits(settings))
+        return replace(shape, vision=limited.for_image(*NOMINAL))
 
     def places(self, layout: Layout, encoding: Encoding, item: int) -> Places:
         """One plane of merged tokens per temporal patch."""

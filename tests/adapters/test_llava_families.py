@@ -18,7 +18,7 @@ from tests.families import FAMILIES, Family, noise
 from tests.masked import masked_logits
 from tokentrim.adapter import Encoding, Layout
 from tokentrim.config import strategy_from
-from tokentrim.errors import AdapterError, ConfigError, UnsupportedError
+from tokentrim.errors import AdapterError, ConfigError, StrategyError, UnsupportedError
 from tokentrim.plan import is_static, planned_layer_tokens
 from tokentrim.session import Session, adapter_of, trim
 from tokentrim.sites import Need
@@ -45,7 +45,12 @@ def _check(family: Family, model: Any, spec: Any, steps: int = 5) -> None:
     """Every row of a ragged, padded batch answers like the untouched model with masks (merging: like the row alone)."""
     inputs = family.prompt(model, *family.ragged)
     with _trimmed(family, model, spec, inputs) as session:
-        ids, logits = generate(model, inputs, steps)
+        try:
+            ids, logits = generate(model, inputs, steps)
+        except StrategyError as error:
+            if "serves models whose pictures" not in str(error):
+                raise
+            pytest.skip(f"refused by name: {error}")
         trace, strategy, shape = session.trace, session.strategy, session.layout.shape
     visual = family.visual(model, inputs)
     assert trace.n_visual == tuple(int(n) for n in visual.sum(1))

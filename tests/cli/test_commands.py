@@ -88,6 +88,28 @@ def test_plan_says_what_an_image_size_changes(cli):
     assert "576 visual tokens" in result.stdout
 
 
+def test_plan_counts_the_tokens_of_an_image_size(cli):
+    common = ("plan", "--model", "llava-next-vicuna-7b", "-s", "fastv", "--json")
+    nominal = cli(*common).data
+    assert (nominal["n_visual"], nominal["n_text"]) == (2880, 35 + 48)
+    assert nominal["image"]["pieces"] == 5
+    assert any("--image-size" in note for note in nominal["notes"])
+    wide = cli(*common, "--image-size", "200x900", "--images", "2").data
+    assert wide["image"]["size"] == [200, 900]
+    assert wide["n_visual"] == 2 * wide["image"]["visual_tokens"] == 2 * (576 + 16 * 72)
+    assert wide["n_text"] == 35 + 2 * 16
+    pruned = cli(*common, "--image-size", "200x900", "--structure", "prune").data
+    assert (pruned["n_visual"], pruned["n_text"]) == (576 + 16 * 72 + 16, 35)
+    text = cli("plan", "--model", "qwen2.5-vl-7b", "-s", "fastv", "--image-size", "480x640").stdout
+    assert "391 visual tokens" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("options", [("--structure", "drop"), ("--image-size", "0x3"), ("--image-size", "wide")])
+def test_plan_refuses_what_is_no_size_or_choice(cli, options):
+    result = cli("plan", "--model", "llava-next-vicuna-7b", "-s", "fastv", *options)
+    assert result.exit_code == 2
+
+
 def test_plugins_and_schema_are_json(cli):
     infos = cli("plugins", "--json").data
     assert {"builtin-strategies", "builtin-adapters"} <= {info["name"] for info in infos}

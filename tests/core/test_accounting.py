@@ -72,6 +72,25 @@ def test_vision_tower_projector_and_head():
     assert vision_flops(blind) == projector_flops(blind, 4) == 0
 
 
+def test_vision_tower_of_tiles_counts_every_piece_and_all_that_is_projected():
+    shape = PRESETS["llava-next-vicuna-7b"]
+    assert vision_flops(shape) == 5 * vision_flops(LLAVA)
+    assert projector_flops(shape, 2880) == projector_flops(LLAVA, 5 * 576)
+    narrow = replace(shape, vision=shape.vision.for_image(672, 168))  # a quarter of the tiles' columns is left
+    assert narrow.vision.n_visual == 576 + 12 * 48
+    assert projector_flops(narrow, narrow.vision.n_visual) == projector_flops(LLAVA, 3 * 576)
+
+
+def test_windowed_blocks_and_mergers_by_hand():
+    vision = VisionShape(
+        n_layers=3, hidden_size=4, intermediate_size=6, n_tokens=16, n_visual=4, rows=2, cols=2, ffn_matrices=3,
+        windowed_layers=2, window_pairs=64, merge=2, mergers=2,
+    )  # fmt: skip
+    shape = replace(TINY, vision=vision)
+    assert vision_flops(shape) == 2 * (3 * (4 * 16 * 16 + 3 * 16 * 24) + 2 * 4 * (16 * 16 + 2 * 64))
+    assert projector_flops(shape, 4) == 2 * 4 * 2 * 16 * (16 + 8)
+
+
 def test_first_forward_adds_up():
     usage = Usage(TINY, 8, 3, (8, 4))  # two images of four tokens
     layers = physical_flops(11, 11, TINY) + physical_flops(7, 7, TINY)
