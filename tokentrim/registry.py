@@ -17,7 +17,7 @@ from typing import Any, Final
 from tokentrim.errors import PluginError, TokentrimError, UnknownNameError, complaint, unknown_name
 
 # Lower case, and none of YAML's or a path's signs: a name can then never be mistaken for inline YAML or a file.
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]|(?<=[0-9])\.(?=[0-9]))*")
 _TARGET: Final = re.compile(r"(?P<module>[\w.]+):(?P<attribute>[\w.]+)(\[(?P<key>[^\]]+)\])?")
 
 
@@ -94,7 +94,7 @@ class Registry:
         whom = f"{self.kind.name} {name!r} of {origin}"
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise PluginError(
-                complaint(f"the name of a {self.kind.name} of {origin}", "consist of a-z, 0-9, '-', '_' and '.'", name)
+                complaint(f"the name of a {self.kind.name} of {origin}", "consist of a-z, 0-9, '-', '_' and a '.' between digits", name)
             )
         if isinstance(target, str) and not _TARGET.fullmatch(target):
             raise PluginError(
