@@ -94,7 +94,11 @@ class Registry:
         whom = f"{self.kind.name} {name!r} of {origin}"
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise PluginError(
-                complaint(f"the name of a {self.kind.name} of {origin}", "consist of a-z, 0-9, '-', '_' and a '.' between digits", name)
+                complaint(
+                    f"the name of a {self.kind.name} of {origin}",
+                    "consist of a-z, 0-9, '-', '_' and a '.' between digits",
+                    name,
+                )
             )
         if isinstance(target, str) and not _TARGET.fullmatch(target):
             raise PluginError(
