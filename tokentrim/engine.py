@@ -48,7 +48,7 @@ class Engine:
         check_indices: check every Selection's indices on the device (costs a synchronisation; for tests).
         untouched: does the accounting where the strategy has no part; None for one that prunes.
         call: the call of ``generate`` that is running, if any.
-        labelled: whether the running forward was given labels.
+        labels: int64 [B, T] that the running forward was given, if any.
     """
 
     def __init__(
@@ -69,9 +69,10 @@ class Engine:
         self.evidence: Any = None
         self.on_prompt: Callable[[Prompt], None] = lambda prompt: None
         self.spatial, self.temporal = strategy.spatial_parts, strategy.temporal_part
-        self.untouched = None if self.spatial or self.temporal is not None else Untouched(self)
+        idle = not self.spatial and self.temporal is None and strategy.attention_part is None
+        self.untouched = Untouched(self) if idle else None
         self.call: generating.Call | None = None
-        self.labelled = False
+        self.labels: Tensor | None = None
         self.editing = Editing.of(strategy.attention_part, layout.shape, attention.implementation_of(layout.text_config))
         self.renumbers = any(part.positions == "renumber" for part in self.spatial)
         self.wants_prompt_row = self.temporal is not None and Need.PROMPT_ROW in self.temporal.needed()
@@ -127,9 +128,7 @@ class Engine:
         if self.untouched is None:
             refusals.of_compiled([host, layout.entry, layout.language_model, *layout.layers, *layout.attentions])
         try:
-            self._undo.append(generating.watch(host, self))
-            if host is not layout.entry:
-                self._undo.append(host.register_forward_pre_hook(self._enter_host, with_kwargs=True).remove)
+            self._undo += [generating.watch(host, self), generating.watch_labels(host, self)]
             for handle in (
                 layout.entry.register_forward_pre_hook(self._enter_entry, with_kwargs=True),
                 layout.entry.register_forward_hook(self._leave_entry, always_call=True),
@@ -170,9 +169,6 @@ class Engine:
 
     # ------------------------------------------------------------------ the entry module
 
-    def _enter_host(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.labelled = kwargs.get("labels") is not None
-
     def _enter_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.vision.suspended or self._compiling():
             return
@@ -191,7 +187,9 @@ class Engine:
         self._arguments = arguments
 
     def _leave_entry(self, *_: Any) -> None:
-        if not self.vision.suspended and self._thread in (None, threading.get_ident()):
+        if torch.compiler.is_compiling() or self.vision.suspended:
+            return
+        if self._thread in (None, threading.get_ident()):
             self._modalities, self._arguments, self._thread = None, {}, None
 
     def _compiling(self) -> bool:
@@ -393,7 +391,9 @@ class Engine:
 
     def _leave_model(self, module: nn.Module, args: Any, output: Any) -> Any:
         run = self._pass
-        if self.vision.suspended or self._thread not in (None, threading.get_ident()):
+        if torch.compiler.is_compiling() or self.vision.suspended:
+            return None
+        if self._thread not in (None, threading.get_ident()):
             return None
         if self.untouched is not None:
             return self.untouched.leave(output)

@@ -7,6 +7,7 @@ while a model is trimmed, its ``generate`` is wrapped, on the instance, and put 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -76,10 +77,9 @@ class Options:
 
 def watch(host: nn.Module, engine: Engine) -> Callable[[], None]:
     """Wrap ``host.generate`` on the instance, where there is one; returns what puts it back."""
-    generate = getattr(host, "generate", None)
+    generate: Any = getattr(host, "generate", None)
     if generate is None:
         return lambda: None
-    before = host.__dict__.get("generate")
 
     @functools.wraps(generate)
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -95,13 +95,39 @@ def watch(host: nn.Module, engine: Engine) -> Callable[[], None]:
             engine.call = outer
 
     watched.tokentrim_engine = engine  # type: ignore[attr-defined]
-    host.__dict__["generate"] = watched
+    return _replaced(host, "generate", watched)
+
+
+def watch_labels(host: nn.Module, engine: Engine) -> Callable[[], None]:
+    """Show the engine the labels of a forward of ``host`` while it runs; returns what puts its ``forward`` back.
+
+    Not a hook: PEFT's wrappers call ``forward`` past all hooks.
+    """
+    forward: Any = host.forward
+    if "labels" not in inspect.signature(forward).parameters:
+        return lambda: None
+
+    @functools.wraps(forward)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        engine.labels = bind(forward, args, kwargs).get("labels")
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            engine.labels = None
+
+    return _replaced(host, "forward", watched)
+
+
+def _replaced(host: Any, name: str, function: Callable[..., Any]) -> Callable[[], None]:
+    """Put ``function`` in place of a method on the instance; returns what puts it back."""
+    before = host.__dict__.get(name)
+    host.__dict__[name] = function
 
     def undo() -> None:
         if before is None:
-            host.__dict__.pop("generate", None)
+            host.__dict__.pop(name, None)
         else:
-            host.__dict__["generate"] = before
+            host.__dict__[name] = before
 
     return undo
 
@@ -113,7 +139,6 @@ def _no_guess_within_the_prompt(host: Any) -> Generator[None]:
     The first guess is made, so that an assistant has read the prompt, and thrown away.
     """
     make = getattr(host, _MAKER)
-    before = host.__dict__.get(_MAKER)
 
     def made(*args: Any, **kwargs: Any) -> Any:
         generator = make(*args, **kwargs)
@@ -127,14 +152,11 @@ def _no_guess_within_the_prompt(host: Any) -> Generator[None]:
         generator.get_candidates = first
         return generator
 
-    host.__dict__[_MAKER] = made
+    undo = _replaced(host, _MAKER, made)
     try:
         yield
     finally:
-        if before is None:
-            host.__dict__.pop(_MAKER, None)
-        else:
-            host.__dict__[_MAKER] = before
+        undo()
 
 
 def _refuse(engine: Engine, options: Options) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from tokentrim.errors import DataError, UnsupportedError, complaint
@@ -14,6 +15,9 @@ from tokentrim.stream import Stream
 
 if TYPE_CHECKING:
     from tokentrim.engine import Engine
+
+_IGNORED = -100
+"""The label that transformers' losses leave out."""
 
 
 def of_mask(mask: Any) -> None:
@@ -40,7 +44,7 @@ def of_prefill(engine: Engine, arguments: dict[str, Any], stream: Stream, decisi
         UnsupportedError: for gradient checkpointing that would decide twice, for a temporal strategy without a cache,
             and for a sequence longer than a sliding window.
         DataError: for a row that ends in a token which may be dropped, unless the loss of given labels is all that
-            is wanted (nothing follows the last token, so no label is compared with its logits).
+            is wanted; and for a label that would be compared with the logits of such a token.
     """
     if checkpoints(engine.layout.language_model) and not hooks_stay_outside(engine.layout.layers):
         raise UnsupportedError(
@@ -53,9 +57,14 @@ def of_prefill(engine: Engine, arguments: dict[str, Any], stream: Stream, decisi
         )
     if arguments.get("use_cache") is False and engine.temporal is not None:
         refuse_without_cache(engine)
-    for row in () if engine.labelled else stream.ends_visual:
+    dropping = [
+        any(not d.part.count_is_static or d.counts[row] < n for d in decisions) for row, n in enumerate(stream.n_visual)
+    ]
+    if engine.labels is not None:
+        _of_labels(engine.labels, stream, dropping)
+    for row in () if engine.labels is not None else stream.ends_visual:
         # Its hidden state at the end may be dropped, and with it the logits of the first new token.
-        if any(not d.part.count_is_static or d.counts[row] < stream.n_visual[row] for d in decisions):
+        if dropping[row]:
             raise DataError(
                 complaint(
                     f"the last token of row {row} of a pruned prompt",
@@ -65,6 +74,24 @@ def of_prefill(engine: Engine, arguments: dict[str, Any], stream: Stream, decisi
                 )
             )
     of_window(engine, stream.length)
+
+
+def _of_labels(labels: Tensor, stream: Stream, dropping: Sequence[bool]) -> None:
+    """Refuse labels right behind visual tokens: who predicts them may be gone."""
+    behind = (stream.vis_pos + 1).clamp(max=stream.length - 1)
+    rows = torch.tensor(dropping, device=behind.device).unsqueeze(1)
+    asked = labels.to(behind.device).gather(1, behind) != _IGNORED
+    asked = asked & rows & stream.vis_valid & (stream.vis_pos + 1 < stream.length)
+    if bool(asked.any()):
+        row = int(asked.any(1).to(torch.uint8).argmax())
+        raise DataError(
+            complaint(
+                f"labels of row {row} of a pruned prompt",
+                f"be {_IGNORED} right behind visual tokens, whose logits would have to predict them and may be gone",
+                "a label there",
+                f"set the labels of the prompt to {_IGNORED}, and keep those of the answer",
+            )
+        )
 
 
 def of_window(engine: Engine, length: int) -> None:

@@ -45,6 +45,7 @@ def reference_logits(
     renumber: bool = False,
     change: dict[int, Change] | None = None,
     steps: list[int] | None = None,
+    embedded: Tensor | None = None,
 ) -> Tensor:
     """[T + G, V]: logits at every column of the prompt and of ``generated`` under the kept sets of ``trace``.
 
@@ -57,6 +58,7 @@ def reference_logits(
         renumber: positions are contiguous in every layer, instead of the original ones.
         change: boundary -> what happens to the prompt's hidden states [T, D] there (merging).
         steps: [G] decode forward in which each generated token was fed; by default one token each.
+        embedded: [T, D], what the decoder is handed, where a gradient is to flow through it.
     """
     ids = inputs["input_ids"][0]
     length, extra = len(ids), len(generated)
@@ -65,7 +67,7 @@ def reference_logits(
     raster = torch.cumsum(is_visual, 0) - 1  # number of each visual token
     steps = list(range(1, extra + 1)) if steps is None else steps
     core, decoder = model.model, model.model.language_model
-    hidden = embeddings(model, inputs)
+    hidden = embeddings(model, inputs) if embedded is None else embedded
     if extra:
         hidden = torch.cat([hidden, core.get_input_embeddings()(generated)])
     causal = torch.arange(total)[:, None] >= torch.arange(total)[None, :]

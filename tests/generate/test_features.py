@@ -1,0 +1,80 @@
+"""Every feature, under one strategy of every ability: right, or refused with the reason that the table gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.core.cases import deviation
+from tests.core.test_restoring import state
+from tests.every_family import FAMILIES
+from tests.generate.bench import KINDS, Bench, representatives
+from tests.generate.features import FEATURES, Feature, expects
+from tokentrim.errors import DataError, UnsupportedError
+from tokentrim.session import trim, unwrapped
+
+_HERE = [feature for feature in FEATURES if not feature.elsewhere]
+_OTHERS = ("none", "inside", "both")
+"""Kinds that families beside the first are tried with: the features are the engine's, the families the adapters'."""
+
+
+def _cases() -> list[Any]:
+    found: list[Any] = []
+    for name, family in FAMILIES.items():
+        for feature in _HERE:
+            for kind in feature.kinds if name == "llava" else _OTHERS:
+                if feature.serves(family) and kind in feature.kinds:
+                    marks = [pytest.mark.slow] if feature.slow else []
+                    found.append(pytest.param(name, feature, kind, id=f"{name}-{feature.name}-{kind}", marks=marks))
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch's own, as it compiles
+@pytest.mark.parametrize(("family", "feature", "kind"), _cases())
+def test_feature(family: str, feature: Feature, kind: str) -> None:
+    kept: dict[str, Any] = {}
+    bench = Bench(FAMILIES[family], kind, feature.build(FAMILIES[family], kept), kept=kept)
+    inner = unwrapped(bench.model)[0]
+    with torch.no_grad():
+        inner(**bench.one())  # transformers hooks a vision tower when it first runs
+    untouched = feature.run(bench) if kind == "none" and expects(feature, kind) is None else None
+    before = state(inner)
+    message = expects(feature, kind)
+    if message is not None:
+        with pytest.raises((UnsupportedError, DataError), match=message):
+            _refused(bench, feature)
+    else:
+        with bench.opened():
+            bench.found = feature.run(bench)
+            expected = feature.same_as(bench) if feature.same_as is not None and kind != "none" else None
+        if untouched is not None:
+            _same(untouched, bench.found, 0.0)
+        if expected is not None:
+            _same(expected, bench.found, feature.tolerance)
+    assert state(inner) == before
+
+
+def _refused(bench: Bench, feature: Feature) -> None:
+    if feature.outside:
+        trim(bench.model, bench.spec)
+        return
+    with bench.opened():
+        feature.run(bench)
+
+
+def _same(expected: list[torch.Tensor], found: list[torch.Tensor], tolerance: float) -> None:
+    assert len(expected) == len(found) > 0
+    for wanted, got in zip(expected, found, strict=True):
+        assert wanted.shape == got.shape
+        assert bool(wanted.isfinite().all())
+        if tolerance and wanted.is_floating_point():
+            off = deviation(got.float(), wanted.float())
+            assert off < tolerance, f"off by {off:.1e}"
+        else:
+            assert torch.equal(got, wanted)
+
+
+def test_every_kind_of_strategy_is_represented() -> None:
+    assert set(representatives()) == set(KINDS)
