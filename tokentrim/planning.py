@@ -124,7 +124,16 @@ def check(
                     )
     if temporal is not None:
         _check_needs(temporal.label(), temporal.needed(), TEMPORAL_NEEDS, "at a decode step")
-    for part in (*spatial, *([temporal] if temporal is not None else [])):
+    prepare(strategy, shape)
+
+
+def prepare(strategy: Strategy, shape: ModelShape) -> None:
+    """Let every part of a strategy load and check what it needs for a model, such as trained weights.
+
+    Raises:
+        TokentrimError: when a part has not what it needs.
+    """
+    for part in (*strategy.spatial_parts, *([strategy.temporal_part] if strategy.temporal_part is not None else [])):
         part.prepare(shape)
 
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import atexit
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import lru_cache
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from tests.models import IMAGE
+from tokentrim.config import strategy_from
 from tokentrim.plugins import registry
-from tokentrim.session import Session, trim
+from tokentrim.session import Session, adapter_of, trim
+from tokentrim.shape import ModelShape
 from tokentrim.sites import Need
 from tokentrim.strategy import Strategy
+from tokentrim.trainable import Trainable
+from tokentrim.weights import read_weights, write_weights
+
+_FOLDER: Final = Path(mkdtemp(prefix="tokentrim-weights-"))
+"""Where random weights of trainable strategies are; gone when the tests are over."""
+atexit.register(rmtree, _FOLDER, ignore_errors=True)
 
 # Parameters that many strategies share, made small: tiny models have few layers, and tests few steps.
 _COMMON: dict[str, Any] = {
@@ -23,6 +36,7 @@ _COMMON: dict[str, Any] = {
     "stride": 2,
     "prune_ratio": 0.3,
     "horizon": 12,
+    "blocks": 2,
 }
 
 # Further configurations of some strategies. A registered strategy without an entry runs with the common values.
@@ -43,6 +57,7 @@ _MORE: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "st3": ({}, {"ranking": "frozen", "every": 5}),
     "text-only": ({}, {"k": 0}),
+    "sparsevlm": ({}, {"version": "plus"}, {"version": "paper", "scale": 0.7}, {"version": "v1.0", "scale": 2.0}),
 }
 
 COMPOSITION: dict[str, Any] = {
@@ -54,6 +69,11 @@ COMPOSITION: dict[str, Any] = {
 }
 
 
+def common(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The small values of those shared parameters that a strategy has."""
+    return {key: value for key, value in _COMMON.items() if key in fields}
+
+
 def specs(positions: str = "keep") -> dict[str, dict[str, Any]]:
     """Readable id -> specification, over the live registry; ``replay`` is left to tests of its own."""
     found: dict[str, dict[str, Any]] = {}
@@ -62,9 +82,8 @@ def specs(positions: str = "keep") -> dict[str, dict[str, Any]]:
         if entry.name == "replay":
             continue
         fields = strategies.get(entry.name).model_fields
-        common = {key: value for key, value in _COMMON.items() if key in fields}
         for more in _MORE.get(entry.name, ({},)):
-            spec = {"name": entry.name, **common, **more}
+            spec = {"name": entry.name, **common(fields), **more}
             if spec.get("keep_count") is not None:
                 spec.pop("keep_ratio")
             if positions == "renumber":
@@ -96,11 +115,30 @@ def evidence_for(inputs: dict[str, Tensor]) -> list[Tensor]:
 
 @contextmanager
 def trimmed(model: Any, spec: Any, inputs: dict[str, Tensor]) -> Generator[Session]:
-    """``trim`` with evidence supplied where the strategy reads it, and every Selection's indices checked."""
-    with trim(model, spec) as session:
+    """``trim`` with evidence and weights supplied where a strategy needs them, and every Selection's indices checked."""
+    with trim(model, with_weights(model, spec)) as session:
         session._engine.check_indices = True
         annotate(session, inputs)
         yield session
+
+
+def with_weights(model: Any, spec: Any) -> Any:
+    """``spec``, with random weights for this model where it is a trainable strategy without any."""
+    strategy = strategy_from(spec).strategy
+    if not isinstance(strategy, Trainable) or strategy.weights is not None:
+        return spec
+    return {**strategy.spec(), "weights": str(_random_weights(strategy, adapter_of(model).locate(model).shape))}
+
+
+@lru_cache(maxsize=64)
+def _random_weights(strategy: Trainable, shape: ModelShape) -> Path:
+    """The strategy's own initial values and noise, since those may be made to do little."""
+    file = strategy.untrained(shape, _FOLDER / f"{len(list(_FOLDER.iterdir()))}.safetensors")
+    header, tensors = read_weights(file)
+    generator = torch.Generator().manual_seed(0)
+    noisy = {name: value + 0.2 * torch.randn(value.shape, generator=generator) for name, value in tensors.items()}
+    write_weights(file, noisy, header)
+    return file
 
 
 def annotate(session: Session, inputs: dict[str, Tensor]) -> None:
@@ -110,8 +148,8 @@ def annotate(session: Session, inputs: dict[str, Tensor]) -> None:
 
 
 def merges(strategy: Strategy) -> bool:
-    """Whether any spatial part merges tokens."""
-    return any(part.merges for part in strategy.spatial_parts)
+    """Whether masks alone cannot express it: tokens merge, or attention itself is edited."""
+    return any(part.merges for part in strategy.spatial_parts) or strategy.attention_part is not None
 
 
 def generate(model: Any, inputs: dict[str, Tensor], new_tokens: int, **options: Any) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from tokentrim.cli.plugins import plugins
 from tokentrim.cli.run import run
 from tokentrim.cli.schema import schema
 from tokentrim.cli.show import show
+from tokentrim.cli.train import train
 from tokentrim.cli.validate import validate
 from tokentrim.errors import TokentrimError
 
@@ -70,7 +71,7 @@ def _root(
     """Prune visual tokens of multimodal language models, and compare what that costs and loses."""
 
 
-for _command in (run, compare, plan, ls, show, validate, bench, plugins, schema, doctor):
+for _command in (run, compare, plan, ls, show, validate, train, bench, plugins, schema, doctor):
     app.command()(_command)
 app.add_typer(calibrate, name="calibrate")
 

@@ -62,6 +62,7 @@ def run(
     from tokentrim.config import resolve
     from tokentrim.loading import load_image, load_model
     from tokentrim.plan import plan
+    from tokentrim.planning import prepare
     from tokentrim.presets import shape_of
 
     quiet_libraries()
@@ -73,7 +74,9 @@ def run(
     shape = shape_of(name)
     if shape.vision is not None:  # a strategy that does not fit the model is refused before the weights are loaded
         n_visual = shape.vision.n_visual * len(pictures)
-        plan(resolve(spec, shape, n_visual), shape, n_visual)
+        fitting = resolve(spec, shape, n_visual)
+        plan(fitting, shape, n_visual)
+        prepare(fitting, shape)
     loaded = load_model(name, cast("DeviceName", device), cast("DTypeName", dtype))
     inputs = _inputs(loaded, prompt, pictures)
     if baseline:  # the first prompt pays for what later ones find ready, so it is not the one that is timed

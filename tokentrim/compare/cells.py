@@ -14,6 +14,7 @@ from tokentrim.compare.config import CompareConfig, Match, MethodSpec, ModelSpec
 from tokentrim.config import StrategySpec, strategy_from
 from tokentrim.errors import ConfigError, complaint
 from tokentrim.loading import device_of, fingerprint, read_config, require_supported, resolve_folder
+from tokentrim.planning import prepare
 from tokentrim.plugins import installed_version, registry
 from tokentrim.presets import shape_of
 from tokentrim.shape import ModelShape
@@ -161,6 +162,7 @@ def _variants(config: CompareConfig, model: ModelTarget) -> Iterator[Variant]:
         match: Match = matched_by(method, config)
         for seed, strategy in _seeded(method, config.seeds):
             boundary = first_boundary(strategy.strategy, model.shape)
+            prepare(strategy.strategy, model.shape)  # missing weights are noticed before anything runs
             if boundary is not None and method.name != TEXT_ONLY:
                 boundaries.add(boundary)
             budgets: Sequence[float | None] = [None] if match == "fixed" else method.budgets or config.budgets.values

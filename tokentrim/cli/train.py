@@ -1,0 +1,96 @@
+"""``tokentrim train``: train a strategy's weights, and write them into a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokentrim.cli.output import AsJson, console, emit, quiet_libraries
+from tokentrim.errors import ConfigError, complaint
+
+if TYPE_CHECKING:
+    from tokentrim.train.runner import Trained
+
+_OWN = {"lr": "learning_rate"}  # an option of the command whose field has a longer name
+
+
+def train(
+    strategy: Annotated[
+        str,
+        typer.Argument(help="A trainable strategy: a name, inline YAML such as '{name: quecc, tokens: 1}', a file."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Weights file to write; a stopped training of it is continued.")
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", help="A registered model or a model folder.")] = "testbed",
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="May be repeated; default: those of the default comparison.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Batches to train on; may differ when continuing.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples of a batch.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of initial weights and of every draw.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE: any option of the strategy's trainer. May be repeated."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train a strategy's weights on a frozen model; writes a safetensors file."""
+    from tokentrim.compare.progress import progress_on
+    from tokentrim.train.runner import run
+
+    quiet_libraries()
+    given = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    options = {
+        "model": {"model": model, "device": device, "dtype": dtype},
+        "tasks": task,
+        **{_OWN.get(name, name): value for name, value in given.items() if value is not None},
+        **_settings(set_ or []),
+    }
+    people = console(to_stderr=as_json)
+    with progress_on(people, "steps") as progress:
+        done = run(strategy, out, options, command=["tokentrim", *sys.argv[1:]], progress=progress)
+    if as_json:
+        emit({"file": str(done.path), "strategy": done.strategy, "made_for": dict(done.header.made_for),
+              "model": dict(done.header.model), "provenance": dict(done.header.provenance)})  # fmt: skip
+        return
+    for key, value in _lines(done).items():
+        people.print(f"{key:<14} {value}", soft_wrap=True)
+
+
+def _settings(texts: list[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` with values as YAML reads them.
+
+    Raises:
+        ConfigError: for a text without an equals sign, or a value that is no YAML.
+    """
+    import yaml
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        try:
+            if not sign or not key:
+                raise ValueError("no equals sign")
+            found[key] = yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError) as cause:
+            raise ConfigError(complaint("--set", "be KEY=VALUE", text, "write --set loss_ratio=1.05")) from cause
+    return found
+
+
+def _lines(done: Trained) -> dict[str, Any]:
+    """What people want to know."""
+    import yaml
+
+    means: dict[str, float] = done.header.provenance["result"]["running_means_at_end"]
+    return {
+        **{f"{name} (mean)": f"{value:.4g}" for name, value in means.items()},
+        "written": done.path,
+        "run it with": yaml.safe_dump(done.strategy, default_flow_style=True, width=1000).strip(),
+    }

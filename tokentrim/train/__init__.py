@@ -1,0 +1,39 @@
+"""Training of trainable strategies: a loop that any of them shares, and what one has to bring.
+
+    result = tokentrim.train.run("quecc", "quecc.safetensors", {"steps": 2000})
+
+The language model is never changed. Training sees a task's training samples, or its calibration split where it has
+none; never a test question.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from tokentrim.train.answering import Answering as Answering
+    from tokentrim.train.data import Answered as Answered
+    from tokentrim.train.runner import Trained as Trained
+    from tokentrim.train.runner import run as run
+    from tokentrim.train.trainer import Trainer as Trainer
+    from tokentrim.train.trainer import TrainOptions as TrainOptions
+
+# Lazy, so that the command line's help needs no torch.
+_HOME: Final = {
+    "Answered": "data",
+    "Answering": "answering",
+    "TrainOptions": "trainer",
+    "Trained": "runner",
+    "Trainer": "trainer",
+    "run": "runner",
+}
+
+__all__ = ["Answered", "Answering", "TrainOptions", "Trained", "Trainer", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'tokentrim.train' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tokentrim.train.{_HOME[name]}"), name)
