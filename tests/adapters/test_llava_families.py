@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.core.cases import SPECS, deviation, generate, merges, with_weights
 from tests.core.probes import Probe
-from tests.families import FAMILIES, Family, noise
+from tests.families import FAMILIES, Family, Layout, noise
 from tests.masked import masked_logits
-from tokentrim.adapter import Encoding, Layout
+from tokentrim.adapter import Encoding
+from tokentrim.adapter import Layout as Located
 from tokentrim.config import strategy_from
 from tokentrim.errors import AdapterError, ConfigError, StrategyError, UnsupportedError
 from tokentrim.plan import is_static, planned_layer_tokens
@@ -122,13 +124,23 @@ def test_beams_of_a_batch_are_the_beams_of_each_row(name: str, spec: Any) -> Non
     """Pictures of different sizes, several in a row, videos, each for two beams; noise follows the content."""
     family = FAMILIES[name]
     model = family.model()
-    inputs = family.prompt(model, *family.ragged)
+    layouts = [layout for layout in family.ragged if _EXPANDS_ALL or _is_simple(layout)]
+    inputs = family.prompt(model, *layouts)
     plain = _beams(model, inputs)
     with trim(model, spec):
         found = _beams(model, inputs)
-        rows = [_beams(model, family.alone(model, family.ragged, row))[0] for row in range(len(family.ragged))]
+        rows = [_beams(model, family.alone(model, layouts, row))[0] for row in range(len(layouts))]
     assert found.tolist() == [row.tolist() for row in rows]
     assert spec != "none" or torch.equal(found, plain)
+
+
+_EXPANDS_ALL = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (5, 23)
+"""Older releases repeat several images of a row in the wrong order for beams, and fail on videos, pruned or not."""
+
+
+def _is_simple(layout: Layout) -> bool:
+    pictures = [part for part in layout if not isinstance(part, int)]
+    return len(pictures) <= 1 and all(part.startswith("image") for part in pictures)
 
 
 def _beams(model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -152,7 +164,7 @@ def _packed(family: Family, model: Any, features: list[Tensor], sizes: list[tupl
     return model.model.pack_image_features(features, given, "default", image_newline=ends)[0]
 
 
-def _pieces(layout: Layout, size: tuple[int, int]) -> int:
+def _pieces(layout: Located, size: tuple[int, int]) -> int:
     tiling: Any = layout.shape.vision and layout.shape.vision.tiling
     return tiling.pieces(*size)
 

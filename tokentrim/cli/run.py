@@ -58,7 +58,7 @@ def run(
 ) -> None:
     """Answer a question about an image with fewer visual tokens, and show what was kept and what it cost."""
     name, spec = _chosen(strategy, config, model)
-    structure = structure or spec.structure or "keep"
+    named: str = structure or spec.structure or "keep"
     from tokentrim.config import resolve
     from tokentrim.loading import load_image, load_model
     from tokentrim.plan import plan
@@ -66,7 +66,7 @@ def run(
     from tokentrim.presets import shape_of
 
     quiet_libraries()
-    _check_words(device, dtype, structure)
+    _check_words(device, dtype, named)
     if overlay is not None:
         _check_writable(overlay)
     pictures = [load_image(path) for path in image]
@@ -81,7 +81,7 @@ def run(
     inputs = _inputs(loaded, prompt, pictures)
     if baseline:  # the first prompt pays for what later ones find ready, so it is not the one that is timed
         _answer(loaded, inputs, _strategy("none"), 1)
-    ends = cast("Structure", structure)
+    ends = cast("Structure", named)
     reference = _answer(loaded, inputs, _strategy("none"), max_new_tokens, ends) if baseline else None
     solved = resolve(spec, shape, _visual_tokens(loaded, inputs, pictures if ends == "keep" else []))
     answer = _answer(loaded, inputs, solved, max_new_tokens, ends)
