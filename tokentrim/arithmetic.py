@@ -1,0 +1,172 @@
+"""Arithmetic on visual tokens that several methods share: clustering, and selection for diversity.
+
+Pure functions, for the strategies that come with tokentrim and for plugins. B rows of a batch, N points of the longest
+row, D numbers per point. Rows may be ragged: per-row counts are host integers, the points of a row stand first, and
+what stands behind them is ignored. No function reads the device, and a row gives the same result alone and in any
+batch. Equal values go to the lower index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def within(counts: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """bool [B, width]: True in the first ``counts[row]`` columns of each row."""
+    return torch.arange(width, device=device) < torch.tensor(counts, device=device).unsqueeze(1)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """float32 [..., D]: ``vectors`` scaled to length 1, so that dot products are cosines; zero vectors stay zero."""
+    return torch.nn.functional.normalize(vectors.float(), dim=-1)
+
+
+def first_argmax(values: Tensor) -> Tensor:
+    """int64 [...]: index of the largest value along the last axis, the lowest where several are largest.
+
+    ``torch.argmax`` leaves the order of ties to the device. NaN must not occur.
+    """
+    places = torch.arange(values.shape[-1], device=values.device)
+    largest = values == values.amax(dim=-1, keepdim=True)
+    return torch.where(largest, places, values.shape[-1]).amin(dim=-1)
+
+
+def density_peaks(
+    points: Tensor,
+    sizes: Sequence[int],
+    clusters: Sequence[int],
+    neighbours: Sequence[int],
+    noise: Tensor,
+    *,
+    assign: Literal["distance", "cosine"] = "distance",
+) -> Tensor:
+    """int64 [B, N]: the centre that each point belongs to, as an index 0..N-1; -1 behind a row's points.
+
+    Density-peak clustering with k nearest neighbours. With ``d_ij = |x_i - x_j| / sqrt(D)``:
+
+    - density ``rho_i = exp(-mean of d_ij^2 over the k nearest points, i itself among them)``;
+    - distance ``delta_i = min d_ij over all denser j``, or the largest of all distances where no point is denser;
+    - centres: the points with the largest ``rho_i delta_i``, as many as ``clusters`` says;
+    - every other point belongs to the nearest centre, by distance or by cosine. A centre belongs to itself.
+
+    Of two points of equal density, or equal product, the one with more noise comes first. (Published code adds noise
+    of 1e-6 to densities near 1 instead, which its working precision cannot always tell apart.)
+
+    Cost: O(N^2 D) time, O(N^2) memory per row.
+
+    Args:
+        points: [B, N, D].
+        sizes: points of each row.
+        clusters: centres of each row, at most its size.
+        neighbours: k of each row, at least 1 where the row has points and at most its size.
+        noise: [B, N], to part what is equal.
+        assign: what "nearest" means when points are given to centres.
+
+    Source: Du et al., "Study on density peaks clustering based on k-nearest neighbors and principal component
+    analysis", Knowledge-Based Systems 99, 2016.
+    """
+    points = points.float()
+    width, device = points.shape[1], points.device
+    real = within(sizes, width, device)
+    pairs = real.unsqueeze(1) & real.unsqueeze(2)  # [B, N, N]
+    # Differences, not dot products: no cancellation, and a pair's distance does not depend on the rest of the batch.
+    distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") / points.shape[-1] ** 0.5
+
+    most = max(neighbours, default=0)
+    nearest = distance.masked_fill(~pairs, float("inf")).sort(dim=-1).values[..., :most]
+    counted = within(neighbours, most, device).unsqueeze(1)
+    k = torch.tensor(neighbours, device=device).clamp(min=1).unsqueeze(1)
+    density = torch.exp(-nearest.square().masked_fill(~counted, 0.0).sum(dim=-1) / k)
+
+    equal = density.unsqueeze(1) == density.unsqueeze(2)
+    denser = (density.unsqueeze(1) > density.unsqueeze(2)) | (equal & (noise.unsqueeze(1) > noise.unsqueeze(2)))
+    denser = denser & pairs  # [B, i, j]: j is denser than i
+    largest = distance.masked_fill(~pairs, 0.0).amax(dim=(1, 2)).unsqueeze(1)
+    above = distance.masked_fill(~denser, float("inf")).amin(dim=-1)
+    delta = torch.where(denser.any(dim=-1), above, largest)
+    order = noise.argsort(dim=-1, descending=True, stable=True)
+    product = (density * delta).masked_fill(~real, -1.0).gather(1, order)
+    order = order.gather(1, product.argsort(dim=-1, descending=True, stable=True))
+    centre = torch.zeros_like(real).scatter(1, order, within(clusters, width, device))
+
+    closeness = -distance if assign == "distance" else torch.matmul(unit(points), unit(points).transpose(1, 2))
+    own = first_argmax(closeness.masked_fill(~centre.unsqueeze(1), float("-inf")))
+    own = torch.where(centre, torch.arange(width, device=device), own)
+    return own.masked_fill(~real, -1)
+
+
+def thin_similar(features: Tensor, order: Tensor, sizes: Sequence[int], keep: Sequence[int], step: int = 8) -> Tensor:
+    """int64 [B, max(keep)]: what is left of a list of tokens when near-duplicates go, a few at a time; -1 in padding.
+
+    While a row's list of R tokens is longer than ``keep``: split it by turns into ``a`` (places 0, 2, ...) and ``b``
+    (places 1, 3, ...); each a is as similar as its largest cosine with any b; the ``min(step, R - keep, |a|)`` most
+    similar ones go; the rest of a, most similar first, then b, is the new list. The halves may differ by one.
+
+    Cost: one N x N matrix of cosines, O(N^2 D), then O(R^2) in each of about ``(R - keep) / step`` rounds.
+
+    Args:
+        features: [B, N, D], one vector per token that the list may name.
+        order: int64 [B, R]: the tokens (0..N-1) of each list; the order decides who is compared with whom.
+        sizes: length of each list.
+        keep: how many of each list stay, at most its size.
+        step: tokens that go at once, >= 1.
+
+    Source: the bipartite matching of Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, dropping instead
+    of merging.
+    """
+    directions = unit(features)
+    cosines = torch.matmul(directions, directions.transpose(1, 2))
+    batch = torch.arange(len(order), device=order.device)[:, None, None]
+    current = list(sizes)
+    while any(size > kept for size, kept in zip(current, keep, strict=True)):
+        going = [min(step, size - kept, (size + 1) // 2) for size, kept in zip(current, keep, strict=True)]
+        a, b = order[:, ::2], order[:, 1::2]
+        in_a = within([(size + 1) // 2 for size in current], a.shape[1], order.device)
+        in_b = within([size // 2 for size in current], b.shape[1], order.device)
+        # Below every cosine: -2 for a without a partner, -3 for padding, which therefore sorts to the end.
+        pairs = cosines[batch, a.clamp(min=0).unsqueeze(2), b.clamp(min=0).unsqueeze(1)]
+        pairs = torch.nn.functional.pad(pairs.masked_fill(~in_b.unsqueeze(1), -2.0), (0, 1), value=-2.0)
+        similar = pairs.amax(dim=-1).masked_fill(~in_a, -3.0)
+        a = a.gather(1, similar.argsort(dim=-1, descending=True, stable=True))
+        stays = in_a & ~within(going, a.shape[1], order.device)
+        current = [size - gone for size, gone in zip(current, going, strict=True)]
+        joined, real = torch.cat([a, b], dim=1), torch.cat([stays, in_b], dim=1)
+        front = torch.argsort((~real).to(torch.uint8), dim=1, stable=True)[:, : max(current)]
+        order = joined.gather(1, front)
+    width = max(keep, default=0)
+    return order[:, :width].masked_fill(~within(keep, width, order.device), -1)
+
+
+def greedy_diverse(
+    features: Tensor, sizes: Sequence[int], counts: Sequence[int], gain: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """bool [B, N]: tokens chosen one after the other, each the one with the largest gain.
+
+    ``gain`` maps float [B, N], every token's largest cosine with those already chosen (-1 while there are none), to
+    float [B, N]. ``lambda nearest: -nearest`` is farthest-first (greedy max-min of cosine distance, a
+    2-approximation); ``lambda nearest: a * scores - (1 - a) * nearest`` is maximal marginal relevance.
+
+    Cost: O(N D) per chosen token; no N x N matrix.
+
+    Args:
+        features: [B, N, D].
+        sizes: tokens of each row.
+        counts: tokens to choose in each row, at most its size.
+        gain: see above; must be finite.
+    """
+    directions, width = unit(features), features.shape[1]
+    free = within(sizes, width, features.device)
+    chosen = torch.zeros_like(free)
+    nearest = torch.full(free.shape, -1.0, device=features.device)
+    turns = within(counts, max(counts, default=0), features.device)  # whether a row still chooses in a round
+    for turn in range(turns.shape[1]):
+        pick = first_argmax(gain(nearest).masked_fill(~free, float("-inf"))).unsqueeze(1)  # [B, 1]
+        chosen = chosen.scatter(1, pick, chosen.gather(1, pick) | turns[:, turn : turn + 1])
+        free = free.scatter(1, pick, False)
+        direction = directions.gather(1, pick.unsqueeze(-1).expand(-1, -1, directions.shape[-1]))
+        nearest = torch.maximum(nearest, torch.matmul(directions, direction.transpose(1, 2)).squeeze(-1))
+    return chosen
