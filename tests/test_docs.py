@@ -5,6 +5,7 @@
 
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,13 @@ def adapter_table():
     return "\n".join(lines)
 
 
+def feature_table():
+    """What generate can be asked for under a strategy, and the verdict."""
+    from tests.generate.features import table
+
+    return table()
+
+
 BLOCKS = [
     ("docs/write-an-adapter.md", "adapters", adapter_table),
     ("README.md", "strategies", strategy_table),
@@ -136,6 +144,7 @@ BLOCKS = [
     ("docs/configuration.md", "configs", config_table),
     ("docs/configuration.md", "error", example_error),
     ("docs/write-a-strategy.md", "needs", needs_table),
+    ("docs/generate.md", "features", feature_table),
 ]
 
 
@@ -323,4 +332,5 @@ def write_blocks():
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     write_blocks()

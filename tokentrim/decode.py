@@ -120,11 +120,12 @@ class Decode:
         if part is None:
             return
         scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
+        whole = self.engine.heads.whole
 
         def current_row() -> Tensor:
             valid = self._valid(stream, key.shape[2])
             row = rows_of.last_row(query, key, scaling, None, valid)
-            return rows_of.pick_visual(row, stream.vis_pos)[:, :, 0]
+            return whole(rows_of.pick_visual(row, stream.vis_pos)[:, :, 0])
 
         selection = decide_step(
             part,
@@ -138,8 +139,8 @@ class Decode:
             providers={
                 Need.LAST_ROW: current_row,
                 Need.PROMPT_ROW: lambda: held.prompt_row,
-                Need.KEYS: lambda: rows_of.pick_rows(key, stream.vis_pos),
-                Need.VALUES: lambda: rows_of.pick_rows(held.values, stream.vis_pos),  # type: ignore[arg-type]
+                Need.KEYS: lambda: whole(rows_of.pick_rows(key, stream.vis_pos)),
+                Need.VALUES: lambda: whole(rows_of.pick_rows(held.values, stream.vis_pos)),  # type: ignore[arg-type]
                 Need.RANDOM: lambda: None,
             },
         )

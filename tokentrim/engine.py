@@ -28,6 +28,7 @@ from tokentrim.placement import Placement, encoded_elsewhere, fixed_encodings
 from tokentrim.prefill import Prefill
 from tokentrim.prompt import Prompt
 from tokentrim.shape import ModelShape
+from tokentrim.sharding import Heads
 from tokentrim.sites import Grid, Need
 from tokentrim.strategy import PromptInfo, Strategy
 from tokentrim.stream import Stream
@@ -73,7 +74,8 @@ class Engine:
         self.untouched = Untouched(self) if idle else None
         self.call: generating.Call | None = None
         self.labels: Tensor | None = None
-        self.editing = Editing.of(strategy.attention_part, layout.shape, attention.implementation_of(layout.text_config))
+        self.heads = Heads()
+        self.editing = Editing.of(strategy.attention_part, layout.shape, self.implementation)
         self.renumbers = any(part.positions == "renumber" for part in self.spatial)
         self.wants_prompt_row = self.temporal is not None and Need.PROMPT_ROW in self.temporal.needed()
         needed = strategy.needed()
@@ -124,7 +126,7 @@ class Engine:
         Raises:
             UnsupportedError: when the model runs through compiled code, and the strategy prunes.
         """
-        layout = self.layout
+        layout, self.heads = self.layout, Heads.of(host)
         if self.untouched is None:
             refusals.of_compiled([host, layout.entry, layout.language_model, *layout.layers, *layout.attentions])
         try:
@@ -291,6 +293,7 @@ class Engine:
         return place
 
     def new_prompt(self, stream: Stream, mask: Tensor | None, place: Callable[[], Placement | None]) -> Prompt:
+        """What is remembered of a prompt, before any of it has run."""
         info = PromptInfo(stream.n_visual, self.shape)
         layers = self.shape.n_layers
         prompt = Prompt(
@@ -391,9 +394,7 @@ class Engine:
 
     def _leave_model(self, module: nn.Module, args: Any, output: Any) -> Any:
         run = self._pass
-        if torch.compiler.is_compiling() or self.vision.suspended:
-            return None
-        if self._thread not in (None, threading.get_ident()):
+        if torch.compiler.is_compiling() or self.vision.suspended or self._thread not in (None, threading.get_ident()):
             return None
         if self.untouched is not None:
             return self.untouched.leave(output)

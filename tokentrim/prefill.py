@@ -280,14 +280,16 @@ class Prefill:
         scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
         if self.engine.wants_prompt_row or Need.LAST_ROW in wanted:
             row = rows_of.last_row(query, key, scaling, stream.last_columns(), valid)
-            picked = rows_of.pick_visual(row, stream.vis_pos)[:, :, 0]
+            picked = self.engine.heads.whole(rows_of.pick_visual(row, stream.vis_pos)[:, :, 0])
             if self.engine.wants_prompt_row and self.cache is not None:
                 held: TrimLayer = self.cache.layers[layer]
                 held.prompt_row = picked
             self.read[Need.LAST_ROW] = picked
         if Need.TEXT_ROWS in wanted:
             columns, real = stream.text()
-            self.read[Need.TEXT_ROWS] = (self._rows_at(query, key, scaling, columns, stream), real)
+            self.read[Need.TEXT_ROWS] = self.engine.heads.whole(
+                (self._rows_at(query, key, scaling, columns, stream), real)
+            )
         if Need.WINDOW_ROWS in wanted:
             window = max(d.part.wants_window() for d in self.at[layer + 1] if Need.WINDOW_ROWS in d.part.needed())
             last = stream.last_columns()
@@ -297,12 +299,15 @@ class Prefill:
             columns = columns.clamp(min=0)
             if valid is not None:
                 real = real & valid.gather(1, columns)
-            self.read[Need.WINDOW_ROWS] = (self._rows_at(query, key, scaling, columns, stream), real)
+            self.read[Need.WINDOW_ROWS] = self.engine.heads.whole(
+                (self._rows_at(query, key, scaling, columns, stream), real)
+            )
         if Need.COLUMN_MEAN in wanted:
-            self.read[Need.COLUMN_MEAN] = rows_of.column_mean(query, key, scaling, stream.vis_pos, valid)
+            mean = rows_of.column_mean(query, key, scaling, stream.vis_pos, valid)
+            self.read[Need.COLUMN_MEAN] = self.engine.heads.whole(mean)
         for need, tensor in ((Need.KEYS, key), (Need.VALUES, value)):
             if need in wanted:
-                self.read[need] = rows_of.pick_rows(tensor, stream.vis_pos)
+                self.read[need] = self.engine.heads.whole(rows_of.pick_rows(tensor, stream.vis_pos))
 
     @staticmethod
     def _rows_at(query: Tensor, key: Tensor, scaling: float, columns: Tensor, stream: Stream) -> Tensor:

@@ -70,7 +70,7 @@ def of_prefill(engine: Engine, arguments: dict[str, Any], stream: Stream, decisi
                     f"the last token of row {row} of a pruned prompt",
                     "be text",
                     "a visual token",
-                    "put the question, or the template's closing tokens, after the image; for a loss alone, pass labels",
+                    "put the question, or the template's closing tokens, after the image; for a loss, pass labels",
                 )
             )
     of_window(engine, stream.length)

@@ -39,10 +39,15 @@ def representatives() -> dict[str, dict[str, Any]]:
 
     shape = adapter_of(model := tiny_llava(side=4)).shape(model.config)
     found: dict[str, dict[str, Any]] = {"none": {"name": "none"}}
-    for name, spec in [*SPECS.items(), *((f"{name}:renumber", spec) for name, spec in RENUMBERED.items())]:
+    for spec in [*SPECS.values(), *RENUMBERED.values()]:
         strategy = strategy_from(spec).strategy
         parts, temporal, needs = strategy.spatial_parts, strategy.temporal_part, strategy.needed()
-        if needs & _EXTRA or strategy.trainable or getattr(strategy, "guide", None) or "path" in type(strategy).model_fields:
+        if (
+            needs & _EXTRA
+            or strategy.trainable
+            or getattr(strategy, "guide", None)
+            or "path" in type(strategy).model_fields
+        ):
             continue
         if not (parts or temporal) or not all(part.count_is_static for part in parts):
             continue

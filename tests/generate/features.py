@@ -46,6 +46,8 @@ class Feature:
         outside: the error comes when the context is entered.
         elsewhere: a test of its own, where one process does not do.
         slow: whether it is left out with ``-m 'not slow'``.
+        unproven: groups of strategies for which the test has never been able to run.
+        first_only: kinds of strategy that are tried with the first family alone.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Feature:
     outside: bool = False
     elsewhere: str = ""
     slow: bool = False
+    first_only: tuple[str, ...] = ()
+    unproven: tuple[str, ...] = ()
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -68,6 +72,8 @@ class Feature:
 
     def verdict(self, group: str) -> str:
         """``right`` or ``refused``, for one column of the table."""
+        if group in self.unproven:
+            return "never run"
         return "refused" if group in self.refused else "right"
 
 
@@ -87,9 +93,7 @@ def _batch(bench: Bench) -> Found:
 
 def _rows_alone(bench: Bench) -> Found:
     model, layouts = bench.model, bench.family.ragged
-    return [
-        bench.generate(bench.family.alone(model, layouts, row))[1][0] for row in range(len(layouts))
-    ]
+    return [bench.generate(bench.family.alone(model, layouts, row))[1][0] for row in range(len(layouts))]
 
 
 def _several(bench: Bench) -> Found:
@@ -276,9 +280,7 @@ def _turn_at_once(bench: Bench) -> Found:
     trace = bench.session.trace
     steps = [1, 2, 3, 4, 4, 4, 4, *range(5, 5 + NEW - 1)]
     with bench.paused():
-        logits = reference_logits(
-            bench.model, inputs, new[:-1], trace, steps=steps, renumber=bench.kind == "renumber"
-        )
+        logits = reference_logits(bench.model, inputs, new[:-1], trace, steps=steps, renumber=bench.kind == "renumber")
     return [tokens, logits[-NEW:].unsqueeze(0)]
 
 
@@ -300,7 +302,11 @@ def _forward(bench: Bench) -> Found:
     inputs = bench.one()
     ones = torch.ones_like(inputs["input_ids"])
     with torch.no_grad():
-        calls = [bench.model(**inputs), bench.model(**inputs, attention_mask=ones), bench.model(**inputs, use_cache=True)]
+        calls = [
+            bench.model(**inputs),
+            bench.model(**inputs, attention_mask=ones),
+            bench.model(**inputs, use_cache=True),
+        ]
     return [out.logits[0][_text_columns(bench, inputs)[0]] for out in calls]
 
 
@@ -337,12 +343,8 @@ def _labelled_behind_a_picture(bench: Bench) -> Found:
 
 
 def _gradients(model: Any) -> Found:
-    return [
-        parameter.grad.clone()
-        for name, parameter in model.named_parameters()
-        if name.endswith("layers.0.self_attn.q_proj.weight") and "language_model" in name
-        or name.endswith("linear_2.weight") or name.endswith("lm_head.weight")
-    ]
+    wanted = ("language_model.layers.0.self_attn.q_proj.weight", "linear_2.weight", "lm_head.weight")
+    return [parameter.grad.clone() for name, parameter in model.named_parameters() if name.endswith(wanted)]
 
 
 def _trained(bench: Bench) -> Found:
@@ -380,9 +382,7 @@ def _learning_logits(model: Any, inputs: dict[str, Any], trace: Any, **options: 
     )
     model(**inputs)
     handle.remove()
-    return reference_logits(
-        model, inputs, torch.zeros(0, dtype=torch.long), trace, embedded=seen[0][0], **options
-    )
+    return reference_logits(model, inputs, torch.zeros(0, dtype=torch.long), trace, embedded=seen[0][0], **options)
 
 
 def _checkpointing(family: Family, kept: dict[str, Any]) -> Any:
@@ -500,7 +500,7 @@ def _together(bench: Bench) -> Found:
                 for _ in range(3):
                     gate.wait()
                     found[index] = bench.generate(bench.one(), model=model)[1]
-        except BaseException as error:  # noqa: BLE001  (a thread's error would otherwise be lost)
+        except BaseException as error:
             failed.append(error)
             gate.abort()
 
@@ -546,7 +546,7 @@ def _interrupted(bench: Bench) -> Found:
 
 
 _PLAIN = _greedy()
-_CACHE = {group: "plain DynamicCache" for group in PRUNED}
+_CACHE = dict.fromkeys(PRUNED, "plain DynamicCache")
 _NO_ASSISTANT = {"temporal": "without a temporal strategy"}
 _KEEP_DEFAULT = "leave the cache to `generate`"
 
@@ -584,7 +584,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "`prefill_chunk_size` below the prompt's length",
         _greedy(prefill_chunk_size=10),
-        refused={group: "prefill_chunk_size" for group in PRUNED},
+        refused=dict.fromkeys(PRUNED, "prefill_chunk_size"),
         instead="drop it: pruning lowers the memory of later layers itself",
     ),
     Feature("`prefill_chunk_size` of at least the prompt's length", _greedy(prefill_chunk_size=4096), _by_mask),
@@ -600,8 +600,11 @@ FEATURES: tuple[Feature, ...] = (
         _needs_cuda(cache_implementation="offloaded"),
         refused=_CACHE,
         instead=_KEEP_DEFAULT,
+        unproven=("none",),
     ),
-    Feature('`cache_implementation="quantized"`', _quantized, refused=_CACHE, instead=_KEEP_DEFAULT),
+    Feature(
+        '`cache_implementation="quantized"`', _quantized, refused=_CACHE, instead=_KEEP_DEFAULT, unproven=("none",)
+    ),
     Feature("a `DynamicCache` of the caller's", _own_cache, _by_mask),
     Feature(
         "`use_cache=False`",
@@ -610,16 +613,14 @@ FEATURES: tuple[Feature, ...] = (
         refused={"temporal": "have a KV cache"},
         instead="let the model keep a cache",
     ),
-    Feature("a returned cache continued with text", _second_turn, _turn_at_once),
+    Feature("a returned cache continued with text", _second_turn, _turn_at_once, first_only=("both",)),
     Feature(
         "a returned cache continued with another image",
         _picture_later,
-        refused={group: "bring text only" for group in PRUNED},
+        refused=dict.fromkeys(PRUNED, "bring text only"),
         instead="start a new prompt with all images and all that was said",
     ),
-    Feature(
-        "`model(**inputs)` with and without cache and mask", _forward, _forward_by_mask, leaves_out=("merging",)
-    ),
+    Feature("`model(**inputs)` with and without cache and mask", _forward, _forward_by_mask, leaves_out=("merging",)),
     Feature(
         "`labels`, and the gradient", _trained, _trained_by_mask(), _learning, leaves_out=("merging",), serves=_llava
     ),
@@ -656,14 +657,29 @@ FEATURES: tuple[Feature, ...] = (
     Feature("float16", _PLAIN, _exactly, _in(torch.float16), leaves_out=("merging",), serves=_llava, tolerance=0.03),
     Feature("`sdpa` attention", _PLAIN, _by_mask, _attending("sdpa")),
     Feature("`eager` attention", _PLAIN, _by_mask, _attending("eager"), leaves_out=("merging",)),
-    Feature("`flex_attention`", _PLAIN, _by_mask, _attending("flex_attention"), serves=_llava, slow=True,
-            leaves_out=("input", "merging", "renumber", "temporal")),
-    Feature("`flash_attention_2` (needs a GPU)", _PLAIN, _by_mask, _flash, serves=_llava, tolerance=0.1),
+    Feature(
+        "`flex_attention`",
+        _PLAIN,
+        _by_mask,
+        _attending("flex_attention"),
+        serves=_llava,
+        slow=True,
+        leaves_out=("input", "merging", "renumber", "temporal"),
+    ),
+    Feature(
+        "`flash_attention_2` (needs a GPU)",
+        _PLAIN,
+        _by_mask,
+        _flash,
+        serves=_llava,
+        tolerance=0.1,
+        unproven=("none", *PRUNED),
+    ),
     Feature(
         "a forward compiled by `torch.compile`",
         _call_compiled,
         build=_compiled,
-        refused={group: "not through torch.compile" for group in PRUNED},
+        refused=dict.fromkeys(PRUNED, "not through torch.compile"),
         instead="trim and call the model that was not compiled",
         serves=_llava,
         outside=True,
@@ -673,7 +689,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "a context inside a context of the same model",
         _nested,
-        refused={group: "one strategy at a time" for group in ("none", *PRUNED)},
+        refused=dict.fromkeys(("none", *PRUNED), "one strategy at a time"),
         instead="leave the first, or compose the strategies",
         serves=_llava,
     ),

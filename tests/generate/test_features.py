@@ -25,7 +25,8 @@ def _cases() -> list[Any]:
     for name, family in FAMILIES.items():
         for feature in _HERE:
             for kind in feature.kinds if name == "llava" else _OTHERS:
-                if feature.serves(family) and kind in feature.kinds:
+                left_out = name != "llava" and kind in feature.first_only
+                if feature.serves(family) and kind in feature.kinds and not left_out:
                     marks = [pytest.mark.slow] if feature.slow else []
                     found.append(pytest.param(name, feature, kind, id=f"{name}-{feature.name}-{kind}", marks=marks))
     return found
