@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.core.cases import SPECS, annotate, generate, trimmed
+from tests.core.cases import SPECS, annotate, common, generate, trimmed
 from tests.models import prompt, tiny_llava
 from tokentrim.config import strategy_from
 from tokentrim.plugins import registry
@@ -25,7 +25,7 @@ def _keep_all() -> dict[str, dict[str, Any]]:
         fields = strategies.get(entry.name).model_fields
         values = {key: value for key, value in _EVERYTHING.items() if key in fields}
         if values:
-            found[entry.name] = {"name": entry.name, **values}
+            found[entry.name] = {"name": entry.name, **common(fields), **values}
     found["fastv-all"] = {**found["fastv"], "query": "all"}
     found["pvtp-text"] = {**found["pvtp"], "query": "text"}
     found["random-at-3"] = {**found["random"], "boundary": 3}
