@@ -20,6 +20,18 @@ def tokentrim_adapters(register: Register) -> None:
         summary="LLaVA-NeXT (1.6): thumbnail and tiles of any-resolution images, line ends",
     )
     register(
+        "llava-next-video",
+        "tokentrim_adapters.llava_next_video:LlavaNextVideoAdapter",
+        model_types=("llava_next_video",),
+        summary="LLaVA-NeXT-Video: images as in LLaVA-NeXT, pooled frames",
+    )
+    register(
+        "llava-onevision",
+        "tokentrim_adapters.llava_onevision:LlavaOnevisionAdapter",
+        model_types=("llava_onevision",),
+        summary="LLaVA-OneVision: any-resolution images with a limit, several images, videos",
+    )
+    register(
         "qwen-vl",
         "tokentrim_adapters.qwen_vl:QwenVLAdapter",
         model_types=("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
