@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +22,7 @@ from tokentrim.adapter import Encoding
 from tokentrim.adapter import Layout as Located
 from tokentrim.config import strategy_from
 from tokentrim.errors import AdapterError, ConfigError, StrategyError, UnsupportedError
-from tokentrim.plan import is_static, planned_layer_tokens
+from tokentrim.plan import is_static, plan, planned_layer_tokens
 from tokentrim.session import Session, adapter_of, trim
 from tokentrim.sites import Need
 
@@ -356,6 +357,26 @@ def test_a_configuration_may_say_what_becomes_of_line_ends() -> None:
         trim(model, "none", structure="drop")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="option of trim, run and plan"):
         strategy_from(text).as_dict()
+
+
+@pytest.mark.parametrize("structure", ["keep", "prune"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_for_the_images_size_is_what_is_measured(name: str, structure: Any) -> None:
+    family = FAMILIES[name]
+    model = family.model()
+    inputs = family.prompt(model, [4, "image:30x20", 3])
+    strategy = strategy_from(SPECS["st3"]).strategy
+    with trim(model, strategy, structure=structure) as session:
+        model.generate(**inputs, max_new_tokens=5, do_sample=False)
+        report = session.report()
+    shape = adapter_of(model).locate(model).shape
+    assert shape.vision is not None
+    vision = shape.vision.for_image(30, 20)
+    vision = vision if structure == "keep" else vision.with_structure_visual()
+    shape = replace(shape, vision=vision)
+    planned = plan(strategy, shape, vision.n_visual, 7 + vision.n_structure, new_tokens=5).usage.ratios()
+    for key, value in planned.items():
+        assert getattr(report, key) == pytest.approx(value), key
 
 
 # ---------------------------------------------------------------------- refusals
