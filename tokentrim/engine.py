@@ -61,9 +61,7 @@ class Engine:
         record: bool = True,
         guide: Guide | None = None,
     ) -> None:
-        planning.check(
-            strategy, layout.shape, vision_blocks=len(layout.vision_attentions), unserved=layout.unserved
-        )
+        planning.check(strategy, layout.shape, vision_blocks=len(layout.vision_attentions), unserved=layout.unserved)
         self.adapter, self.layout, self.strategy, self.record = adapter, layout, strategy, record
         self.clock = Clock()
         self.check_indices = False
@@ -124,11 +122,11 @@ class Engine:
         """Hook the model, and ``generate`` and the labels of ``host`` around it; on any failure nothing remains.
 
         Raises:
-            UnsupportedError: when the model runs through compiled code, and the strategy prunes.
+            UnsupportedError: when the strategy prunes, and the model runs compiled or on several devices.
         """
         layout, self.heads = self.layout, Heads.of(host)
         if self.untouched is None:
-            refusals.of_compiled([host, layout.entry, layout.language_model, *layout.layers, *layout.attentions])
+            refusals.of_model(host, layout)
         try:
             self._undo += [generating.watch(host, self), generating.watch_labels(host, self)]
             for handle in (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tokentrim.adapter import Layout
 from tokentrim.errors import DataError, UnsupportedError, complaint
 from tokentrim.generating import refuse_without_cache
 from tokentrim.planning import Decision
@@ -112,6 +113,16 @@ def of_window(engine: Engine, length: int) -> None:
         )
 
 
+def of_model(host: nn.Module, layout: Layout) -> None:
+    """Refuse a model that cannot be pruned as it is.
+
+    Raises:
+        UnsupportedError: when it runs compiled, or its decoder layers run on several devices.
+    """
+    of_compiled([host, layout.entry, layout.language_model, *layout.layers, *layout.attentions])
+    of_devices(layout.layers)
+
+
 def of_compiled(modules: Sequence[nn.Module]) -> None:
     """Refuse modules whose compiled code runs past the hooks.
 
@@ -122,6 +133,35 @@ def of_compiled(modules: Sequence[nn.Module]) -> None:
         compiled = getattr(module, "_compiled_call_impl", None) is not None
         if compiled or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable"):
             refuse_compiled(type(module).__name__)
+
+
+def of_devices(layers: Sequence[nn.Module]) -> None:
+    """Refuse decoder layers on several devices: what is chosen on one would have to follow the states to the next.
+
+    Raises:
+        UnsupportedError: names the devices. Weights that accelerate brings to one device layer by layer are fine.
+    """
+    devices = sorted({str(_device(layer)) for layer in layers})
+    if len(devices) > 1:
+        raise UnsupportedError(
+            complaint(
+                "the decoder layers of a model that is pruned",
+                "run on one device",
+                devices,
+                "give device_map one device for the language model (the vision tower may have another), let accelerate"
+                " offload weights, or load with tp_plan='auto' in one process per device",
+            )
+        )
+
+
+def _device(module: nn.Module) -> Any:
+    """Where a module runs: what accelerate says, or where its weights are."""
+    hook = getattr(module, "_hf_hook", None)
+    for one in getattr(hook, "hooks", (hook,)):
+        device = getattr(one, "execution_device", None)
+        if device is not None:
+            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    return next((parameter.device for parameter in module.parameters()), None)
 
 
 def refuse_compiled(what: str) -> None:

@@ -220,7 +220,7 @@ class VisionCapture:
                     "pass pixel_values inside the context instead of features encoded before it",
                 )
             )
-        rows = torch.cat(pieces, dim=1)
+        rows = torch.cat(pieces, dim=1).to(vis_pos.device)  # the tower may have a device of its own
         number = placement.number.gather(1, vis_pos).clamp(min=0).to(rows.device)
         return rows[:, number].permute(1, 0, 2)
 

@@ -427,6 +427,13 @@ def _offloaded(family: Family, kept: dict[str, Any]) -> Any:
     return accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
 
 
+def _on_two_devices(family: Family, kept: dict[str, Any]) -> Any:
+    """As far as that can be had without a second device: the last layer's weights are nowhere."""
+    model = copy.deepcopy(family.model())
+    model.model.language_model.layers[-1].to("meta")
+    return model
+
+
 def _in_place(bench: Bench) -> Found:
     with bench.other(bench.kept["plain"]) as model:
         return bench.generate(bench.one(), model=model)
@@ -644,9 +651,14 @@ FEATURES: tuple[Feature, ...] = (
     Feature("a model with LoRA (`PeftModel`)", _PLAIN, _merged_lora, _with_lora, serves=_llava),
     Feature("weights moved by accelerate's hooks (`device_map`, offload)", _PLAIN, _in_place, _offloaded),
     Feature(
-        "decoder layers on two devices",
-        _PLAIN,
-        elsewhere="tests/generate/test_two_devices.py",
+        "decoder layers on several devices",
+        lambda bench: [],
+        build=_on_two_devices,
+        refused=dict.fromkeys(PRUNED, "run on one device"),
+        instead="give the language model one device, offload weights, or use tensor parallel",
+        leaves_out=("none",),
+        unproven=("none",),
+        serves=_llava,
     ),
     Feature(
         'tensor parallel (`tp_plan="auto"`)',
