@@ -7,7 +7,7 @@ listed, looked at and scored without a model.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from PIL import Image
 
 Split = Literal["calibration", "test"]
 Metric = Literal["exact", "f1"]
+_TO_TRAIN_ON: Final = 1024  # calibration samples, for tasks without samples of their own
+_HANDFUL: Final = 32
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,16 @@ class Task(ABC):
         picture.
         """
 
+    def training(self, handful: int) -> Sequence[Sample]:
+        """Samples to train on: a handful of an endless row of them, by its number.
+
+        Deterministic. They share no picture with the test split. A task that cannot make samples of its own gives its
+        calibration split away, again and again; what is trained on it must not be calibrated on it as well.
+        """
+        fixed = self.samples("calibration", _TO_TRAIN_ON)
+        parts = max(1, len(fixed) // _HANDFUL)
+        return fixed[handful % parts :: parts]
+
     @abstractmethod
     def score(self, sample: Sample, prediction: str) -> float:
         """How good a decoded answer is, 0 to 1."""
@@ -99,6 +111,38 @@ def evidence_scores(
         row = min(rows - 1, (region.top + region.bottom) // 2 * rows // height)
         col = min(cols - 1, (region.left + region.right) // 2 * cols // width)
         scores[row * cols + col] = max(scores[row * cols + col], tier + 1.0)
+    return scores
+
+
+def evidence_over(
+    evidence: Sequence[Evidence],
+    sizes: Sequence[tuple[int, int]],
+    image: NDArray[np.int64],
+    row: NDArray[np.int64],
+    col: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    cols: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Relevance of any visual tokens, each at (row, col) of a plane of rows x cols tokens over its image, [tokens].
+
+    sizes: (height, width) of every image in pixels. A tiled image has two planes, which are ranked side by side: the
+    same region counts as much in the coarse one as in the fine one. A token whose row is -1 shows nothing (the end of
+    a line, for instance) and gets 0, the lowest score: whether it must stay is not a question of evidence.
+
+    Raises:
+        ValueError: when a token lies outside its plane, or an image has no size.
+    """
+    real = row >= 0
+    if ((row >= rows) | (col >= cols) | (col < 0))[real].any():
+        raise ValueError("tokens must lie inside their planes")
+    if image[real].max(initial=-1) >= len(sizes):
+        raise ValueError(f"every image must have a size; got {len(sizes)} sizes for image {image[real].max()}")
+    scores = np.zeros(len(row))
+    for number, down, across in {*zip(image[real].tolist(), rows[real].tolist(), cols[real].tolist(), strict=True)}:
+        here = real & (image == number) & (rows == down) & (cols == across)
+        height, width = sizes[number]
+        plane = evidence_scores(evidence, height, width, down, across, number)
+        scores[here] = plane[row[here] * across + col[here]]
     return scores
 
 

@@ -10,11 +10,12 @@ from tokentrim.testbed.scenes import (
     GLYPH_MASKS,
     IMAGE_SIZE,
     PATCH,
-    centre_token,
+    SQUARE,
+    Canvas,
     draw_scenes,
     render,
-    token_overlap,
 )
+from tokentrim.testbed.view import SQUARE_VIEW, fine_centre, overlap
 from tokentrim.testbed.vocabulary import GLYPHS
 
 seeds = st.integers(0, 2**32 - 1)
@@ -68,15 +69,32 @@ def test_objects_are_painted_in_their_colour():
 @given(seeds)
 def test_tokens_of_objects(seed):
     scenes = draw_scenes(np.random.default_rng(seed), 2, 1, 10)
-    overlap, centre = token_overlap(scenes), centre_token(scenes)
-    np.testing.assert_array_equal(overlap.sum(2), scenes.present * GLYPH**2)
+    touched, centre = overlap(scenes, SQUARE_VIEW), fine_centre(scenes, SQUARE_VIEW)
+    np.testing.assert_array_equal(touched.sum(2), scenes.present * GLYPH**2)
     for index, slot in zip(*np.nonzero(scenes.present), strict=True):
         row, column = divmod(int(centre[index, slot]), IMAGE_SIZE // PATCH)
         assert row * PATCH <= scenes.top[index, slot] + GLYPH // 2 < (row + 1) * PATCH
         assert column * PATCH <= scenes.left[index, slot] + GLYPH // 2 < (column + 1) * PATCH
-        assert overlap[index, slot, centre[index, slot]] > 0
+        assert touched[index, slot, centre[index, slot]] > 0
 
 
 def test_more_objects_than_cells_is_impossible():
     with pytest.raises(ValueError):
         draw_scenes(np.random.default_rng(0), 1, CELLS**2 + 2, CELLS**2 + 1)
+
+
+@given(seeds, st.sampled_from([Canvas(40, 80, rows=2), Canvas(64, 80, cell_height=16), Canvas(80, 112), SQUARE]))
+def test_objects_lie_on_their_canvas(seed, canvas):
+    rng = np.random.default_rng(seed)
+    scenes = draw_scenes(rng, 2, 1, canvas.most, canvas)
+    assert render(rng, scenes).shape == (2, canvas.height, canvas.width, 3)
+    for index in range(2):
+        scene = scenes.scene(index)
+        assert scene.canvas == canvas
+        cells = {(o.row, o.column) for o in scene.objects}
+        assert len(scene.objects) == len(cells) < canvas.rows * canvas.columns, "a cell stays empty"
+        for o in scene.objects:
+            assert o.row < canvas.rows
+            assert o.column < canvas.columns
+            assert o.row * canvas.cell_height <= o.top < o.bottom <= (o.row + 1) * canvas.cell_height
+            assert o.column * canvas.cell_width <= o.left < o.right <= (o.column + 1) * canvas.cell_width

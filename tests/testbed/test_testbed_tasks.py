@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tokentrim.tasks
-from tokentrim.tasks import Evidence, Sample, Task, evidence_scores
+from tokentrim.tasks import Evidence, Sample, Task, evidence_over, evidence_scores
 from tokentrim.testbed import scenes, tasks, vocabulary
 from tokentrim.testbed.scenes import GRID, IMAGE_SIZE, draw_scenes
 from tokentrim.testbed.tasks import TASKS, evidence_of, exact, list_f1
@@ -195,3 +195,37 @@ def test_score_uses_the_metric():
     sample = Sample("x", (), "list all ?", "red seven , blue ring")
     assert TASKS["list-all"].score(sample, "red seven") == pytest.approx(2 / 3)
     assert TASKS["where"].score(sample, "red seven") == 0.0
+
+
+def test_evidence_over_two_planes():
+    """A coarse plane of 2 x 2 and a fine one of 4 x 4 over 80 x 80 pixels, with an end of line."""
+    mine = Evidence(0, 60, 20, 80)
+    row = np.array([0, 0, 1, 1, *np.repeat(range(4), 4), -1])
+    col = np.array([0, 1, 0, 1, *np.tile(range(4), 4), -1])
+    side = np.array([*[2] * 4, *[4] * 16, -1])
+    image = np.zeros(21, np.int64)
+    scores = evidence_over([mine], [(80, 80)], image, row, col, side, side)
+    np.testing.assert_array_equal(scores[:4], evidence_scores([mine], 80, 80, 2, 2))
+    np.testing.assert_array_equal(scores[4:20], evidence_scores([mine], 80, 80, 4, 4))
+    assert set(np.argsort(-scores)[:2]) == {1, 4 + 3}
+    assert scores[20] == 0.0
+
+
+def test_evidence_over_two_images_in_any_order():
+    there = Evidence(10, 10, 20, 20, image=1)
+    row, col = (a.ravel() for a in np.mgrid[0:10, 0:10])
+    image = np.repeat([0, 1], 100)
+    places = [np.concatenate([row, row]), np.concatenate([col, col]), np.full(200, 10), np.full(200, 10)]
+    scores = evidence_over([there], [(40, 40), (80, 80)], image, *places)
+    assert scores.argmax() == 100 + 11
+    order = np.random.default_rng(0).permutation(200)
+    shuffled = evidence_over([there], [(40, 40), (80, 80)], image[order], *(place[order] for place in places))
+    np.testing.assert_array_equal(shuffled, scores[order])
+
+
+def test_evidence_over_refuses_tokens_without_a_place():
+    one = np.ones(1, np.int64)
+    with pytest.raises(ValueError, match="tokens must lie inside their planes"):
+        evidence_over([], [(80, 80)], 0 * one, 4 * one, one, 4 * one, 4 * one)
+    with pytest.raises(ValueError, match="every image must have a size; got 1 sizes for image 2"):
+        evidence_over([], [(80, 80)], 2 * one, one, one, 4 * one, 4 * one)

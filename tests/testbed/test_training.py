@@ -17,10 +17,11 @@ from tokentrim.testbed.model import build_model, deepen, pixel_values
 from tokentrim.testbed.packing import IGNORE, PREFIX, AnswerWeights, caption_segment, layout, pack, short_segment
 from tokentrim.testbed.questions import ASKERS
 from tokentrim.testbed.recipe import DEEP_LAYERS, DEEP_PLACES, QUESTIONS, STAGES
-from tokentrim.testbed.scenes import TOKENS, centre_token, draw_scenes, render
+from tokentrim.testbed.scenes import TOKENS, draw_scenes, render
 from tokentrim.testbed.stage import Options
 from tokentrim.testbed.tasks import TASKS, ask_list_all, ask_list_where
 from tokentrim.testbed.train import train
+from tokentrim.testbed.view import SQUARE_VIEW, fine_centre
 from tokentrim.testbed.vocabulary import COLUMNS, END, IDS, NOTHING, ROWS, decode
 
 seeds = st.integers(0, 2**32 - 1)
@@ -101,8 +102,8 @@ def test_every_task_is_trained():
 
 
 def test_layout_isolates_segments():
-    mask, position = layout((3, 2))
-    seen = mask == 0
+    mask, positions = layout((3, 2))
+    seen, position = mask == 0, positions[0]
     first, second = slice(PREFIX, PREFIX + 3), slice(PREFIX + 3, PREFIX + 5)
     assert seen[first, :PREFIX].all()
     assert not seen[second, first].any()
@@ -128,7 +129,7 @@ def test_dropout_keeps_what_is_asked_about(seed):
     if plan.mode in ("keep-all", "keep-some"):
         kept = np.argsort(-priority, axis=1)[:, : min(shallow)]
         for index, slot in zip(*np.nonzero(visible), strict=True):
-            assert centre_token(scenes)[index, slot] in kept[index]
+            assert fine_centre(scenes, SQUARE_VIEW)[index, slot] in kept[index]
 
 
 def test_targets_mark_one_patch_per_object():

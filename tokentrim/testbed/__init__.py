@@ -1,4 +1,4 @@
-"""A benchmark that anyone can run: rendered scenes, eight tasks, and two small models trained for them.
+"""A benchmark that anyone can run: rendered scenes, eight tasks, and small models trained for them.
 
 Importing this package costs nothing; the renderer needs NumPy, and only the model's own files need torch.
 """
@@ -6,14 +6,15 @@ Importing this package costs nothing; the renderer needs NumPy, and only the mod
 from pathlib import Path
 from typing import Final
 
-MODELS: Final = ("testbed", "testbed-plain")
+MODELS: Final = ("testbed", "testbed-plain", "testbed-qwen2.5-vl", "testbed-llava-next")
 
 
 def model_folder(name: str = "testbed") -> Path:
     """Folder of a shipped model, for `from_pretrained`.
 
     `testbed`: 12 layers, trained with visual-token dropout. `testbed-plain`: 6 layers, which never saw a
-    picture with missing tokens.
+    picture with missing tokens. `testbed-qwen2.5-vl`, `testbed-llava-next`: 14 layers, other architectures, as many
+    visual tokens as a picture's size asks for.
     """
     if name not in MODELS:
         raise ValueError(f"shipped model must be one of {', '.join(MODELS)}; got {name!r}")

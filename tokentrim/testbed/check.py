@@ -16,15 +16,15 @@ from typing import Any, Final
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 from tokentrim.tasks import Split, Task
 from tokentrim.testbed import MODELS, model_folder
 from tokentrim.testbed.evaluate import mean_score, oracle, random_order
-from tokentrim.testbed.scenes import TOKENS
-from tokentrim.testbed.tasks import TASKS
+from tokentrim.testbed.families import family_of
+from tokentrim.testbed.tasks import TASKS, resized
 
-KEPT: Final = TOKENS // 4
+KEPT: Final = 0.25  # share of the visual tokens
 LEAST_FULL: Final = 0.90  # unpruned score of a short task
 LEAST_KEPT: Final = 0.97  # of the unpruned score, under the oracle
 MOST_RANDOM: Final = 0.80  # of the oracle's score, under random selection
@@ -57,24 +57,24 @@ class TaskResult:
             yield f"random {self.random:.1%} is too close to oracle {self.oracle:.1%}"
 
 
-def check_task(model: LlavaForConditionalGeneration, task: Task, split: Split, n: int) -> TaskResult:
+def check_task(model: Any, task: Task, split: Split, n: int) -> TaskResult:
     """Measure one task."""
     samples = task.samples(split, n)
     return TaskResult(
         task.name,
         task.metric,
         n,
-        full=mean_score(model, task, samples, oracle, TOKENS),
+        full=mean_score(model, task, samples, oracle, 1.0),
         oracle=mean_score(model, task, samples, oracle, KEPT),
         random=mean_score(model, task, samples, random_order, KEPT),
-        text_only=mean_score(model, task, samples, oracle, 0),
+        text_only=mean_score(model, task, samples, oracle, 0.0),
     )
 
 
 def table_of(results: list[TaskResult], title: str) -> Table:
     """Results as a table, in percent."""
     table = Table("task", "metric", title=title)
-    for name in ("unpruned", f"oracle {KEPT}", "kept", f"random {KEPT}", "text only"):
+    for name in ("unpruned", f"oracle {KEPT:.0%}", "kept", f"random {KEPT:.0%}", "text only"):
         table.add_column(name, justify="right")
     table.add_column("verdict")
     for r in results:
@@ -84,12 +84,12 @@ def table_of(results: list[TaskResult], title: str) -> Table:
     return table
 
 
-def load_model(name_or_folder: str) -> LlavaForConditionalGeneration:
+def load_model(name_or_folder: str) -> Any:
     """A shipped model by name, or any testbed model by folder."""
     folder = model_folder(name_or_folder) if name_or_folder in MODELS else Path(name_or_folder)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"model must be {' or '.join(MODELS)} or a model folder; got {name_or_folder}")
-    loader: Any = LlavaForConditionalGeneration
+        raise FileNotFoundError(f"model must be {', '.join(MODELS)} or a model folder; got {name_or_folder}")
+    loader: Any = AutoModelForImageTextToText
     return loader.from_pretrained(folder).eval()
 
 
@@ -100,13 +100,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--n", type=int, default=240, help="samples per task")
     parser.add_argument("--split", choices=("calibration", "test"), default="test")
     parser.add_argument("--task", choices=tuple(TASKS), action="append", help="only this task; may be repeated")
+    parser.add_argument(
+        "--sizes",
+        choices=("square", "all"),
+        default="all",
+        help="pictures of 80 x 80 pixels only, or of all sizes that the model was trained on (default)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--threads", type=int, default=None, help="threads of torch")
     arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     model = load_model(arguments.model)
-    tasks = [TASKS[name] for name in arguments.task or TASKS]
+    canvases = family_of(model).canvases
+    tasks: list[Task] = [TASKS[name] for name in arguments.task or TASKS]
+    if arguments.sizes != "square" and len(canvases) > 1:
+        tasks = [resized(TASKS[task.name], f"{task.name}-{family_of(model).name}", canvases) for task in tasks]
     results = [check_task(model, task, arguments.split, arguments.n) for task in tasks]
     failed = any(list(r.complaints()) for r in results)
     if arguments.json:

@@ -8,19 +8,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokentrim.testbed.model import AuxiliaryHeads
-from tokentrim.testbed.scenes import CELL, GRID, PATCH, TOKENS, Scenes, centre_token
+from tokentrim.testbed.scenes import Scenes
+from tokentrim.testbed.view import SQUARE_VIEW, View, fine_centre, holds_centre
 from tokentrim.testbed.vocabulary import COLORS, GLYPHS
 
 NOT_A_GLYPH = len(GLYPHS)
 NOT_A_COLOR = len(COLORS)
-_place = torch.arange(TOKENS)
-TOKEN_ROW = (_place // GRID * PATCH + PATCH // 2) // CELL  # cell row of each patch's centre
-TOKEN_COLUMN = (_place % GRID * PATCH + PATCH // 2) // CELL
+UNJUDGED = -100  # class of a token that no loss looks at
 
 
 @dataclass(frozen=True)
 class PatchTargets:
-    """Classes of every patch [batch, tokens], an object's at its centre patch; presence [batch, 22]."""
+    """Classes of every patch [batch, tokens], an object's at its centre patch; presence [batch, tiles, 22].
+
+    A coarse plane is asked for colours only: its tokens are too large to tell glyphs apart. Structure is asked for
+    nothing. The first tile of several shows the whole picture.
+    """
 
     glyph: Tensor
     color: Tensor
@@ -29,21 +32,25 @@ class PatchTargets:
     @property
     def centre(self) -> Tensor:
         """Which patches are the centre of an object."""
-        return self.glyph != NOT_A_GLYPH
+        return (self.glyph != NOT_A_GLYPH) & (self.glyph != UNJUDGED)
 
 
-def patch_targets(scenes: Scenes) -> PatchTargets:
+def patch_targets(scenes: Scenes, view: View = SQUARE_VIEW) -> PatchTargets:
     """Targets of the auxiliary losses."""
     batch = len(scenes.cell)
     rows, slots = np.nonzero(scenes.present)
-    token = centre_token(scenes)[rows, slots]
-    glyph = np.full((batch, TOKENS), NOT_A_GLYPH)
-    color = np.full((batch, TOKENS), NOT_A_COLOR)
-    presence = np.zeros((batch, NOT_A_GLYPH + NOT_A_COLOR), np.float32)
+    token = fine_centre(scenes, view)[rows, slots]
+    glyph = np.full((batch, view.tokens), NOT_A_GLYPH)
+    color = np.full((batch, view.tokens), NOT_A_COLOR)
+    presence = np.zeros((batch, int(view.tile.max()) + 1, NOT_A_GLYPH + NOT_A_COLOR), np.float32)
+    glyph[:, ~view.fine] = UNJUDGED
     glyph[rows, token] = scenes.glyph[rows, slots]
-    color[rows, token] = scenes.color[rows, slots]
-    presence[rows, scenes.glyph[rows, slots]] = 1
-    presence[rows, NOT_A_GLYPH + scenes.color[rows, slots]] = 1
+    all_rows, all_slots, all_tokens = np.nonzero(holds_centre(scenes, view))
+    color[all_rows, all_tokens] = scenes.color[all_rows, all_slots]
+    color[:, view.structure] = UNJUDGED
+    for tile in (view.tile[token], 0):
+        presence[rows, tile, scenes.glyph[rows, slots]] = 1
+        presence[rows, tile, NOT_A_GLYPH + scenes.color[rows, slots]] = 1
     return PatchTargets(torch.from_numpy(glyph), torch.from_numpy(color), torch.from_numpy(presence))
 
 
@@ -58,24 +65,37 @@ class VisionLosses:
 
 
 def vision_losses(
-    heads: AuxiliaryHeads, features: Tensor, pooled: Tensor, targets: PatchTargets, background: float
+    heads: AuxiliaryHeads,
+    features: Tensor,
+    pooled: Tensor | None,
+    targets: PatchTargets,
+    background: float,
+    place: View | None = SQUARE_VIEW,
 ) -> VisionLosses:
     """Auxiliary losses; `background` is the weight of "not the centre of an object" against a real class.
 
     A low weight lets training start; a high one makes exactly one patch per object stand out, on which
-    counting rests.
+    counting rests. pooled: None for a tower without a pooled token. place: the view whose cells the features
+    should tell; None for a tower that cannot know them.
     """
     glyph_weight, color_weight = torch.ones(NOT_A_GLYPH + 1), torch.ones(NOT_A_COLOR + 1)
     glyph_weight[-1] = color_weight[-1] = background
-    centre = targets.centre
-    position = heads.position(features[centre])
-    row = TOKEN_ROW.expand_as(targets.glyph)[centre]
-    column = TOKEN_COLUMN.expand_as(targets.glyph)[centre]
+    nothing = torch.zeros(())
+    position = nothing
+    if place is not None:
+        centre = targets.centre
+        said = heads.position(features[centre])
+        row = place.cell_row.expand_as(targets.glyph)[centre]
+        column = place.cell_column.expand_as(targets.glyph)[centre]
+        position = F.cross_entropy(said[:, :4], row) + F.cross_entropy(said[:, 4:], column)
+    presence = nothing
+    if pooled is not None:
+        presence = F.binary_cross_entropy_with_logits(heads.presence(pooled), targets.presence)
     return VisionLosses(
         F.cross_entropy(heads.glyph(features).flatten(0, 1), targets.glyph.flatten(), glyph_weight),
         F.cross_entropy(heads.color(features).flatten(0, 1), targets.color.flatten(), color_weight),
-        F.binary_cross_entropy_with_logits(heads.presence(pooled), targets.presence),
-        F.cross_entropy(position[:, :4], row) + F.cross_entropy(position[:, 4:], column),
+        presence,
+        position,
     )
 
 

@@ -77,11 +77,11 @@ def build_model(layers: int) -> LlavaForConditionalGeneration:
 class AuxiliaryHeads(nn.Module):
     """Linear read-outs that exist in training only: what each patch shows, and what the picture holds."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = VISION_WIDTH) -> None:
         super().__init__()
-        self.glyph = nn.Linear(VISION_WIDTH, len(GLYPHS) + 1)  # the last class is "not the centre of an object"
-        self.color = nn.Linear(VISION_WIDTH, len(COLORS) + 1)
-        self.position = nn.Linear(VISION_WIDTH, 8)  # row, then column, of the cell
+        self.glyph = nn.Linear(width, len(GLYPHS) + 1)  # the last class is "not the centre of an object"
+        self.color = nn.Linear(width, len(COLORS) + 1)
+        self.position = nn.Linear(width, 8)  # row, then column, of the cell
         self.presence = nn.Linear(VISION_WIDTH, len(GLYPHS) + len(COLORS))
 
 

@@ -5,7 +5,7 @@ positions start right after the picture, exactly as if the question stood alone.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Final, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from tokentrim.testbed.questions import (
     repeated,
 )
 from tokentrim.testbed.scenes import CELLS, TOKENS, Floats, Ints, Scenes
+from tokentrim.testbed.view import SQUARE_VIEW, View
 from tokentrim.testbed.vocabulary import ASSISTANT, COMMA, END, IDS, PAD
 
 Caption = Literal["list-all", "list-where"]
@@ -112,13 +113,15 @@ def pack(
     )
 
 
-@cache
-def layout(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Additive attention mask [total, total] and positions [total] of a picture with these segments."""
-    total = PREFIX + sum(lengths)
-    owner = np.concatenate([np.full(PREFIX, -1), np.repeat(np.arange(len(lengths)), lengths)])
+@lru_cache(maxsize=256)
+def layout(lengths: tuple[int, ...], view: View = SQUARE_VIEW) -> tuple[Tensor, Tensor]:
+    """Additive attention mask [total, total] and positions [axes, total] of a picture with these segments."""
+    before = view.length
+    total = before + sum(lengths)
+    owner = np.concatenate([np.full(before, -1), np.repeat(np.arange(len(lengths)), lengths)])
     causal = np.tril(np.ones((total, total), np.bool_))
     seen = causal & ((owner[None, :] == -1) | (owner[None, :] == owner[:, None]))
-    position = np.concatenate([np.arange(PREFIX), *(np.arange(n) + PREFIX for n in lengths)])
+    behind = np.concatenate([np.arange(n) + view.text_from for n in lengths])
+    position = torch.cat([view.prefix, torch.from_numpy(behind).expand(len(view.prefix), -1)], 1)
     mask = torch.zeros(total, total).masked_fill(~torch.from_numpy(seen), torch.finfo(torch.float32).min)
-    return mask, torch.from_numpy(position)
+    return mask, position

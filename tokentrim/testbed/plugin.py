@@ -12,6 +12,8 @@ def tokentrim_models(register: Register) -> None:
     summaries = {
         "testbed": "12 layers, trained with visual-token dropout; the default model",
         "testbed-plain": "6 layers, never saw a picture with missing tokens",
+        "testbed-qwen2.5-vl": "Qwen2.5-VL: dynamic resolution, windowed tower, M-RoPE; 14 layers",
+        "testbed-llava-next": "LLaVA-NeXT: coarse picture and tiles, ends of lines; 14 layers",
     }
     for name, summary in summaries.items():
         register(name, partial(model_folder, name), summary=summary)
@@ -19,7 +21,7 @@ def tokentrim_models(register: Register) -> None:
 
 @hookimpl
 def tokentrim_tasks(register: Register) -> None:
-    """Register the eight tasks; the renderer is imported when one is asked for."""
+    """Register the eight tasks, in one size and in several; the renderer is imported when one is asked for."""
     summaries = {
         "color": "the colour of an object",
         "what": "what an object of a colour is",
@@ -32,3 +34,6 @@ def tokentrim_tasks(register: Register) -> None:
     }
     for name, summary in summaries.items():
         register(name, f"tokentrim.testbed.tasks:TASKS[{name}]", summary=summary)
+    for name, summary in summaries.items():
+        target = f"tokentrim.testbed.tasks:TASKS_SIZES[{name}-sizes]"
+        register(f"{name}-sizes", target, summary=f"{summary}; pictures of three sizes")

@@ -5,11 +5,10 @@ import torch
 
 from tokentrim.testbed.dropout import DropoutPlan, draw_priorities
 from tokentrim.testbed.forward import run_packed
-from tokentrim.testbed.model import pixel_values
 from tokentrim.testbed.packing import pack
 from tokentrim.testbed.parallel import sum_over_processes
 from tokentrim.testbed.recipe import Stage
-from tokentrim.testbed.scenes import MAX_OBJECTS, draw_scenes, render
+from tokentrim.testbed.scenes import MAX_OBJECTS, TOKENS, draw_scenes, render
 from tokentrim.testbed.steps import Trainee
 
 CALIBRATION_SEED = 20_001
@@ -20,17 +19,20 @@ _PICTURES = 32
 def probe(
     trainee: Trainee, stage: Stage, kept: int | None, rank: int, world: int, batches: int = 2
 ) -> dict[str, float]:
-    """Share of right answers by question, all tokens or `kept` of them at the input (objects first)."""
-    plan = DropoutPlan() if kept is None else DropoutPlan("keep-all", {0: kept})
+    """Share of right answers by question, all tokens or `kept` of every 100 at the input (objects first)."""
+    family = trainee.family
     names = ("list-where", *dict.fromkeys(stage.questions))
     right = torch.zeros(2, len(names))
     for batch in range(rank, batches * 2, world):
         rng = np.random.default_rng([CALIBRATION_SEED, batch])
-        scenes = draw_scenes(rng, _PICTURES, 4, MAX_OBJECTS)
-        pixels = pixel_values(render(rng, scenes))
-        priority, _ = draw_priorities(rng, scenes, plan)
+        canvas = family.canvases[batch % len(family.canvases)]
+        view = family.view(canvas)
+        plan = DropoutPlan() if kept is None else DropoutPlan("keep-all", {0: kept * view.pictorial // TOKENS})
+        scenes = draw_scenes(rng, _PICTURES, 4, min(MAX_OBJECTS, canvas.most), canvas)
+        pixels = family.pixels(render(rng, scenes), view)
+        priority, _ = draw_priorities(rng, scenes, plan, view)
         packed = pack(rng, scenes, stage.questions, "list-where", None, stage.weights)
-        out = run_packed(trainee.model, pixels, packed, plan, torch.from_numpy(priority))
+        out = run_packed(trainee.model, pixels, packed, plan, torch.from_numpy(priority), family, view)
         hit = (out.logits.argmax(-1) == packed.labels) | (packed.labels < 0)
         start = 0
         for name, length in zip((*stage.questions, "list-where"), packed.lengths, strict=True):

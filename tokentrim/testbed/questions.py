@@ -108,7 +108,9 @@ def ask_at(rng: np.random.Generator, scenes: Scenes, visible: Visible) -> Asked:
     """Object in a cell, or nothing."""
     rows = np.arange(len(scenes.cell))
     slot, valid = _pick(rng, _candidates(scenes, visible))
-    used = np.zeros((len(rows), CELLS * CELLS), np.bool_)
+    cells = np.arange(CELLS * CELLS)
+    outside = (cells // CELLS >= scenes.canvas.rows) | (cells % CELLS >= scenes.canvas.columns)
+    used = np.repeat(outside[None], len(rows), 0)
     used[np.nonzero(scenes.present)[0], scenes.cell[scenes.present]] = True
     hole, has_hole = _pick(rng, ~used)
     empty = (rng.random(len(rows)) < _NOTHING_PER_QUESTION) & has_hole

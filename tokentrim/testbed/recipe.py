@@ -6,7 +6,7 @@ from typing import Final, Literal
 from tokentrim.testbed.dropout import DropoutMix
 from tokentrim.testbed.packing import AnswerWeights
 
-Kind = Literal["vision", "alignment", "language"]
+Kind = Literal["vision", "alignment", "distillation", "language"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,9 @@ class Stage:
     steps: int
     batch: int  # pictures per step, over all processes
     rate: float  # peak learning rate
-    after: str = ""  # stage whose weights this one starts from; none: random weights
+    after: str = ""  # stage whose weights this one starts from; none: random weights, or the warm start
+    family: str = "llava"  # architecture
+    warm: str = ""  # shipped model of another family whose weights this stage starts from, and its teacher
     vision_rate: float = 0.0  # of the vision tower, in language stages
     warmup: int = 60
     final: float = 0.02  # learning rate at the end, relative to the peak

@@ -1,7 +1,8 @@
 """Seeded renderer of the testbed's pictures: coloured glyphs on a noisy background.
 
-A picture is 80 x 80 pixels, divided into 4 x 4 cells of 20 pixels. A cell holds at most one object: a glyph
-of 10 x 10 pixels at a random offset, so that objects do not line up with the model's 8-pixel patches.
+A picture is 80 x 80 pixels, divided into 4 x 4 cells of 20 pixels; a canvas asks for another size or other
+cells. A cell holds at most one object: a glyph of 10 x 10 pixels at a random offset, so that objects do not
+line up with the model's 8-pixel patches.
 Everything is drawn for a whole batch at once, because training renders every picture anew.
 """
 
@@ -25,6 +26,26 @@ CELLS: Final = 4  # cells in a row
 CELL: Final = IMAGE_SIZE // CELLS  # pixels
 GLYPH: Final = 10  # pixels
 MAX_OBJECTS: Final = 10
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A picture's size and its cells, in pixels. The cells begin at the top left; the rest is margin."""
+
+    height: int = IMAGE_SIZE
+    width: int = IMAGE_SIZE
+    rows: int = CELLS
+    columns: int = CELLS
+    cell_height: int = CELL
+    cell_width: int = CELL
+
+    @property
+    def most(self) -> int:
+        """Most objects on this canvas; one cell stays empty, so that there is a place that holds nothing."""
+        return min(MAX_OBJECTS, self.rows * self.columns - 1)
+
+
+SQUARE: Final = Canvas()
 
 RGB: Final[Floats] = np.array(
     [[230, 40, 40], [40, 200, 60], [50, 80, 240], [235, 220, 40], [180, 50, 210], [40, 215, 225]], np.float32
@@ -90,6 +111,7 @@ class Scene:
     """One picture's objects in reading order."""
 
     objects: tuple[SceneObject, ...]
+    canvas: Canvas = SQUARE
 
 
 @dataclass(frozen=True)
@@ -97,11 +119,12 @@ class Scenes:
     """A batch of scenes as arrays [batch, slots]; objects in reading order, then unused slots."""
 
     present: Bools
-    cell: Ints  # 0..15, row by row
+    cell: Ints  # 0..15, row by row of four, whatever the canvas
     glyph: Ints
     color: Ints
     top: Ints  # pixels
     left: Ints
+    canvas: Canvas = SQUARE
 
     @property
     def count(self) -> Ints:
@@ -110,7 +133,8 @@ class Scenes:
 
     def scene(self, index: int) -> Scene:
         """One scene of the batch."""
-        return Scene(tuple(self._object(index, int(slot)) for slot in np.flatnonzero(self.present[index])))
+        objects = (self._object(index, int(slot)) for slot in np.flatnonzero(self.present[index]))
+        return Scene(tuple(objects), self.canvas)
 
     def _object(self, index: int, slot: int) -> SceneObject:
         row, column = divmod(int(self.cell[index, slot]), CELLS)
@@ -124,37 +148,43 @@ class Scenes:
         )
 
 
-def draw_scenes(rng: np.random.Generator, batch: int, fewest: int, most: int) -> Scenes:
+def draw_scenes(rng: np.random.Generator, batch: int, fewest: int, most: int, canvas: Canvas = SQUARE) -> Scenes:
     """Random scenes with `fewest` to `most` objects (uniform), at most one per cell."""
     count = rng.integers(fewest, most + 1, batch)
-    order = np.argsort(rng.random((batch, CELLS * CELLS)), axis=1)[:, :most]
-    unused = CELLS * CELLS  # sorts behind every real cell
+    unused = canvas.rows * canvas.columns  # sorts behind every real cell
+    order = np.argsort(rng.random((batch, unused)), axis=1)[:, :most]
     cell = np.sort(np.where(np.arange(most) < count[:, None], order, unused), axis=1)
     present = cell < unused
     cell = np.where(present, cell, 0)
+    row, column = np.divmod(cell, canvas.columns)
     shape = (batch, most)
     return Scenes(
         present=present,
-        cell=cell,
+        cell=row * CELLS + column,
         glyph=rng.integers(0, len(GLYPHS), shape),
         color=rng.integers(0, len(COLORS), shape),
-        top=cell // CELLS * CELL + rng.integers(0, CELL - GLYPH + 1, shape),
-        left=cell % CELLS * CELL + rng.integers(0, CELL - GLYPH + 1, shape),
+        top=row * canvas.cell_height + rng.integers(0, canvas.cell_height - GLYPH + 1, shape),
+        left=column * canvas.cell_width + rng.integers(0, canvas.cell_width - GLYPH + 1, shape),
+        canvas=canvas,
     )
 
 
-def _background(rng: np.random.Generator, batch: int) -> Floats:
-    """Dark tinted gradient with four grey rectangles, [batch, 80, 80, 3]."""
-    ramp = np.linspace(-1, 1, IMAGE_SIZE, dtype=np.float32)
+def _background(rng: np.random.Generator, batch: int, canvas: Canvas) -> Floats:
+    """Dark tinted gradient with four grey rectangles, [batch, height, width, 3]."""
+    down = np.linspace(-1, 1, canvas.height, dtype=np.float32)
+    across = np.linspace(-1, 1, canvas.width, dtype=np.float32)
     tilt = rng.uniform(-18, 18, (2, batch, 1, 1, 3)).astype(np.float32)
     image: Floats = rng.uniform(15, 75, (batch, 1, 1, 1)).astype(np.float32) + (
-        tilt[0] * ramp[None, :, None, None] + tilt[1] * ramp[None, None, :, None]
+        tilt[0] * down[None, :, None, None] + tilt[1] * across[None, None, :, None]
     )
     largest = 13
     reach = np.arange(largest)
     for _ in range(4):
         height, width = rng.integers(2, largest + 1, (2, batch, 1))
+        # Drawn for the square picture and stretched, so that every canvas takes the same random numbers.
         top, left = rng.integers(0, IMAGE_SIZE - largest, (2, batch, 1))
+        top = top * (canvas.height - largest) // (IMAGE_SIZE - largest)
+        left = left * (canvas.width - largest) // (IMAGE_SIZE - largest)
         inside = (reach < height)[:, :, None] & (reach < width)[:, None, :]
         shade = rng.uniform(30, 120, (batch, 1, 1, 1)).astype(np.float32)
         _paint(image, top + reach, left + reach, inside, shade)
@@ -168,9 +198,9 @@ def _paint(image: Floats, rows: Ints, columns: Ints, inside: Bools, color: Float
 
 
 def render(rng: np.random.Generator, scenes: Scenes) -> NDArray[np.uint8]:
-    """Draw the scenes, [batch, 80, 80, 3]."""
+    """Draw the scenes, [batch, height, width, 3]; 80 x 80 pixels unless the canvas says otherwise."""
     batch, slots = scenes.cell.shape
-    image = _background(rng, batch)
+    image = _background(rng, batch, scenes.canvas)
     reach = np.arange(GLYPH)
     for slot in range(slots):
         inside = GLYPH_MASKS[scenes.glyph[:, slot]] & scenes.present[:, slot, None, None]
@@ -179,20 +209,3 @@ def render(rng: np.random.Generator, scenes: Scenes) -> NDArray[np.uint8]:
         _paint(image, scenes.top[:, slot, None] + reach, scenes.left[:, slot, None] + reach, inside, color)
     image += rng.standard_normal(image.shape, dtype=np.float32) * 6
     return np.clip(image, 0, 255).astype(np.uint8)
-
-
-def centre_token(scenes: Scenes) -> Ints:
-    """Raster index of the patch that holds each object's centre pixel, [batch, slots]."""
-    return (scenes.top + GLYPH // 2) // PATCH * GRID + (scenes.left + GLYPH // 2) // PATCH
-
-
-def token_overlap(scenes: Scenes) -> Floats:
-    """Pixels of every object's box inside every patch, [batch, slots, tokens]; 0 for unused slots."""
-    edge = np.arange(GRID) * PATCH
-
-    def along(start: Ints) -> Ints:
-        low = np.maximum(start[..., None], edge)
-        return np.maximum(np.minimum(start[..., None] + GLYPH, edge + PATCH) - low, 0)
-
-    area = along(scenes.top)[..., :, None] * along(scenes.left)[..., None, :]
-    return (area.reshape(*scenes.cell.shape, TOKENS) * scenes.present[..., None]).astype(np.float32)

@@ -12,12 +12,17 @@ import torch
 from torch import nn
 
 from tokentrim.testbed.checkpoint import Checkpoint, Progress
-from tokentrim.testbed.model import build_model, deepen
+from tokentrim.testbed.distil import distillation_step, placing_parameters, warm_start
+from tokentrim.testbed.families import FAMILIES
+from tokentrim.testbed.model import deepen
 from tokentrim.testbed.parallel import FlatGradients
 from tokentrim.testbed.probe import probe
 from tokentrim.testbed.recipe import DEEP_PLACES, STAGES, Stage
+from tokentrim.testbed.recipe_warm import RECIPES
 from tokentrim.testbed.scenes import MAX_OBJECTS
 from tokentrim.testbed.steps import STEPS, StepInput, Trainee
+
+_STEPS = {**STEPS, "distillation": distillation_step}
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Options:
 
     run: Path
     stage: str = "all"
+    model: str = "llava"  # recipe
     processes: int = 1
     seed: int = 0
     steps_scale: float = 1.0
@@ -41,9 +47,11 @@ class StageRun:
     def __init__(self, options: Options, stage: Stage, rank: int) -> None:
         self.options, self.stage, self.rank = options, stage, rank
         self.world = options.processes
-        self.number = [s.name for s in STAGES].index(stage.name)
+        self.stages = STAGES if options.model == "llava" else RECIPES[options.model]
+        self.number = [s.name for s in self.stages].index(stage.name)
+        self.family = FAMILIES[stage.family]
         torch.manual_seed(options.seed)
-        self.trainee = Trainee(build_model(stage.layers))
+        self.trainee = Trainee(self.family.build(stage.layers), self.family)
         self.progress = Progress(most=stage.start_most)
         self.path = options.run / f"{stage.name}.pt"
         resumed = Checkpoint.load(self.path) if self.path.exists() else None
@@ -66,9 +74,11 @@ class StageRun:
         self.trainee.heads.load_state_dict(heads)
 
     def _start_from_previous(self) -> None:
+        if self.stage.warm:
+            warm_start(self.trainee.model, self.stage.warm)
         if not self.stage.after:
             return
-        before = next(stage for stage in STAGES if stage.name == self.stage.after)
+        before = next(stage for stage in self.stages if stage.name == self.stage.after)
         path = self.options.run / f"{before.name}.pt"
         if not path.exists():
             raise FileNotFoundError(
@@ -86,15 +96,20 @@ class StageRun:
     def _groups(self) -> tuple[list[nn.Parameter], list[dict[str, Any]]]:
         """Trained parameters, and the optimizer's groups with their peak learning rates."""
         inner, heads = self.trainee.model.model, self.trainee.heads
-        tower = [*inner.vision_tower.parameters(), *heads.parameters()]
+        tower = [*self.family.tower_parameters(self.trainee.model), *heads.parameters()]
         match self.stage.kind:
             case "vision":
                 named = [(tower, self.stage.rate)]
             case "alignment":
                 words = inner.language_model.embed_tokens.weight
                 named = [([*inner.multi_modal_projector.parameters(), words, self.trainee.scale], self.stage.rate)]
+            case "distillation":
+                new = placing_parameters(self.trainee.model)
+                known = {id(p) for p in new}
+                tower = [p for p in tower if id(p) not in known]
+                named = [(new, self.stage.rate), (tower, self.stage.vision_rate)]
             case "language":
-                rest = [p for n, p in self.trainee.model.named_parameters() if "vision_tower" not in n]
+                rest = [p for n, p in self.trainee.model.named_parameters() if self.family.tower not in n]
                 named = [(rest, self.stage.rate), (tower, self.stage.vision_rate)]
         groups = [{"params": params, "lr": rate, "peak": rate} for params, rate in named]
         return [p for params, _ in named for p in params], groups
@@ -128,7 +143,7 @@ class StageRun:
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * warm * (stage.final + (1 - stage.final) * cosine)
         root = [self.options.seed, self.number, step]
-        loss = STEPS[stage.kind](
+        loss = _STEPS[stage.kind](
             self.trainee,
             stage,
             StepInput(

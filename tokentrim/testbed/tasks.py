@@ -5,17 +5,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product, zip_longest
 from typing import Final
 
 import numpy as np
 from PIL import Image
 
 from tokentrim.tasks import Evidence, Metric, Sample, Split, Task
-from tokentrim.testbed.scenes import CELL, CELLS, MAX_OBJECTS, Scene, SceneObject, draw_scenes, render
+from tokentrim.testbed.scenes import SQUARE, Canvas, Scene, SceneObject, draw_scenes, render
 from tokentrim.testbed.vocabulary import COLORS, COLUMNS, GLYPHS, NOTHING, ROWS
 
 FEWEST_OBJECTS: Final = 4
 _SPLITS: Final[dict[Split, int]] = {"calibration": 1, "test": 2}
+_TRAINING: Final = 3  # seeds of scenes to train on, beside those of the splits
 _CHUNK: Final = 32  # scenes per seed; a constant, because it decides which scenes exist
 _OTHER_WEIGHT: Final = 0.5
 
@@ -68,7 +70,8 @@ def ask_count_all(rng: np.random.Generator, scene: Scene) -> Asked | None:
 def ask_at(rng: np.random.Generator, scene: Scene) -> Asked | None:
     """What is in a cell; in a quarter of the questions the cell is empty."""
     used = {(o.row, o.column): o for o in scene.objects}
-    holes = [divmod(i, CELLS) for i in range(CELLS * CELLS) if divmod(i, CELLS) not in used]
+    places = product(range(scene.canvas.rows), range(scene.canvas.columns))
+    holes = [place for place in places if place not in used]
     cells = holes if rng.random() < 0.25 else list(used)
     row, column = cells[int(rng.integers(len(cells)))]
     question = f"at {ROWS[row]} {COLUMNS[column]} ?"
@@ -120,16 +123,26 @@ def evidence_of(scene: Scene, asked: Asked) -> tuple[Evidence, ...]:
         for o in scene.objects
     ]
     if asked.cell is not None:
-        top, left = (CELL * i for i in asked.cell)
-        boxes.append(Evidence(top, left, top + CELL, left + CELL))
+        height, width = scene.canvas.cell_height, scene.canvas.cell_width
+        top, left = asked.cell[0] * height, asked.cell[1] * width
+        boxes.append(Evidence(top, left, top + height, left + width))
     return tuple(boxes)
 
 
 class SceneTask(Task):
-    """One kind of question on endless scenes of 4 to 10 objects."""
+    """One kind of question on endless scenes of 4 to 10 objects, on canvases in turn."""
 
-    def __init__(self, name: str, ask: Question, metric: Metric, max_new_tokens: int, description: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        ask: Question,
+        metric: Metric,
+        max_new_tokens: int,
+        description: str,
+        canvases: tuple[Canvas, ...] = (SQUARE,),
+    ) -> None:
         self.name = name
+        self.canvases = canvases
         self.ask = ask
         self.metric = metric
         self.max_new_tokens = max_new_tokens
@@ -142,12 +155,16 @@ class SceneTask(Task):
         found: list[Sample] = []
         chunk = 0
         while len(found) < n:
-            found.extend(_chunk(self.name, split, chunk))
+            found.extend(_chunk(self, _SPLITS[split], chunk))
             chunk += 1
         return [
             Sample(f"{self.name}/{split}/{i:04d}", s.images, s.question, s.answer, s.evidence)
             for i, s in enumerate(found[:n])
         ]
+
+    def training(self, handful: int) -> Sequence[Sample]:
+        """Scenes of their own, other ones in every handful."""
+        return _chunk(self, _TRAINING, handful)
 
     def score(self, sample: Sample, prediction: str) -> float:
         """Exact match, or F1 of the listed objects."""
@@ -155,19 +172,28 @@ class SceneTask(Task):
 
 
 @lru_cache(maxsize=256)
-def _chunk(name: str, split: Split, chunk: int) -> tuple[Sample, ...]:
-    """Samples of one seed. A scene that a question does not fit is left out."""
-    rng = np.random.default_rng([zlib.crc32(name.encode()), _SPLITS[split], chunk])
-    scenes = draw_scenes(rng, _CHUNK, FEWEST_OBJECTS, MAX_OBJECTS)
-    pictures = render(rng, scenes)
-    samples: list[Sample] = []
-    for i in range(_CHUNK):
-        scene = scenes.scene(i)
-        asked = TASKS[name].ask(rng, scene)
-        if asked is not None:
-            picture = Image.fromarray(pictures[i])
-            samples.append(Sample("", (picture,), asked.question, asked.answer, evidence_of(scene, asked)))
-    return tuple(samples)
+def _chunk(task: SceneTask, split: int, chunk: int) -> tuple[Sample, ...]:
+    """Samples of one seed, canvas after canvas. A scene that a question does not fit is left out."""
+    rng = np.random.default_rng([zlib.crc32(task.name.encode()), split, chunk])
+    drawn: list[list[Sample]] = []
+    for canvas in task.canvases:
+        scenes = draw_scenes(rng, _CHUNK // len(task.canvases), FEWEST_OBJECTS, canvas.most, canvas)
+        pictures = render(rng, scenes)
+        samples: list[Sample] = []
+        for i, pixels in enumerate(pictures):
+            scene = scenes.scene(i)
+            asked = task.ask(rng, scene)
+            if asked is not None:
+                picture = Image.fromarray(pixels)
+                samples.append(Sample("", (picture,), asked.question, asked.answer, evidence_of(scene, asked)))
+        drawn.append(samples)
+    mixed = zip_longest(*drawn)  # one of every canvas in turn, so that any number of samples holds all sizes
+    return tuple(sample for row in mixed for sample in row if sample is not None)
+
+
+def resized(task: SceneTask, name: str, canvases: tuple[Canvas, ...]) -> SceneTask:
+    """The same questions about pictures of several sizes, in turn."""
+    return SceneTask(name, task.ask, task.metric, task.max_new_tokens, task.description, canvases)
 
 
 _glyphs, _colors = len(GLYPHS), len(COLORS)
@@ -183,4 +209,10 @@ TASKS: Final[dict[str, SceneTask]] = {
         SceneTask("list-all", ask_list_all, "f1", 34, "every object in reading order, 11 to 29 words"),
         SceneTask("list-where", ask_list_where, "f1", 56, "every object with its cell, 19 to 49 words"),
     )
+}
+
+# Sizes that every model of the testbed with dynamic resolution was trained on.
+SIZES: Final = (SQUARE, Canvas(40, 80, rows=2), Canvas(80, 40, columns=2))
+TASKS_SIZES: Final[dict[str, SceneTask]] = {
+    f"{name}-sizes": resized(task, f"{name}-sizes", SIZES) for name, task in TASKS.items()
 }

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from tokentrim.testbed.recipe import STAGES, Stage, scaled
+from tokentrim.testbed.recipe_warm import RECIPES
 from tokentrim.testbed.stage import Options, StageRun
 
 
@@ -34,10 +35,13 @@ def _worker(rank: int, options: Options, stages: list[Stage], meeting: str) -> N
 
 def train(options: Options) -> None:
     """Run the chosen stages."""
-    known = [stage.name for stage in STAGES]
+    if options.model not in RECIPES:
+        raise ValueError(f"model must be one of {', '.join(RECIPES)}; got {options.model!r}")
+    recipe = STAGES if options.model == "llava" else RECIPES[options.model]
+    known = [stage.name for stage in recipe]
     if options.stage != "all" and options.stage not in known:
         raise ValueError(f"stage must be one of {', '.join(known)} or all; got {options.stage!r}")
-    stages = [scaled(s, options.steps_scale) for s in STAGES if options.stage in ("all", s.name)]
+    stages = [scaled(s, options.steps_scale) for s in recipe if options.stage in ("all", s.name)]
     options.run.mkdir(parents=True, exist_ok=True)
     (options.run / "options.json").write_text(json.dumps({**asdict(options), "run": str(options.run)}, indent=1))
     if options.processes == 1:
@@ -54,6 +58,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and logs")
+    parser.add_argument("--model", choices=tuple(RECIPES), default="llava", help="recipe; all but llava start warm")
     parser.add_argument("--stage", default="all", help="one stage of the recipe, or all")
     parser.add_argument("--processes", type=int, default=1, help="data-parallel processes, one thread each")
     parser.add_argument("--seed", type=int, default=0)
