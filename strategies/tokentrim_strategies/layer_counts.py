@@ -42,8 +42,8 @@ class LayerCounts(SpatialScorer):
     falls at each boundary pays in each layer; a boundary at which nothing falls costs nothing.
 
     Parameters: either ``file``, or ``rates`` (boundary -> share of all visual tokens) or ``counts`` (boundary ->
-    tokens per prompt) with ``query`` and perhaps ``made_for`` (sizes of the model). The default is FastV's cut: half
-    of the tokens from boundary 2 on.
+    tokens per prompt) with ``query`` and perhaps ``made_for`` (sizes of the model). The default has FastV's
+    counts: half of the tokens from boundary 2 on.
 
     ```bibtex
     @inproceedings{zhao2025searching, booktitle={CVPR}, year={2025}, note={arXiv:2412.00556},
