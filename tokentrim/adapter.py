@@ -172,7 +172,8 @@ class Adapter(ABC):
 
     def preprocessed(self, shape: ModelShape, settings: Mapping[str, Any]) -> ModelShape:
         """``shape`` where the settings of the image processor (``preprocessor_config.json``) say more of an image's
-        size than the config does, such as limits of its area; by default they do not."""
+        size than the config does, such as limits of its area; by default they do not.
+        """
         return shape
 
     @abstractmethod

@@ -79,8 +79,8 @@ class StrategySpec:
         """
         if self.structure == "prune":
             raise ConfigError(
-                complaint("structure", "be keep here: it is an option of trim, run and plan, not of a strategy", "prune",
-                          "take it out of the strategy's file")
+                complaint("structure", "be keep here: it is an option of trim, run and plan, not of a strategy",
+                          "prune", "take it out of the strategy's file")
             )  # fmt: skip
         budget = {} if self.budget is None else {"budget": self.budget.ratios}
         return {**self.strategy.spec(), **budget}
