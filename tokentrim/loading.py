@@ -76,14 +76,29 @@ def known_model_types() -> dict[str, str]:
     return {kind: entry.name for entry in registry("adapter") for kind in entry.tags.get("model_types", ())}
 
 
-def require_supported(model_type: str, whom: str) -> None:
-    """Raise UnsupportedError, listing the known families, unless an adapter serves the model type."""
+def require_supported(model_type: str, whom: str) -> str:
+    """Name of the adapter that serves a model type: its own, or for what takes images and text the fallback.
+
+    Raises:
+        UnsupportedError: when there is none; lists the known families.
+    """
     known = known_model_types()
     if model_type not in known:
+        fallback = next((entry.name for entry in registry("adapter") if entry.tags.get("fallback")), None)
+        if fallback is not None and _takes_images_and_text(model_type):
+            return fallback
         raise UnsupportedError(
             complaint(f"the family of {whom}", "be one that an adapter recognises", model_type,
                       suggestion(model_type, known))
         )  # fmt: skip
+    return known[model_type]
+
+
+def _takes_images_and_text(model_type: str) -> bool:
+    """Whether transformers has an image-text-to-text class for it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
+
+    return model_type in NAMES
 
 
 def load_model(name_or_folder: str | Path, device: DeviceName = "auto", dtype: DTypeName = "auto") -> Loaded:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokentrim.errors import DataError, complaint, unknown_name
-from tokentrim.loading import known_model_types, read_config, require_supported, resolve_folder
+from tokentrim.loading import read_config, require_supported, resolve_folder
 from tokentrim.plugins import registry
 from tokentrim.published import PRESETS as PRESETS
 from tokentrim.shape import ModelShape
@@ -38,8 +38,7 @@ def shape_of(model: str | Path) -> ModelShape:
         raise unknown_name("model", name, [*PRESETS, *models.names()])
     folder = resolve_folder(model)
     model_type: str = read_config(folder)["model_type"]
-    require_supported(model_type, f"model {name!r}")
-    adapter: Adapter = registry("adapter").get(known_model_types()[model_type])()
+    adapter: Adapter = registry("adapter").get(require_supported(model_type, f"model {name!r}"))()
     from transformers import AutoConfig  # after the checks above, because it takes seconds to import
 
     label = name if name in models else folder.resolve().name

@@ -47,20 +47,21 @@ class Session:
         record: bool = True,
         guide: nn.Module | None = None,
         structure: Structure | None = None,
+        found: tuple[Adapter, Layout] | None = None,
     ) -> None:
         self.model = model
         self._host, compiled = unwrapped(model)
-        self.adapter = adapter_of(self._host)
+        self.adapter, layout = found or located(self._host)
         chosen = strategy_from(strategy)
-        self.layout: Layout = _layout_of(self.adapter.locate(self._host), structure or chosen.structure or "keep")
+        self.layout: Layout = _layout_of(layout, structure or chosen.structure or "keep")
         shape = self.layout.shape
         n_visual = shape.vision.n_visual if shape.vision else 576
         self.strategy: Strategy = resolve(chosen, shape, n_visual)
-        if compiled and (self.strategy.spatial_parts or self.strategy.temporal_part is not None):
-            refusals.refuse_compiled(type(model).__name__)
         request = guides.request_of(self.strategy)
         asked = None if request is None else self._guide(request, guide)
         self._engine = Engine(self.adapter, self.layout, self.strategy, record=record, guide=asked)
+        if compiled and self._engine.untouched is None:
+            refusals.refuse_compiled(type(model).__name__)
         self._engine.on_prompt = self._begin_prompt
         self._tally = Tally(shape)
         self._latest: Prompt | None = None
@@ -220,11 +221,27 @@ def _layout_of(layout: Layout, structure: Structure) -> Layout:
     return replace(layout, structured=False, shape=replace(shape, vision=vision))
 
 
-def adapter_of(model: nn.Module) -> Adapter:
-    """The registered adapter of a model, by ``config.model_type``.
+def located(model: nn.Module) -> tuple[Adapter, Layout]:
+    """The adapter of a model and where it finds things, proven by a self-test where the adapter needs that.
 
     Raises:
-        AdapterError: when no adapter knows the family; lists those that are known.
+        AdapterError: when no adapter knows the model, or its layout has drifted.
+        UnsupportedError: when it fails the self-test.
+    """
+    adapter = adapter_of(model)
+    layout = adapter.locate(model)
+    if adapter.needs_proof:
+        from tokentrim.selftest import proven  # it runs sessions itself
+
+        layout = proven(model, adapter, layout)
+    return adapter, layout
+
+
+def adapter_of(model: nn.Module) -> Adapter:
+    """The registered adapter of a model, by ``config.model_type``; else the first fallback that recognises its layout.
+
+    Raises:
+        AdapterError: when no adapter knows the model; lists the known families, and what else was missing.
     """
     adapters = registry("adapter")
     model_type = getattr(getattr(model, "config", None), "model_type", None)
@@ -234,12 +251,22 @@ def adapter_of(model: nn.Module) -> Adapter:
         if model_type in types:
             return adapters.get(entry.name)()
         known += types
+    reasons: list[str] = []
+    for entry in adapters:
+        if entry.tags.get("fallback") and hasattr(model, "config"):
+            adapter: Adapter = adapters.get(entry.name)()
+            try:
+                adapter.locate(model)
+            except AdapterError as reason:
+                reasons.append(f"adapter {entry.name}: {reason}")
+            else:
+                return adapter
     raise AdapterError(
         complaint(
             "a model to trim",
             f"belong to a known family ({', '.join(sorted(known))})",
             model_type or type(model).__name__,
-            "write an adapter, or use a model of these families",
+            " ".join([*reasons, "Write an adapter, or use a model of these families."]),
         )
     )
 

@@ -37,3 +37,10 @@ def tokentrim_adapters(register: Register) -> None:
         model_types=("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
         summary="Qwen2-VL, Qwen2.5-VL, Qwen3-VL: native resolution, M-RoPE, images and videos",
     )
+    register(
+        "generic",
+        "tokentrim_adapters.generic:GenericAdapter",
+        model_types=(),
+        fallback=True,
+        summary="any other model with the usual seams, if it passes the self-test on a small copy",
+    )

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from tokentrim import EngineError
-from tokentrim.cli import checkup
+from tokentrim.selftest import checks, running
 
 PLAIN = ("--model", "testbed-plain", "--max-new-tokens", "6")
 
@@ -68,13 +68,18 @@ def test_a_run_that_breaks_is_no_bad_input(cli, picture, sample, monkeypatch):
 def test_doctor_checks_a_model_on_a_small_copy(cli):
     found = cli("doctor", "--model", "testbed-plain", "--json").data
     checks = {check["name"]: check["ok"] for check in found["model"]["checks"]}
-    assert checks == {"family": True, "layout": True, "keep everything": True, "drop half": True}
+    assert {"family", "keep everything", "drop is mask", "row is batch", "restored"} <= checks.keys()
+    assert all(checks.values())
+    assert found["model"]["served"]
     assert found["problems"] == []
     assert found["packages"]["torch"]
 
 
 def test_doctor_says_when_a_check_fails(cli, monkeypatch):
-    monkeypatch.setattr(checkup, "_keep_all", lambda *_: (False, "logits differ"))
+    def fails(subject):
+        raise checks.Failed("logits differ")
+
+    monkeypatch.setattr(running, "CHECKS", (("keep everything", fails, frozenset()),))
     result = cli("doctor", "--model", "testbed-plain")
     assert result.exit_code == 1
     assert "logits differ" in result.stdout + result.stderr

@@ -27,8 +27,8 @@ def doctor(
 ) -> None:
     """Report versions, attention backends, plugins and adapters; with --model, check that pruning works on it.
 
-    The check runs on a small random copy of the model's configuration, so it needs no weights. Exit code 1 when a
-    check fails or a plugin does not load.
+    The checks run on a small random copy of the model's configuration, so they need no weights. Exit code 1 when one
+    fails for which the model is refused, or a plugin does not load; 2 where there is no such model.
     """
     quiet_libraries()
     findings: dict[str, Any] = {
@@ -49,9 +49,12 @@ def doctor(
         from tokentrim.cli.checkup import check_model
 
         findings["model"] = check_model(model)
-        problems += [
-            f"{check['name']}: {check['result']}" for check in findings["model"]["checks"] if check["ok"] is False
-        ]
+        if not findings["model"]["served"]:
+            problems += [
+                f"{check['name']}: {check['result']}"
+                for check in findings["model"]["checks"]
+                if not check["ok"] and not check["takes"]
+            ]
     if as_json:
         emit(findings)
     else:
@@ -108,7 +111,8 @@ def _print(out: Console, findings: dict[str, Any]) -> None:
     table.add_row("GPUs", ", ".join(torch["gpus"]) or "none")
     table.add_row("attention", ", ".join(torch["attention"]))
     for name, types in findings["adapters"].items():
-        table.add_row(f"adapter {name}", f"serves model_type {', '.join(types)}")
+        served = f"model_type {', '.join(types)}" if types else "other models, if they pass the self-test"
+        table.add_row(f"adapter {name}", f"serves {served}")
     for plugin in findings["plugins"]:
         table.add_row(f"plugin {plugin['name']}", f"{plugin['status']} ({plugin['distribution']})")
     out.print(table)
@@ -118,6 +122,7 @@ def _print(out: Console, findings: dict[str, Any]) -> None:
         checks = Table(box=None, show_header=False, pad_edge=False)
         for check in findings["model"]["checks"]:
             sign = {True: "ok", False: "FAILED", None: "not checked"}[check["ok"]]
+            sign = f"without {' '.join(check['takes'])}" if check["takes"] else sign
             checks.add_row(check["name"], sign, check["result"])
         out.print(checks)
     for problem in findings["problems"]:
