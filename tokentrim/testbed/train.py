@@ -1,8 +1,11 @@
-"""Train the testbed's models from random weights: `python -m tokentrim.testbed.train --run FOLDER`.
+"""Train the testbed's models: `python -m tokentrim.testbed.train --run FOLDER`.
 
 The stages are in `recipe`: vision, alignment, plain, lookup, then from lookup both adapted (deeper, trained with
 visual-token dropout) and consolidation (as it is, without dropout). Each writes `FOLDER/STAGE.pt` every few steps
 and at its end, and goes on from there when started again; a stage that is complete is skipped.
+
+`--model qwen2.5-vl` and `--model llava-next` train the stages of `recipe_warm` instead, which start from the shipped
+model `testbed`.
 """
 
 import argparse
