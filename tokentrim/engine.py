@@ -179,8 +179,8 @@ class Engine:
         past = arguments.get("past_key_values")
         ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
         columns = ids.shape[1] if ids is not None else embeds.shape[1] if embeds is not None else 0
-        if past is not None and past.get_seq_length() > 0 and columns == 1:
-            return  # a decode step: no visual token can be among its input
+        if past is not None and past.get_seq_length() > 0 and (columns == 1 or not generating.pictured(arguments)):
+            return  # a decode step or a turn of text; a guessed token may well be a placeholder, but stands for itself
         if ids is None and self.untouched is not None:
             return  # embeddings do not tell where pictures are; nothing is pruned, so nothing has to
         self._modalities = self.adapter.modalities(self.layout, arguments)

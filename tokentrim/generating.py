@@ -166,7 +166,7 @@ def _refuse(engine: Engine, options: Options) -> None:
         cache.refuse(f"cache_implementation={kind!r}")
     if past is not None and not _length(past):
         cache.require_plain(past)
-    if _length(past) and any(options.arguments.get(name) is not None for name in _PICTURES):
+    if _length(past) and pictured(options.arguments):
         refuse_new_pictures()
     if call is not None and call.chunked:
         raise UnsupportedError(
@@ -206,6 +206,12 @@ def _refuse_assistant(engine: Engine, options: Options) -> None:
                 "pass assistant_model=... outside its own context, or prompt_lookup_num_tokens=...",
             )
         )
+
+
+def pictured(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call brings pictures, as pixels or encoded (by modality, perhaps none)."""
+    *pixels, encoded = (arguments.get(name) for name in _PICTURES)
+    return any(value is not None for value in [*pixels, *(encoded or {}).values()])
 
 
 def refuse_new_pictures() -> None:

@@ -246,7 +246,16 @@ def _are(seen: _Seen, output: Any) -> bool:
     if output is None or seen.output() is output:
         return True
     features = getattr(output, "pooler_output", None)
-    return features is not None and len(features) > 0 and features[0].untyped_storage().data_ptr() in seen.storages
+    if features is None or not len(features):
+        return False
+    if features[0].untyped_storage().data_ptr() in seen.storages:
+        return True
+    # A prompt fed in chunks brings copies of the features; all of them at once are the ones that were seen.
+    whole = getattr(seen.output(), "pooler_output", None)
+    if whole is None or sum(map(len, whole)) != sum(map(len, features)):
+        return False
+    flat = [torch.cat([item.flatten(0, -2) for item in items]) for items in (whole, features)]
+    return torch.equal(flat[0], flat[1].to(flat[0].device))
 
 
 def _row_keys(placement: Placement, keys: Tensor) -> Tensor:

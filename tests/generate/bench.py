@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -102,7 +102,7 @@ class Bench:
         return representatives()[self.kind]
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
+    def opened(self) -> Generator[None]:
         """With the strategy on the model."""
         with trim(self.model, self.spec) as session:
             session._engine.check_indices = True
@@ -111,7 +111,7 @@ class Bench:
         self.session = None
 
     @contextmanager
-    def other(self, model: Any) -> Iterator[Any]:
+    def other(self, model: Any) -> Generator[Any]:
         """The same strategy, or none at all where this bench has no session, on another model."""
         if self.session is None:
             yield model
@@ -154,7 +154,7 @@ class Bench:
             )
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> Generator[None]:
         """With the strategy off the model for a while."""
         assert self.session is not None
         self.session.__exit__(None, None, None)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
+from transformers.generation import utils
 from transformers.generation.streamers import BaseStreamer
 
 from tests.core.reference import reference_logits
@@ -46,6 +47,7 @@ class Feature:
         outside: the error comes when the context is entered.
         elsewhere: a test of its own, where one process does not do.
         slow: whether it is left out with ``-m 'not slow'``.
+        recent: whether the oldest supported transformers cannot do it, with and without tokentrim.
         unproven: groups of strategies for which the test has never been able to run.
         first_only: kinds of strategy that are tried with the first family alone.
     """
@@ -64,6 +66,7 @@ class Feature:
     slow: bool = False
     first_only: tuple[str, ...] = ()
     unproven: tuple[str, ...] = ()
+    recent: bool = False
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -75,6 +78,15 @@ class Feature:
         if group in self.unproven:
             return "never run"
         return "refused" if group in self.refused else "right"
+
+
+RECENT = hasattr(utils, "_slice_mm_encoder_output")
+"""Whether transformers hands pictures to chunks of a prompt, which came with other changes that features need."""
+
+
+def _offloads(family: Family) -> bool:
+    """Whether generate itself finds all weights: those of a model's own are not brought when it encodes pictures."""
+    return _llava(family) or family.name.startswith("qwen")
 
 
 def _llava(family: Family) -> bool:
@@ -594,7 +606,9 @@ FEATURES: tuple[Feature, ...] = (
         refused=dict.fromkeys(PRUNED, "prefill_chunk_size"),
         instead="drop it: pruning lowers the memory of later layers itself",
     ),
-    Feature("`prefill_chunk_size` of at least the prompt's length", _greedy(prefill_chunk_size=4096), _by_mask),
+    Feature(
+        "`prefill_chunk_size` of at least the prompt's length", _greedy(prefill_chunk_size=4096), _by_mask, recent=True
+    ),
     Feature(
         '`cache_implementation="static"`',
         _greedy(cache_implementation="static"),
@@ -647,9 +661,16 @@ FEATURES: tuple[Feature, ...] = (
         leaves_out=("both",),
         serves=_llava,
     ),
-    Feature("gradient checkpointing", _checkpointed, _not_checkpointed, _checkpointing, serves=_llava),
+    Feature("gradient checkpointing", _checkpointed, _not_checkpointed, _checkpointing, serves=_llava, recent=True),
     Feature("a model with LoRA (`PeftModel`)", _PLAIN, _merged_lora, _with_lora, serves=_llava),
-    Feature("weights moved by accelerate's hooks (`device_map`, offload)", _PLAIN, _in_place, _offloaded),
+    Feature(
+        "weights moved by accelerate's hooks (`device_map`, offload)",
+        _PLAIN,
+        _in_place,
+        _offloaded,
+        serves=_offloads,
+        recent=True,
+    ),
     Feature(
         "decoder layers on several devices",
         lambda bench: [],

@@ -11,7 +11,7 @@ from tests.core.cases import deviation
 from tests.core.test_restoring import state
 from tests.every_family import FAMILIES
 from tests.generate.bench import KINDS, Bench, representatives
-from tests.generate.features import FEATURES, Feature, expects
+from tests.generate.features import FEATURES, RECENT, Feature, expects
 from tokentrim.errors import DataError, UnsupportedError
 from tokentrim.session import trim, unwrapped
 
@@ -35,6 +35,8 @@ def _cases() -> list[Any]:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch's own, as it compiles
 @pytest.mark.parametrize(("family", "feature", "kind"), _cases())
 def test_feature(family: str, feature: Feature, kind: str) -> None:
+    if feature.recent and not RECENT:
+        pytest.skip("this release of transformers cannot do it, with and without tokentrim")
     kept: dict[str, Any] = {}
     bench = Bench(FAMILIES[family], kind, feature.build(FAMILIES[family], kept), kept=kept)
     inner = unwrapped(bench.model)[0]
