@@ -143,7 +143,8 @@ class Held:
         """The module on a device, in float32, not to be trained (unless the strategy holds it for its trainer)."""
         if self.path is None:
             return self.strategy._held  # pyright: ignore[reportPrivateUsage]  # one class in two halves
-        return _loaded(self.strategy, self.shape, self.path, self.stamp, device)
+        frozen: Any = self.strategy  # hashable, which pydantic tells no type checker
+        return _loaded(frozen, self.shape, self.path, self.stamp, device)
 
 
 def shipped(strategy: type[Trainable]) -> Iterator[Path]:

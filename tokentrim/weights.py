@@ -95,6 +95,15 @@ def read_weights(path: Path) -> tuple[Header, dict[str, Tensor]]:
     return header, tensors
 
 
+def file_digest(path: Path) -> str:
+    """The digest of a weights file's tensors.
+
+    Raises:
+        StrategyError: see :func:`read_weights`.
+    """
+    return _digest(read_weights(path)[1])
+
+
 def _open(path: Path, *, tensors: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata, and the tensors where they are wanted. Nothing but safetensors is read: a pickle runs code."""
     from safetensors import SafetensorError, safe_open

@@ -115,7 +115,7 @@ def evidence_for(inputs: dict[str, Tensor]) -> list[Tensor]:
 
 @contextmanager
 def trimmed(model: Any, spec: Any, inputs: dict[str, Tensor]) -> Generator[Session]:
-    """``trim`` with evidence and weights supplied where a strategy needs them, and every Selection's indices checked."""
+    """``trim`` with evidence and weights supplied where a strategy needs them, and all indices checked."""
     with trim(model, with_weights(model, spec)) as session:
         session._engine.check_indices = True
         annotate(session, inputs)

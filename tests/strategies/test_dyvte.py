@@ -27,7 +27,8 @@ WIDTH = 6
 
 def slow_leaves(routers: Routers, boundary: int, hidden: Any, valid: Any, behind: Any, margin: float) -> list[bool]:
     """The decision of every row, written from the formula with plain numbers."""
-    first, second = (routers.layers[boundary - 1][index].weight.tolist() for index in (0, 2))
+    router: Any = routers.layers[boundary - 1]
+    first, second = (router[index].weight.tolist() for index in (0, 2))
     found: list[bool] = []
     for row in range(len(hidden)):
         tokens = [t for t in range(hidden.shape[1]) if valid[row][t]]

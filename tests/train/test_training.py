@@ -224,6 +224,8 @@ def test_more_steps_may_be_asked_for_and_nothing_else(tmp_path: Path, monkeypatc
     assert done.header.provenance["result"]["steps_asked_from"] == {"4": 0, "5": 2}
     with pytest.raises(ResultsError, match="be of this training"):
         run("quecc", out, {**SMALL, "seed": 1})
+    with pytest.raises(ResultsError, match="be of this training"):
+        run("quecc", out, {**SMALL, "steps": 6})
     other = tmp_path / "other.safetensors"
     other.write_text("mine")
     with pytest.raises(ResultsError, match="be a new file"):
@@ -232,6 +234,18 @@ def test_more_steps_may_be_asked_for_and_nothing_else(tmp_path: Path, monkeypatc
     state.write_bytes(b"torn")
     with pytest.raises(ResultsError, match="be what tokentrim wrote there"):
         run("quecc", tmp_path / "x.safetensors", SMALL)
+
+
+def test_a_training_may_start_from_weights(tmp_path: Path):
+    first = run("dyvte", tmp_path / "first.safetensors", {**SMALL, "steps": 1})
+    second = run("dyvte", tmp_path / "second.safetensors", {**SMALL, "steps": 1, "start": first.path, "warm_up": 10**9})
+    before, after = read_weights(first.path)[1], read_weights(second.path)[1]
+    assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
+    assert second.header.provenance["options"]["start"] == str(first.path)
+    with pytest.raises(StrategyError, match="have the sizes that the options ask for"):
+        run("dyvte", tmp_path / "third.safetensors", {**SMALL, "start": first.path, "width": 3})
+    with pytest.raises(StrategyError, match="be there"):
+        run("dyvte", tmp_path / "third.safetensors", {**SMALL, "start": tmp_path / "none.safetensors"})
 
 
 @pytest.mark.parametrize(

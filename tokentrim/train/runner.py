@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import nn
 
 from tokentrim.compare.cells import locate, versions
 from tokentrim.compare.config import ModelSpec, digest, load_compare
@@ -24,7 +25,7 @@ from tokentrim.train.state import State
 from tokentrim.train.trainer import Trainer, TrainOptions
 from tokentrim.trainable import Trainable
 from tokentrim.validation import check
-from tokentrim.weights import Header, read_header, write_weights
+from tokentrim.weights import Header, file_digest, read_header, write_weights
 from tokentrim.yaml_reader import Where
 
 _SAVE_EVERY: Final = 20.0
@@ -77,17 +78,22 @@ def run(
     checked = options_of(kind, options or {}, f"train {chosen.name}")
     target = locate(checked.model)
     plain = checked.model_dump(mode="json")
+    start = checked.start
     asked = {
         "strategy": chosen.spec(),
+        **({} if start is None else {"start_digest": file_digest(start)}),
         "fingerprint": target.fingerprint,
         **{key: value for key, value in plain.items() if key != "steps"},
     }
-    before = _finished(path, asked)
+    before = _finished(path, asked, checked.steps)
     used = {**chosen.spec(), "weights": str(path)}
     if before is not None:
         told.say(f"{path} is finished already")
         return Trained(path, before, used)
     trainer = kind(chosen, target.shape, checked)
+    if start is not None:
+        held = chosen.model_copy(update={"weights": start}).held(target.shape)
+        _start_from(trainer.module, held.on(torch.device("cpu")), start)
     result = _train(trainer, checked, State(path, asked), told)
     written = shlex.join(command) if command else f"tokentrim.train.run({chosen.name!r}, {str(out)!r}, ...)"
     header = Header(
@@ -152,6 +158,20 @@ def options_of(kind: type[Trainer], values: Mapping[str, Any], whom: str) -> Tra
         named = {"model": model} if isinstance(model, str) else model
         given["model"] = check(ModelSpec, named, f"the model of {whom}", Where())
     return check(kind.Options, given, whom, Where())
+
+
+def _start_from(module: nn.Module, before: nn.Module, path: Path) -> None:
+    """Give a module another one's weights.
+
+    Raises:
+        StrategyError: when they differ in size.
+    """
+    try:
+        module.load_state_dict(before.state_dict())
+    except RuntimeError as cause:
+        raise StrategyError(
+            complaint(f"the weights in {path}", "have the sizes that the options ask for", hint=str(cause))
+        ) from cause
 
 
 def _train(trainer: Trainer, options: TrainOptions, state: State, told: Progress) -> dict[str, Any]:
@@ -219,7 +239,7 @@ def _provenance(asked: dict[str, Any], options: TrainOptions, command: str, resu
     }
 
 
-def _finished(path: Path, asked: dict[str, Any]) -> Header | None:
+def _finished(path: Path, asked: dict[str, Any], steps: int) -> Header | None:
     """The header of the file at ``path`` if this very training wrote it, None where there is no file.
 
     Raises:
@@ -235,7 +255,8 @@ def _finished(path: Path, asked: dict[str, Any]) -> Header | None:
         raise ResultsError(
             complaint(f"{path}", "be a new file, or what this training wrote", hint="choose another --out")
         ) from cause
-    if found.provenance.get("hash") != digest(asked):
+    taken = found.provenance.get("options", {}).get("steps")
+    if found.provenance.get("hash") != digest(asked) or taken != steps:
         raise ResultsError(
             complaint(f"{path}", "be of this training", f"one of {found.provenance.get('command', 'another')!r}",
                       "choose another --out, or remove the file")

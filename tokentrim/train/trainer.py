@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,6 +37,7 @@ class TrainOptions(BaseModel):
     warm_up: int = Field(default=50, ge=0, description="steps until the highest learning rate")
     clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
     seed: int = Field(default=0, ge=0, lt=2**32, description="of initial weights and of every draw")
+    start: Path | None = Field(default=None, description="weights file to start from, instead of initial values")
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step, 0 .. steps-1."""
