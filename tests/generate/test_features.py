@@ -32,7 +32,9 @@ def _cases() -> list[Any]:
     return found
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch's own, as it compiles
+# Of torch and transformers, as they compile flex attention.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask.*:DeprecationWarning")
 @pytest.mark.parametrize(("family", "feature", "kind"), _cases())
 def test_feature(family: str, feature: Feature, kind: str) -> None:
     if feature.recent and not RECENT:
