@@ -272,10 +272,11 @@ def test_an_adapter_that_needs_proof_is_proven_once(monkeypatch: pytest.MonkeyPa
         needs_proof = True
 
     calls: list[Any] = []
+    grid = selftest.Result("grid", False, "none", frozenset({Need.GRID}))
 
     def counted(*args: Any, **more: Any) -> Any:
         calls.append(args)
-        return selftest.SelfTest("llava", "Llava", (selftest.Result("grid", False, "none", frozenset({Need.GRID})),))
+        return selftest.SelfTest("llava", "Llava", (grid,), running.layer_kinds(subject().layout))
 
     monkeypatch.setattr(running, "self_test", counted)
     monkeypatch.setattr(running, "_KNOWN", {})
@@ -299,6 +300,19 @@ def test_what_fails_is_not_trimmed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokentrim.session.adapter_of", lambda model: Unproven())
     with pytest.raises(UnsupportedError, match=r"pass the self-test.*drop is mask: off by 0\.3"):
         trim(subject().model, "none")
+
+
+def test_layers_of_a_kind_that_the_copy_lacks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unproven(Sound):
+        needs_proof = True
+
+    monkeypatch.setattr(running, "_KNOWN", {})
+    monkeypatch.setattr("tokentrim.session.adapter_of", lambda model: Unproven())
+    model = running.subject_of(LlavaForConditionalGeneration, LlavaConfig(), Sound(), None, []).model
+    trim(model, "none")
+    Sound().locate(model).attentions[2].is_odd = True
+    with pytest.raises(UnsupportedError, match=r"kinds that its small copy has; got .*is_odd=True"):
+        trim(model, "none")
 
 
 # ---------------------------------------------------------------------- small configurations

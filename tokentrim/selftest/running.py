@@ -23,6 +23,9 @@ from tokentrim.selftest.shrink import build, small_config, windows_of
 from tokentrim.selftest.subject import Subject
 from tokentrim.sites import Need
 
+_PASSING: Final = frozenset({"training", "gradient_checkpointing"})
+"""Switches of a module that say nothing of its kind."""
+
 _OPEN_WINDOW: Final = 4096
 """Wider than any prompt of the self-test: what windows hide is for the check of that name."""
 
@@ -52,11 +55,13 @@ class SelfTest:
         adapter: name of the adapter on trial.
         model_class: of the model.
         results: of the checks, in order; nothing follows a failure that refuses the model.
+        kinds: kinds of decoder layers that the copy has (see :func:`layer_kinds`).
     """
 
     adapter: str
     model_class: str
     results: tuple[Result, ...]
+    kinds: frozenset[str] = frozenset()
 
     @property
     def refusal(self) -> Result | None:
@@ -92,7 +97,24 @@ def self_test(model_class: Any, config: Any, adapter: Adapter, *, attention: str
             results.append(result_of(name, check, takes, subject))
             if not results[-1].ok and not takes:
                 break
-    return SelfTest(adapter.name, model_class.__name__, tuple(results))
+    kinds = frozenset[str]() if subject is None else layer_kinds(subject.layout)
+    return SelfTest(adapter.name, model_class.__name__, tuple(results), kinds)
+
+
+def layer_kinds(layout: Layout) -> frozenset[str]:
+    """Kinds of decoder layers, by the classes and switches of each layer and its attention; no sizes."""
+    return frozenset(
+        f"{_kind(layer)} {_kind(module)}" for layer, module in zip(layout.layers, layout.attentions, strict=True)
+    )
+
+
+def _kind(module: nn.Module) -> str:
+    marks = [
+        f"{name}={value if isinstance(value, bool | str) else value is not None}"
+        for name, value in sorted(vars(module).items())
+        if not name.startswith("_") and name not in _PASSING and (value is None or isinstance(value, bool | str | int))
+    ]
+    return f"{type(module).__name__}({', '.join(marks)})"
 
 
 def result_of(name: str, check: Any, takes: frozenset[Need], subject: Any) -> Result:
@@ -191,6 +213,16 @@ def proven(model: nn.Module, adapter: Adapter, layout: Layout) -> Layout:
                 "pass the self-test on a small random copy",
                 f"{refusal.name}: {refusal.text}",
                 "it needs an adapter of its own, if it can have one; 'tokentrim doctor --model' shows all checks",
+            )
+        )
+    strange = sorted(layer_kinds(layout) - test.kinds)
+    if strange:
+        raise UnsupportedError(
+            complaint(
+                f"a {test.model_class}, which only the {adapter.name} adapter recognises,",
+                "have decoder layers of the kinds that its small copy has",
+                strange[0],
+                "what is not proven on a copy is not trimmed: this model needs an adapter of its own",
             )
         )
     return replace(layout, unserved={**layout.unserved, **test.unserved})

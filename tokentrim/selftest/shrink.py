@@ -50,6 +50,12 @@ def small_config(config: Any, *, pictures_too: bool = True, heads_too: bool = Tr
     data: dict[str, Any] = copy.deepcopy(config.to_dict())
     for name in ("quantization_config", "dtype", "torch_dtype"):
         data.pop(name, None)
+    for name in ("num_hidden_layers", "hidden_size"):
+        if not isinstance((data if key is None else data[key]).get(name), int):
+            raise UnsupportedError(
+                complaint(f"the text config of {config.model_type!r}", f"say its {name}", type(text).__name__,
+                          "the self-test shrinks configurations that do")
+            )  # fmt: skip
     old_hidden = int(text.hidden_size)
     vision_key = next((name for name in config.sub_configs if name.startswith("vision")), None)
     old_vision = _width(data.get(vision_key) or {}) if vision_key else None
@@ -178,6 +184,11 @@ def _truncate(part: dict[str, Any], layers: int, to: int) -> None:
             for place, kind in enumerate(missing[: to - 1], start=1):
                 short[-place] = next(entry for entry in value if str(entry) == kind)
             part[name] = short
+        elif isinstance(value, dict) and value and all(isinstance(layer, int) for layer in value):
+            own: list[Any] = []
+            for entry in value.values():
+                own += [] if entry in own else [entry]
+            part[name] = {to - place: entry for place, entry in enumerate(own[: to - 1], start=1)}
 
 
 def _cap(part: dict[str, Any], limits: dict[str, int]) -> None:
