@@ -421,4 +421,3 @@ def _pick_read(need: Need, what: Any, selection: Selection) -> Any:
     wanted = list(what.shape)
     wanted[axis] = slots.shape[1]
     return what.gather(axis, slots.reshape(shape).expand(wanted))
-

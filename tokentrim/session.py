@@ -196,7 +196,7 @@ class Session:
 def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
     """The model inside the wrappers that a user may pass instead, and whether one of them compiles it.
 
-    Known are PEFT's (their inner model is what every forward ends in), distributed data parallel, and ``torch.compile``.
+    Known are PEFT's (every forward ends in their inner model), distributed data parallel, and ``torch.compile``.
     """
     compiled, inner = False, model
     while True:
