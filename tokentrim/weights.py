@@ -54,7 +54,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], header: Header) -> 
     Raises:
         StrategyError: when it cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = {"format": FORMAT, **asdict(header), "digest": _digest(ready)}
@@ -62,7 +62,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], header: Header) -> 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # One key: safetensors writes several in any order, and the same training is to write the same file.
-        save_file(ready, part, metadata={_KEY: json.dumps(about, sort_keys=True)})
+        part.write_bytes(save(ready, metadata={_KEY: json.dumps(about, sort_keys=True)}))
         os.replace(part, path)
     except OSError as cause:
         raise StrategyError(complaint(f"the weights file {path}", "be writable", hint=f"{cause}")) from cause
