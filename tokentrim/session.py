@@ -200,7 +200,7 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
     """
     compiled, inner = False, model
     while True:
-        if "_orig_mod" in inner._modules:
+        if "_orig_mod" in dict(inner.named_children()):
             inner, compiled = getattr(inner, "_orig_mod"), True  # noqa: B009
         elif hasattr(inner, "peft_config") and hasattr(inner, "get_base_model"):
             inner = getattr(inner, "get_base_model")()  # noqa: B009
