@@ -72,7 +72,7 @@ class QueCC(Trainable, SpatialSelector):
     stage: ClassVar[Stage] = "input"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.FEATURES, Need.TEXT_EMBEDS, Need.GRID})
     merges: ClassVar[bool] = True
-    trainer: ClassVar[str] = "tokentrim.train.answering:Answering"
+    trainer: ClassVar[str] = "tokentrim_strategies._quecc_training:QueCCTrainer"
 
     tokens: Literal[1, 4, 16, 36] = Field(default=4, description="visual tokens that a picture becomes")
 

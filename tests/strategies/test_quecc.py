@@ -18,6 +18,8 @@ from tokentrim.lattice import windows_of
 from tokentrim.schedule import Schedule
 from tokentrim.sites import LayerSite, Need
 from tokentrim.strategy import PromptInfo
+from tokentrim.train.runner import trainer_of
+from tokentrim_strategies._quecc_training import PromptOnly
 from tokentrim_strategies.quecc import Compressor, QueCC
 
 WIDTH = 16
@@ -214,3 +216,14 @@ def test_weights_serve_one_count(tmp_path: Path):
     QueCC(tokens=4, weights=file).prepare(shape)
     with pytest.raises(StrategyError, match='"tokens": 1'):
         QueCC(tokens=1, weights=file).prepare(shape)
+
+
+def test_training_hides_the_answer():
+    module = module_for(2)
+    members = torch.tensor([[[0, 1, 2, 3]]])
+    features, text = torch.randn(1, 4, WIDTH).double(), torch.randn(1, 5, WIDTH).double()
+    real = torch.tensor([[True, True, True, True, False]])
+    asked = torch.tensor([[True, True, False, False, False]])
+    hidden = PromptOnly(module, torch.tensor([2]))
+    assert torch.equal(hidden(features, members, text, real), module(features, members, text, asked))
+    assert trainer_of(QueCC()).__name__ == "QueCCTrainer"

@@ -14,7 +14,6 @@ from tokentrim.compare.config import ModelSpec
 from tokentrim.loading import load_model
 from tokentrim.plugins import registry
 from tokentrim.session import trim
-from tokentrim.train.answering import answer_logits, per_sample
 from tokentrim.train.data import answered
 from tokentrim.trainable import Trainable
 from tokentrim.weights import read_weights
@@ -54,16 +53,21 @@ def test_they_are_of_the_shipped_model_and_were_trained_apart_from_the_test_spli
 
 
 def _right(model: Any, batch: Any, spec: Any) -> float:
+    """Share of colour questions whose answer, one token before the end, the model generates."""
+    columns = batch.inputs["input_ids"].shape[1] - batch.labels.shape[1]
+    prompts = {n: v[:, :columns] if n in ("input_ids", "attention_mask") else v for n, v in batch.inputs.items()}
     with torch.no_grad(), trim(model, spec):
-        return float(per_sample(answer_logits(model, batch), batch.labels)[1].float().mean())
+        said = model.generate(**prompts, max_new_tokens=1, do_sample=False)[:, -1]
+    return float((said == batch.labels[:, 0]).float().mean())
 
 
 @pytest.mark.parametrize("tokens", COUNTS)
 def test_a_few_tokens_that_know_the_question_beat_as_many_that_do_not(tokens: int, questions: Any):
     model, batch = questions
-    assert _right(model, batch, {"name": "quecc", "tokens": tokens}) > 0.6
-    if tokens < 16:
-        assert _right(model, batch, {"name": "pool", "keep_count": tokens}) < 0.5
+    found = _right(model, batch, {"name": "quecc", "tokens": tokens})
+    assert found >= _right(model, batch, {"name": "pool", "keep_count": tokens})
+    if tokens >= 16:
+        assert found > 0.9
 
 
 def test_routers_let_the_image_go_and_lose_nothing(questions: Any):
