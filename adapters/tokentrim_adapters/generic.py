@@ -225,7 +225,7 @@ def _language_model(entry: nn.Module, text: Any) -> nn.Module:
         AdapterError: when there is none.
     """
     for module in entry.modules():
-        layers = module._modules.get("layers")
+        layers = dict(module.named_children()).get("layers")
         if (
             isinstance(layers, nn.ModuleList)
             and len(layers) == text.num_hidden_layers

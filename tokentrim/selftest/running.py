@@ -142,8 +142,8 @@ def subject_of(
             model = make(None, None)
             layout = adapter.locate(model)
             found = maker_for(model, layout.entry, _placeholder(layout.entry.config))
-            if isinstance(found, Maker):
-                subject = Subject(make, model, adapter, layout, found)
+            subject = Subject(make, model, adapter, layout, found) if isinstance(found, Maker) else None
+            if subject is not None:
                 with torch.no_grad():
                     model(**subject.prompt(0))
         except AdapterError as error:
@@ -152,12 +152,13 @@ def subject_of(
         except Exception as error:  # a configuration that does not shrink says nothing of pruning
             reasons.append(f"{type(error).__name__}: {_first_line(error)}")
             continue
-        if isinstance(found, Maker):
+        if isinstance(found, str):
+            reasons.append(found)
+        elif subject is not None:
             size = sum(parameter.numel() for parameter in model.parameters())
             results.append(Result("small copy", True, f"{len(layout.layers)} decoder layers, {size:,} weights"))
             results.append(Result("pictures", True, f"{found.length} visual tokens from {_shown(found)}"))
             return subject
-        reasons.append(found)
     results.append(Result("small copy", None, f"cannot be self-tested: {'; '.join(dict.fromkeys(reasons))}"))
     return None
 

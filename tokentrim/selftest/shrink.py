@@ -25,8 +25,20 @@ _PATCHES: Final = 12
 _MOST_WEIGHTS: Final = 50_000_000
 
 _LAYER_COUNTS: Final = ("num_hidden_layers", "n_layers", "depth", "num_layers", "encoder_layers", "layers")
-_HEADS: Final = ("num_attention_heads", "num_heads", "n_heads", "attention_heads", "encoder_attention_heads")
-_INNER: Final = ("intermediate_size", "ffn_dim", "encoder_ffn_dim", "mlp_dim", "shared_expert_intermediate_size")
+_HEADS: Final[tuple[str, ...]] = (
+    "num_attention_heads",
+    "num_heads",
+    "n_heads",
+    "attention_heads",
+    "encoder_attention_heads",
+)
+_INNER: Final[tuple[str, ...]] = (
+    "intermediate_size",
+    "ffn_dim",
+    "encoder_ffn_dim",
+    "mlp_dim",
+    "shared_expert_intermediate_size",
+)
 _EXPERTS: Final = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
     "moe_intermediate_size": 64, "moe_k": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
@@ -137,7 +149,7 @@ def _shrink_tower(part: dict[str, Any], widths: dict[int, int], pictures_too: bo
         part[own[0]] = _TOWER_HIDDEN
         for name in own[1:]:  # a tower that names its own width otherwise calls that of its output hidden_size
             part[name] = text_hidden
-        _cap(part, dict.fromkeys(_INNER, 2 * _TOWER_HIDDEN) | dict.fromkeys(_HEADS, HEADS))
+        _cap(part, {**dict.fromkeys(_INNER, 2 * _TOWER_HIDDEN), **dict.fromkeys(_HEADS, HEADS)})
         _cap(part, {"num_key_value_heads": HEADS, "head_dim": _TOWER_HIDDEN // HEADS})
         _follow(part, widths, None)
     for name in _OUTPUT:
