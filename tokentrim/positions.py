@@ -35,6 +35,23 @@ def contiguous(position_ids: Tensor, before: Stream, after: Stream) -> Tensor:
     return line if position_ids.dim() == 2 else line.expand(position_ids.shape[0], -1, -1)
 
 
+def renumbered(taken: Tensor, position_ids: Tensor, before: Stream, after: Stream) -> Tensor:
+    """Contiguous ids for the rows of ``after`` that lack a token, and ``taken``, their own, for the others.
+
+    Without axes the two are the same for a row that lacks none.
+
+    Args:
+        taken: the columns of ``after`` out of ``position_ids``.
+        position_ids: of ``before``.
+        before: the columns that there were.
+        after: the columns that are left.
+    """
+    line = contiguous(position_ids, before, after)
+    if position_ids.dim() == 2 or after.dropped is None:
+        return line
+    return torch.where((after.dropped > 0).unsqueeze(1), line, taken)
+
+
 def surplus(position_ids: Tensor, stream: Stream) -> Tensor | None:
     """int64 [B]: how far the ids of a whole prompt reach beyond its number of tokens; None where they just count.
 

@@ -189,11 +189,11 @@ class Prefill:
     def _rebuild(self, boundary: int, hidden: Tensor, before: Stream, kwargs: dict[str, Any] | None) -> None:
         """Positions and mask for the shorter sequence."""
         renumber = self.at[boundary][0].part.positions == "renumber"
+        original = self.position_ids
+        for order in self._orders:
+            self.position_ids = positions.take_columns(self.position_ids, order)
         if renumber:
-            self.position_ids = positions.contiguous(self.position_ids, before, self.stream)
-        else:
-            for order in self._orders:
-                self.position_ids = positions.take_columns(self.position_ids, order)
+            self.position_ids = positions.renumbered(self.position_ids, original, before, self.stream)
         if kwargs is None:  # boundary 0: the language model makes embeddings and mask itself
             self._orders.clear()
             return
@@ -378,7 +378,7 @@ class Prefill:
             return gone
         key = id(stream)
         if key not in self._shifts:  # layers that share a stream share a shift
-            self._shifts[key] = gone + self.surplus
+            self._shifts[key] = gone + self.surplus * (gone > 0)  # a row that lost nothing counts on as it did
         return self._shifts[key]
 
     _shifts: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
