@@ -85,9 +85,9 @@ def test_text_is_never_dropped(name: str) -> None:
             visual = len(trace.cached(layer, trace.steps))
             assert held.keys.shape[2] == 10 + visual + (STEPS - 1)
             assert held.get_seq_length() == 42 + STEPS - 1
-            assert held.stored_bytes == held.keys.shape[2] * shape.kv_bytes_per_token_layer
+            assert held.keys.nbytes + held.values.nbytes == held.keys.shape[2] * shape.kv_bytes_per_token_layer
         report = session.report()
-    assert report.kv_end_bytes == sum(held.stored_bytes for held in cache.layers)
+    assert report.kv_end_bytes == sum(held.keys.nbytes + held.values.nbytes for held in cache.layers)
 
 
 @pytest.mark.parametrize("name", SPECS)
