@@ -125,7 +125,8 @@ class BenchRow:
     def from_dict(cls, data: Mapping[str, Any]) -> BenchRow:
         """What :meth:`to_dict` wrote."""
         given: dict[str, Any] = {one.name: data[one.name] for one in fields(cls)}
-        return cls(**{**given, **{name: Spread(**given[name]) for name in _SPREADS}})
+        given |= {name: Spread(**given[name]) for name in _SPREADS}
+        return cls(**given)
 
 
 _DERIVED: Final = ("attained", "selection_share", "kernels_attain", "of_prefill_limit", "of_decode_limit")
