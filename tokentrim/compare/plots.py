@@ -16,6 +16,7 @@ _COSTS: Final = (
     ("kv_mean_ratio", "visual KV, mean over decoding"),
     ("flops_ratio", "prefill FLOPs"),
 )
+_LEGEND_NAMES: Final = 7
 _SCORES: Final = {"exact": "right answers", "f1": "F1 of listed objects"}
 
 
@@ -111,6 +112,7 @@ def _legend(figure: Any, rows: Sequence[Row], look: dict[str, Look]) -> None:
         color, marker = look[TEXT_ONLY]
         label = "text-only from layer @ on"
         handles.append(Line2D([], [], color=color, marker=marker, markersize=6, linestyle="none", label=label))
-    # Two rows of equal length read better than one that spills over.
-    columns = len(handles) if len(handles) <= 8 else -(-len(handles) // 2)
+    # Rows of equal length read better than one that spills over; seven names fit into one.
+    lines = -(-len(handles) // _LEGEND_NAMES)
+    columns = -(-len(handles) // lines)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, handlelength=2)

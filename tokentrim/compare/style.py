@@ -32,16 +32,21 @@ _KNOWN: Final = {
     "st3": Look("#d81b74", "s"),
     "text-only": Look(FAINT, "x"),
 }
-_OTHERS: Final = (
-    Look("#0aa6a6", "o"), Look("#b8860b", "s"), Look("#a23e48", "D"), Look("#5b8c00", "^"), Look("#7a4bb7", "v"),
-    Look("#c75d9b", "P"), Look("#3f6fb5", "o"), Look("#8f5e3b", "s"), Look("#00897b", "D"), Look("#bf360c", "^"),
+_COLORS: Final = (
+    "#0aa6a6", "#b8860b", "#a23e48", "#5b8c00", "#7a4bb7", "#c75d9b", "#3f6fb5", "#8f5e3b", "#00897b", "#bf360c",
 )  # fmt: skip
+# As many as have no divisor in common with the colours, so that no pair comes twice among 70 methods.
+_MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X")
 
 
 def looks(methods: Sequence[str]) -> dict[str, Look]:
     """The look of each method; methods that are not built in share out the remaining colours in their order."""
     others = [method for method in dict.fromkeys(methods) if method not in _KNOWN]
-    return {**_KNOWN, **{method: _OTHERS[place % len(_OTHERS)] for place, method in enumerate(others)}}
+    shared = {
+        method: Look(_COLORS[place % len(_COLORS)], _MARKERS[place % len(_MARKERS)])
+        for place, method in enumerate(others)
+    }
+    return {**_KNOWN, **shared}
 
 
 @contextmanager
