@@ -13,7 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .PHONY: setup compare test test-floor lint docs clean
 
-compare: setup ## run every built-in method on the shipped testbed and write the report
+compare: setup ## run ST3, FastV and the controls on the shipped testbed and write the report
 	$(BIN)/tokentrim compare --out $(OUT)
 
 test: setup ## the whole suite, slow tests included

@@ -14,7 +14,7 @@ from tokentrim.cli.output import AsJson, RunFailed, console, emit, quiet_librari
 def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Results folder; a stopped run in it is continued.")],
     config: Annotated[
-        Path | None, typer.Argument(help="A YAML file; default: every built-in method on the shipped testbed.")
+        Path | None, typer.Argument(help="A YAML file; default: ST3, FastV and the controls on the shipped testbed.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
