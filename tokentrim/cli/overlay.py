@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _TILE: Final = 288
 _GAP: Final = 16
 _CAPTION: Final = 44
+_CAPTION_WIDTH: Final = 200
 _INK: Final = "#1f2430"
 _FAINT: Final = "#6b7280"
 
@@ -42,7 +43,7 @@ def write_overlay(
         [shade(images[plane.image], cells.inside(number, kept), plane.rows, plane.cols, _TILE) for _, kept in stages]
         for number, plane in enumerate(cells.planes)
     ]
-    width = max(line[0].shape[1] for line in tiles)
+    width = max(_CAPTION_WIDTH, *(line[0].shape[1] for line in tiles))
     size = (_GAP + len(stages) * (width + _GAP), _CAPTION + sum(line[0].shape[0] + _GAP for line in tiles))
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)

@@ -14,8 +14,12 @@ _PIXELS: Final = 240
 
 
 def shade(image: Image.Image, kept: Sequence[int], rows: int, cols: int, size: int = _PIXELS) -> NDArray[np.uint8]:
-    """The image at about ``size`` pixels with the patches that are not kept faded, as an array [H, W, 3]."""
-    width, height = max(cols, size // cols * cols), max(rows, size // rows * rows)
+    """The image, its longer side about ``size`` pixels, with the patches that are not kept faded: an array [H, W, 3]."""
+    longer = max(image.size)
+    width, height = (
+        max(cells, size * pixels // longer // cells * cells)
+        for pixels, cells in zip(image.size, (cols, rows), strict=True)
+    )
     resample = Image.Resampling.NEAREST if image.width < width else Image.Resampling.LANCZOS
     pixels = np.asarray(image.convert("RGB").resize((width, height), resample), dtype=np.float64)
     there = np.zeros(rows * cols)
