@@ -14,7 +14,7 @@ _PIXELS: Final = 240
 
 
 def shade(image: Image.Image, kept: Sequence[int], rows: int, cols: int, size: int = _PIXELS) -> NDArray[np.uint8]:
-    """The image, its longer side about ``size`` pixels, with the patches that are not kept faded: an array [H, W, 3]."""
+    """The image, its longer side about ``size`` pixels, dropped patches faded, as an array [H, W, 3]."""
     longer = max(image.size)
     width, height = (
         max(cells, size * pixels // longer // cells * cells)
