@@ -79,8 +79,8 @@ def test_dropping_is_masking_and_a_row_is_the_row_alone(kind: Kind, name: str) -
     _check(_model(kind), SPECS[name], ROWS, 8)
 
 
-@pytest.mark.parametrize("name", ["st3", "pool", "composition"])
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_eager_attention(kind: Kind, name: str) -> None:
     _check(_model(kind, attention="eager"), SPECS[name], ROWS, 6)
 
