@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from tests.core.cases import SPECS
+from tests.generate.features import RECENT
 from tests.models import images, prompt, row, tiny_llava
 from tokentrim.cache import trimmed
 from tokentrim.errors import UnsupportedError
@@ -35,6 +36,8 @@ def _reported(**options: Any) -> tuple[int, int, float, int, int]:
     ids=str,
 )
 def test_the_account_does_not_depend_on_how_it_runs(options: dict[str, Any]) -> None:
+    if options.get("prefill_chunk_size", 99) < 24 and not RECENT:
+        pytest.skip("this release of transformers cannot do it, with and without tokentrim")
     assert _reported(**options) == (1, 3, 24.0, 32, 16)
 
 

@@ -48,6 +48,7 @@ class Feature:
         elsewhere: a test of its own, where one process does not do.
         slow: whether it is left out with ``-m 'not slow'``.
         recent: whether the oldest supported transformers cannot do it, with and without tokentrim.
+        expands: whether rows are repeated, which that release does wrongly with encoded videos of LLaVA-NeXT-Video.
         unproven: groups of strategies for which the test has never been able to run.
         first_only: kinds of strategy that are tried with the first family alone.
     """
@@ -67,6 +68,7 @@ class Feature:
     first_only: tuple[str, ...] = ()
     unproven: tuple[str, ...] = ()
     recent: bool = False
+    expands: bool = False
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -582,8 +584,8 @@ FEATURES: tuple[Feature, ...] = (
         serves=lambda family: family.video_id is not None,
     ),
     Feature("the same rows padded on the right, in a forward", _right_padded, _unpadded),
-    Feature("beam search, `num_return_sequences`", _beams, _beams_said),
-    Feature("sampling with `num_return_sequences`", _sampled, _sampled_said),
+    Feature("beam search, `num_return_sequences`", _beams, _beams_said, expands=True),
+    Feature("sampling with `num_return_sequences`", _sampled, _sampled_said, expands=True),
     Feature("a streamer", _streamed, lambda bench: [_PLAIN(bench)[0][0]]),
     Feature(
         "`assistant_model`",
@@ -605,6 +607,7 @@ FEATURES: tuple[Feature, ...] = (
         _greedy(prefill_chunk_size=10),
         refused=dict.fromkeys(PRUNED, "prefill_chunk_size"),
         instead="drop it: pruning lowers the memory of later layers itself",
+        recent=True,
     ),
     Feature(
         "`prefill_chunk_size` of at least the prompt's length", _greedy(prefill_chunk_size=4096), _by_mask, recent=True
