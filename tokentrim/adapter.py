@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokentrim.errors import AdapterError, UnsupportedError, complaint
-from tokentrim.shape import ModelShape
+from tokentrim.shape import ModelShape, VisionShape
 from tokentrim.sites import Need
 
 Modality = Literal["image", "video"]
@@ -251,6 +251,47 @@ def bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
     return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def decoder_shape(
+    config: Any,
+    text: Any,
+    *,
+    name: str,
+    bytes_per_element: int | None,
+    dtype: torch.dtype,
+    vision: VisionShape | None = None,
+    width: int | None = None,
+) -> ModelShape:
+    """Numbers of a decoder of Llama's make from its config.
+
+    Args:
+        config: of the whole model.
+        text: of its decoder.
+        name: what to call it in reports.
+        bytes_per_element: of a cached number; None = as in the configs' dtype.
+        dtype: of caches where neither config says one.
+        vision: the tower, where it is known.
+        width: feed-forward width that a token runs through; None = ``text.intermediate_size``.
+    """
+    heads = text.num_attention_heads
+    if bytes_per_element is None:
+        said: Any = getattr(config, "dtype", None) or getattr(text, "dtype", None) or dtype
+        cached: torch.dtype = getattr(torch, said) if isinstance(said, str) else said
+        bytes_per_element = cached.itemsize
+    return ModelShape(
+        n_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        n_heads=heads,
+        n_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        intermediate_size=text.intermediate_size if width is None else width,
+        vocab_size=text.vocab_size,
+        bytes_per_element=bytes_per_element,
+        ffn_matrices=3,
+        vision=vision,
+        name=name,
+    )
 
 
 def child(module: nn.Module, name: str, whose: str) -> Any:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -54,14 +55,31 @@ def observe(module: nn.Module, observer: Observer) -> None:
     _OBSERVERS[module] = observer
 
 
-def observer_of(module: nn.Module) -> Observer | None:
-    """Who sees the calls of ``module``."""
-    return _OBSERVERS.get(module)
-
-
 def ignore(module: nn.Module) -> None:
     """Stop observing ``module``."""
     _OBSERVERS.pop(module, None)
+
+
+@contextmanager
+def observing(observers: Mapping[nn.Module, Observer], config: Any) -> Generator[None]:
+    """Let each module's calls be seen by its observer inside the block; whoever looked before looks again afterwards.
+
+    Args:
+        observers: by attention module.
+        config: that the modules read their implementation from.
+    """
+    before = {module: _OBSERVERS.get(module) for module in observers}
+    _OBSERVERS.update(observers)
+    switch_off = switch_on(config)
+    try:
+        yield
+    finally:
+        switch_off()
+        for module, observer in before.items():
+            if observer is None:
+                ignore(module)
+            else:
+                observe(module, observer)
 
 
 def wrapped_name(implementation: str) -> str:

@@ -84,7 +84,7 @@ class Editing:
         output, weights = kernel(module, query, key, value, mask, **options)
         if edit.heads is None:
             return output, weights
-        visual = _visual(stream, query.shape[2])
+        visual = stream.visual_mask()
         return self._silence(edit.heads, output, query, key, value, mask, options, keys=visual, queries=visual), None
 
     def decode(
@@ -105,7 +105,7 @@ class Editing:
         edit = self.edits.get(layer)
         if edit is None or edit.heads is None:
             return output, weights
-        visual = _visual(stream, key.shape[2])
+        visual = stream.visual_mask(key.shape[2])
         return self._silence(edit.heads, output, query, key, value, mask, options, keys=visual, queries=None), None
 
     def _neighbours(self, radius: int, stream: Stream, grid: Callable[[], Grid], query: Tensor) -> Tensor:
@@ -169,9 +169,3 @@ class Editing:
         if queries is not None:
             mixed = mixed.masked_fill(queries[:, :, None, None], 0.0)
         return output.index_copy(2, off, mixed.to(output.dtype))
-
-
-def _visual(stream: Stream, columns: int) -> Tensor:
-    """bool [B, columns]: where the visual tokens are; columns behind the stream's are new text."""
-    marks = torch.zeros(stream.rows, columns + 1, dtype=torch.bool, device=stream.vis_pos.device)
-    return marks.scatter(1, stream.vis_pos.masked_fill(~stream.vis_valid, columns), True)[:, :columns]

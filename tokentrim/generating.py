@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tokentrim import cache
 from tokentrim.adapter import bind
@@ -95,7 +95,7 @@ def watch(host: nn.Module, engine: Engine) -> Callable[[], None]:
             engine.call = outer
 
     watched.tokentrim_engine = engine  # type: ignore[attr-defined]
-    return _replaced(host, "generate", watched)
+    return replaced(host, "generate", watched)
 
 
 def watch_labels(host: nn.Module, engine: Engine) -> Callable[[], None]:
@@ -115,10 +115,10 @@ def watch_labels(host: nn.Module, engine: Engine) -> Callable[[], None]:
         finally:
             engine.labels = None
 
-    return _replaced(host, "forward", watched)
+    return replaced(host, "forward", watched)
 
 
-def _replaced(host: Any, name: str, function: Callable[..., Any]) -> Callable[[], None]:
+def replaced(host: Any, name: str, function: Callable[..., Any]) -> Callable[[], None]:
     """Put ``function`` in place of a method on the instance; returns what puts it back."""
     before = host.__dict__.get(name)
     host.__dict__[name] = function
@@ -152,7 +152,7 @@ def _no_guess_within_the_prompt(host: Any) -> Generator[None]:
         generator.get_candidates = first
         return generator
 
-    undo = _replaced(host, _MAKER, made)
+    undo = replaced(host, _MAKER, made)
     try:
         yield
     finally:
@@ -206,6 +206,14 @@ def _refuse_assistant(engine: Engine, options: Options) -> None:
                 "pass assistant_model=... outside its own context, or prompt_lookup_num_tokens=...",
             )
         )
+
+
+def answer_lengths(model: Any, new: Tensor) -> list[int]:
+    """New tokens of every row [B, n] up to its end token; what follows is padding that generate adds to ended rows."""
+    ends: Any = model.generation_config.eos_token_id
+    known: set[int] = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+    rows: list[list[int]] = new.tolist()
+    return [next((i + 1 for i, token in enumerate(row) if token in known), len(row)) for row in rows]
 
 
 def pictured(arguments: Mapping[str, Any]) -> bool:

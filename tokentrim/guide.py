@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokentrim import attention
 from tokentrim import rows as rows_of
 from tokentrim.adapter import Layout
 from tokentrim.errors import StrategyError, UnsupportedError, complaint
+from tokentrim.generating import answer_lengths
 from tokentrim.strategy import GuideRequest, Strategy
 from tokentrim.stream import Stream
 
@@ -50,8 +50,7 @@ class Guide:
             repeats: neighbouring rows that are one sample (beams); each sample is answered once.
         """
         texts = {name: value[::repeats] for name in _TEXTS if (value := arguments.get(name)) is not None}
-        visual = torch.zeros(start.rows, start.length + 1, dtype=torch.bool, device=start.vis_pos.device)
-        visual = visual.scatter(1, start.vis_pos.masked_fill(~start.vis_valid, start.length), True)[::repeats, :-1]
+        visual = start.visual_mask()[::repeats]
         if mask is not None:
             mask = mask[::repeats]
             # A prompt to continue ends where its answer begins: whatever was padded behind goes in front.
@@ -77,7 +76,7 @@ class Guide:
         watch = _Watch(self.layout, stream, self.request)
         length = visual.shape[1]
         try:
-            with watch.installed():
+            with attention.observing(watch.observers(), self.layout.text_config):
                 output = self.model.generate(**inputs, max_new_tokens=max(1, self.request.new_tokens), do_sample=False)
         except (ValueError, RuntimeError, IndexError, TypeError, KeyError) as cause:
             raise UnsupportedError(
@@ -88,14 +87,7 @@ class Guide:
                     "choose a guide of the same family, with the same tower, tiling and tokenizer",
                 )
             ) from cause
-        return watch.total(self._lengths(output[:, length:]))
-
-    def _lengths(self, new: Tensor) -> list[int]:
-        """New tokens of every row, its end token included."""
-        ends: Any = self.model.generation_config.eos_token_id
-        known: set[int] = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
-        rows: list[list[int]] = new.tolist()
-        return [next((i + 1 for i, token in enumerate(row) if token in known), len(row)) for row in rows]
+        return watch.total(answer_lengths(self.model, output[:, length:]))
 
 
 @dataclass
@@ -115,28 +107,13 @@ class _Watch:
         wanted = self.request.rows
         self.reads_prompt = wanted in ("prompt", "both", "last")
         self.reads_steps = wanted in ("generated", "both")
-        start = self.stream
-        columns, real = start.text()
-        last = start.vis_pos.masked_fill(~start.vis_valid, -1).amax(dim=1, keepdim=True)
-        self.columns, self.behind = columns, real & (columns > last)
+        self.columns, real = self.stream.text()
+        self.behind = real & (self.columns > self.stream.last_visual())
 
-    @contextmanager
-    def installed(self) -> Generator[None, None, None]:
-        """Look at the chosen layers inside the block; whoever looked before looks again afterwards."""
-        before = {layer: attention.observer_of(self.layout.attentions[layer]) for layer in self.chosen}
-        for order, layer in enumerate(self.chosen):
-            attention.observe(self.layout.attentions[layer], self._observer(first=order == 0))
-        switch_off = attention.switch_on(self.layout.text_config)
-        try:
-            yield
-        finally:
-            switch_off()
-            for layer, observer in before.items():
-                module = self.layout.attentions[layer]
-                if observer is None:
-                    attention.ignore(module)
-                else:
-                    attention.observe(module, observer)
+    def observers(self) -> dict[nn.Module, attention.Observer]:
+        """Who looks at the chosen layers, by attention module."""
+        modules = self.layout.attentions
+        return {modules[layer]: self._observer(first=order == 0) for order, layer in enumerate(self.chosen)}
 
     def _observer(self, *, first: bool) -> attention.Observer:
         def look(

@@ -334,9 +334,7 @@ class Prefill:
 
         def text_hidden() -> tuple[Tensor, Tensor, Tensor]:
             columns, real = stream.text()
-            start = prompt.start
-            last = start.vis_pos.masked_fill(~start.vis_valid, -1).amax(dim=1, keepdim=True)
-            behind = real & (stream.columns.gather(1, columns) > last)
+            behind = real & (stream.columns.gather(1, columns) > prompt.start.last_visual())
             return gather_columns(hidden, columns).detach(), real, behind
 
         def window() -> tuple[Tensor, Tensor]:

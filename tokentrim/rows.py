@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 128
-"""Queries per block of the column mean: bounds its memory to heads x 128 x keys."""
+"""Queries per block of a sum over all of them: bounds its memory to heads x 128 x keys."""
 
 
 def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor | None) -> Tensor:
@@ -57,17 +57,32 @@ def last_row(query: Tensor, key: Tensor, scaling: float, last: Tensor | None, va
     return attention_rows(row, key, scaling, None if valid is None else valid[:, None, None, :])
 
 
-def column_mean(query: Tensor, key: Tensor, scaling: float, vis_pos: Tensor, valid: Tensor | None) -> Tensor:
-    """float32 [B, H, N]: attention that visual keys receive, averaged over the real queries, in blocks."""
+def received(query: Tensor, key: Tensor, scaling: float, valid: Tensor | None, *, causal: bool = True) -> Tensor:
+    """float32 [B, H, K]: attention that every key receives, summed over the real queries, in blocks.
+
+    Args:
+        query: [B, H, T, head_dim].
+        key: [B, H_kv, K, head_dim].
+        scaling: usually head_dim ** -0.5.
+        valid: bool [B, K], False in padding; None when nothing is padded.
+        causal: whether query i sees keys 0..i alone; else every query sees every key, and nothing may be padded.
+    """
     batch, heads, n_queries, _ = query.shape
-    total = torch.zeros(batch, heads, vis_pos.shape[1], device=query.device)
+    total = torch.zeros(batch, heads, key.shape[2], device=query.device)
     for start in range(0, n_queries, _BLOCK):
-        columns = torch.arange(start, min(start + _BLOCK, n_queries), device=query.device).expand(batch, -1)
-        rows = attention_rows(
-            query[:, :, start : start + _BLOCK], key, scaling, causal_visible(columns, key.shape[2], valid)
-        )
+        block, visible = query[:, :, start : start + _BLOCK], None
+        if causal:
+            columns = torch.arange(start, start + block.shape[2], device=query.device).expand(batch, -1)
+            visible = causal_visible(columns, key.shape[2], valid)
+        rows = attention_rows(block, key, scaling, visible)
         if valid is not None:
             rows = rows * valid[:, start : start + _BLOCK][:, None, :, None]
-        total += pick_visual(rows, vis_pos).sum(dim=2)
-    n_real = n_queries if valid is None else valid.sum(1)[:, None, None]
-    return total / n_real
+        total += rows.sum(dim=2)
+    return total
+
+
+def column_mean(query: Tensor, key: Tensor, scaling: float, vis_pos: Tensor, valid: Tensor | None) -> Tensor:
+    """float32 [B, H, N]: attention that visual keys receive, averaged over the real queries."""
+    total = received(query, key, scaling, valid).unsqueeze(2)
+    n_real = query.shape[2] if valid is None else valid.sum(1)[:, None, None]
+    return pick_visual(total, vis_pos)[:, :, 0] / n_real

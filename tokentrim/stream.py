@@ -92,6 +92,16 @@ class Stream:
         stream = cls(length, valid, real, columns, order, ids, n_visual, ends_visual=ends_visual)
         return stream if structure is None else replace(stream, structure=structure, n_structure=n_structure)
 
+    def visual_mask(self, columns: int | None = None) -> Tensor:
+        """bool [B, T], or [B, columns]: where the visual tokens are; columns behind the stream's are new text."""
+        width = self.length if columns is None else columns
+        marks = torch.zeros(self.rows, width + 1, dtype=torch.bool, device=self.vis_pos.device)
+        return marks.scatter(1, self.vis_pos.masked_fill(~self.vis_valid, width), True)[:, :width]
+
+    def last_visual(self) -> Tensor:
+        """int64 [B, 1]: the column of each row's last visual token; -1 where there is none."""
+        return self.vis_pos.masked_fill(~self.vis_valid, -1).amax(dim=1, keepdim=True)
+
     def last_columns(self) -> Tensor | None:
         """int64 [B]: the last real column of each row; None when that is column T-1 everywhere (no padding)."""
         if self.valid is None:
@@ -101,10 +111,7 @@ class Stream:
 
     def text(self) -> tuple[Tensor, Tensor]:
         """(columns int64 [B, T_text], valid bool [B, T_text]) of the real text tokens, in order."""
-        rows = self.rows
-        is_text = torch.ones(rows, self.length + 1, dtype=torch.bool, device=self.vis_pos.device)
-        is_text.scatter_(1, self.vis_pos.masked_fill(~self.vis_valid, self.length), False)
-        is_text = is_text[:, : self.length]
+        is_text = ~self.visual_mask()
         if self.valid is not None:
             is_text = is_text & self.valid
         counts = [real - n for real, n in zip(self.real, self.n_visual, strict=True)]

@@ -12,15 +12,13 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from tokentrim import attention
+from tokentrim import attention, generating
 from tokentrim.adapter import MODALITIES, Adapter, Encoding, Layout, Modality, bind
 from tokentrim.clock import Clock
 from tokentrim.errors import EngineError, complaint
 from tokentrim.placement import Placement
 from tokentrim.randomness import content_key, mix, pixel_key
-from tokentrim.rows import attention_rows
-
-_BLOCK = 128
+from tokentrim.rows import attention_rows, received
 
 
 @dataclass
@@ -70,20 +68,12 @@ class VisionCapture:
             function = getattr(entry, name, None)
             if function is None:
                 continue
-            before = entry.__dict__.get(name)
-            entry.__dict__[name] = self._wrapped(modality, function)
-            undo.append(functools.partial(self._unwrap, name, before))
+            undo.append(generating.replaced(entry, name, self._wrapped(modality, function)))
         for index, module in enumerate(self.layout.vision_attentions):
             if index in self.blocks:
                 attention.observe(module, self._observer(index))
                 undo.append(functools.partial(attention.ignore, module))
         return undo
-
-    def _unwrap(self, name: str, before: Any) -> None:
-        if before is None:
-            self.layout.entry.__dict__.pop(name, None)
-        else:
-            self.layout.entry.__dict__[name] = before
 
     # ------------------------------------------------------------------ while pictures are encoded
 
@@ -172,10 +162,7 @@ class VisionCapture:
     def _received(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
         if self.layout.has_cls:
             return attention_rows(query[:, :, :1], key, scaling, None)[:, :, 0]
-        total = torch.zeros(query.shape[0], query.shape[1], key.shape[2], device=query.device)
-        for start in range(0, query.shape[2], _BLOCK):
-            total += attention_rows(query[:, :, start : start + _BLOCK], key, scaling, None).sum(2)
-        return total / query.shape[2]
+        return received(query, key, scaling, None, causal=False) / query.shape[2]
 
     # ------------------------------------------------------------------ when the prompt runs
 

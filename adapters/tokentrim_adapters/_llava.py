@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokentrim.adapter import Layout, child
+from tokentrim.adapter import Layout, child, decoder_shape
 from tokentrim.errors import AdapterError, complaint
 from tokentrim.shape import ModelShape, VisionShape
 
@@ -50,24 +50,8 @@ def element_size(model: nn.Module) -> int:
 
 def model_shape(config: Any, vision: VisionShape, name: str, bytes_per_element: int | None) -> ModelShape:
     """Numbers of the text config, with the tower's; caches counted in the config's dtype unless told otherwise."""
-    text = config.text_config
-    heads = text.num_attention_heads
-    if bytes_per_element is None:
-        dtype = getattr(config, "dtype", None) or getattr(text, "dtype", None) or torch.float16
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        bytes_per_element = torch.empty(0, dtype=dtype).element_size()
-    return ModelShape(
-        n_layers=text.num_hidden_layers,
-        hidden_size=text.hidden_size,
-        n_heads=heads,
-        n_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        intermediate_size=text.intermediate_size,
-        vocab_size=text.vocab_size,
-        bytes_per_element=bytes_per_element,
-        ffn_matrices=3,
-        vision=vision,
-        name=name,
+    return decoder_shape(
+        config, config.text_config, name=name, bytes_per_element=bytes_per_element, dtype=torch.float16, vision=vision
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokentrim.adapter import Adapter, Encoding, Layout, Places
+from tokentrim.adapter import Adapter, Encoding, Layout, Places, decoder_shape
 from tokentrim.errors import AdapterError, UnsupportedError, complaint
 from tokentrim.shape import ModelShape
 from tokentrim.sites import Need
@@ -70,24 +70,15 @@ class GenericAdapter(Adapter):
     def shape(self, config: Any, *, name: str = "", bytes_per_element: int | None = None) -> ModelShape:
         """Numbers of the text config; nothing is known of the vision tower."""
         text = config.get_text_config()
-        heads = text.num_attention_heads
-        if bytes_per_element is None:
-            dtype = getattr(config, "dtype", None) or getattr(text, "dtype", None) or torch.bfloat16
-            dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-            bytes_per_element = torch.empty(0, dtype=dtype).element_size()
         experts = getattr(text, "num_experts_per_tok", None)
         width = getattr(text, "moe_intermediate_size", None)
-        return ModelShape(
-            n_layers=text.num_hidden_layers,
-            hidden_size=text.hidden_size,
-            n_heads=heads,
-            n_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-            intermediate_size=experts * width if experts and width else text.intermediate_size,
-            vocab_size=text.vocab_size,
-            bytes_per_element=bytes_per_element,
-            ffn_matrices=3,
+        return decoder_shape(
+            config,
+            text,
             name=name,
+            bytes_per_element=bytes_per_element,
+            dtype=torch.bfloat16,
+            width=experts * width if experts and width else None,
         )
 
     def modalities(self, layout: Layout, arguments: dict[str, Any]) -> Tensor:  # type: ignore[override]

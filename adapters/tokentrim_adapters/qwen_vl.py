@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokentrim.adapter import Adapter, Encoding, Layout, Places, child
+from tokentrim.adapter import Adapter, Encoding, Layout, Places, child, decoder_shape
 from tokentrim.errors import AdapterError, complaint
 from tokentrim.shape import ModelShape, VisionShape
 from tokentrim.tilings import NOMINAL, NativeResolution
@@ -59,13 +59,7 @@ class QwenVLAdapter(Adapter):
     def shape(self, config: Any, *, name: str = "", bytes_per_element: int | None = None) -> ModelShape:
         """Numbers of the text and vision configs; of a mixture of experts, those that a token runs through."""
         text, vision = config.text_config, config.vision_config
-        heads = text.num_attention_heads
-        if bytes_per_element is None:
-            dtype = getattr(config, "dtype", None) or getattr(text, "dtype", None) or torch.bfloat16
-            dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-            bytes_per_element = torch.empty(0, dtype=dtype).element_size()
         experts = getattr(text, "num_experts_per_tok", None)
-        width = experts * text.moe_intermediate_size if experts else text.intermediate_size
         tower_width = getattr(vision, "embed_dim", None) or vision.hidden_size  # Qwen2-VL names its output hidden_size
         tower_inner = getattr(vision, "intermediate_size", None) or int(tower_width * vision.mlp_ratio)
         least, largest = _LIMITS.get(config.model_type, _LIMITS_OF_3)
@@ -84,18 +78,14 @@ class QwenVLAdapter(Adapter):
             mergers=1 + len(getattr(vision, "deepstack_visual_indexes", ())),
             tiling=NativeResolution(patch, merge, least, largest, window=getattr(vision, "window_size", 0)),
         )
-        return ModelShape(
-            n_layers=text.num_hidden_layers,
-            hidden_size=text.hidden_size,
-            n_heads=heads,
-            n_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-            intermediate_size=width,
-            vocab_size=text.vocab_size,
-            bytes_per_element=bytes_per_element,
-            ffn_matrices=3,
-            vision=tower.for_image(*NOMINAL),
+        return decoder_shape(
+            config,
+            text,
             name=name,
+            bytes_per_element=bytes_per_element,
+            dtype=torch.bfloat16,
+            vision=tower.for_image(*NOMINAL),
+            width=experts * text.moe_intermediate_size if experts else None,
         )
 
     def preprocessed(self, shape: ModelShape, settings: Mapping[str, Any]) -> ModelShape:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from tokentrim.calibrate.heads import Heads, batch_visual, head_ratios, inactive_heads, run
+from tokentrim.calibrate.heads import Heads, head_ratios, inactive_heads, run
 from tokentrim.calibrate.options import options_from
 from tokentrim.compare.batches import make_batches, model_inputs
 from tokentrim.config import strategy_from
@@ -19,14 +19,16 @@ def test_ratios_are_those_of_full_attention_maps() -> None:
     loaded = load_model("testbed-plain", "cpu")
     (batch,) = make_batches(loaded, registry("task").get("where").samples("calibration", 2), 2)
     found = head_ratios(loaded, batch)
-    image, text = batch_visual(loaded, batch)
+    inputs = model_inputs(loaded, batch)
+    real = inputs["attention_mask"].bool()
+    image = (inputs["input_ids"] == loaded.model.config.image_token_id) & real
+    text = real & ~image
     loaded.model.set_attn_implementation("eager")
     with torch.no_grad():
-        maps = loaded.model(**model_inputs(loaded, batch), output_attentions=True).attentions
+        maps = loaded.model(**inputs, output_attentions=True).attentions
     for row in range(len(batch.samples)):
-        real = image[row] | text[row]
         for layer, weights in enumerate(maps):
-            received = weights[row][:, real].sum(1)
+            received = weights[row][:, real[row]].sum(1)
             expected = received[:, image[row]].sum(1) / received[:, text[row]].sum(1)
             torch.testing.assert_close(found[row, layer], expected, rtol=1e-3, atol=1e-4)
 

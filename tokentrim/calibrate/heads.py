@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from tokentrim import attention
 from tokentrim import rows as rows_of
-from tokentrim.adapter import Layout
 from tokentrim.calibrate.measure import SPLIT
 from tokentrim.calibrate.options import CalibrationOptions
 from tokentrim.compare.batches import Batch, model_inputs
@@ -28,11 +26,9 @@ from tokentrim.compare.runner import work_of
 from tokentrim.config import strategy_from
 from tokentrim.errors import ResultsError, complaint
 from tokentrim.loading import Loaded, load_model
-from tokentrim.plugins import registry
-from tokentrim.session import trim
+from tokentrim.session import located
 
 RUNS_IT: Final = "yopo"
-_BLOCK: Final = 128
 
 
 class Heads(CalibrationOptions):
@@ -88,16 +84,15 @@ def run(
         raise ResultsError(complaint(f"{path}", "be a new file", hint="choose another --out, or remove the file"))
     target = locate(options.model)
     told.start(len(options.tasks), 0)
-    loaded: Loaded | None = None
+    loaded = load_model(target.folder, target.spec.device, target.spec.dtype)
     found: list[Tensor] = []
     for task in options.tasks:
-        loaded = loaded or load_model(target.folder, target.spec.device, target.spec.dtype)
         cell = Cell(
             target, task, task.samples or options.samples, SPLIT, "none", strategy_from("none"), "fixed", None, None,
             None, max_new_tokens=1, batch_size=options.batch_size, pictures=0,
         )  # fmt: skip
         found += [head_ratios(loaded, batch) for batch in work_of(cell, loaded).batches]
-        told.step(registry("task").get(task.task).name)
+        told.step(task.task)
     ratios = torch.cat(found).quantile(1 - options.share, dim=0)
     inactive = inactive_heads(ratios, options.keep, options.always)
     strategy = {"name": RUNS_IT, "inactive": inactive}
@@ -138,46 +133,19 @@ def inactive_heads(ratios: Tensor, keep: float, always: int) -> dict[int, list[i
 
 def head_ratios(loaded: Loaded, batch: Batch) -> Tensor:
     """float [B, L, H] on the host: attention that all rows give to visual keys, over what they give to text keys."""
-    with trim(loaded.model, "none") as session, torch.inference_mode():
-        layout, seen = session.layout, dict[int, tuple[Tensor, Tensor]]()
-        visual = batch_visual(loaded, batch)
-        with _looking(layout, visual, seen):
-            loaded.model.generate(**model_inputs(loaded, batch), max_new_tokens=1, do_sample=False)
-    ratios = [(image / text.clamp(min=1e-9)) for image, text in (seen[layer] for layer in sorted(seen))]
-    return torch.stack(ratios, dim=1).cpu()
-
-
-def batch_visual(loaded: Loaded, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(placeholders, text), each bool [B, T] without padding."""
+    adapter, layout = located(loaded.model)
     inputs = model_inputs(loaded, batch)
-    config: Any = loaded.model.config
-    tokens = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
-    image = torch.stack([inputs["input_ids"] == token for token in tokens if token is not None]).any(0)
     real = inputs["attention_mask"].bool()
-    return image & real, real & ~image
+    image = (adapter.modalities(layout, inputs) > 0) & real
+    seen: dict[int, Tensor] = {}
+    observers = {module: _observer(layer, image, real, seen) for layer, module in enumerate(layout.attentions)}
+    with attention.observing(observers, layout.text_config), torch.inference_mode():
+        loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    return torch.stack([seen[layer] for layer in sorted(seen)], dim=1).cpu()
 
 
-@contextmanager
-def _looking(
-    layout: Layout, visual: tuple[Tensor, Tensor], seen: dict[int, tuple[Tensor, Tensor]]
-) -> Generator[None, None, None]:
-    """Note inside the block, per layer, what visual and text keys receive from every head."""
-    before = [attention.observer_of(module) for module in layout.attentions]
-    switch_off = attention.switch_on(layout.text_config)
-    for layer, module in enumerate(layout.attentions):
-        attention.observe(module, _observer(layer, visual, seen))
-    try:
-        yield
-    finally:
-        switch_off()
-        for module, observer in zip(layout.attentions, before, strict=True):
-            attention.ignore(module)
-            if observer is not None:
-                attention.observe(module, observer)
-
-
-def _observer(layer: int, visual: tuple[Tensor, Tensor], seen: dict[int, tuple[Tensor, Tensor]]) -> attention.Observer:
-    image, text = visual
+def _observer(layer: int, image: Tensor, real: Tensor, seen: dict[int, Tensor]) -> attention.Observer:
+    """Notes the ratio of every head of a layer, [B, H]."""
 
     def look(
         kernel: attention.Kernel,
@@ -186,17 +154,12 @@ def _observer(layer: int, visual: tuple[Tensor, Tensor], seen: dict[int, tuple[T
         key: Tensor,
         value: Tensor,
         mask: Any,
-        options: Mapping[str, Any],
+        options: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
-        real = image | text
         scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
-        received = torch.zeros(query.shape[0], query.shape[1], key.shape[2], device=query.device)
-        for start in range(0, query.shape[2], _BLOCK):
-            block = query[:, :, start : start + _BLOCK]
-            columns = torch.arange(start, start + block.shape[2], device=query.device).expand(len(real), -1)
-            rows = rows_of.attention_rows(block, key, scaling, rows_of.causal_visible(columns, key.shape[2], real))
-            received += (rows * real[:, None, start : start + _BLOCK, None]).sum(2)
-        seen[layer] = tuple((received * part[:, None]).sum(2) for part in (image, text))  # type: ignore[assignment]
-        return kernel(module, query, key, value, mask, **dict(options))
+        given = rows_of.received(query, key, scaling, real)
+        to_image, to_text = ((given * part[:, None]).sum(2) for part in (image, real & ~image))
+        seen[layer] = to_image / to_text.clamp(min=1e-9)
+        return kernel(module, query, key, value, mask, **options)
 
     return look

@@ -13,6 +13,7 @@ from tokentrim.compare.cells import Cell
 from tokentrim.compare.planes import Cells
 from tokentrim.compare.results import CellResult
 from tokentrim.errors import StrategyError
+from tokentrim.generating import answer_lengths
 from tokentrim.loading import Loaded
 from tokentrim.plan import planned_cached, planned_layer_tokens
 from tokentrim.sites import Need
@@ -174,7 +175,7 @@ def _answer(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: A
         if Need.EVIDENCE in strategy.needed():
             session.annotate(evidence=evidence_of(work.task, batch))
         new = _generate(cell, work.loaded, batch)
-    lengths = _lengths(model, new)
+    lengths = answer_lengths(model, new)
     for row, (place, sample) in enumerate(zip(batch.places, batch.samples, strict=True)):
         said = processor.tokenizer.decode(new[row, : lengths[row]], skip_special_tokens=True).strip()
         answers.records[place] = record(cell, sample, said, float(work.task.score(sample, said)))
@@ -189,14 +190,6 @@ def _generate(cell: Cell, loaded: Loaded, batch: Batch) -> Tensor:
     with torch.inference_mode():
         output = loaded.model.generate(**inputs, max_new_tokens=cell.max_new_tokens, do_sample=False)
     return output[:, inputs["input_ids"].shape[1] :].cpu()
-
-
-def _lengths(model: Any, new: Tensor) -> list[int]:
-    """New tokens of every row up to its end token; what follows is padding that generate adds to finished rows."""
-    ends: Any = model.generation_config.eos_token_id
-    known: set[int] = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
-    rows: list[list[int]] = new.tolist()
-    return [next((i + 1 for i, token in enumerate(row) if token in known), len(row)) for row in rows]
 
 
 def _account(
