@@ -24,7 +24,8 @@ from tokentrim.testbed import MODELS, model_folder
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 CONFIGS = sorted((DOCS / "examples/configs").glob("*.yaml"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+SITE = sorted([*DOCS.glob("*.md"), *DOCS.glob("results/*.md")])
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *SITE]
 _BUILTINS = (
     "none",
     "random",
@@ -262,13 +263,13 @@ def test_internal_links_lead_somewhere(path):
         file, _, anchor = link.partition("#")
         target = (path.parent / file).resolve() if file else path
         assert target.exists(), link
-        assert path.parent != DOCS or DOCS in (target, *target.parents), f"{link} leaves the site"
+        assert path not in SITE or DOCS in (target, *target.parents), f"{link} leaves the site"
         assert not anchor or anchor in anchors(target), link
 
 
 def test_every_page_is_in_the_navigation():
     navigation = read_page("zensical.toml")
-    assert not [page.name for page in DOCS.glob("*.md") if f'"{page.name}"' not in navigation]
+    assert not [name for page in SITE if f'"{(name := page.relative_to(DOCS))}"' not in navigation]
 
 
 # ---------------------------------------------------------------------- code
