@@ -186,33 +186,61 @@ def prompt_inputs(processor: Any, questions: Sequence[str], images: Sequence[Seq
     Raises:
         DataError: when the processor refuses them.
     """
-    texts = [_chat(processor, question, len(shown)) for question, shown in zip(questions, images, strict=True)]
+    turns = [single_turn(question, len(shown)) for question, shown in zip(questions, images, strict=True)]
+    return conversation_inputs(processor, turns, images)
+
+
+def single_turn(question: str, n_images: int) -> tuple[dict[str, Any], ...]:
+    """A conversation of one user turn: images, then text."""
+    content = [*({"type": "image"} for _ in range(n_images)), {"type": "text", "text": question}]
+    return ({"role": "user", "content": content},)
+
+
+def conversation_inputs(
+    processor: Any, conversations: Sequence[Sequence[Mapping[str, Any]]], images: Sequence[Sequence[Any]]
+) -> Any:
+    """Model inputs of a batch of conversations, left-padded, each up to where the model's answer begins.
+
+    Args:
+        processor: as :func:`load_model` returns it.
+        conversations: per row its turns, ``{"role": ..., "content": [...]}``, of ``{"type": "text", "text": ...}`` and
+            ``{"type": "image"}``.
+        images: the images of each row, in the order of their places.
+
+    Raises:
+        DataError: when the processor refuses them.
+    """
+    texts = [_chat(processor, turns) for turns in conversations]
     begin = processor.tokenizer.bos_token
     # Some chat templates write the begin token themselves; a second one changes the answers.
     written = begin is not None and texts[0].startswith(begin)
     try:
         return processor(
             text=texts,
-            images=[list(shown) for shown in images],
+            images=[list(shown) for shown in images] if any(map(len, images)) else None,
             padding=True,
             return_tensors="pt",
             add_special_tokens=not written,
         )
     except Exception as cause:  # processors differ in what they raise
         raise DataError(
-            complaint("the prompt", "be accepted by the model's processor", list(questions)[:3],
+            complaint("the prompt", "be accepted by the model's processor", texts[:3],
                       f"{type(cause).__name__}: {_first_line(cause)}")
         ) from cause  # fmt: skip
 
 
-def _chat(processor: Any, question: str, n_images: int) -> str:
-    """One user turn as text; a model without a chat template gets its placeholder and the plain question."""
+def _chat(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
+    """A conversation as text; a model without a chat template gets its placeholders and the plain words of one turn."""
     if getattr(processor, "chat_template", None) is None:
-        return f"{processor.image_token}\n" * n_images + question
-    content = [*({"type": "image"} for _ in range(n_images)), {"type": "text", "text": question}]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
+        if len(turns) != 1:
+            raise DataError(
+                complaint("a conversation of several turns", "meet a model with a chat template",
+                          [turn["role"] for turn in turns], "save a chat_template with the model's processor")
+            )  # fmt: skip
+        return "".join(
+            f"{processor.image_token}\n" if part["type"] == "image" else part["text"] for part in turns[0]["content"]
+        )
+    return processor.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)
 
 
 def load_image(path: str | Path) -> Image.Image:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -74,12 +75,36 @@ class Entry:
         return f"{self.kind} {self.name!r} of {self.origin}"
 
 
+class Family(ABC):
+    """A family of names that are kept elsewhere and looked up when they are asked for, each ``prefix:rest``.
+
+    A plugin registers an object of a subclass under the prefix, with the tag ``family=True``.
+    """
+
+    @abstractmethod
+    def origin(self, rest: str) -> tuple[str, str]:
+        """Distribution that provides ``prefix:rest``, and its version: what changes when the thing may have changed.
+
+        Raises:
+            TokentrimError: when there is no such name, or what is needed to know is not installed.
+        """
+
+    @abstractmethod
+    def get(self, rest: str) -> Any:
+        """What ``prefix:rest`` names.
+
+        Raises:
+            TokentrimError: when there is no such name, or it cannot be had here.
+        """
+
+
 class Registry:
     """Name -> :class:`Entry`, for one kind. Filled while plugins load, then frozen."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind: Final = kind
         self._entries: dict[str, Entry] = {}
+        self._families: dict[str, Entry] = {}
         self._resolved: dict[str, Any] = {}
         self._lost: dict[str, PluginError] = {}
         self._broken: list[PluginError] = []
@@ -109,7 +134,7 @@ class Registry:
 
     def check_free(self, entry: Entry) -> None:
         """Raise PluginError, naming both origins, when the entry's name is taken."""
-        taken = self._entries.get(entry.name)
+        taken = self._entries.get(entry.name) or self._families.get(entry.name)
         if taken is not None:
             raise PluginError(
                 complaint(
@@ -132,7 +157,7 @@ class Registry:
                           hint=f"register it in the hook {self.kind.hook} of a plugin")
             )  # fmt: skip
         self.check_free(entry)
-        self._entries[entry.name] = entry
+        (self._families if entry.tags.get("family") else self._entries)[entry.name] = entry
 
     def lose(self, name: str, cause: PluginError) -> None:
         """Remember why a name that a broken plugin would have provided is not there."""
@@ -147,6 +172,10 @@ class Registry:
         """All registered names, sorted."""
         return tuple(sorted(self._entries))
 
+    def families(self) -> tuple[Entry, ...]:
+        """The registered families of names, whose members are not listed."""
+        return tuple(self._families[prefix] for prefix in sorted(self._families))
+
     def __iter__(self) -> Iterator[Entry]:
         """All entries, in the order of their names."""
         return iter([self._entries[name] for name in self.names()])
@@ -160,7 +189,7 @@ class Registry:
         return name in self._entries
 
     def entry(self, name: str) -> Entry:
-        """The entry of a name; imports nothing.
+        """The entry of a name; imports nothing, unless the name is one of a family.
 
         Raises:
             UnknownNameError: when the name is not registered; lists the names and suggests the nearest.
@@ -168,10 +197,16 @@ class Registry:
         """
         if name in self._entries:
             return self._entries[name]
+        prefix, colon, rest = name.partition(":")
+        if colon and prefix in self._families:
+            family = self._families[prefix]
+            distribution, version = self._family(prefix).origin(rest)
+            return Entry(family.kind, name, family.target, Origin(family.origin.plugin, distribution, version), {})
         if name in self._lost:
             lost = self._lost[name]
             raise PluginError(f"{self.kind.name} {name!r} is not there, because {lost}") from lost
-        error = unknown_name(self.kind.name, name, self._entries)
+        known = [*self._entries, *(f"{prefix}:NAME" for prefix in self._families)]
+        error = unknown_name(self.kind.name, name, known)
         if not self._broken:
             raise error
         failed = " ".join(f"Not loaded, and may have provided it: {cause}" for cause in self._broken)
@@ -186,10 +221,23 @@ class Registry:
         """
         if name not in self._resolved:
             entry = self.entry(name)
-            found = resolve(entry)
+            prefix, _, rest = name.partition(":")
+            found = resolve(entry) if name in self._entries else self._family(prefix).get(rest)
             self._check(entry, found)
             self._resolved[name] = found
         return self._resolved[name]
+
+    def _family(self, prefix: str) -> Family:
+        """The object that knows a family's names.
+
+        Raises:
+            PluginError: when the target cannot be imported, or is no family.
+        """
+        entry = self._families[prefix]
+        found = resolve(entry)
+        if not isinstance(found, Family):
+            raise PluginError(complaint(f"{entry}", "be an object of class tokentrim.registry:Family", found))
+        return found
 
     def _check(self, entry: Entry, found: object) -> None:
         """Raise PluginError unless ``found`` is what the kind demands."""

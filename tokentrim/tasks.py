@@ -5,7 +5,7 @@ listed, looked at and scored without a model.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Split = Literal["calibration", "test"]
-Metric = Literal["exact", "f1"]
+Metric = Literal["exact", "f1", "graded"]  # right or wrong; overlap of lists; any other number per answer
 _TO_TRAIN_ON: Final = 1024  # calibration samples, for tasks without samples of their own
 _HANDFUL: Final = 32
 
@@ -39,7 +39,9 @@ class Sample:
     """One question.
 
     id: stable over versions, e.g. "where/test/0007". question: plain text, to be put into the model's own
-    chat template.
+    chat template after the images. messages: where that does not say it all (several turns, a system prompt, images
+    between words), the whole conversation as chat templates take it: {"role": ..., "content": [...]}, each
+    {"type": "image"} standing for the next of the images.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Sample:
     question: str
     answer: str
     evidence: tuple[Evidence, ...] = ()
+    messages: tuple[Mapping[str, Any], ...] | None = None
 
 
 class Task(ABC):
@@ -56,6 +59,8 @@ class Task(ABC):
     metric: Metric
     max_new_tokens: int
     description: str
+    metric_name: str = ""
+    """What reports call the metric; empty: as ``metric`` says."""
 
     @abstractmethod
     def samples(self, split: Split, n: int) -> Sequence[Sample]:
@@ -76,8 +81,17 @@ class Task(ABC):
         return fixed[handful % parts :: parts]
 
     @abstractmethod
-    def score(self, sample: Sample, prediction: str) -> float:
-        """How good a decoded answer is, 0 to 1."""
+    def score(self, sample: Sample, prediction: str) -> float | None:
+        """How good a decoded answer is, 0 to 1; None where the metric knows no such number for a single answer."""
+
+    def aggregate(self, answered: Sequence[tuple[Sample, str]]) -> float | None:
+        """The score of all answers together; None: the mean of their scores.
+
+        Args:
+            answered: the samples that have an answer, with it.
+        """
+        del answered
+        return None
 
 
 def evidence_scores(

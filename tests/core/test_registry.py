@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tokentrim.errors import PluginError, UnknownNameError
-from tokentrim.registry import Kind, Origin, Registry, load_target
+from tokentrim.registry import Family, Kind, Origin, Registry, load_target
 
 OURS = Origin("builtin", "tokentrim", "0.1.0")
 THEIRS = Origin("extras", "someone-else", "2.0")
@@ -171,3 +171,57 @@ def test_a_module_that_fails_keeps_its_cause():
 def test_load_target_refuses_other_text():
     with pytest.raises(PluginError, match="must read 'package"):
         load_target("nothing")
+
+
+class Shades(Family):
+    """Any shade of grey that is a number."""
+
+    def origin(self, rest):
+        if not rest.isdigit():
+            raise UnknownNameError(f"no shade {rest}")
+        return "paint", "7"
+
+    def get(self, rest):
+        found = Base()
+        found.name = f"grey:{rest}"
+        return found
+
+
+def test_a_familys_members_are_found_by_prefix_and_not_listed():
+    registry = make()
+    add(registry, "grey", Shades(), THEIRS, family=True)
+    entry = registry.entry("grey:50")
+    assert (entry.name, entry.origin) == ("grey:50", Origin("extras", "paint", "7"))
+    assert registry.get("grey:50").name == "grey:50"
+    assert registry.get("grey:50") is registry.get("grey:50")
+    assert registry.names() == ()
+    assert [family.name for family in registry.families()] == ["grey"]
+
+
+def test_a_familys_own_error_is_what_an_unknown_member_gives():
+    registry = make()
+    add(registry, "grey", Shades(), family=True)
+    with pytest.raises(UnknownNameError, match="no shade dark"):
+        registry.get("grey:dark")
+
+
+def test_an_unknown_name_lists_families_too():
+    registry = make()
+    add(registry, "grey", Shades(), family=True)
+    for name in ("gray:50", "grey"):
+        with pytest.raises(UnknownNameError, match="grey:NAME"):
+            registry.entry(name)
+
+
+def test_a_family_and_a_name_cannot_share_a_name():
+    registry = make()
+    add(registry, "grey", Shades(), family=True)
+    with pytest.raises(PluginError, match="be registered once"):
+        add(registry, "grey", Red, THEIRS)
+
+
+def test_a_family_that_is_none_is_refused():
+    registry = make()
+    add(registry, "grey", Red, family=True)
+    with pytest.raises(PluginError, match=r"tokentrim\.registry:Family"):
+        registry.entry("grey:50")

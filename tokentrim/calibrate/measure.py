@@ -93,7 +93,7 @@ def quality_of(bench: Bench, spec: Mapping[str, Any], kind: Quality, text: str) 
 
 
 def _score(cell: Cell, work: Work) -> float:
-    """Mean score of the answers.
+    """Mean score of the answers, or what the task says of all of them together.
 
     Raises:
         EngineError: when a question has no answer.
@@ -101,7 +101,8 @@ def _score(cell: Cell, work: Work) -> float:
     result = run_cell(cell, work)
     if result.failures:
         raise EngineError(f"{cell.where}: {result.failures[0]}")
-    return statistics.fmean(sample["score"] for sample in result.samples)
+    aggregate = result.head["aggregate"]
+    return statistics.fmean(sample["score"] for sample in result.samples) if aggregate is None else aggregate
 
 
 def next_token(cell: Cell, work: Work) -> list[Tensor]:

@@ -51,6 +51,7 @@ def all_rows() -> Iterator[dict[str, Any]]:
     """One object per registered name and shipped configuration."""
     for kind in KINDS:
         yield from (_row(entry) for entry in registry(kind.name))
+        yield from ({**_row(entry), "name": f"{entry.name}:NAME"} for entry in registry(kind.name).families())
     version = installed_version()
     for file in sorted(resources.files("tokentrim.compare").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".yaml"):

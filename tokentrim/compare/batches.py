@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokentrim.errors import DataError, UnsupportedError, complaint
-from tokentrim.loading import Loaded, prompt_inputs
+from tokentrim.loading import Loaded, conversation_inputs, single_turn
 from tokentrim.session import adapter_of
 from tokentrim.sites import Grid
 from tokentrim.tasks import Sample, Task, evidence_over
@@ -43,7 +43,7 @@ def make_batches(loaded: Loaded, samples: Sequence[Sample], size: int) -> list[B
     """
     counted: dict[int, list[int]] = defaultdict(list)
     for place, sample in enumerate(samples):
-        inputs = prompt_inputs(loaded.processor, [sample.question], [sample.images])
+        inputs = sample_inputs(loaded, [sample])
         counted[visual_tokens(loaded, inputs, [sample.images])[0]].append(place)
     return [
         make_batch(loaded, samples, places[start : start + size])
@@ -55,13 +55,19 @@ def make_batches(loaded: Loaded, samples: Sequence[Sample], size: int) -> list[B
 def make_batch(loaded: Loaded, samples: Sequence[Sample], places: Sequence[int]) -> Batch:
     """The batch of the questions at ``places``."""
     chosen = tuple(samples[place] for place in places)
-    inputs = prompt_inputs(loaded.processor, [s.question for s in chosen], [s.images for s in chosen])
+    inputs = sample_inputs(loaded, chosen)
     n_visual = visual_tokens(loaded, inputs, [s.images for s in chosen])
     real = [int(n) for n in inputs["attention_mask"].sum(1)]
     if len(set(n_visual)) != 1:
         raise DataError(complaint("a batch", "have one number of visual tokens", sorted(set(n_visual))))
     n_text = tuple(all_tokens - n_visual[0] for all_tokens in real)
     return Batch(tuple(places), chosen, dict(inputs), n_visual[0], n_text)
+
+
+def sample_inputs(loaded: Loaded, samples: Sequence[Sample]) -> Any:
+    """What the processor makes of samples: of their conversation, or of their images and question."""
+    turns = [s.messages or single_turn(s.question, len(s.images)) for s in samples]
+    return conversation_inputs(loaded.processor, turns, [s.images for s in samples])
 
 
 def model_inputs(loaded: Loaded, batch: Batch) -> dict[str, Tensor]:

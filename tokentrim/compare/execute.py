@@ -95,8 +95,21 @@ def run_cell(cell: Cell, work: Work) -> CellResult:
     if answers.due and answers.events == 0:
         head["failure"] = f"{cell.where}: the strategy should have pruned, and no pruning event was seen"
     specs = [solved[n].spec() for n in sorted(solved)]
+    records = [answers.records[place] for place in sorted(answers.records)]
+    _aggregate(cell, work, records, head)
     head |= {"strategy": specs[-1] if specs else cell.strategy.as_dict(), "strategies": specs, **_costs(answers)}
-    return CellResult(head, [answers.records[place] for place in sorted(answers.records)])
+    return CellResult(head, records)
+
+
+def _aggregate(cell: Cell, work: Work, records: Sequence[dict[str, Any]], head: dict[str, Any]) -> None:
+    """Let the task score all answers together, where its metric is no mean of single scores."""
+    samples = {sample.id: sample for sample in work.samples}
+    answered = [(samples[r["sample"]], r["prediction"]) for r in records if r["failure"] is None]
+    try:
+        head["aggregate"] = work.task.aggregate(answered) if answered else None
+    except Exception as cause:  # a stranger's metric may raise anything
+        reason = f"{type(cause).__name__}: {cause}"[:_TEXT_OF_MESSAGE]
+        head["failure"] = head["failure"] or f"{cell.where}: its answers could not be scored together: {reason}"
 
 
 def warm_up(cell: Cell, work: Work) -> None:
@@ -153,7 +166,10 @@ def _fail(cell: Cell, answers: Answers, batch: Batch, cause: Exception) -> None:
 def record(
     cell: Cell, sample: Sample, prediction: str | None = None, score: float | None = None, failure: str | None = None
 ) -> dict[str, Any]:
-    """One question's line. A failed one has neither an answer nor a score, so it cannot pass for a wrong answer."""
+    """One question's line. A failed one has neither an answer nor a score, so it cannot pass for a wrong answer.
+
+    One that is answered and has no score belongs to a task that scores all answers together.
+    """
     return {
         "key": cell.key,
         **cell.about(),
@@ -178,7 +194,8 @@ def _answer(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: A
     lengths = answer_lengths(model, new)
     for row, (place, sample) in enumerate(zip(batch.places, batch.samples, strict=True)):
         said = processor.tokenizer.decode(new[row, : lengths[row]], skip_special_tokens=True).strip()
-        answers.records[place] = record(cell, sample, said, float(work.task.score(sample, said)))
+        score = work.task.score(sample, said)
+        answers.records[place] = record(cell, sample, said, None if score is None else float(score))
     _account(cell, batch, strategy, session, lengths, answers)
 
 

@@ -174,7 +174,9 @@ def _draw_line(
         text, color = shorten(line.prediction or "(nothing)", 14, placeholder="…"), "#2a9d5c" if right else "#c0392b"
         figure.text(x, y, f"{'✓' if right else '✗'} {text}", fontsize=8, color=color, va="center")
     else:
-        figure.text(x, y, f"F1 {line.score:.2f}", fontsize=8.5, color=INK, va="center")
+        name = "F1 " if block.metric == "f1" else ""
+        text = "" if line.score is None else f"{name}{line.score:.2f}"
+        figure.text(x, y, text, fontsize=8.5, color=INK, va="center")
 
 
 def _kept(picture: dict[str, Any], layer: int | None) -> list[int]:

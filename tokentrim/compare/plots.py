@@ -10,6 +10,7 @@ from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
 from tokentrim.compare.results import write_atomic
 from tokentrim.compare.style import FAINT, INK, Look, figure_style, looks
 from tokentrim.compare.summary import Row, Summary
+from tokentrim.compare.tables import metrics_of
 
 _COSTS: Final = (
     ("layer_mean_ratio", "visual tokens, mean over layers"),
@@ -23,7 +24,7 @@ _SCORES: Final = {"exact": "right answers", "f1": "F1 of listed objects"}
 def pareto(summary: Summary, model: str, path: Path) -> Path:
     """Draw the picture of one model."""
     rows = [row for row in summary.overall if row["model"] == model and row["accuracy"] is not None]
-    metrics = [metric for metric in _SCORES if any(row["metric"] == metric for row in rows)]
+    metrics = metrics_of(rows)
     look = looks([row["method"] for row in rows])
     with figure_style() as plt:
         height = 1.0 + 2.75 * len(metrics)
@@ -36,7 +37,7 @@ def pareto(summary: Summary, model: str, path: Path) -> Path:
                 panel(axes[line, place], of_metric, cost, look)
                 axes[line, place].set_title(title if line == 0 else "")
             tasks = len(of_metric[0]["tasks"])
-            axes[line, 0].set_ylabel(f"{_SCORES[metric]}\nmean of {tasks} task{'s' if tasks > 1 else ''}")
+            axes[line, 0].set_ylabel(f"{_SCORES.get(metric, metric)}\nmean of {tasks} task{'s' if tasks > 1 else ''}")
         axes[-1, len(_COSTS) // 2].set_xlabel("share of the unpruned run")
         _legend(figure, rows, look)
         # The format is named, because the temporary file's own suffix is not to be relied on.
@@ -59,9 +60,10 @@ def panel(axis: Any, rows: Sequence[Row], cost: str, look: dict[str, Look]) -> N
             _curve(axis, own, cost, look[method])
     axis.set_xlim(-0.03, 1.03)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    axis.set_ylim(-0.03, 1.04)
     axis.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if all(row["unit"] == "%" for row in rows):
+        axis.set_ylim(-0.03, 1.04)
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _curve(axis: Any, rows: Sequence[Row], cost: str, look: Look) -> None:
@@ -69,9 +71,14 @@ def _curve(axis: Any, rows: Sequence[Row], cost: str, look: Look) -> None:
     for seed in dict.fromkeys(row["seed"] for row in rows):
         own = [row for row in rows if row["seed"] == seed]
         x, y = [row[cost] for row in own], [row["accuracy"] for row in own]
+        # A score without an interval gets no bar.
+        low, high = (
+            [mean if row[name] is None else row[name] for mean, row in zip(y, own, strict=True)]
+            for name in ("accuracy_low", "accuracy_high")
+        )
         reach = [
-            [row["accuracy"] - row["accuracy_low"] for row in own],
-            [row["accuracy_high"] - row["accuracy"] for row in own],
+            [mean - end for mean, end in zip(y, low, strict=True)],
+            [end - mean for mean, end in zip(y, high, strict=True)],
         ]
         axis.errorbar(x, y, yerr=reach, fmt="none", ecolor=look.color, elinewidth=1, alpha=0.35, zorder=2)
         axis.plot(

@@ -1,7 +1,8 @@
 """Statistics of a comparison: intervals of one score, and paired tests of two methods on the same samples.
 
-Scores that are right or wrong get Wilson's interval and McNemar's exact test; graded scores (F1) get a percentile
-bootstrap and a sign-flip permutation test. Every random draw has a fixed seed, so that a report can be rebuilt.
+Scores that are right or wrong get Wilson's interval and McNemar's exact test; graded scores (F1, and any other) get a
+percentile bootstrap and a sign-flip permutation test. Every random draw has a fixed seed, so that a report can be
+rebuilt.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-Metric = Literal["exact", "f1"]
+Metric = Literal["exact", "f1", "graded"]
 CONFIDENCE: Final = 0.95
 _RESAMPLES: Final = 2000
 _PERMUTATIONS: Final = 9999

@@ -22,6 +22,7 @@ _COSTS: Final = (
     "pruning_events",
 )  # fmt: skip
 _IDENTITY: Final = ("method", "model", "task", "budget_requested", "matched_by", "seed", "skipped")
+_SAME: Final = 1e-9  # between a task's own score and the mean of its answers' scores
 _MEANS: Final = tuple(name for name in _COSTS if name != "pruning_events")
 Row = dict[str, Any]
 
@@ -81,13 +82,15 @@ def build(cells: Sequence[Cell], results: Mapping[str, CellResult], about: Mappi
     """
     index = {_place(cell): results[cell.key] for cell in cells if cell.key in results}
     rows = [_row(cell, results[cell.key], index) for cell in cells if cell.key in results]
+    overall = _overall(cells, index)
+    _set_units([*rows, *overall])
     causes = [cause for cell in cells if cell.key in results for cause in results[cell.key].failures]
     return {
         **about,
         "matched_by": {cell.method: cell.match for cell in cells},
         "seeds": sorted({cell.seed for cell in cells if cell.seed is not None}),
         "cells": [row for row in rows if row["skipped"] is None],
-        "overall": _overall(cells, index),
+        "overall": overall,
         "skipped": [
             {
                 name: row[name]
@@ -133,17 +136,16 @@ def _beside(cell: Cell, index: Mapping[Place, CellResult]) -> CellResult | None:
 def _row(cell: Cell, result: CellResult, index: Mapping[Place, CellResult]) -> Row:
     """One cell's row."""
     metric = _metric(cell)
-    scores = _scores(result)
-    score = stats.estimate(list(scores.values()), metric)
+    score = _estimate(result, metric)
     none, random, blind = index.get(_reference(cell)), _control(cell, index), _beside(cell, index)
-    blind_score = None if blind is None else stats.estimate(list(_scores(blind).values()), metric).mean
+    blind_score = None if blind is None else _estimate(blind, metric).mean
     return {
         "method": cell.method,
         "strategy": result.head.get("strategy"),
         "task": cell.task.task,
-        "metric": metric,
+        "metric": _metric_name(cell),
         "model": cell.model.name,
-        "n": len(scores),
+        "n": _answered(result),
         "budget_requested": cell.budget,
         "matched_by": cell.match,
         "seed": cell.seed,
@@ -166,9 +168,46 @@ def _metric(cell: Cell) -> stats.Metric:
     return registry("task").get(cell.task.task).metric
 
 
+def _metric_name(cell: Cell) -> str:
+    """What tables call the metric: the task's own name for it, where it has one."""
+    task = registry("task").get(cell.task.task)
+    return task.metric_name or task.metric
+
+
+def _answered(result: CellResult) -> int:
+    """Questions that have an answer."""
+    return sum(sample["failure"] is None for sample in result.samples)
+
+
 def _scores(result: CellResult) -> dict[str, float]:
-    """Scores of the answered questions, by question."""
-    return {sample["sample"]: sample["score"] for sample in result.samples if sample["failure"] is None}
+    """Scores of the answered questions, by question, where single answers have one."""
+    return {
+        sample["sample"]: sample["score"]
+        for sample in result.samples
+        if sample["failure"] is None and sample["score"] is not None
+    }
+
+
+def _estimate(result: CellResult, metric: stats.Metric) -> stats.Estimate:
+    """A cell's score with its interval; without one where the task scores all answers together in its own way."""
+    if _is_mean(result):
+        return stats.estimate(list(_scores(result).values()), metric)
+    return stats.Estimate(result.head["aggregate"], math.nan, math.nan)
+
+
+def _is_mean(result: CellResult) -> bool:
+    """Whether a cell's score is the mean of its answers' scores, so that intervals and paired tests say of it."""
+    aggregate, scores = result.head.get("aggregate"), list(_scores(result).values())
+    if aggregate is None:
+        return True
+    return bool(scores) and math.isclose(aggregate, math.fsum(scores) / len(scores), abs_tol=_SAME)
+
+
+def _set_units(rows: Sequence[Row]) -> None:
+    """Say of every row whether its score is a share, printed in per cent, or a number on the metric's own scale."""
+    beyond = {row["metric"] for row in rows if (row["accuracy"] or 0.0) > 1.0}
+    for row in rows:
+        row["unit"] = "" if row["metric"] in beyond else "%"
 
 
 def _paired(result: CellResult, other: CellResult) -> tuple[list[float], list[float]]:
@@ -181,6 +220,8 @@ def _paired(result: CellResult, other: CellResult) -> tuple[list[float], list[fl
 def _p(result: CellResult, other: CellResult | None, metric: stats.Metric) -> float | None:
     """p value of the paired test against another cell; None where there is nothing to compare with."""
     if other is None or other is result or not _scores(result) or not _scores(other):
+        return None
+    if not (_is_mean(result) and _is_mean(other)):
         return None
     return stats.paired_p(*_paired(result, other), metric)
 
@@ -196,14 +237,14 @@ def _agreement(result: CellResult, other: CellResult | None) -> float | None:
 
 def _overall(cells: Sequence[Cell], index: Mapping[Place, CellResult]) -> list[Row]:
     """Means over the tasks of one metric: every task counts the same, whatever its number of questions."""
-    groups: dict[tuple[Any, ...], dict[stats.Metric, list[Cell]]] = {}
+    groups: dict[tuple[Any, ...], dict[str, list[Cell]]] = {}
     for cell in cells:
         model, _, *variant = _place(cell)
         found = index.get(_place(cell))
         # A variant that was skipped on one task keeps its place in the order of the others.
         members = groups.setdefault((model, *variant), {})
-        if found is not None and _scores(found):
-            members.setdefault(_metric(cell), []).append(cell)
+        if found is not None and _answered(found):
+            members.setdefault(_metric_name(cell), []).append(cell)
     return [_overall_row(listed, index) for members in groups.values() for listed in members.values()]
 
 
@@ -211,17 +252,15 @@ def _overall_row(members: Sequence[Cell], index: Mapping[Place, CellResult]) -> 
     """One row of means."""
     first, metric = members[0], _metric(members[0])
     results = [index[_place(cell)] for cell in members]
-    score = stats.bootstrap([list(_scores(result).values()) for result in results])
-    blind = [found for cell in members if (found := _beside(cell, index)) is not None and _scores(found)]
-    blind_score = (
-        stats.bootstrap([list(_scores(b).values()) for b in blind]).mean if len(blind) == len(members) else None
-    )
+    score = _together(results, metric)
+    blind = [found for cell in members if (found := _beside(cell, index)) is not None and _answered(found)]
+    blind_score = _together(blind, metric).mean if len(blind) == len(members) else None
     return {
         "method": first.method,
         "model": first.model.name,
-        "metric": metric,
+        "metric": _metric_name(first),
         "tasks": [cell.task.task for cell in members],
-        "n": sum(len(_scores(result)) for result in results),
+        "n": sum(_answered(result) for result in results),
         "budget_requested": first.budget,
         "matched_by": first.match,
         "seed": first.seed,
@@ -240,6 +279,14 @@ def _overall_row(members: Sequence[Cell], index: Mapping[Place, CellResult]) -> 
     }
 
 
+def _together(results: Sequence[CellResult], metric: stats.Metric) -> stats.Estimate:
+    """Mean of several tasks' scores; with an interval where every one is a mean of its answers' scores."""
+    if not all(_is_mean(result) for result in results):
+        means = [_estimate(result, metric).mean for result in results]
+        return stats.Estimate(sum(means) / len(means), math.nan, math.nan)
+    return stats.bootstrap([list(_scores(result).values()) for result in results])
+
+
 def _pooled(
     members: Sequence[Cell], index: Mapping[Place, CellResult], other: Callable[[Cell], CellResult | None]
 ) -> float | None:
@@ -248,7 +295,7 @@ def _pooled(
     theirs: list[float] = []
     for cell in members:
         rival = other(cell)
-        if rival is None:
+        if rival is None or not (_is_mean(rival) and _is_mean(index[_place(cell)])):
             return None
         pair = _paired(index[_place(cell)], rival)
         mine += pair[0]
@@ -270,6 +317,9 @@ def _notes(cells: Sequence[Cell], results: Mapping[str, CellResult]) -> list[str
             f"{', '.join(by_cache)}: the budget is the share of visual KV entries, mean over decode steps, planned for "
             "answers of typical length; what was realised stands beside it"
         )
+    whole = sorted({cell.task.task for cell in cells if cell.key in results and not _is_mean(results[cell.key])})
+    if whole:
+        notes.append(f"{', '.join(whole)}: scored by the task's own aggregation, so without intervals and tests")
     skipped = sorted({cell.method for cell in cells if cell.key in results and results[cell.key].head.get("skipped")})
     if skipped:
         notes.append(f"{', '.join(skipped)}: some budgets cannot be reached on some tasks; see 'skipped'")

@@ -18,15 +18,21 @@ _SIGNIFICANT: Final = 0.05
 def overall_grid(summary: Summary, model: str) -> tuple[list[str], list[list[str]]]:
     """(header, rows): methods and budgets of one model, with costs and the mean scores of both kinds of task."""
     rows = [row for row in summary.overall if row["model"] == model]
-    metrics = [metric for metric in METRICS if any(row["metric"] == metric for row in rows)]
+    metrics = metrics_of(rows)
     header = ["method", "budget", "tokens per layer", "visual KV", "KV at end", "FLOPs"]
     for metric in metrics:
-        header += [METRICS[metric], "text only", "vs random", "same as unpruned"]
+        header += [METRICS.get(metric, metric), "text only", "vs random", "same as unpruned"]
     grouped: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
         key = (row["method"], row["budget_requested"], row["seed"], row["boundary"])
         grouped.setdefault(key, {})[row["metric"]] = row
     return header, [_overall_line(found, metrics) for found in grouped.values()]
+
+
+def metrics_of(rows: Sequence[Row]) -> list[str]:
+    """The metrics of some rows, the testbed's first."""
+    found = dict.fromkeys(row["metric"] for row in rows)
+    return [*(metric for metric in METRICS if metric in found), *(metric for metric in found if metric not in METRICS)]
 
 
 def _overall_line(found: dict[str, Row], metrics: Sequence[str]) -> list[str]:
@@ -38,7 +44,7 @@ def _overall_line(found: dict[str, Row], metrics: Sequence[str]) -> list[str]:
         row = found.get(metric)
         line += ["–", "–", "–", "–"] if row is None else [
             score_text(row),
-            "" if row["method"] in (TEXT_ONLY, REFERENCE) else percent(row["text_only_accuracy"]),
+            "" if row["method"] in (TEXT_ONLY, REFERENCE) else score_of(row, "text_only_accuracy"),
             p_text(row["p_vs_random"]),
             percent(row["agreement"]),
         ]  # fmt: skip
@@ -93,7 +99,15 @@ def score_text(row: Row) -> str:
     if row["accuracy"] is None:
         return "failed"
     failed = f" ({row['failures']} failed)" if row["failures"] else ""
-    return f"{percent(row['accuracy'])} [{percent(row['accuracy_low'])}, {percent(row['accuracy_high'])}]{failed}"
+    if row["accuracy_low"] is None:
+        return f"{score_of(row, 'accuracy')}{failed}"
+    return f"{score_of(row, 'accuracy')} [{percent(row['accuracy_low'])}, {percent(row['accuracy_high'])}]{failed}"
+
+
+def score_of(row: Row, name: str) -> str:
+    """A score in per cent, or as it is where the metric's scale goes beyond 1."""
+    value: float | None = row[name]
+    return f"{value:.1f}" if value is not None and row["unit"] != "%" else percent(value)
 
 
 def p_text(value: float | None) -> str:
@@ -110,7 +124,7 @@ def mark(row: Row) -> str:
     p = row["p_vs_random"]
     star = "*" if p is not None and p < _SIGNIFICANT else ""
     failed = f" ({row['failures']} failed)" if row["failures"] else ""
-    return f"{percent(row['accuracy'])}{star}{failed}"
+    return f"{score_of(row, 'accuracy')}{star}{failed}"
 
 
 def overall_table(summary: Summary) -> Table:
@@ -120,11 +134,11 @@ def overall_table(summary: Summary) -> Table:
     models = list(summary.data["models"])
     table = Table(title=None, header_style="bold", box=None, pad_edge=False)
     names = ["method", "budget", "tokens/layer", "KV mean", "KV end", "FLOPs"]
-    metrics = [metric for metric in METRICS if any(row["metric"] == metric for row in summary.overall)]
+    metrics = metrics_of(summary.overall)
     for name in [*(["model"] if len(models) > 1 else []), *names]:
         table.add_column(name, justify="left" if name in ("method", "model") else "right")
     for metric in metrics:
-        table.add_column(METRICS[metric], justify="right")
+        table.add_column(METRICS.get(metric, metric), justify="right")
         table.add_column("text only", justify="right")
     for model in models:
         header, lines = overall_grid(summary, model)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tokentrim.calibrate.likelihood import answer_tokens
-from tokentrim.loading import Loaded, prompt_inputs
+from tokentrim.compare.batches import sample_inputs
+from tokentrim.loading import Loaded
 from tokentrim.plugins import registry
 from tokentrim.tasks import Sample
 
@@ -72,7 +73,7 @@ class Rounds:
 
 def answered(loaded: Loaded, samples: Sequence[Sample]) -> Answered:
     """Samples as a batch to learn from."""
-    prompts = dict(prompt_inputs(loaded.processor, [s.question for s in samples], [s.images for s in samples]))
+    prompts = dict(sample_inputs(loaded, samples))
     answers = [answer_tokens(loaded, sample.answer) for sample in samples]
     mask = prompts["attention_mask"].bool()
     n_prompt = [int(n) for n in mask.sum(1)]
