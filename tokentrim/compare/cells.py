@@ -42,6 +42,11 @@ class ModelTarget:
         """Its name in results."""
         return self.spec.model
 
+    @property
+    def device(self) -> str:
+        """Where it is to run: a device that was named need not be here, because another machine may run its cells."""
+        return device_of(self.spec.device) if self.spec.device == "auto" else self.spec.device
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -85,7 +90,7 @@ class Cell:
                 "schema": _SCHEMA,
                 "versions": {name: value for name, value in versions().items() if name in (*_THAT_MATTER, "tokentrim")},
                 "model": self.model.fingerprint,
-                "placement": [device_of(self.model.spec.device), self.model.spec.dtype],
+                "placement": [self.model.device, self.model.spec.dtype],
                 "origin": _origin(self.task.task),
                 "task": [self.task.task, self.split, self.n, self.max_new_tokens],
                 "strategy": self.strategy.as_dict(),

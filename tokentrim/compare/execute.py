@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tokentrim.compare.batches import Batch, evidence_of, make_batch, model_inputs
 from tokentrim.compare.cells import Cell
 from tokentrim.compare.planes import Cells
+from tokentrim.compare.ranks import ALONE, Ranks
 from tokentrim.compare.results import CellResult
 from tokentrim.errors import StrategyError
 from tokentrim.generating import answer_lengths
@@ -55,7 +56,7 @@ class Work:
 
 @dataclass
 class Answers:
-    """What the batches of one cell gave so far."""
+    """What some batches of one cell gave."""
 
     records: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
     sums: dict[str, float] = field(default_factory=dict[str, float])
@@ -65,15 +66,28 @@ class Answers:
     events: int = 0
     due: bool = False
 
+    def add(self, part: Answers) -> None:
+        """Add what a further batch gave."""
+        self.records |= part.records
+        for name, value in part.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.pictures |= part.pictures
+        self.tokens += part.tokens
+        self.rows += part.rows
+        self.events += part.events
+        self.due = self.due or part.due
+
 
 class Unreachable(Exception):
     """A budget that a strategy cannot be brought to on these questions."""
 
 
-def run_cell(cell: Cell, work: Work) -> CellResult:
-    """Answer every question of a cell. What fails is recorded, question by question."""
-    answers = Answers()
-    solved: dict[int, Strategy] = {}
+def run_cell(cell: Cell, work: Work, ranks: Ranks = ALONE) -> CellResult:
+    """Answer every question of a cell. What fails is recorded, question by question.
+
+    Several ranks answer a batch each in turn, and each of them returns the result of all: batches are never cut, so
+    that it is the result of one process.
+    """
     head: dict[str, Any] = {
         "key": cell.key,
         **cell.about(),
@@ -81,17 +95,14 @@ def run_cell(cell: Cell, work: Work) -> CellResult:
         "skipped": None,
         "failure": None,
     }
-    for batch in work.batches:
-        try:
-            if batch.n_visual not in solved:
-                solved[batch.n_visual] = solve(cell, work, batch)
-            strategy = solved[batch.n_visual]
-        except Unreachable as reason:
-            return CellResult({**head, "skipped": str(reason)}, [])
-        except Exception as cause:
-            _fail(cell, answers, batch, cause)
-            continue
-        _run_batch(cell, work, batch, strategy, answers)
+    solved: dict[int, Strategy] = {}
+    found: list[tuple[str | None, dict[int, Answers]]] = ranks.gather(_own_batches(cell, work, ranks, solved))
+    reason = next((reason for reason, _ in found if reason is not None), None)
+    if reason is not None:
+        return CellResult({**head, "skipped": reason}, [])
+    answers = Answers()
+    for _, part in sorted((item for _, parts in found for item in parts.items()), key=lambda item: item[0]):
+        answers.add(part)
     if answers.due and answers.events == 0:
         head["failure"] = f"{cell.where}: the strategy should have pruned, and no pruning event was seen"
     specs = [solved[n].spec() for n in sorted(solved)]
@@ -110,6 +121,32 @@ def _aggregate(cell: Cell, work: Work, records: Sequence[dict[str, Any]], head: 
     except Exception as cause:  # a stranger's metric may raise anything
         reason = f"{type(cause).__name__}: {cause}"[:_TEXT_OF_MESSAGE]
         head["failure"] = head["failure"] or f"{cell.where}: its answers could not be scored together: {reason}"
+
+
+def _own_batches(
+    cell: Cell, work: Work, ranks: Ranks, solved: dict[int, Strategy]
+) -> tuple[str | None, dict[int, Answers]]:
+    """(why the budget cannot be reached, or None; what each of this rank's batches gave, by the batch's number).
+
+    Every rank solves every budget, on the batch on which one process would solve it.
+    """
+    parts: dict[int, Answers] = {}
+    for number, batch in enumerate(work.batches):
+        part = Answers()
+        if ranks.owns(number):
+            parts[number] = part
+        try:
+            if batch.n_visual not in solved:
+                solved[batch.n_visual] = solve(cell, work, batch)
+            strategy = solved[batch.n_visual]
+        except Unreachable as reason:
+            return str(reason), {}
+        except Exception as cause:
+            _fail(cell, part, batch, cause)
+            continue
+        if number in parts:
+            _run_batch(cell, work, batch, strategy, part)
+    return None, parts
 
 
 def warm_up(cell: Cell, work: Work) -> None:
