@@ -25,7 +25,7 @@ CONTROL: Final = "random"
 TEXT_ONLY: Final = "text-only"
 # Whatever may change an answer; a new matplotlib need not answer all questions again.
 _THAT_MATTER: Final = ("torch", "transformers")
-_SCHEMA: Final = 1  # of the cell files; raised when what they hold changes
+_SCHEMA: Final = 2  # of the cell files; raised when what they hold changes
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare.batches import Batch, evidence_of, make_batch, model_inputs
 from tokentrim.compare.cells import Cell
+from tokentrim.compare.kept import Kept, pieces
 from tokentrim.compare.planes import Cells
 from tokentrim.compare.ranks import ALONE, Ranks
 from tokentrim.compare.results import CellResult
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from tokentrim.session import Session
     from tokentrim.strategy import Strategy
-    from tokentrim.trace import Trace
 
 _RATIOS: Final = (
     "layer_mean_tokens", "layer_mean_ratio", "flops_ratio", "flops_ratio_field", "kv_peak_ratio", "kv_mean_ratio",
@@ -233,6 +233,11 @@ def _answer(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: A
         said = processor.tokenizer.decode(new[row, : lengths[row]], skip_special_tokens=True).strip()
         score = work.task.score(sample, said)
         answers.records[place] = record(cell, sample, said, None if score is None else float(score))
+        if place < cell.pictures:
+            spoken = pieces(processor.tokenizer, new[row, : lengths[row]].tolist())
+            kept = Kept.of(session.trace, row, lengths[row] - 1).as_dict()
+            cells = Cells.of(session.grid, row).as_dict() if batch.n_visual else None
+            answers.pictures[sample.id] = {**kept, "tokens": spoken, "cells": cells}
     _account(cell, batch, strategy, session, lengths, answers)
 
 
@@ -251,7 +256,7 @@ def _account(
 ) -> None:
     """Add a batch's costs; every row is charged for its own answer, not for the longest of the batch."""
     session.annotate(new_tokens=lengths)
-    report, trace = session.report(), session.trace
+    report = session.report()
     for name in _RATIOS:
         answers.sums[name] = answers.sums.get(name, 0.0) + getattr(report, name) * len(lengths)
     for name in _TIMES:
@@ -260,10 +265,6 @@ def _account(
     answers.tokens += sum(length - 1 for length in lengths)
     answers.events += report.pruning_events
     answers.due = answers.due or _should_prune(cell, batch, strategy, max(lengths) - 1)
-    for row, place in enumerate(batch.places):
-        if place < cell.pictures:
-            cells = Cells.of(session.grid, row).as_dict() if batch.n_visual else None
-            answers.pictures[batch.samples[row].id] = {**_picture(trace, row), "cells": cells}
 
 
 def _should_prune(cell: Cell, batch: Batch, strategy: Strategy, steps: int) -> bool:
@@ -273,17 +274,6 @@ def _should_prune(cell: Cell, batch: Batch, strategy: Strategy, steps: int) -> b
     if layers != full and batch.n_visual:
         return True
     return any(held != layers for held in planned_cached(strategy.temporal_part, shape, layers, steps))
-
-
-def _picture(trace: Trace, row: int) -> dict[str, Any]:
-    """Kept tokens of one question where they change: per first layer, and what the caches held at the end."""
-    stages: list[list[Any]] = []
-    for layer in range(trace.n_layers):
-        kept: list[int] = trace.kept(layer, row).tolist()
-        if not stages or stages[-1][1] != kept:
-            stages.append([layer, kept])
-    end: list[int] = trace.cached(trace.n_layers - 1, trace.steps, row).tolist() if trace.evictions else stages[-1][1]
-    return {"n_visual": trace.n_visual[row], "n_layers": trace.n_layers, "stages": stages, "end": end}
 
 
 def _costs(answers: Answers) -> dict[str, Any]:

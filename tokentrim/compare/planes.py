@@ -59,11 +59,22 @@ class Cells:
         return max(own, key=lambda number: self.planes[number].rows * self.planes[number].cols)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for a results file."""
-        planes = [[p.image, p.frame, p.plane, p.rows, p.cols] for p in self.planes]
-        return {"planes": planes, "plane": list(self.plane), "place": list(self.place)}
+        """Plain data for a results file: planes, and runs of tokens that lie side by side in one of them."""
+        runs: list[list[int]] = []
+        for plane, place in zip(self.plane, self.place, strict=True):
+            last = runs[-1] if runs else None
+            if last is not None and last[0] == plane and (plane < 0 or last[1] + last[2] == place):
+                last[2] += 1
+            else:
+                runs.append([plane, max(place, 0), 1])
+        return {"planes": [[p.image, p.frame, p.plane, p.rows, p.cols] for p in self.planes], "runs": runs}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Cells:
-        """What :meth:`as_dict` made."""
-        return cls(tuple(Plane(*plane) for plane in data["planes"]), tuple(data["plane"]), tuple(data["place"]))
+        """What :meth:`as_dict` made; the place of a token that lies nowhere means nothing."""
+        tokens = [(plane, first + n) for plane, first, count in data["runs"] for n in range(count)]
+        return cls(
+            tuple(Plane(*plane) for plane in data["planes"]),
+            tuple(plane for plane, _ in tokens),
+            tuple(place for _, place in tokens),
+        )

@@ -1,13 +1,25 @@
-"""``report.md`` and its pictures: the summary for a reader."""
+"""The reports of a comparison: which files there are, and ``report.md`` itself."""
 
 from __future__ import annotations
 
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-from tokentrim.compare.results import write_atomic
-from tokentrim.compare.summary import Summary
+from tokentrim.compare.results import write_atomic, write_json, write_lines
 from tokentrim.compare.tables import markdown, overall_grid, task_grid
+from tokentrim.errors import ConfigError, UnsupportedError, complaint, suggestion
+
+if TYPE_CHECKING:
+    from tokentrim.compare.gallery import Gallery
+    from tokentrim.compare.summary import Summary
+
+FORMATS: Final = ("md", "csv", "json", "png")
+_LIBRARIES: Final = {"png": "matplotlib"}
 
 _READING = """\
 *Budget*: what was asked for; the costs beside it are what was measured, as shares of the unpruned run in per cent:
@@ -18,21 +30,62 @@ method scores above it is what its kept tokens give. *vs random*: paired test ag
 budget. *Same as unpruned*: share of answers that equal the unpruned run's word for word."""
 
 
-def write_report(summary: Summary, pictures: bool = True) -> dict[str, Path]:
-    """Write ``report.md`` and the pictures into the results folder; returns them by name."""
+def publish(summary: Summary, gallery: Gallery, formats: Sequence[str] = FORMATS) -> Summary:
+    """Write the record (``summary.json``, ``gallery.json``) into the results folder, and reports in ``formats``.
+
+    Returns:
+        The summary, with every file that was written, by name.
+    """
+    folder = summary.folder
+    files: dict[str, Path] = {"summary": folder / "summary.json", "gallery": folder / "gallery.json"}
+    write_json(files["summary"], summary.data)
+    write_lines(files["gallery"], [gallery])
+    if "csv" in formats:
+        files["csv"] = write_csv(summary, folder / "summary.csv")
+    if "png" in formats:
+        files |= _draw(summary, gallery)
+    if "md" in formats:
+        text = report(summary, files)
+        files["report"] = folder / "report.md"
+        write_atomic(files["report"], lambda part: part.write_text(text, encoding="utf-8"))
+    return replace(summary, files=summary.files | files)
+
+
+def _draw(summary: Summary, gallery: Gallery) -> dict[str, Path]:
+    """Draw every model's pictures."""
+    from tokentrim.compare.pictures import kept_picture
     from tokentrim.compare.plots import pareto
 
     files: dict[str, Path] = {}
     for number, model in enumerate(summary.data["models"]):
-        if pictures and any(row["model"] == model for row in summary.overall):
+        if any(row["model"] == model and row["accuracy"] is not None for row in summary.overall):
             files[picture_key("pareto", number)] = pareto(summary, model, picture(summary.folder, "pareto", number))
-        kept = picture(summary.folder, "kept", number)
-        if kept.exists():
+        kept = kept_picture(gallery, model, picture(summary.folder, "kept", number))
+        if kept is not None:
             files[picture_key("kept", number)] = kept
-    text = report(summary, files)
-    files["report"] = summary.folder / "report.md"
-    write_atomic(files["report"], lambda part: part.write_text(text, encoding="utf-8"))
     return files
+
+
+def require_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    """The formats that were asked for, each once and in the order in which they are written; all where none was.
+
+    Raises:
+        ConfigError: for one that does not exist.
+        UnsupportedError: when a library that one of them needs is not installed.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise ConfigError(
+                complaint("the format of a report", "be one that exists", name, suggestion(name, FORMATS))
+            )
+    wanted = tuple(name for name in FORMATS if name in formats or not formats)
+    for name in wanted:
+        library = _LIBRARIES.get(name)
+        if library is not None and find_spec(library) is None:
+            raise UnsupportedError(
+                complaint(f"a report as {name}", f"find {library}", hint="pip install 'tokentrim[report]'")
+            )
+    return wanted
 
 
 def picture(folder: Path, name: str, number: int) -> Path:
@@ -95,3 +148,22 @@ def _provenance(data: dict[str, Any]) -> str:
         lines.append(f"- model {name}: {said}")
     lines.append(f"- batches of {data['config']['batch_size']}, {data['config']['split']} split, seeds {data['seeds']}")
     return "## Provenance\n\n" + "\n".join(lines)
+
+
+def write_csv(summary: Summary, path: Path) -> Path:
+    """Write one line per cell; what has parts, such as a strategy, is JSON within its column."""
+    columns = list(dict.fromkeys(name for row in summary.cells for name in row))
+
+    def write(part: Path) -> None:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            lines = csv.DictWriter(file, columns)
+            lines.writeheader()
+            for row in summary.cells:
+                lines.writerow({name: _plain(value) for name, value in row.items()})
+
+    write_atomic(path, write)
+    return path
+
+
+def _plain(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value

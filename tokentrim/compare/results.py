@@ -4,7 +4,8 @@ DIR/config.json          what was asked, with its hash
 DIR/cells/<key>.jsonl    one finished cell: a line about the cell, then one line per question
 DIR/results.jsonl        all questions of all cells, rebuilt from the cells
 DIR/summary.json         one object per cell, rebuilt from the cells
-DIR/report.md, *.png     the same for reading
+DIR/gallery.json         pictures, and what every method kept of them, rebuilt from the cells
+DIR/report.html, report.md, summary.csv, *.png    the same for reading
 """
 
 from __future__ import annotations

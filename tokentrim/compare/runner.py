@@ -14,8 +14,10 @@ from tokentrim.compare.batches import expected_new_tokens, make_batches
 from tokentrim.compare.cells import Cell, ModelTarget, expand, locate, versions
 from tokentrim.compare.config import CompareConfig, load_compare
 from tokentrim.compare.execute import Work, run_cell, warm_up
+from tokentrim.compare.gallery import gallery_of
 from tokentrim.compare.progress import Progress, Silent
-from tokentrim.compare.results import CellResult, ResultsFolder, write_json
+from tokentrim.compare.report import publish, require_formats
+from tokentrim.compare.results import CellResult, ResultsFolder
 from tokentrim.compare.summary import Summary, build
 from tokentrim.errors import DataError, UnsupportedError, complaint
 from tokentrim.loading import Loaded, describe, load_model
@@ -29,6 +31,7 @@ def run(
     *,
     command: Sequence[str] | None = None,
     progress: Progress | None = None,
+    formats: Sequence[str] = (),
 ) -> Summary:
     """Run a comparison into a folder, or finish one that was stopped.
 
@@ -37,6 +40,8 @@ def run(
         out: results folder; cells that it already holds are not run again, failed ones are.
         command: the command line, for the record.
         progress: told what happens.
+        formats: which reports to write, of md, csv, json, html and png; all where none is named. The record
+            (results.jsonl, summary.json, gallery.json) is always written.
 
     Returns:
         The summary; its ``failures`` count what went wrong.
@@ -45,6 +50,7 @@ def run(
         TokentrimError: for bad input, before anything runs.
     """
     require_report_extra()
+    wanted = require_formats(formats)
     settings = load_compare(config)
     told = progress or Silent()
     models = [locate(spec) for spec in settings.models]
@@ -62,7 +68,7 @@ def run(
             loaded = load_model(target.folder, target.spec.device, target.spec.dtype)
             placements[target.name] = dict(describe(loaded.model))
             finished |= _run_model(pending, loaded, folder, told, placements[target.name])
-    return _store(settings, models, cells, finished, folder, written)
+    return _store(settings, models, cells, finished, folder, written, wanted)
 
 
 def _finished(folder: ResultsFolder, cells: Sequence[Cell]) -> dict[str, CellResult]:
@@ -115,11 +121,9 @@ def _store(
     results: Mapping[str, CellResult],
     folder: ResultsFolder,
     command: str,
+    formats: Sequence[str],
 ) -> Summary:
     """Rebuild everything that is derived from the cells."""
-    from tokentrim.compare.pictures import kept_picture
-    from tokentrim.compare.report import picture, write_report
-
     ordered = [results[cell.key] for cell in cells]
     files = {"results": folder.write_results(ordered)}
     placed = {result.head["model"]: result.head.get("placement") for result in ordered}
@@ -139,15 +143,7 @@ def _store(
             for model in models
         },
     }
-    data = build(cells, results, about)
-    files["summary"] = folder.path / "summary.json"
-    write_json(files["summary"], data)
-    for number, model in enumerate(models):
-        own = [cell for cell in cells if cell.model is model]
-        kept_picture(own, results, picture(folder.path, "kept", number))
-    summary = Summary(folder.path, data, files)
-    files |= write_report(summary)
-    return summary
+    return publish(Summary(folder.path, build(cells, results, about), files), gallery_of(cells, results), formats)
 
 
 def require_report_extra() -> None:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
-from tokentrim.compare.summary import Row, Summary
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from tokentrim.compare.summary import Row, Summary
 
 METRICS: Final = {"exact": "short answers", "f1": "lists, F1"}
 _SIGNIFICANT: Final = 0.05
