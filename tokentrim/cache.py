@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from tokentrim.errors import UnsupportedError, complaint
+from tokentrim.eviction import Moves
 from tokentrim.stream import Stream
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 _RESERVE = 32
 """Columns kept free behind the stored ones, so that a decode step writes in place."""
+_DEAD_SHARE = 1 / 3
+"""Share of a buffer that columns given up may take before it is made anew. A smaller one copies more often."""
 
 
 class TrimLayer(CacheLayerMixin):
@@ -26,6 +29,7 @@ class TrimLayer(CacheLayerMixin):
         stream: the prompt's columns as this layer holds them (None until prefill is over).
         prompt_row: float [B, H, N], attention of the last prompt token in this layer, where a strategy asked for it.
         prefill_counts: visual entries of each row at the end of prefill.
+        fronted: whether the visual columns stand in front of all others, as an eviction needs them.
         shift: int64 [B], what the renumber policy takes off a new token's position in this layer; else None.
         keys: view [B, H_kv, physical, head_dim] of the stored keys; ``values`` likewise.
     """
@@ -42,7 +46,9 @@ class TrimLayer(CacheLayerMixin):
         self.prompt_row: Tensor | None = None
         self.prefill_counts: tuple[int, ...] = ()
         self.shift: Tensor | None = None
+        self.fronted = False
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self._start = 0
         self._length = 0
 
     @property
@@ -53,9 +59,15 @@ class TrimLayer(CacheLayerMixin):
     @property
     def stored_bytes(self) -> int:
         """Bytes of the stored keys and values (reserve not counted)."""
-        if self.keys is None or self.values is None:
-            return 0
-        return sum(t.numel() * t.element_size() for t in (self.keys, self.values))
+        return sum(t.nbytes for t in (self.keys, self.values) if t is not None)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of memory that the layer holds: what is stored, the reserve behind it, and what was given up in front.
+
+        The last is at most a third of it.
+        """
+        return self.stored_bytes if self._buffers is None else sum(buffer.nbytes for buffer in self._buffers)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Remember dtype and device; buffers are made by the first update."""
@@ -77,13 +89,12 @@ class TrimLayer(CacheLayerMixin):
             # step moves them into buffers.
             self._length, self.keys, self.values = key_states.shape[2], key_states, value_states
             return key_states, value_states
-        start, end = self._length, self._length + key_states.shape[2]
-        if self._buffers is None or end > self._buffers[0].shape[2]:
-            self._grow(key_states, value_states, end)
-        if self._buffers is not None:
-            self._buffers[0][:, :, start:end].copy_(key_states)
-            self._buffers[1][:, :, start:end].copy_(value_states)
-        self._set_length(end)
+        new, length = key_states.shape[2], self._length + key_states.shape[2]
+        if self._buffers is None or self._start + length > self._buffers[0].shape[2]:
+            self._grow(key_states, value_states, length)
+        self._set_length(length)
+        for stored, states in ((self.keys, key_states), (self.values, value_states)):
+            stored[:, :, length - new :].copy_(states)  # type: ignore[index]
         return self.keys, self.values  # type: ignore[return-value]
 
     def _grow(self, key: Tensor, value: Tensor, length: int) -> None:
@@ -93,28 +104,38 @@ class TrimLayer(CacheLayerMixin):
         for buffer, stored in zip(fresh, old, strict=True):
             if stored is not None and self._length:
                 buffer[:, :, : self._length].copy_(stored)
-        self._buffers = (fresh[0], fresh[1])
+        self._buffers, self._start = (fresh[0], fresh[1]), 0
 
     def _set_length(self, length: int) -> None:
         self._length = length
         if self._buffers is not None:
-            self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+            self.keys, self.values = (buffer[:, :, self._start : self._start + length] for buffer in self._buffers)
 
-    def evict(self, stream: Stream, order: Tensor) -> None:
-        """Keep columns ``order`` [B, T_new] of the prompt's part and all that was appended; memory is given back."""
+    def bring_to_front(self, stream: Stream, order: Tensor) -> None:
+        """Take the prompt's columns in ``order`` [B, T_new], then all that was appended, into buffers of their own."""
         if self.keys is None or self.values is None or self.stream is None:
             return
         tail = torch.arange(self.stream.length, self._length, device=order.device).expand(order.shape[0], -1)
-        index = torch.cat([order, tail], dim=1)[:, None, :, None]
-        kept: list[Tensor] = []
-        length = index.shape[2]
-        for stored in (self.keys, self.values):
-            buffer = stored.new_empty(stored.shape[0], stored.shape[1], length + _RESERVE, stored.shape[3])
-            where = index.expand(-1, stored.shape[1], -1, stored.shape[3])
-            torch.gather(stored, 2, where, out=buffer[:, :, :length])
-            kept.append(buffer)
-        self._buffers = (kept[0], kept[1])
+        index = torch.cat([order, tail], dim=1)
+        self._buffers = (_gathered(self.keys, index), _gathered(self.values, index))
+        self.stream, self._start, self.fronted = stream, 0, True
+        self._set_length(index.shape[1])
+
+    def evict(self, stream: Stream, moves: Moves) -> None:
+        """Move what has to, and give up the columns in front; their memory is returned once there is enough of it."""
+        if self._buffers is None or self.keys is None or self.values is None:
+            raise RuntimeError("an eviction before the layer's columns were brought to the front")  # an engine bug
+        if moves.source is not None and moves.target is not None:
+            rows = torch.arange(moves.source.shape[0], device=moves.source.device).unsqueeze(1)
+            for stored in (self.keys, self.values):
+                stored[rows, :, moves.target] = stored[rows, :, moves.source]
         self.stream = stream
+        self._start += moves.shift
+        length = self._length - moves.shift
+        if self._start > _DEAD_SHARE * self._buffers[0].shape[2]:
+            live = tuple(buffer[:, :, self._start : self._start + length] for buffer in self._buffers)
+            self._buffers = (_with_reserve(live[0]), _with_reserve(live[1]))
+            self._start = 0
         self._set_length(length)
 
     def get_seq_length(self) -> int:
@@ -132,8 +153,8 @@ class TrimLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything; the next update starts a prompt."""
         self.keys = self.values = self._buffers = self.stream = self.prompt_row = None
-        self._length = 0
-        self.is_initialized = False
+        self._start = self._length = 0
+        self.fronted = self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove generated tokens from the end (a negative number, or the logical length to keep).
@@ -186,6 +207,25 @@ class TrimLayer(CacheLayerMixin):
         if self.stream is not None:
             rows = self.prompt.repeat_index(self.stream.rows, repeats, self.device)
             self.batch_select_indices(rows)
+
+
+def _gathered(stored: Tensor, index: Tensor) -> Tensor:
+    """Columns ``index`` [B, T] of ``stored`` [B, H, _, D], with room for more columns behind them."""
+    buffer = _room_for(stored, index.shape[1])
+    for into, row, columns in zip(buffer, stored, index, strict=True):
+        into[:, : len(columns)] = row.index_select(1, columns)
+    return buffer
+
+
+def _with_reserve(stored: Tensor) -> Tensor:
+    """A copy of ``stored`` [B, H, T, D] with room for more columns."""
+    buffer = _room_for(stored, stored.shape[2])
+    buffer[:, :, : stored.shape[2]] = stored
+    return buffer
+
+
+def _room_for(like: Tensor, length: int) -> Tensor:
+    return like.new_empty(like.shape[0], like.shape[1], length + _RESERVE, like.shape[3])
 
 
 def trimmed(cache: Any) -> bool:

@@ -74,18 +74,7 @@ def decide_step(
     providers: Providers,
 ) -> Selection:
     """The Selection of a temporal part in one layer at one decode forward, checked."""
-    site = StepSite(
-        shape=shape,
-        n_visual=stream.n_visual,
-        ids=stream.vis_ids,
-        valid=stream.vis_valid,
-        state=state,
-        keys_of_rows=sample_keys,
-        needs=part.needed(),
-        providers=providers,
-        step=step,
-        layer=layer,
-    )
+    site = _step_site(part, step, layer, stream, shape, state, sample_keys, providers)
     with _blamed(f"{part.label()!r} at step {step}, layer {layer}"):
         scores = part.score(site) if isinstance(part, TemporalScorer) else None
         selection = _selected(part, site, scores, counts, stream)
@@ -99,6 +88,54 @@ def decide_step(
                 )
             )
     return selection
+
+
+def decide_order(
+    part: TemporalScorer,
+    step: int,
+    layer: int,
+    stream: Stream,
+    *,
+    shape: ModelShape,
+    state: Any,
+    sample_keys: Tensor,
+    providers: Providers,
+) -> Tensor:
+    """int64 [B, N]: slots of ``stream.vis_ids`` in the order in which a part that ranks once lets them go.
+
+    Padding comes first. What leaves last is what :func:`decide_step` would keep longest: of equal scores the lower
+    raster number.
+    """
+    site = _step_site(part, step, layer, stream, shape, state, sample_keys, providers)
+    with _blamed(f"{part.label()!r} at step {step}, layer {layer}"):
+        scores = _scores(part.score(site), stream)
+    if any(n != scores.shape[1] for n in stream.n_visual):
+        scores = scores.masked_fill(~stream.vis_valid, float("-inf"))
+    return torch.argsort(scores, dim=-1, descending=True, stable=True).flip(-1)
+
+
+def _step_site(
+    part: Temporal,
+    step: int,
+    layer: int,
+    stream: Stream,
+    shape: ModelShape,
+    state: Any,
+    sample_keys: Tensor,
+    providers: Providers,
+) -> StepSite:
+    return StepSite(
+        shape=shape,
+        n_visual=stream.n_visual,
+        ids=stream.vis_ids,
+        valid=stream.vis_valid,
+        state=state,
+        keys_of_rows=sample_keys,
+        needs=part.needed(),
+        providers=providers,
+        step=step,
+        layer=layer,
+    )
 
 
 def _selected(

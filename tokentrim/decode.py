@@ -13,10 +13,12 @@ from tokentrim import positions
 from tokentrim import rows as rows_of
 from tokentrim.attention import Kernel
 from tokentrim.cache import TrimLayer
-from tokentrim.deciding import decide_step
+from tokentrim.deciding import decide_order, decide_step
+from tokentrim.eviction import evict, evict_first, fronted
 from tokentrim.masks import causal_mask
 from tokentrim.prompt import Prompt
 from tokentrim.sites import Need
+from tokentrim.strategy import TemporalScorer
 from tokentrim.stream import Stream
 
 if TYPE_CHECKING:
@@ -41,6 +43,10 @@ class Decode:
     def __post_init__(self) -> None:
         self.streams = [self._stream(layer) for layer in self.layers]
         self.plan_evictions()
+        if self.acting:
+            with self.engine.clock.timed("selection", self.streams[0].vis_pos.device), torch.no_grad():
+                self._bring_to_front()
+                self._evict_ranked()
         unpadded = self.prompt.appended_valid is None and all(s.valid is None for s in self.streams)
         plain = unpadded and self.queries == 1 and self.engine.implementation.startswith(_MASKLESS)
         # A window that is exactly full hides nothing, but the model makes a mask of it: of the first layer's length.
@@ -65,6 +71,41 @@ class Decode:
             # Where the count depends on the data, only asking tells whether this step evicts.
             if counts != stream.n_visual or not part.count_is_static:
                 self.acting[index] = counts
+
+    def _bring_to_front(self) -> None:
+        """Before a layer's first eviction its visual columns go where leaving costs nothing."""
+        part = self.prompt.temporal
+        made: dict[int, tuple[Stream, Tensor]] = {}  # layers that share a stream share its order
+        for index in self.acting:
+            held, stream = self.layers[index], self._stream(self.layers[index])
+            if held.fronted:
+                continue
+            if isinstance(part, TemporalScorer) and part.ranks_once():
+                held.bring_to_front(*fronted(stream, decide_order(part, **self._asking(index, held, stream))))
+                held.prompt_row = None  # it has said all that it will be asked
+                continue
+            if id(stream) not in made:
+                made[id(stream)] = fronted(stream)
+            held.bring_to_front(*made[id(stream)])
+
+    def _evict_ranked(self) -> None:
+        """Evict by offset where the order of leaving is known; nothing else has to be seen of this step."""
+        part = self.prompt.temporal
+        if not isinstance(part, TemporalScorer) or not part.ranks_once():
+            return
+        for index, counts in self.acting.items():
+            held = self.layers[index]
+            if counts != self._stream(held).n_visual:
+                after, moves = evict_first(self._stream(held), counts)
+                held.evict(after, moves)
+                self._note(index, after)
+        self.acting = {}
+
+    def _note(self, layer: int, after: Stream) -> None:
+        """Count and record an eviction."""
+        self.prompt.events += 1
+        if self.prompt.trace is not None:
+            self.prompt.trace.evictions.setdefault(layer, []).append((self.prompt.step, after.vis_ids))
 
     # ------------------------------------------------------------------ positions
 
@@ -120,42 +161,43 @@ class Decode:
         if part is None:
             return
         scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
-        whole = self.engine.heads.whole
 
         def current_row() -> Tensor:
             valid = self._valid(stream, key.shape[2])
             row = rows_of.last_row(query, key, scaling, None, valid)
-            return whole(rows_of.pick_visual(row, stream.vis_pos)[:, :, 0])
+            return self.engine.heads.whole(rows_of.pick_visual(row, stream.vis_pos)[:, :, 0])
 
-        selection = decide_step(
-            part,
-            prompt.step,
-            layer,
-            self.acting[layer],
-            stream,
-            shape=self.engine.shape,
-            state=prompt.states.get(id(part)),
-            sample_keys=prompt.sample_keys,
-            providers={
-                Need.LAST_ROW: current_row,
-                Need.PROMPT_ROW: lambda: held.prompt_row,
-                Need.KEYS: lambda: whole(rows_of.pick_rows(key, stream.vis_pos)),
-                Need.VALUES: lambda: whole(rows_of.pick_rows(held.values, stream.vis_pos)),  # type: ignore[arg-type]
-                Need.RANDOM: lambda: None,
-            },
-        )
+        asking = self._asking(layer, held, stream)
+        asking["providers"][Need.LAST_ROW] = current_row
+        selection = decide_step(part, counts=self.acting[layer], **asking)
         if self.engine.check_indices:
             selection.check_indices(stream.n_visual)
         if selection.counts == stream.n_visual:
             return
-        after, order = stream.take(selection)
-        held.evict(after, order)
+        after, moves = evict(stream, selection)
+        held.evict(after, moves)
         if held.prompt_row is not None:
             slots = selection.kept[:, : max(selection.counts, default=0)].clamp(min=0)
             held.prompt_row = held.prompt_row.gather(2, slots[:, None].expand(-1, held.prompt_row.shape[1], -1))
-        prompt.events += 1
-        if prompt.trace is not None:
-            prompt.trace.evictions.setdefault(layer, []).append((prompt.step, after.vis_ids))
+        self._note(layer, after)
+
+    def _asking(self, layer: int, held: TrimLayer, stream: Stream) -> dict[str, Any]:
+        """What a temporal part is asked with in one layer, whatever this step brings left out."""
+        prompt, whole = self.prompt, self.engine.heads.whole
+        return {
+            "step": prompt.step,
+            "layer": layer,
+            "stream": stream,
+            "shape": self.engine.shape,
+            "state": prompt.states.get(id(prompt.temporal)),
+            "sample_keys": prompt.sample_keys,
+            "providers": {
+                Need.PROMPT_ROW: lambda: held.prompt_row,
+                Need.KEYS: lambda: whole(rows_of.pick_rows(held.keys, stream.vis_pos)),  # type: ignore[arg-type]
+                Need.VALUES: lambda: whole(rows_of.pick_rows(held.values, stream.vis_pos)),  # type: ignore[arg-type]
+                Need.RANDOM: lambda: None,
+            },
+        }
 
     def _valid(self, stream: Stream, keys: int) -> Tensor | None:
         """bool [B, keys]: this layer's real columns, appended ones included; None when all are."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tokentrim.errors import StrategyError, UnsupportedError, complaint
 from tokentrim.shape import ModelShape
 from tokentrim.sites import Need
-from tokentrim.strategy import Spatial, Strategy
+from tokentrim.strategy import Spatial, Strategy, TemporalScorer
 
 _FROM_PREVIOUS_LAYER = frozenset(
     {Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.KEYS, Need.VALUES}
@@ -124,6 +124,15 @@ def check(
                     )
     if temporal is not None:
         _check_needs(temporal.label(), temporal.needed(), TEMPORAL_NEEDS, "at a decode step")
+        if isinstance(temporal, TemporalScorer) and temporal.ranks_once() and Need.LAST_ROW in temporal.needed():
+            raise UnsupportedError(
+                complaint(
+                    f"{temporal.label()!r}, which ranks once,",
+                    "not need what each step brings",
+                    Need.LAST_ROW.value,
+                    "read Need.PROMPT_ROW instead, or let ranks_once() be False",
+                )
+            )
     prepare(strategy, shape)
 
 

@@ -258,6 +258,14 @@ class Temporal(Strategy, ABC):
 class TemporalScorer(Temporal, ABC):
     """Narrow temporal interface: score every cached visual entry; the engine evicts the lowest."""
 
+    def ranks_once(self) -> bool:
+        """Whether scores stay what they are at the first eviction (default: no).
+
+        Each layer is then asked once, its entries are stored in the order in which they will leave, and an eviction
+        moves an offset. Such a strategy must not read what a step brings (``Need.LAST_ROW``).
+        """
+        return False
+
     @abstractmethod
     def score(self, site: StepSite) -> Tensor:
         """float [B, N]: higher = stays."""

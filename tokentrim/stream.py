@@ -25,7 +25,8 @@ class Stream:
         real: real (unpadded) tokens per row.
         columns: int64 [B, T]: the column of the prompt that each current column was.
         vis_pos: int64 [B, N]: current column of each visual token (0 in padding).
-        vis_ids: int64 [B, N]: raster number of each visual token (-1 in padding).
+        vis_ids: int64 [B, N]: raster number of each visual token (-1 in padding); ascending with the padding behind,
+            but in the order of leaving with the padding in front where a cache layer's order of leaving is known.
         n_visual: visual tokens per row.
         dropped: int64 [B]: tokens of the row that are gone, padding not counted; None when none is.
         ends_visual: rows of a whole prompt whose last real token is visual (not kept up to date by :meth:`take`).

@@ -18,7 +18,7 @@ _FORMAT = "tokentrim-trace-1"
 
 @dataclass(eq=False)  # two traces are compared by rows_equal: tensors have no truth value
 class Trace:
-    """One prompt's record. Indices are raster numbers of the prompt's visual tokens, ascending.
+    """One prompt's record. Indices are raster numbers of the prompt's visual tokens.
 
     For merging strategies a kept index is the representative. With beam search a row is a beam: row
     ``sample * num_beams`` is the first beam of a sample.
@@ -28,7 +28,7 @@ class Trace:
         n_layers: decoder layers.
         steps: decode forwards recorded.
         prefill: per change of the kept set, (first layer, ids [B, N] padded with -1).
-        evictions: per layer, (step, ids [B, N]) whenever its cached set changed.
+        evictions: per layer, (step, ids [B, N] in any order, -1 in padding) whenever its cached set changed.
     """
 
     n_visual: tuple[int, ...]
@@ -66,7 +66,7 @@ class Trace:
                 complaint("sample of a trace", f"lie in 0..{ids.shape[0] - 1}", sample, "count rows from 0")
             )
         row = ids[sample].cpu()
-        return row[row >= 0]
+        return row[row >= 0].sort().values  # caches may hold entries in the order in which they will leave
 
     def save(self, path: str | Path) -> None:
         """Write as safetensors."""

@@ -58,8 +58,8 @@ class VTA(VTAParameters, TemporalScorer):
     ``horizon`` to max_new_tokens, or a ``floor``. It saves memory and bandwidth, hardly any arithmetic, lowers no
     peak, and does nothing for answers of one token.
 
-    Cost: ``current``: one attention row per layer and step, and a copy per eviction (fewer with ``every``).
-    ``frozen``: one row per layer, once, at prefill; evictions copy as well.
+    Cost: ``current``: one attention row per layer and step, and a copy of as many entries as leave.
+    ``frozen``: one row per layer, once, at prefill; an eviction then moves an offset.
 
     ```bibtex
     @inproceedings{zhuang2025st3, booktitle={AAAI}, year={2025}, doi={10.1609/aaai.v39i10.33201},
@@ -90,6 +90,10 @@ class VTA(VTAParameters, TemporalScorer):
         else:
             gamma = math.exp(-3 * step / self.horizon)
         return math.floor(n * gamma + _GUARD)
+
+    def ranks_once(self) -> bool:
+        """The prompt's row does not change."""
+        return self.ranking == "frozen"
 
     def score(self, site: StepSite) -> Tensor:
         """Attention in this layer, mean over heads."""

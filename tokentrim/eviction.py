@@ -1,0 +1,184 @@
+"""Eviction without moving what stays: visual entries stand in front, and leaving is an offset that grows.
+
+Attention of new tokens does not care in which order cached entries stand, because keys carry their positions already.
+So before a layer's first eviction its visual columns are moved in front of its text, once; from then on an eviction of
+``e`` entries gives up the first ``e`` columns. Where the order in which entries leave is known beforehand, they stand
+in that order and nothing moves at all. Otherwise the survivors among those first columns, at most ``e`` of them, move
+into the holes that the evicted ones leave further back: O(e) copies instead of O(cache).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tokentrim.selection import Selection
+from tokentrim.stream import Stream
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What an eviction does to the columns of a cache layer.
+
+    Attributes:
+        shift: columns that are given up in front, afterwards.
+        source: int64 [B, W], columns that are copied first; None where nothing moves.
+        target: int64 [B, W], where they are copied to; a pair of equal columns copies nothing.
+    """
+
+    shift: int
+    source: Tensor | None = None
+    target: Tensor | None = None
+
+
+def fronted(stream: Stream, leaving: Tensor | None = None) -> tuple[Stream, Tensor]:
+    """The stream with every row's visual columns in front of its text, and int64 [B, T_new]: each column's source.
+
+    Rows end flush right, as after :meth:`~tokentrim.stream.Stream.take`.
+
+    Args:
+        stream: columns of a layer's cache.
+        leaving: int64 [B, N], slots of ``vis_ids`` in the order in which they will leave, padding first; None keeps
+            raster order. With it ``vis_ids`` and ``vis_pos`` of the result stand in that order.
+    """
+    device, rows, width = stream.vis_pos.device, stream.rows, stream.vis_pos.shape[1]
+    length = max(stream.real)
+    pads = _column([length - real for real in stream.real], device)
+    n_visual = _column(stream.n_visual, device)
+    vis_pos, vis_ids, place = stream.vis_pos, stream.vis_ids, torch.arange(width, device=device)
+    if leaving is not None:
+        vis_pos, vis_ids, place = vis_pos.gather(1, leaving), vis_ids.gather(1, leaving), place - (width - n_visual)
+    real_visual = vis_ids >= 0
+    is_text = ~stream.visual_mask()
+    if stream.valid is not None:
+        is_text = is_text & stream.valid
+    # A spare column takes what is written for padding, on either side.
+    places = torch.full((rows, stream.length + 1), length, device=device)
+    text_places = is_text.cumsum(1) - 1 + n_visual + pads
+    places[:, :-1] = torch.where(is_text, text_places, length)
+    new_pos = place + pads
+    places.scatter_(1, vis_pos.masked_fill(~real_visual, stream.length), new_pos.masked_fill(~real_visual, length))
+    source = torch.arange(stream.length, device=device).expand(rows, -1)
+    order = torch.zeros(rows, length + 1, dtype=torch.int64, device=device)
+    order = order.scatter_(1, places[:, :-1], source)[:, :length]
+    after = replace(
+        stream,
+        length=length,
+        valid=_valid(stream.real, length, device),
+        columns=stream.columns.gather(1, order),
+        vis_pos=new_pos.masked_fill(~real_visual, 0).expand(rows, -1),
+        vis_ids=vis_ids,
+    )
+    return after, order
+
+
+def evict_first(stream: Stream, counts: tuple[int, ...]) -> tuple[Stream, Moves]:
+    """Let the first entries of a stream that stands in leaving order go, until ``counts`` are left in each row."""
+    real, length, shift = _after(stream, counts)
+    width = max(counts, default=0)
+    first = stream.vis_ids.shape[1] - width
+    vis_ids, vis_pos = stream.vis_ids[:, first:], stream.vis_pos[:, first:] - shift
+    if any(count != width for count in counts):
+        places = torch.arange(width, device=vis_ids.device)
+        gone = places < width - _column(counts, vis_ids.device)
+        vis_ids, vis_pos = vis_ids.masked_fill(gone, -1), vis_pos.masked_fill(gone, 0)
+    after = replace(
+        stream,
+        length=length,
+        valid=_valid(real, length, vis_ids.device),
+        real=real,
+        columns=stream.columns[:, shift:],
+        vis_pos=vis_pos,
+        vis_ids=vis_ids,
+        n_visual=counts,
+        dropped=_dropped(stream, counts),
+    )
+    return after, Moves(shift)
+
+
+def evict(stream: Stream, selection: Selection) -> tuple[Stream, Moves]:
+    """Let everything go that ``selection`` does not keep, from a stream with its visual columns in front."""
+    device, rows = stream.vis_pos.device, stream.rows
+    counts = selection.counts
+    real, length, shift = _after(stream, counts)
+    leaving = [n - count for n, count in zip(stream.n_visual, counts, strict=True)]
+    width = max(leaving, default=0)
+    kept = selection.kept[:, : max(counts, default=0)]
+    in_use = kept >= 0
+    going = _complement(kept, in_use, stream, width)
+    n_going = _column(leaving, device)
+    start = _column([stream.length - n for n in stream.real], device)
+    places = torch.arange(width, device=device)
+    beyond = places >= n_going  # slots of rows that lose fewer
+
+    spare = stream.length  # a column that does not exist takes what is written for padding
+    holes = stream.vis_pos.gather(1, going).masked_fill(beyond, spare)
+    front = (start + places).masked_fill(beyond, spare)
+    is_hole = torch.zeros(rows, stream.length + 1, dtype=torch.bool, device=device).scatter_(1, holes, True)
+    # Of the front, survivors first; of the holes, those behind the front first: as many as there are survivors.
+    moving = min(width, max(counts, default=0))
+    source = _sorted_by(is_hole.gather(1, front).long() + beyond, front)[:, :moving]
+    target = _sorted_by((holes < start + n_going).long() + beyond, holes)[:, :moving]
+    still = is_hole.gather(1, source)  # no survivor, or no column at all
+    to = torch.arange(stream.length + 1, device=device).repeat(rows, 1)
+    to.scatter_(1, source.masked_fill(still, spare), target)
+    # A pair with nothing to move copies the first column, which is given up, onto itself.
+    source, target = torch.where(still, start, source), torch.where(still, start, target)
+    columns = stream.columns.scatter(1, target, stream.columns.gather(1, source))
+    safe = kept.clamp(min=0)
+    vis_pos = to.gather(1, stream.vis_pos.gather(1, safe)) - shift
+    after = replace(
+        stream,
+        length=length,
+        valid=_valid(real, length, device),
+        real=real,
+        columns=columns[:, shift:],
+        vis_pos=vis_pos.masked_fill(~in_use, 0),
+        vis_ids=stream.vis_ids.gather(1, safe).masked_fill(~in_use, -1),
+        n_visual=counts,
+        dropped=_dropped(stream, counts),
+    )
+    return after, Moves(shift, source, target) if moving else Moves(shift)
+
+
+def _complement(kept: Tensor, in_use: Tensor, stream: Stream, width: int) -> Tensor:
+    """int64 [B, width]: slots of the visual tokens that are not kept, ascending; 0 past a row's last."""
+    rows, n = stream.vis_ids.shape
+    going = torch.ones(rows, n + 1, dtype=torch.bool, device=kept.device)
+    going[:, :n] = stream.vis_valid
+    going = going.scatter_(1, kept.masked_fill(~in_use, n), False)[:, :n]
+    place = (going.cumsum(1) - 1).masked_fill(~going, width)
+    slots = torch.arange(n, device=kept.device).expand(rows, -1)
+    return torch.zeros(rows, width + 1, dtype=torch.int64, device=kept.device).scatter_(1, place, slots)[:, :width]
+
+
+def _sorted_by(key: Tensor, values: Tensor) -> Tensor:
+    """``values`` [B, W] with the smallest ``key`` first, else in their order."""
+    return values.gather(1, torch.argsort(key, dim=1, stable=True))
+
+
+def _after(stream: Stream, counts: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
+    """(real tokens per row, columns, columns given up in front) after an eviction down to ``counts``."""
+    real = tuple(r - n + c for r, n, c in zip(stream.real, stream.n_visual, counts, strict=True))
+    length = max(real)
+    return real, length, stream.length - length
+
+
+def _valid(real: tuple[int, ...], length: int, device: torch.device) -> Tensor | None:
+    """bool [B, T] of rows that end flush right; None when all are full."""
+    if all(n == length for n in real):
+        return None
+    return torch.arange(length, device=device) >= _column([length - n for n in real], device)
+
+
+def _dropped(stream: Stream, counts: tuple[int, ...]) -> Tensor:
+    gone = torch.tensor([n - c for n, c in zip(stream.n_visual, counts, strict=True)], device=stream.vis_pos.device)
+    return gone if stream.dropped is None else stream.dropped + gone
+
+
+def _column(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """int64 [B, 1]."""
+    return torch.tensor(numbers, device=device).unsqueeze(1)
