@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _RESERVE = 32
 """Columns kept free behind the stored ones, so that a decode step writes in place."""
-_DEAD_SHARE = 1 / 3
+_DEAD_SHARE = 1 / 2
 """Share of a buffer that columns given up may take before it is made anew. A smaller one copies more often."""
 
 
@@ -29,7 +29,7 @@ class TrimLayer(CacheLayerMixin):
         stream: the prompt's columns as this layer holds them (None until prefill is over).
         prompt_row: float [B, H, N], attention of the last prompt token in this layer, where a strategy asked for it.
         prefill_counts: visual entries of each row at the end of prefill.
-        fronted: whether the visual columns stand in front of all others, as an eviction needs them.
+        ranked: whether the visual columns stand in front of all others, in the order in which they will leave.
         shift: int64 [B], what the renumber policy takes off a new token's position in this layer; else None.
         keys: view [B, H_kv, physical, head_dim] of the stored keys; ``values`` likewise.
     """
@@ -46,7 +46,7 @@ class TrimLayer(CacheLayerMixin):
         self.prompt_row: Tensor | None = None
         self.prefill_counts: tuple[int, ...] = ()
         self.shift: Tensor | None = None
-        self.fronted = False
+        self.ranked = False
         self._buffers: tuple[Tensor, Tensor] | None = None
         self._start = 0
         self._length = 0
@@ -65,7 +65,7 @@ class TrimLayer(CacheLayerMixin):
     def resident_bytes(self) -> int:
         """Bytes of memory that the layer holds: what is stored, the reserve behind it, and what was given up in front.
 
-        The last is at most a third of it.
+        The last is at most the half.
         """
         return self.stored_bytes if self._buffers is None else sum(buffer.nbytes for buffer in self._buffers)
 
@@ -111,20 +111,20 @@ class TrimLayer(CacheLayerMixin):
         if self._buffers is not None:
             self.keys, self.values = (buffer[:, :, self._start : self._start + length] for buffer in self._buffers)
 
-    def bring_to_front(self, stream: Stream, order: Tensor) -> None:
+    def rearrange(self, stream: Stream, order: Tensor) -> None:
         """Take the prompt's columns in ``order`` [B, T_new], then all that was appended, into buffers of their own."""
         if self.keys is None or self.values is None or self.stream is None:
             return
         tail = torch.arange(self.stream.length, self._length, device=order.device).expand(order.shape[0], -1)
         index = torch.cat([order, tail], dim=1)
         self._buffers = (_gathered(self.keys, index), _gathered(self.values, index))
-        self.stream, self._start, self.fronted = stream, 0, True
+        self.stream, self._start = stream, 0
         self._set_length(index.shape[1])
 
     def evict(self, stream: Stream, moves: Moves) -> None:
-        """Move what has to, and give up the columns in front; their memory is returned once there is enough of it."""
+        """Move what has to, and give up the columns in front; their memory is returned once they are the half."""
         if self._buffers is None or self.keys is None or self.values is None:
-            raise RuntimeError("an eviction before the layer's columns were brought to the front")  # an engine bug
+            raise RuntimeError("an eviction before the layer has buffers of its own")  # an engine bug, not user input
         if moves.source is not None and moves.target is not None:
             rows = torch.arange(moves.source.shape[0], device=moves.source.device).unsqueeze(1)
             for stored in (self.keys, self.values):
@@ -154,7 +154,7 @@ class TrimLayer(CacheLayerMixin):
         """Forget everything; the next update starts a prompt."""
         self.keys = self.values = self._buffers = self.stream = self.prompt_row = None
         self._start = self._length = 0
-        self.fronted = self.is_initialized = False
+        self.ranked = self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove generated tokens from the end (a negative number, or the logical length to keep).

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _MASKLESS = ("sdpa", "flash")
 """Kernels that take no mask for one query over unpadded keys, whatever the length of each layer."""
+_SOFTMAX = ("sdpa", "eager")
+"""Kernels that compute a plain softmax where nothing else is asked of them."""
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Decode:
         self.plan_evictions()
         if self.acting:
             with self.engine.clock.timed("selection", self.streams[0].vis_pos.device), torch.no_grad():
-                self._bring_to_front()
+                self._arrange()
                 self._evict_ranked()
         unpadded = self.prompt.appended_valid is None and all(s.valid is None for s in self.streams)
         plain = unpadded and self.queries == 1 and self.engine.implementation.startswith(_MASKLESS)
@@ -72,34 +74,29 @@ class Decode:
             if counts != stream.n_visual or not part.count_is_static:
                 self.acting[index] = counts
 
-    def _bring_to_front(self) -> None:
-        """Before a layer's first eviction its visual columns go where leaving costs nothing."""
+    def _arrange(self) -> None:
+        """Before a layer's first eviction: rows end flush right, and who leaves in a known order stands in it."""
         part = self.prompt.temporal
         made: dict[int, tuple[Stream, Tensor]] = {}  # layers that share a stream share its order
         for index in self.acting:
             held, stream = self.layers[index], self._stream(self.layers[index])
-            if held.fronted:
-                continue
             if isinstance(part, TemporalScorer) and part.ranks_once():
-                held.bring_to_front(*fronted(stream, decide_order(part, **self._asking(index, held, stream))))
-                held.prompt_row = None  # it has said all that it will be asked
-                continue
-            if id(stream) not in made:
-                made[id(stream)] = fronted(stream)
-            held.bring_to_front(*made[id(stream)])
+                if not held.ranked:
+                    held.rearrange(*fronted(stream, decide_order(part, **self._asking(index, held, stream))))
+                    held.ranked, held.prompt_row = True, None  # the row has said all that it will be asked
+            elif not stream.flush:
+                if id(stream) not in made:
+                    made[id(stream)] = fronted(stream)
+                held.rearrange(*made[id(stream)])
 
     def _evict_ranked(self) -> None:
         """Evict by offset where the order of leaving is known; nothing else has to be seen of this step."""
-        part = self.prompt.temporal
-        if not isinstance(part, TemporalScorer) or not part.ranks_once():
-            return
-        for index, counts in self.acting.items():
-            held = self.layers[index]
+        for index in [index for index in self.acting if self.layers[index].ranked]:
+            held, counts = self.layers[index], self.acting.pop(index)
             if counts != self._stream(held).n_visual:
                 after, moves = evict_first(self._stream(held), counts)
                 held.evict(after, moves)
                 self._note(index, after)
-        self.acting = {}
 
     def _note(self, layer: int, after: Stream) -> None:
         """Count and record an eviction."""
@@ -146,9 +143,11 @@ class Decode:
         held = self.layers[layer]
         if layer in self.acting:
             with self.engine.clock.timed("selection", query.device), torch.no_grad():
-                self._evict(layer, held, query, key, options)
+                weights = self._evict(layer, held, query, key, options)
             if held.keys is not None and held.values is not None:
                 key, value = held.keys, held.values
+            if weights is not None and self._may_reuse(query, options):
+                return rows_of.attend(weights, value, query), None
         stream = self._stream(held)
         mask = self._mask(stream, key, query)
         editing = self.engine.editing
@@ -156,16 +155,29 @@ class Decode:
             return kernel(module, query, key, value, mask, **options)
         return editing.decode(layer, kernel, module, query, key, value, mask, options, stream=stream)
 
-    def _evict(self, layer: int, held: TrimLayer, query: Tensor, key: Tensor, options: dict[str, Any]) -> None:
-        part, prompt, stream = self.prompt.temporal, self.prompt, self._stream(held)
+    def _may_reuse(self, query: Tensor, options: dict[str, Any]) -> bool:
+        """Whether attention is nothing but the weights that were read times the values, at the kernel's precision."""
+        plain = self.engine.implementation in _SOFTMAX and self.engine.editing is None
+        altered = options.get("dropout") or any(options.get(name) is not None for name in ("softcap", "s_aux"))
+        # In half precision the fused kernels keep more digits of the weights.
+        return plain and not altered and self.queries == 1 and query.dtype == torch.float32
+
+    def _evict(self, layer: int, held: TrimLayer, query: Tensor, key: Tensor, options: dict[str, Any]) -> Tensor | None:
+        """Evict what has to go; returns the current row over the columns that are left, if it was read.
+
+        The keys are the larger half of what a decode step reads of the cache: reading them once more for the kernel
+        would cost more than the eviction saves.
+        """
+        part, stream = self.prompt.temporal, self._stream(held)
         if part is None:
-            return
+            return None
         scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
+        read: list[Tensor] = []
 
         def current_row() -> Tensor:
             valid = self._valid(stream, key.shape[2])
-            row = rows_of.last_row(query, key, scaling, None, valid)
-            return self.engine.heads.whole(rows_of.pick_visual(row, stream.vis_pos)[:, :, 0])
+            read.append(rows_of.last_row(query, key, scaling, None, valid))
+            return self.engine.heads.whole(rows_of.pick_visual(read[0], stream.vis_pos)[:, :, 0])
 
         asking = self._asking(layer, held, stream)
         asking["providers"][Need.LAST_ROW] = current_row
@@ -173,13 +185,18 @@ class Decode:
         if self.engine.check_indices:
             selection.check_indices(stream.n_visual)
         if selection.counts == stream.n_visual:
-            return
+            return read[0] if read else None
         after, moves = evict(stream, selection)
         held.evict(after, moves)
         if held.prompt_row is not None:
             slots = selection.kept[:, : max(selection.counts, default=0)].clamp(min=0)
             held.prompt_row = held.prompt_row.gather(2, slots[:, None].expand(-1, held.prompt_row.shape[1], -1))
         self._note(layer, after)
+        if not read:
+            return None
+        weights = moves.of_weights(read[0])
+        valid = self._valid(after, weights.shape[-1])
+        return weights if valid is None else weights.masked_fill(~valid[:, None, None], 0.0)
 
     def _asking(self, layer: int, held: TrimLayer, stream: Stream) -> dict[str, Any]:
         """What a temporal part is asked with in one layer, whatever this step brings left out."""

@@ -1,10 +1,9 @@
-"""Eviction without moving what stays: visual entries stand in front, and leaving is an offset that grows.
+"""Eviction without moving all that stays: an eviction of ``e`` entries gives up the first ``e`` columns of a layer.
 
 Attention of new tokens does not care in which order cached entries stand, because keys carry their positions already.
-So before a layer's first eviction its visual columns are moved in front of its text, once; from then on an eviction of
-``e`` entries gives up the first ``e`` columns. Where the order in which entries leave is known beforehand, they stand
-in that order and nothing moves at all. Otherwise the survivors among those first columns, at most ``e`` of them, move
-into the holes that the evicted ones leave further back: O(e) copies instead of O(cache).
+So whatever survives among the columns that are given up, at most ``e`` of them, moves into the holes that the evicted
+entries leave further back: O(e) copies instead of O(cache). Where the order in which entries leave is known
+beforehand, they are put in that order once, in front of the text, and an eviction moves nothing but an offset.
 """
 
 from __future__ import annotations
@@ -33,11 +32,20 @@ class Moves:
     source: Tensor | None = None
     target: Tensor | None = None
 
+    def of_weights(self, weights: Tensor) -> Tensor:
+        """Attention weights [B, H, R, K] over a layer's columns, with the columns where they are afterwards."""
+        if self.source is not None and self.target is not None:
+            heads_and_rows = weights.shape[1:3]
+            source = self.source[:, None, None].expand(-1, *heads_and_rows, -1)
+            target = self.target[:, None, None].expand(-1, *heads_and_rows, -1)
+            weights = weights.scatter(3, target, weights.gather(3, source))
+        return weights[..., self.shift :]
+
 
 def fronted(stream: Stream, leaving: Tensor | None = None) -> tuple[Stream, Tensor]:
     """The stream with every row's visual columns in front of its text, and int64 [B, T_new]: each column's source.
 
-    Rows end flush right, as after :meth:`~tokentrim.stream.Stream.take`.
+    Rows end flush right, as :func:`evict` and :func:`evict_first` need it.
 
     Args:
         stream: columns of a layer's cache.
@@ -71,6 +79,7 @@ def fronted(stream: Stream, leaving: Tensor | None = None) -> tuple[Stream, Tens
         columns=stream.columns.gather(1, order),
         vis_pos=new_pos.masked_fill(~real_visual, 0).expand(rows, -1),
         vis_ids=vis_ids,
+        flush=True,
     )
     return after, order
 
@@ -100,7 +109,7 @@ def evict_first(stream: Stream, counts: tuple[int, ...]) -> tuple[Stream, Moves]
 
 
 def evict(stream: Stream, selection: Selection) -> tuple[Stream, Moves]:
-    """Let everything go that ``selection`` does not keep, from a stream with its visual columns in front."""
+    """Let everything go that ``selection`` does not keep, from a stream whose rows end flush right."""
     device, rows = stream.vis_pos.device, stream.rows
     counts = selection.counts
     real, length, shift = _after(stream, counts)
@@ -119,7 +128,7 @@ def evict(stream: Stream, selection: Selection) -> tuple[Stream, Moves]:
     front = (start + places).masked_fill(beyond, spare)
     is_hole = torch.zeros(rows, stream.length + 1, dtype=torch.bool, device=device).scatter_(1, holes, True)
     # Of the front, survivors first; of the holes, those behind the front first: as many as there are survivors.
-    moving = min(width, max(counts, default=0))
+    moving = min(width, length)
     source = _sorted_by(is_hole.gather(1, front).long() + beyond, front)[:, :moving]
     target = _sorted_by((holes < start + n_going).long() + beyond, holes)[:, :moving]
     still = is_hole.gather(1, source)  # no survivor, or no column at all

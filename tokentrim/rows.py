@@ -57,6 +57,21 @@ def last_row(query: Tensor, key: Tensor, scaling: float, last: Tensor | None, va
     return attention_rows(row, key, scaling, None if valid is None else valid[:, None, None, :])
 
 
+def attend(weights: Tensor, value: Tensor, query: Tensor) -> Tensor:
+    """[B, R, H, head_dim]: values averaged by ``weights``, as an attention function returns it.
+
+    Args:
+        weights: float32 [B, H, R, K], not all zero in any row; scaled here to sum to one.
+        value: [B, H_kv, K, head_dim]; H is a multiple of H_kv.
+        query: whose dtype the result gets.
+    """
+    batch, heads, n_rows, keys = weights.shape
+    kv_heads = value.shape[1]
+    weights = (weights / weights.sum(-1, keepdim=True)).to(value.dtype)
+    mixed = torch.matmul(weights.reshape(batch, kv_heads, (heads // kv_heads) * n_rows, keys), value)
+    return mixed.reshape(batch, heads, n_rows, -1).transpose(1, 2).contiguous().to(query.dtype)
+
+
 def received(query: Tensor, key: Tensor, scaling: float, valid: Tensor | None, *, causal: bool = True) -> Tensor:
     """float32 [B, H, K]: attention that every key receives, summed over the real queries, in blocks.
 

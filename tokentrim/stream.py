@@ -33,6 +33,7 @@ class Stream:
         structure: bool [B, T_prompt], placeholders of the prompt that are no visual tokens (line ends), which always
             stay and are no text either; None where there are none.
         n_structure: their number per row; empty where there are none.
+        flush: whether every row is known to end in the last column, padding in front.
     """
 
     length: int
@@ -46,6 +47,7 @@ class Stream:
     ends_visual: tuple[int, ...] = ()
     structure: Tensor | None = None
     n_structure: tuple[int, ...] = ()
+    flush: bool = False
 
     @property
     def rows(self) -> int:
@@ -90,7 +92,7 @@ class Stream:
             order, ids = order.masked_fill(beyond, 0), ids.masked_fill(beyond, -1)
         columns = places.expand(rows, length)
         ends_visual = tuple(row for row, end in enumerate(ends) if end)
-        stream = cls(length, valid, real, columns, order, ids, n_visual, ends_visual=ends_visual)
+        stream = cls(length, valid, real, columns, order, ids, n_visual, ends_visual=ends_visual, flush=valid is None)
         return stream if structure is None else replace(stream, structure=structure, n_structure=n_structure)
 
     def visual_mask(self, columns: int | None = None) -> Tensor:
@@ -167,6 +169,7 @@ class Stream:
             dropped=gone if self.dropped is None else self.dropped + gone,
             structure=self.structure,
             n_structure=self.n_structure,
+            flush=True,
         )
         return after, order
 
@@ -186,6 +189,7 @@ class Stream:
             dropped=None if self.dropped is None else self.dropped.index_select(0, index),
             structure=None if self.structure is None else self.structure.index_select(0, index),
             n_structure=tuple(self.n_structure[i] for i in host) if self.structure is not None else (),
+            flush=self.flush,
         )
 
 

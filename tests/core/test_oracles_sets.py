@@ -149,7 +149,7 @@ def test_replaying_a_trace_is_the_run_itself(name: str, positions: Any, tmp_path
             found = generate(model, inputs, STEPS)
             assert session.trace.rows_equal(trace)
         assert torch.equal(found[0], ids)
-        assert deviation(found[1], logits) < 1e-6
+        assert deviation(found[1], logits) < 1e-5  # a strategy that read the row attends with it: another order of sums
 
 
 def test_the_last_row_and_all_rows_choose_differently() -> None:
