@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokentrim import recording
 from tokentrim.errors import StrategyError, TokentrimError, complaint
 from tokentrim.selection import Selection, top_selection
 from tokentrim.shape import ModelShape
@@ -44,6 +45,7 @@ def decide_layer(
         needs=part.needed(),
         providers=providers,
         boundary=boundary,
+        notes=recording.notes(),
     )
     where = f"{part.label()!r} at boundary {boundary}"
     with _blamed(where):
@@ -109,6 +111,7 @@ def decide_order(
     site = _step_site(part, step, layer, stream, shape, state, sample_keys, providers)
     with _blamed(f"{part.label()!r} at step {step}, layer {layer}"):
         scores = _scores(part.score(site), stream)
+    recording.record(part, site, scores, None)
     if any(n != scores.shape[1] for n in stream.n_visual):
         scores = scores.masked_fill(~stream.vis_valid, float("-inf"))
     return torch.argsort(scores, dim=-1, descending=True, stable=True).flip(-1)
@@ -135,6 +138,7 @@ def _step_site(
         providers=providers,
         step=step,
         layer=layer,
+        notes=recording.notes(),
     )
 
 
@@ -147,6 +151,7 @@ def _selected(
     else:
         selection = part.select(site, torch.tensor(counts))  # type: ignore[union-attr]
     selection.check(stream.n_visual, static=counts if part.count_is_static else None)
+    recording.record(part, site, scores, selection)
     return selection
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tokentrim.errors import StrategyError, complaint
 from tokentrim.randomness import uniform
+from tokentrim.recording import Note
 from tokentrim.shape import ModelShape
 
 
@@ -104,6 +105,7 @@ class _Site:
     needs: frozenset[Need]
     providers: Mapping[Need, Callable[[], Any]] = field(repr=False)
     cache: dict[Need, Any] = field(default_factory=dict[Need, Any], repr=False)
+    notes: list[Note] | None = field(default=None, repr=False)
 
     def _get(self, need: Need) -> Any:
         if need not in self.needs:
@@ -132,6 +134,16 @@ class _Site:
         """
         self._get(Need.RANDOM)
         return uniform(self.keys_of_rows, self.ids, seed=seed, salt=salt)
+
+    def note(self, scores: Tensor, about: str = "") -> None:
+        """For selectors: show ``tokentrim explain`` the scores that the choice is made by. Otherwise it does nothing.
+
+        Args:
+            scores: float [B, N], higher = better, of the current tokens.
+            about: what they decide, where they do not decide everything.
+        """
+        if self.notes is not None:
+            self.notes.append(Note(scores, about))
 
 
 @dataclass(frozen=True)

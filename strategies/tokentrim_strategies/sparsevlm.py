@@ -278,6 +278,7 @@ class SparseVLM(SpatialSelector):
             busiest = by_head.sum(dim=2).argsort(dim=1, descending=True, stable=True)[:, : self.heads]
             by_head = by_head.gather(1, busiest.unsqueeze(-1).expand(-1, -1, by_head.shape[2]))
         scores = by_head.mean(dim=1)  # the number of raters is the same for all tokens of a row
+        site.note(scores, "the highest stay; the best of the others are merged into cluster centres")
         return self._keep(site, scores, *self._counts(site, count, rows, weight))
 
     def _raters(self, site: LayerSite, after: Tensor) -> Tensor:

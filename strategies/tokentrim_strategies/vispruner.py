@@ -71,6 +71,7 @@ class VisPruner(KeepBudget, SpatialSelector):
         counts: tuple[int, ...] = tuple(count.tolist())
         important = [keep_count(self.important, kept) for kept in counts]
         score = site.vision_rows[:, 0].mean(dim=1).masked_fill(~site.valid, float("-inf"))
+        site.note(score, "chooses the important tokens; the others are chosen by being unlike each other")
         order = score.argsort(dim=-1, descending=True, stable=True)
         width = order.shape[1]
         rank = torch.arange(width, device=site.device)

@@ -14,6 +14,7 @@ from tokentrim.cli.bench import bench
 from tokentrim.cli.calibrate import calibrate
 from tokentrim.cli.compare import compare
 from tokentrim.cli.doctor import doctor
+from tokentrim.cli.explain import explain
 from tokentrim.cli.ls import ls
 from tokentrim.cli.output import complain
 from tokentrim.cli.plan import plan
@@ -71,7 +72,7 @@ def _root(
     """Prune visual tokens of multimodal language models, and compare what that costs and loses."""
 
 
-for _command in (run, compare, plan, ls, show, validate, train, bench, plugins, schema, doctor):
+for _command in (run, explain, compare, plan, ls, show, validate, train, bench, plugins, schema, doctor):
     app.command()(_command)
 app.add_typer(calibrate, name="calibrate")
 

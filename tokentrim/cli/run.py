@@ -66,11 +66,11 @@ def run(
     from tokentrim.presets import shape_of
 
     quiet_libraries()
-    _check_words(device, dtype, named)
+    check_words(device, dtype, named)
     if overlay is not None:
         _check_writable(overlay)
     pictures = [load_image(path) for path in image]
-    _refuse_evidence(spec.strategy)
+    refuse_evidence(spec.strategy)
     shape = shape_of(name)
     if shape.vision is not None:  # a strategy that does not fit the model is refused before the weights are loaded
         n_visual = shape.vision.n_visual * len(pictures)
@@ -78,12 +78,12 @@ def run(
         plan(fitting, shape, n_visual)
         prepare(fitting, shape)
     loaded = load_model(name, cast("DeviceName", device), cast("DTypeName", dtype))
-    inputs = _inputs(loaded, prompt, pictures)
+    inputs = inputs_of(loaded, prompt, pictures)
     if baseline:  # the first prompt pays for what later ones find ready, so it is not the one that is timed
         _answer(loaded, inputs, _strategy("none"), 1)
     ends = cast("Structure", named)
     reference = _answer(loaded, inputs, _strategy("none"), max_new_tokens, ends) if baseline else None
-    solved = resolve(spec, shape, _visual_tokens(loaded, inputs, pictures if ends == "keep" else []))
+    solved = resolve(spec, shape, visual_tokens_of(loaded, inputs, pictures if ends == "keep" else []))
     answer = _answer(loaded, inputs, solved, max_new_tokens, ends)
     if overlay is not None:
         from tokentrim.cli.overlay import write_overlay
@@ -124,7 +124,7 @@ def _strategy(name: str) -> Strategy:
     return strategy_from(name).strategy
 
 
-def _refuse_evidence(strategy: Strategy) -> None:
+def refuse_evidence(strategy: Strategy) -> None:
     """Raise UnsupportedError for a strategy that must be told what is relevant: nobody tells it of a user's image."""
     from tokentrim.sites import Need
 
@@ -138,7 +138,7 @@ def _refuse_evidence(strategy: Strategy) -> None:
         )
 
 
-def _check_words(device: str, dtype: str, structure: str) -> None:
+def check_words(device: str, dtype: str, structure: str) -> None:
     """Raise ConfigError unless all are among their choices."""
     choices = {
         "structure": (structure, ("keep", "prune")),
@@ -158,7 +158,7 @@ def _check_writable(path: Path) -> None:
         raise ConfigError(complaint("--overlay", "end in .png, .jpg or .webp", path.name))
 
 
-def _inputs(loaded: Loaded, prompt: str, pictures: list[Image.Image]) -> dict[str, Any]:
+def inputs_of(loaded: Loaded, prompt: str, pictures: list[Image.Image]) -> dict[str, Any]:
     """Model inputs, where and as the model wants them."""
     import torch
 
@@ -171,7 +171,7 @@ def _inputs(loaded: Loaded, prompt: str, pictures: list[Image.Image]) -> dict[st
     return {key: value.to(model.dtype) if torch.is_floating_point(value) else value for key, value in moved.items()}
 
 
-def _visual_tokens(loaded: Loaded, inputs: dict[str, Any], pictures: list[Image.Image]) -> int:
+def visual_tokens_of(loaded: Loaded, inputs: dict[str, Any], pictures: list[Image.Image]) -> int:
     """Visual tokens of the prompt, without the line ends of ``pictures``."""
     from tokentrim.compare.batches import visual_tokens
 

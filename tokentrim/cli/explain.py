@@ -1,0 +1,184 @@
+"""``tokentrim explain``: pictures of why strategies kept what they kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from tokentrim.cli.output import AsJson, RunFailed, console, emit, quiet_libraries
+from tokentrim.cli.run import check_words, inputs_of, refuse_evidence
+from tokentrim.errors import ConfigError, StrategyError, TokentrimError, UnsupportedError, complaint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL import Image
+
+    from tokentrim.config import Structure
+    from tokentrim.explain import Explanation
+    from tokentrim.loading import DeviceName, DTypeName, Loaded
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, of which pictures, and, where a task knows it, which tokens the answer needs."""
+
+    text: str
+    images: list[Image.Image]
+    evidence: Callable[[Loaded], Any] | None = None
+
+
+def explain(
+    strategy: Annotated[
+        str, typer.Option("--strategy", "-s", help="Names or inline YAML, with commas between; shown side by side.")
+    ] = "st3",
+    image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="Image file; may be repeated.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The question about the image.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Instead of an image: a question of this task, such as where or where:3.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="A registered model or a folder.")] = "testbed",
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("explained"),
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
+    structure: Annotated[str, typer.Option(help="Line ends of tiled images: keep or prune.")] = "keep",
+    baseline: Annotated[bool, typer.Option(help="Also ask the unpruned model, to compare answers.")] = True,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Draw each strategy's scores on the image, what it kept, merged and forgot: a picture per stage."""
+    from tokentrim.bench.options import split_strategies
+    from tokentrim.config import strategy_from
+
+    check_words(device, dtype, structure)
+    specs = [strategy_from(piece) for piece in split_strategies(strategy)]
+    if not specs:
+        raise ConfigError(complaint("--strategy", "name at least one strategy", strategy, "such as st3,fastv"))
+    _require_matplotlib()
+    from tokentrim.explain.folder import open_folder, write_folder
+    from tokentrim.loading import load_model
+
+    quiet_libraries()
+    question = _question(image or [], prompt, task, model)
+    if question.evidence is None:
+        for spec in specs:
+            refuse_evidence(spec.strategy)
+    _check_fit(specs, model, len(question.images))
+    open_folder(out)
+    loaded = load_model(model, cast("DeviceName", device), cast("DTypeName", dtype))
+    inputs = inputs_of(loaded, question.text, question.images)
+    ends = cast("Structure", structure)
+    reference = _one(loaded, strategy_from("none"), question, inputs, max_new_tokens, ends).answer if baseline else None
+    explanations = [_one(loaded, spec, question, inputs, max_new_tokens, ends) for spec in specs]
+    files = write_folder(out, explanations, question.images, question.text, model=model, reference=reference)
+    if as_json:
+        emit({"answers": {e.strategy: e.answer for e in explanations}, "files": [str(file) for file in files]})
+        return
+    from rich.table import Table
+
+    table = Table("strategy", "stages", "tokens, mean over layers", "answer", box=None, header_style="dim",
+                  pad_edge=False)  # fmt: skip
+    for one in explanations:
+        table.add_row(one.strategy, str(len(one.stages)), f"{one.layer_mean_tokens:.1f} of {one.n_visual}", one.answer)
+    console().print(table)
+    console().print("\n" + "\n".join(str(file) for file in files), soft_wrap=True)
+
+
+def _require_matplotlib() -> None:
+    """Raise UnsupportedError unless the library that draws is there."""
+    try:
+        import matplotlib as _  # noqa: F401
+    except ImportError as cause:
+        raise UnsupportedError(
+            complaint("tokentrim explain", "find matplotlib", None, "pip install 'tokentrim[report]'")
+        ) from cause
+
+
+def _question(image: list[Path], prompt: str | None, task: str | None, model: str) -> Question:
+    """The question that the options mean.
+
+    Raises:
+        ConfigError: when they name both an image and a task, or neither.
+        DataError, UnknownNameError: when the image or the task is not there.
+    """
+    from tokentrim.loading import load_image
+    from tokentrim.testbed import MODELS
+
+    if bool(image) == (task is not None):
+        raise ConfigError(
+            complaint("an explanation", "be given either --image or --task", hint="such as --task list-all")
+        )
+    if task is None:
+        # The shipped models know a small language of their own.
+        asked = prompt or ("list all ?" if model in MODELS else "Describe the image.")
+        return Question(asked, [load_image(path) for path in image])
+    if prompt is not None:
+        raise ConfigError(complaint("--prompt", "come with --image", hint="the task brings its own question"))
+    from tokentrim.plugins import registry
+
+    name, _, number = task.partition(":")
+    found = registry("task").get(name)
+    if number and not number.isdecimal():
+        raise ConfigError(complaint("--task", "be a task and perhaps a number from 0", task, "such as list-all:3"))
+    place = int(number or 0)
+    samples = found.samples("test", place + 1)
+    if len(samples) <= place:
+        raise ConfigError(complaint("--task", f"name one of the {len(samples)} questions of {name}", task))
+    sample = samples[place]
+
+    def evidence(loaded: Loaded) -> Any:
+        from tokentrim.compare.batches import evidence_of, make_batch
+
+        return evidence_of(found, make_batch(loaded, [sample], [0]))
+
+    return Question(sample.question, list(sample.images), evidence if sample.evidence else None)
+
+
+def _check_fit(specs: list[Any], model: str, n_images: int) -> None:
+    """Refuse what does not fit the model before its weights are loaded."""
+    from tokentrim.config import resolve
+    from tokentrim.plan import plan
+    from tokentrim.planning import prepare
+    from tokentrim.presets import shape_of
+
+    shape = shape_of(model)
+    if shape.vision is None:
+        return
+    for spec in specs:
+        fitting = resolve(spec, shape, shape.vision.n_visual * n_images)
+        plan(fitting, shape, shape.vision.n_visual * n_images)
+        prepare(fitting, shape)
+
+
+def _one(
+    loaded: Loaded, spec: Any, question: Question, inputs: dict[str, Any], limit: int, structure: Structure
+) -> Explanation:
+    """One strategy on the question.
+
+    Raises:
+        RunFailed: when the run breaks after it has started.
+    """
+    from tokentrim.cli.run import visual_tokens_of
+    from tokentrim.config import resolve
+    from tokentrim.explain import explain as explained
+    from tokentrim.session import adapter_of
+    from tokentrim.sites import Need
+
+    shape = adapter_of(loaded.model).locate(loaded.model).shape
+    n_visual = visual_tokens_of(loaded, inputs, question.images if structure == "keep" else [])
+    strategy = resolve(spec, shape, n_visual)
+    wanted = question.evidence if Need.EVIDENCE in strategy.needed() else None
+    try:
+        return explained(
+            loaded, strategy, inputs, max_new_tokens=limit, structure=structure,
+            evidence=None if wanted is None else wanted(loaded),
+        )  # fmt: skip
+    except StrategyError as error:
+        raise RunFailed(str(error)) from error
+    except TokentrimError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        raise RunFailed(f"strategy {strategy.label()!r} failed: {type(error).__name__}: {error}") from error
