@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,12 +26,20 @@ from tokentrim.errors import PluginError, TokentrimError, complaint, suggestion,
 from tokentrim.hookspecs import PROJECT, hookimpl
 from tokentrim.registry import Entry, Kind, Origin, Registry
 
-__all__ = ["KINDS", "LIMIT_VARIABLE", "PluginInfo", "PluginWarning", "Plugins", "hookimpl", "load", "plugin_infos",
-           "registry"]  # fmt: skip
+__all__ = ["KINDS", "LIMIT_VARIABLE", "PluginInfo", "PluginWarning", "Plugins", "checked_infos", "hookimpl", "load",
+           "only_builtins", "plugin_infos", "registry"]  # fmt: skip
 
 KINDS: Final = (
-    Kind("strategy", "tokentrim_strategies", base="tokentrim.strategy:Strategy"),
-    Kind("adapter", "tokentrim_adapters", base="tokentrim.adapter:Adapter"),
+    Kind(
+        "strategy", "tokentrim_strategies", base="tokentrim.strategy:Strategy", check="tokentrim.abilities:of_strategy"
+    ),
+    Kind(
+        "adapter",
+        "tokentrim_adapters",
+        base="tokentrim.adapter:Adapter",
+        check="tokentrim.abilities:of_adapter",
+        exclusive="model_types",
+    ),
     Kind("task", "tokentrim_tasks", base="tokentrim.tasks:Task", instances=True),
     Kind("executor", "tokentrim_executors"),
     Kind("model", "tokentrim_models"),
@@ -45,7 +53,7 @@ _BUILTINS: Final = {
     "builtin-testbed": "tokentrim.testbed.plugin",
 }
 
-Status = Literal["loaded", "failed", "skipped", "missing"]
+Status = Literal["loaded", "broken", "failed", "skipped", "missing"]
 
 
 class PluginWarning(UserWarning):
@@ -62,8 +70,9 @@ class PluginInfo:
         version: that distribution's version.
         hooks: hooks that it implements.
         provides: what it registered, as ``"kind:name"``.
-        status: loaded; failed; skipped by the environment variable; missing, though the variable names it.
-        error: why it failed.
+        status: loaded; broken: loaded, but something that it registered cannot be used (its other names can); failed;
+            skipped by the environment variable; missing, though the variable names it.
+        error: why it failed, or what of it is broken.
     """
 
     name: str
@@ -85,6 +94,7 @@ class Plugins:
             found: entry points.
             limit: names of the plugins or distributions that may load beside the built-ins; None = all.
         """
+        self.limit: Final = limit
         self.registries: Final = {kind.name: Registry(kind) for kind in KINDS}
         self.infos: list[PluginInfo] = []
         self.failures: list[PluginError] = []
@@ -101,7 +111,7 @@ class Plugins:
         for name in sorted((limit or frozenset()) - names):
             self._miss(name, names)
         for registry in self.registries.values():
-            registry.freeze(self.failures)
+            registry.freeze(self.failures, [info.name for info in self.infos if info.status == "skipped"])
 
     def _load_one(self, point: EntryPoint, origin: Origin) -> None:
         """Load one plugin whole or not at all, and remember what became of it."""
@@ -176,7 +186,7 @@ class Plugins:
                 self._manager.subset_hook_caller(kind.hook, others)(register=register)
             except TokentrimError:
                 raise
-            except Exception as cause:  # a stranger's hook may raise anything
+            except (Exception, SystemExit) as cause:  # a stranger's hook may raise anything
                 raise PluginError(f"{kind.hook} of {origin} failed: {type(cause).__name__}: {cause}.") from cause
 
     def _miss(self, name: str, names: Iterable[str]) -> None:
@@ -206,7 +216,7 @@ def _import(point: EntryPoint, origin: Origin) -> Any:
     """
     try:
         return point.load()
-    except Exception as cause:  # a stranger's module may raise anything while it is imported
+    except (Exception, SystemExit) as cause:  # a stranger's module may raise anything while it is imported
         raise PluginError(
             f"{origin} could not be imported from {point.value!r}: {type(cause).__name__}: {cause}. "
             f"Repair or reinstall {origin.distribution}."
@@ -281,8 +291,38 @@ def registry(kind: str) -> Registry:
 
 
 def plugin_infos() -> tuple[PluginInfo, ...]:
-    """What became of every plugin, in the order of loading."""
+    """What became of every plugin, in the order of loading; nothing that they registered is imported."""
     return tuple(load().infos)
+
+
+def checked_infos(*, builtins: bool = True) -> tuple[PluginInfo, ...]:
+    """What became of every plugin, after importing and checking everything that it registered.
+
+    Args:
+        builtins: whether those that come with tokentrim are checked too.
+    """
+    plugins = load()
+    return tuple(
+        _checked(info, plugins) if builtins or info.distribution != PROJECT else info for info in plugins.infos
+    )
+
+
+def _checked(info: PluginInfo, plugins: Plugins) -> PluginInfo:
+    """The info of a plugin, broken where a name that it registered cannot be used."""
+    errors: list[str] = []
+    for kind, _, name in (provided.partition(":") for provided in info.provides):
+        try:
+            plugins.registries[kind].get(name)
+        except TokentrimError as error:
+            errors.append(str(error))
+    return replace(info, status="broken", error=" ".join(errors)) if errors else info
+
+
+def only_builtins() -> None:
+    """Load the built-ins alone, here and in processes that this one starts; undoes what was loaded before."""
+    os.environ[LIMIT_VARIABLE] = ""
+    if _loaded is not None and _loaded.limit != frozenset():
+        load(again=True)
 
 
 def installed_version() -> str:

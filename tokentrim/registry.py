@@ -10,7 +10,7 @@ import importlib
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -31,12 +31,17 @@ class Kind:
         hook: the hook through which plugins register it.
         base: lazy target of the class that it must derive from, or None when anything will do.
         instances: whether targets are objects of ``base`` rather than classes derived from it.
+        check: lazy target of a function that is given an imported target and its tags, and returns what is wrong with
+            them, or "".
+        exclusive: the tag whose values may each belong to one entry only.
     """
 
     name: str
     hook: str
     base: str | None = None
     instances: bool = False
+    check: str | None = None
+    exclusive: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ class Registry:
         self._resolved: dict[str, Any] = {}
         self._lost: dict[str, PluginError] = {}
         self._broken: list[PluginError] = []
+        self._skipped: tuple[str, ...] = ()
         self._frozen = False
 
     def make_entry(self, name: str, target: object, origin: Origin, tags: Mapping[str, Any]) -> Entry:
@@ -133,7 +139,7 @@ class Registry:
         return Entry(self.kind.name, name, target, origin, MappingProxyType(dict(tags)))
 
     def check_free(self, entry: Entry) -> None:
-        """Raise PluginError, naming both origins, when the entry's name is taken."""
+        """Raise PluginError, naming both origins, when the entry's name, or what it alone may serve, is taken."""
         taken = self._entries.get(entry.name) or self._families.get(entry.name)
         if taken is not None:
             raise PluginError(
@@ -144,6 +150,15 @@ class Registry:
                     "of them from loading with the environment variable TOKENTRIM_PLUGINS",
                 )
             )
+        tag = self.kind.exclusive
+        for other in self._entries.values() if tag is not None else ():
+            shared = sorted(_values(entry, tag) & _values(other, tag))
+            if shared:
+                raise PluginError(
+                    complaint(f"{tag} of {entry}", "belong to it alone", shared,
+                              f"{other} serves {', '.join(shared)}: take it out, or keep one of the two from loading "
+                              "with the environment variable TOKENTRIM_PLUGINS")
+                )  # fmt: skip
 
     def add(self, entry: Entry) -> None:
         """Register an entry.
@@ -163,9 +178,15 @@ class Registry:
         """Remember why a name that a broken plugin would have provided is not there."""
         self._lost.setdefault(name, cause)
 
-    def freeze(self, broken: list[PluginError]) -> None:
-        """End registration. ``broken`` are the plugins that failed, for the message about an unknown name."""
+    def freeze(self, broken: list[PluginError], skipped: Sequence[str] = ()) -> None:
+        """End registration.
+
+        Args:
+            broken: the plugins that failed, for the message about an unknown name.
+            skipped: names of the plugins that were not to load, for the same.
+        """
         self._broken = list(broken)
+        self._skipped = tuple(skipped)
         self._frozen = True
 
     def names(self) -> tuple[str, ...]:
@@ -188,6 +209,10 @@ class Registry:
         """Whether a name is registered."""
         return name in self._entries
 
+    def knows(self, name: str) -> bool:
+        """Whether a name is registered, or a broken plugin would have registered it."""
+        return name in self._entries or name in self._lost or name.partition(":")[0] in self._families
+
     def entry(self, name: str) -> Entry:
         """The entry of a name; imports nothing, unless the name is one of a family.
 
@@ -206,11 +231,16 @@ class Registry:
             lost = self._lost[name]
             raise PluginError(f"{self.kind.name} {name!r} is not there, because {lost}") from lost
         known = [*self._entries, *(f"{prefix}:NAME" for prefix in self._families)]
-        error = unknown_name(self.kind.name, name, known)
-        if not self._broken:
-            raise error
-        failed = " ".join(f"Not loaded, and may have provided it: {cause}" for cause in self._broken)
-        raise UnknownNameError(f"{error} {failed}") from self._broken[0]
+        raise self.unknown(unknown_name(self.kind.name, name, known))
+
+    def unknown(self, error: UnknownNameError) -> UnknownNameError:
+        """The error about an unknown name, with the plugins that did not load and may have provided it."""
+        notes = [f"Not loaded, and may have provided it: {cause}" for cause in self._broken]
+        if self._skipped:
+            notes.append(f"Not loaded, by TOKENTRIM_PLUGINS or --no-plugins: {', '.join(self._skipped)}.")
+        more = UnknownNameError(" ".join((str(error), *notes)))
+        more.__cause__ = next(iter(self._broken), None)
+        return more
 
     def get(self, name: str) -> Any:
         """The target of a name, imported and checked.
@@ -263,6 +293,15 @@ class Registry:
                     "let the class's name and the registered one agree",
                 )
             )
+        problem = load_target(self.kind.check)(found, entry.tags) if self.kind.check is not None else ""
+        if problem:
+            raise PluginError(f"{entry}: {problem}")
+
+
+def _values(entry: Entry, tag: str | None) -> set[str]:
+    """The values of a tag, which may be one text or several."""
+    found = entry.tags.get(tag or "", ())
+    return {found} if isinstance(found, str) else {str(value) for value in found}
 
 
 def resolve(entry: Entry) -> Any:
@@ -277,7 +316,7 @@ def resolve(entry: Entry) -> Any:
         return load_target(entry.target)
     except TokentrimError:
         raise
-    except Exception as cause:  # a stranger's module may raise anything while it is imported
+    except (Exception, SystemExit) as cause:  # a stranger's module may raise anything while it is imported
         raise PluginError(
             f"{entry} could not be imported from {entry.target!r}: {type(cause).__name__}: {cause}. "
             f"Repair or reinstall {entry.origin.distribution}."

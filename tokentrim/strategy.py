@@ -192,6 +192,7 @@ class Strategy(BaseModel, ABC):
 class Spatial(Strategy, ABC):
     """A decider that acts while the prompt is processed: at the input or between decoder layers."""
 
+    stage: ClassVar[Stage] = "prefill"
     positions: PositionPolicy = Field(default="keep", description="position ids of kept tokens after pruning")
 
     @abstractmethod

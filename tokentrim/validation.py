@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar, get_args
+from inspect import isclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel, ValidationError
@@ -33,6 +37,9 @@ _KINDS: Final = {
     "none_": "be null",
 }
 
+_YES: Final = ("yes", "y", "on", "true", "t", "1")
+_NO: Final = ("no", "n", "off", "false", "f", "0")
+
 
 def check(model: type[Model], values: object, whom: str, where: Where, *, context: Any = None) -> Model:
     """An object of ``model`` made from ``values``.
@@ -49,25 +56,36 @@ def check(model: type[Model], values: object, whom: str, where: Where, *, contex
     """
     if not isinstance(values, Mapping):
         raise where.error(complaint(whom, "be a mapping of keys to values", values))
-    _refuse_booleans(model, values, whom, where)
+    alike = _look_alikes(model, values, whom, where)
     try:
-        return model.model_validate(dict(values), context=context)
+        found = model.model_validate(dict(values), context=context)
     except ValidationError as error:
-        raise explain(error, model, values, whom, where) from error
+        raise explain(error, model, values, whom, where, alike) from error
     except ConfigError:
         raise
     except TokentrimError as error:  # a validator's own complaint
         raise where.error(str(error)) from error
+    if alike:
+        raise ConfigError("\n".join(alike.values()))
+    return found
 
 
-def explain(error: ValidationError, model: type[BaseModel], values: object, whom: str, where: Where) -> ConfigError:
-    """One ConfigError that says all that pydantic found wrong."""
+def explain(
+    error: ValidationError,
+    model: type[BaseModel],
+    values: object,
+    whom: str,
+    where: Where,
+    known: Mapping[tuple[str | int, ...], str] | None = None,
+) -> ConfigError:
+    """One ConfigError that says all that pydantic found wrong, and what was ``known`` to be wrong before, by path."""
+    known = known or {}
     grouped: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         unknown = detail["type"] in ("extra_forbidden", "missing")
         grouped.setdefault(detail["loc"] if unknown else _path(detail["loc"], values), []).append(detail)
-    lines = [_line(path, details, model, whom, where) for path, details in grouped.items()]
-    return ConfigError("\n".join(lines))
+    lines = [_line(path, details, model, whom, where) for path, details in grouped.items() if path not in known]
+    return ConfigError("\n".join((*known.values(), *lines)))
 
 
 def _path(location: Sequence[str | int], values: object) -> tuple[str | int, ...]:
@@ -163,20 +181,76 @@ def _hint(detail: ErrorDetails) -> str:
         return f"Did you mean {close!r}?" if close else ""
     if kind.startswith("string_") and isinstance(value, bool | int | float):
         return f"put it in quotes if the text {str(value).lower()!r} is meant"
-    if kind.startswith(("int_", "float_", "bool_")) and isinstance(value, str):
-        return "it is text: write it without quotes, as in 0.25, 1e-4 or true"
     return ""
 
 
-def _refuse_booleans(model: type[BaseModel], values: Mapping[Any, Any], whom: str, where: Where) -> None:
-    """Raise where a number is meant and true or false is given, which pydantic would read as 1 or 0."""
+def _look_alikes(
+    model: type[BaseModel], values: Mapping[Any, Any], whom: str, where: Where, above: tuple[str | int, ...] = ()
+) -> dict[tuple[str | int, ...], str]:
+    """A message for each value that pydantic would quietly turn into a number or boolean, by its path.
+
+    It would read true as 1, the text ``no`` as false, and ``010`` and ``1_0`` as 10.
+    """
+    found: dict[tuple[str | int, ...], str] = {}
     for key, value in values.items():
         field = model.model_fields.get(key)
-        if isinstance(value, bool) and field is not None and _is_number(field.annotation):
-            raise where.at(key).error(complaint(f"{key} of {whom}", "be a number", value))
+        if field is None:
+            continue
+        listed = isinstance(value, list | tuple)
+        wanted = _scalars(field.annotation, within=listed)
+        places: list[tuple[tuple[str | int, ...], Any]] = [((*above, key), value)]
+        if listed:
+            places = [((*above, key, index), item) for index, item in enumerate(value)]
+        for path, item in places:
+            inner = next((kind for kind in wanted if isclass(kind) and issubclass(kind, BaseModel)), None)
+            if inner is not None and isinstance(item, Mapping):
+                found |= _look_alikes(inner, item, whom, where, path)
+            if _looks_alike(item, wanted):
+                what = " of ".join((*(str(part) for part in reversed(path)), whom))
+                must = "be a number" if wanted & {int, float} else "be true or false"
+                found[path] = str(where.at(*path).error(complaint(what, must, item, _meant(item, wanted))))
+    return found
 
 
-def _is_number(annotation: Any) -> bool:
-    """Whether a field takes numbers and no booleans."""
-    members = set(get_args(annotation)) or {annotation}
-    return bool(members & {int, float}) and bool not in members
+def _scalars(annotation: Any, *, within: bool) -> set[Any]:
+    """The types that a value of this annotation may have; ``within``: that an item of its list may have."""
+    members: set[Any] = set(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else {annotation}
+    if not within:
+        return members
+    lists = [member for member in members if get_origin(member) in (tuple, list)]
+    return {item for member in lists for item in get_args(member)}
+
+
+def _looks_alike(value: object, wanted: set[Any]) -> bool:
+    """Whether a value could be taken for the number or boolean that is wanted, and is neither."""
+    if isinstance(value, bool):
+        return bool(wanted & {int, float}) and bool not in wanted
+    return isinstance(value, str) and bool(wanted & {int, float, bool}) and not _takes_text(wanted)
+
+
+def _takes_text(wanted: set[Any]) -> bool:
+    """Whether text is a right value too, as it is or as a choice of words."""
+    return any(
+        member in (str, Path, Any)
+        or (get_origin(member) is Literal and any(isinstance(v, str) for v in get_args(member)))
+        for member in wanted
+    )
+
+
+def _meant(value: object, wanted: set[Any]) -> str:
+    """What to write instead of a look-alike."""
+    if not isinstance(value, str):
+        return ""
+    word = value.strip().lower()
+    if not wanted & {int, float}:
+        spelt = {**dict.fromkeys(_YES, "true"), **dict.fromkeys(_NO, "false")}.get(word)
+        only = "only true and false are booleans in YAML 1.2"
+        return f"{only}: write {spelt}" if spelt else only
+    plain = word.replace("_", "").replace(",", ".").removesuffix("%").strip()
+    try:
+        number = float(plain) / (100 if word.endswith("%") else 1)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        return "it is text: write a number, as in 0.25 or 1e-4"
+    return f"it is text, by its quotes or its spelling: write {number:.12g}"

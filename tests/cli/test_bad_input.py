@@ -1,10 +1,6 @@
 """Bad input: exit code 2, one paragraph on stderr that says what to do, nothing on stdout."""
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 
 import pytest
 
@@ -107,31 +103,3 @@ def test_results_of_another_configuration(cli, tmp_path):
     error = refused(cli("compare", "--out", tmp_path), "of this configuration", "samples", "Choose another --out")
     assert "another one" in error
     assert [path.name for path in tmp_path.glob("*.json*")] == ["config.json"]
-
-
-@pytest.mark.slow
-def test_a_plugin_that_breaks_is_shown_and_breaks_no_other(tmp_path):
-    (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('no wheel for this moon')\n")
-    info = tmp_path / "broken-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(textwrap.dedent("[tokentrim]\nbroken = broken_plugin\n"))
-    environment = {key: value for key, value in os.environ.items() if key != "TOKENTRIM_PLUGINS"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
-
-    def call(*arguments):
-        command = [sys.executable, "-m", "tokentrim", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-    infos = json.loads(call("plugins", "--json").stdout)
-    broken = next(info for info in infos if info["name"] == "broken")
-    assert broken["status"] == "failed"
-    assert "no wheel for this moon" in broken["error"]
-    assert next(info for info in infos if info["name"] == "builtin-strategies")["status"] == "loaded"
-    planned = call("plan", "--model", "llava-1.5-7b", "-s", "fastv", "--json")
-    assert planned.returncode == 0, planned.stderr
-    checked = call("doctor")
-    assert checked.returncode == 1
-    assert "no wheel for this moon" in checked.stdout + checked.stderr
-    unknown = call("show", "its-own-strategy")
-    assert unknown.returncode == 2

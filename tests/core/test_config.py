@@ -1,6 +1,7 @@
 """Configuration: every form of a specification, and errors that say where and what to do."""
 
 import json
+from typing import Literal
 
 import pytest
 from pydantic import BaseModel, Field
@@ -9,7 +10,7 @@ from tokentrim import plugins
 from tokentrim.config import Budget, StrategySpec, TrimConfig, json_schema, load_config, resolve, strategy_from
 from tokentrim.errors import ConfigError, TokentrimError, UnknownNameError
 from tokentrim.validation import check
-from tokentrim.yaml_reader import Where
+from tokentrim.yaml_reader import Where, load_yaml
 
 ST3_YAML = """\
 # tokentrim run --config st3.yaml
@@ -221,6 +222,63 @@ class Outer(BaseModel, extra="forbid"):
 def test_check_speaks_the_grammar_for_any_model(values, message):
     with pytest.raises(ConfigError, match=message):
         check(Outer, values, "the thing", Where())
+
+
+TRAPS = [
+    # What looks like a number or a boolean, and is text in YAML 1.2; pydantic alone would take every one of them.
+    ("share: '0.5'", r"inline YAML:1, share: share of the thing must be a number; got '0.5'.*write 0.5"),
+    ("share: 50%", "got '50%'.*write 0.5"),
+    ("share: 0,5", "got '0,5'.*write 0.5"),
+    ("size: 010", "size of the thing must be a number; got '010'.*write 10"),
+    ("size: 1_000", "got '1_000'.*write 1000"),
+    ("size: 0x10", "got '0x10'. It is text: write a number"),
+    ("size: yes", "got 'yes'. It is text"),
+    ("size: true", "size of the thing must be a number; got True"),
+    (
+        "switch: no",
+        "switch of the thing must be true or false; got 'no'. Only true and false are booleans.*write false",
+    ),
+    ("switch: On", "got 'On'.*write true"),
+    ("switch: 'true'", "got 'true'.*write true"),
+    ("shares: [0.5, '0.2']", r"shares\[1\]: 1 of shares of the thing must be a number; got '0.2'"),
+    ("inner: {size: '3'}", r"inner\.size: size of inner of the thing must be a number; got '3'.*write 3"),
+    ("maybe: off", "maybe of the thing must be a number; got 'off'"),
+]
+
+
+class Thing(BaseModel):
+    size: int = 1
+    share: float = Field(default=0.5, ge=0, le=1)
+    switch: bool = True
+    shares: tuple[float, ...] = ()
+    maybe: int | None = None
+    word: str = ""
+    either: float | Literal["auto"] = 1.0
+    inner: Inner = Inner(size=1)
+
+
+@pytest.mark.parametrize(("text", "message"), TRAPS, ids=[text for text, _ in TRAPS])
+def test_what_only_looks_like_a_number_or_boolean_is_refused(text, message):
+    document = load_yaml(text)
+    with pytest.raises(ConfigError, match=message):
+        check(Thing, document.data, "the thing", document.where)
+
+
+def test_numbers_booleans_and_words_are_taken_as_they_are():
+    text = "{size: 3, share: 1e-4, switch: false, shares: [1, 5e-1], maybe: null, word: no, either: auto}"
+    document = load_yaml(text)
+    expected = {"size": 3, "share": 1e-4, "switch": False, "shares": (1.0, 0.5), "maybe": None, "word": "no"}
+    assert check(Thing, document.data, "the thing", document.where).model_dump(exclude={"inner"}) == {
+        **expected,
+        "either": "auto",
+    }
+
+
+def test_traps_and_other_errors_are_told_in_one_go():
+    with pytest.raises(ConfigError) as caught:
+        check(Thing, {"switch": "no", "share": 2, "size": "x"}, "the thing", Where())
+    lines = str(caught.value).splitlines()
+    assert [line.split(" of ")[0] for line in lines] == ["switch", "size", "share"]
 
 
 def test_schema_tells_strategies_apart_by_name():

@@ -16,7 +16,7 @@ from tokentrim.cli.compare import compare
 from tokentrim.cli.doctor import doctor
 from tokentrim.cli.explain import explain
 from tokentrim.cli.ls import ls
-from tokentrim.cli.output import complain
+from tokentrim.cli.output import complain, warn_in_one_line
 from tokentrim.cli.plan import plan
 from tokentrim.cli.plugins import plugins
 from tokentrim.cli.run import run
@@ -27,12 +27,19 @@ from tokentrim.cli.validate import validate
 from tokentrim.errors import TokentrimError
 
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
+_NO_PLUGINS = "--no-plugins"
 
 
 class _Group(TyperGroup):
     """Turns our errors into one paragraph and an exit code: 1 a run failed, 2 bad input."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """An option of every command may stand before or behind the command's name."""
+        everywhere = [word for word in args if word == _NO_PLUGINS]
+        return super().parse_args(ctx, [*everywhere, *(word for word in args if word != _NO_PLUGINS)])
+
     def invoke(self, ctx: Any) -> Any:
+        warn_in_one_line()
         try:
             return super().invoke(ctx)
         except TokentrimError as error:
@@ -63,10 +70,26 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _without_plugins(wanted: bool) -> None:
+    if wanted:
+        from tokentrim.plugins import only_builtins
+
+        only_builtins()
+
+
 @app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    no_plugins: Annotated[
+        bool,
+        typer.Option(
+            _NO_PLUGINS,
+            callback=_without_plugins,
+            is_eager=True,  # other options may ask for registered names
+            help="Load what comes with tokentrim and no plugin; before or behind any command.",
+        ),
     ] = False,
 ) -> None:
     """Prune visual tokens of multimodal language models, and compare what that costs and loses."""

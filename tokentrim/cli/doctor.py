@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokentrim.cli.output import AsJson, RunFailed, console, emit, quiet_libraries
-from tokentrim.errors import TokentrimError
-from tokentrim.plugins import plugin_infos, registry
+from tokentrim.plugins import checked_infos, registry
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,23 +27,23 @@ def doctor(
     """Report versions, attention backends, plugins and adapters; with --model, check that pruning works on it.
 
     The checks run on a small random copy of the model's configuration, so they need no weights. Exit code 1 when one
-    fails for which the model is refused, or a plugin does not load; 2 where there is no such model.
+    fails for which the model is refused, or a plugin cannot be used; 2 where there is no such model.
     """
     quiet_libraries()
+    infos = checked_infos()
     findings: dict[str, Any] = {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "torch": _torch(),
         "plugins": [
             {"name": info.name, "distribution": info.distribution, "status": info.status, "error": info.error}
-            for info in plugin_infos()
+            for info in infos
         ],
         "adapters": {entry.name: list(entry.tags.get("model_types", ())) for entry in registry("adapter")},
         "problems": [],
     }
     problems: list[str] = findings["problems"]
-    problems += [info.error or info.name for info in plugin_infos() if info.status in ("failed", "missing")]
-    problems += _broken_targets()
+    problems += [info.error or info.name for info in infos if info.status in ("broken", "failed", "missing")]
     if model is not None:
         from tokentrim.cli.checkup import check_model
 
@@ -84,18 +83,6 @@ def _torch() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "attention": ["eager", *sorted(name for name in ready if "|" not in name and name != "eager")],
     }
-
-
-def _broken_targets() -> list[str]:
-    """Registered names that cannot be imported."""
-    found: list[str] = []
-    for kind in ("strategy", "adapter", "task"):
-        for entry in registry(kind):
-            try:
-                registry(kind).get(entry.name)
-            except TokentrimError as error:
-                found.append(str(error))
-    return found
 
 
 def _print(out: Console, findings: dict[str, Any]) -> None:

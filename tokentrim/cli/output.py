@@ -52,6 +52,25 @@ def complain(error: object) -> None:
     out.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
 
 
+def warn_in_one_line() -> None:
+    """Show our own warnings as errors are shown; those of libraries keep their form."""
+    import warnings
+
+    from tokentrim.plugins import PluginWarning
+
+    show = warnings.showwarning
+
+    def shown(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, PluginWarning):
+            show(message, category, *place, **more)
+            return
+        from rich.text import Text
+
+        console(to_stderr=True).print(Text.assemble(("warning: ", "bold yellow"), str(message)), soft_wrap=True)
+
+    warnings.showwarning = shown
+
+
 def quiet_libraries() -> None:
     """Keep transformers' notes about generation settings out of our output; warnings still show."""
     import logging

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from tokentrim.cli.output import AsJson, console, emit
-from tokentrim.plugins import LIMIT_VARIABLE, plugin_infos
+from tokentrim.plugins import LIMIT_VARIABLE, checked_infos
 
 
 def plugins(as_json: AsJson = False) -> None:
-    """List plugins: their distribution, what they provide, and why one failed to load."""
-    infos = plugin_infos()
+    """List plugins: their distribution, what they provide, and why one cannot be used, as a whole or in part."""
+    infos = checked_infos(builtins=False)  # the doctor checks those that came with tokentrim
     if as_json:
         emit([asdict(info) for info in infos])
         return
@@ -23,7 +23,12 @@ def plugins(as_json: AsJson = False) -> None:
             kind, _, rest = name.partition(":")
             provided.setdefault(kind, []).append(rest)
         text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in provided.items())
-        table.add_row(info.name, f"{info.distribution} {info.version}", info.status, info.error or text)
+        table.add_row(
+            info.name, f"{info.distribution} {info.version}", info.status, "\n".join(filter(None, (text, info.error)))
+        )
     out = console()
     out.print(table)
-    out.print(f"The environment variable {LIMIT_VARIABLE} limits what loads beside the built-ins.", style="dim")
+    out.print(
+        f"{LIMIT_VARIABLE}=NAME,OTHER limits what loads beside the built-ins; --no-plugins loads no other.",
+        style="dim",
+    )

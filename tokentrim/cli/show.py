@@ -56,12 +56,14 @@ def find(name: str) -> Entry:
 
     Raises:
         UnknownNameError: when no kind has it.
+        PluginError: when a plugin would have provided it and failed.
     """
     every = [registry(kind.name) for kind in KINDS]
     for registered in every:
-        if name in registered:
+        if registered.knows(name):
             return registered.entry(name)
-    raise unknown_name("name", name, [known for registered in every for known in registered.names()])
+    names = [known for registered in every for known in registered.names()]
+    raise every[0].unknown(unknown_name("name", name, names))
 
 
 def describe(entry: Entry) -> dict[str, Any]:
