@@ -1,9 +1,11 @@
 """The documentation says what is true: its tables are fresh, its code runs, its links lead somewhere.
 
-``python tests/test_docs.py`` writes the generated blocks anew.
+``python tests/test_docs.py`` writes the generated blocks, and the schemas in ``tokentrim/schemas``, anew.
 """
 
 import inspect
+import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -332,6 +334,16 @@ def write_blocks():
         path.write_text(f"{text[:start]}{make()}\n{text[end:]}", encoding="utf-8")
 
 
+def write_schemas():
+    from tokentrim.schema import SCHEMAS, SHIPPED
+
+    for kind, build in SCHEMAS.items():
+        text = json.dumps(build(), indent=1, ensure_ascii=False)
+        (SHIPPED / f"{kind}.json").write_text(f"{text}\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
+    os.environ["TOKENTRIM_PLUGINS"] = ""  # the tables and schemas are of what comes with tokentrim
     write_blocks()
+    write_schemas()
