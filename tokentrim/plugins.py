@@ -312,7 +312,7 @@ def _checked(info: PluginInfo, plugins: Plugins) -> PluginInfo:
     errors: list[str] = []
     for kind, _, name in (provided.partition(":") for provided in info.provides):
         try:
-            plugins.registries[kind].get(name)
+            plugins.registries[kind].probe(name)
         except TokentrimError as error:
             errors.append(str(error))
     return replace(info, status="broken", error=" ".join(errors)) if errors else info

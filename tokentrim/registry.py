@@ -211,7 +211,8 @@ class Registry:
 
     def knows(self, name: str) -> bool:
         """Whether a name is registered, or a broken plugin would have registered it."""
-        return name in self._entries or name in self._lost or name.partition(":")[0] in self._families
+        prefix, colon, _ = name.partition(":")
+        return name in self._entries or name in self._lost or bool(colon and prefix in self._families)
 
     def entry(self, name: str) -> Entry:
         """The entry of a name; imports nothing, unless the name is one of a family.
@@ -256,6 +257,17 @@ class Registry:
             self._check(entry, found)
             self._resolved[name] = found
         return self._resolved[name]
+
+    def probe(self, name: str) -> None:
+        """Import and check what is registered under a name, which may be a family's prefix.
+
+        Raises:
+            TokentrimError: when it cannot be used.
+        """
+        if name in self._families:
+            self._family(name)
+        else:
+            self.get(name)
 
     def _family(self, prefix: str) -> Family:
         """The object that knows a family's names.

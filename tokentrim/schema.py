@@ -37,7 +37,8 @@ def build_compare_schema() -> dict[str, Any]:
     method["properties"] = {**method["properties"], "strategy": _STRATEGY}
     # What load_compare takes beside the full forms: a word for a model or task, a strategy in place of a method, one
     # thing for a list of one, and the values of the budgets alone.
-    definitions["task"] = {"enum": list(registry("task").names())}
+    families = [{"pattern": f"^{entry.name}:"} for entry in registry("task").families()]
+    definitions["task"] = {"type": "string", "anyOf": [{"enum": list(registry("task").names())}, *families]}
     task = definitions["TaskSpec"]
     task["properties"] = {**task["properties"], "task": {"$ref": "#/$defs/task"}}
     properties = described["properties"]

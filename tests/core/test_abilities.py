@@ -49,7 +49,8 @@ class Chooser(SpatialSelector):
     def schedule(self, shape, n_visual):
         return Schedule.of({0: n_visual})
 
-    def select(self, site, count): ...
+    def select(self, site, count):
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize("kind", ["strategy", "adapter"])
@@ -104,7 +105,8 @@ def test_a_strategy_that_is_neither_spatial_nor_temporal_may_need_both():
     class Both(Strategy):
         needs: ClassVar[frozenset[Need]] = frozenset({Need.GRID, Need.PROMPT_ROW})
 
-        def parts(self): ...
+        def parts(self):
+            raise NotImplementedError
 
     assert of_strategy(Both, {}) == ""
 

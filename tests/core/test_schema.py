@@ -74,7 +74,9 @@ CONFIGS = [
 
 @pytest.mark.parametrize(("text", "right"), CONFIGS, ids=[text for text, _ in CONFIGS])
 def test_the_schema_of_a_configuration_agrees_with_the_reader(schemas, text, right):
-    assert accepts(schemas["config"], load_yaml(text if ":" in text else f"strategy: {text}").data) is (right is not False)
+    assert accepts(schemas["config"], load_yaml(text if ":" in text else f"strategy: {text}").data) is (
+        right is not False
+    )
     if right is not None:
         assert reads(load_config, text) is right
 
