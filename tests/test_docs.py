@@ -226,7 +226,8 @@ def command_named(name):
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_options_of_documented_command_lines_exist(path):
     for command, option in options_in(path.read_text(encoding="utf-8")):
-        params = command_named(command).params
+        # An option of the whole program may stand behind any command.
+        params = [*command_named(command).params, *typer.main.get_command(app).params]
         known = {name for parameter in params for name in (*parameter.opts, *parameter.secondary_opts)}
         assert option in known | {"--help"}, f"tokentrim {command} {option}"
 
