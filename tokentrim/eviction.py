@@ -103,7 +103,6 @@ def evict_first(stream: Stream, counts: tuple[int, ...]) -> tuple[Stream, Moves]
         vis_pos=vis_pos,
         vis_ids=vis_ids,
         n_visual=counts,
-        dropped=_dropped(stream, counts),
     )
     return after, Moves(shift)
 
@@ -112,6 +111,8 @@ def evict(stream: Stream, selection: Selection) -> tuple[Stream, Moves]:
     """Let everything go that ``selection`` does not keep, from a stream whose rows end flush right."""
     device, rows = stream.vis_pos.device, stream.rows
     counts = selection.counts
+    if stream.valid is None and len(set(counts)) == 1 and len(set(stream.n_visual)) == 1:
+        return _evict_evenly(stream, selection)
     real, length, shift = _after(stream, counts)
     leaving = [n - count for n, count in zip(stream.n_visual, counts, strict=True)]
     width = max(leaving, default=0)
@@ -136,7 +137,6 @@ def evict(stream: Stream, selection: Selection) -> tuple[Stream, Moves]:
     to.scatter_(1, source.masked_fill(still, spare), target)
     # A pair with nothing to move copies the first column, which is given up, onto itself.
     source, target = torch.where(still, start, source), torch.where(still, start, target)
-    columns = stream.columns.scatter(1, target, stream.columns.gather(1, source))
     safe = kept.clamp(min=0)
     vis_pos = to.gather(1, stream.vis_pos.gather(1, safe)) - shift
     after = replace(
@@ -144,13 +144,44 @@ def evict(stream: Stream, selection: Selection) -> tuple[Stream, Moves]:
         length=length,
         valid=_valid(real, length, device),
         real=real,
-        columns=columns[:, shift:],
+        columns=_moved(stream.columns, source, target, shift),
         vis_pos=vis_pos.masked_fill(~in_use, 0),
         vis_ids=stream.vis_ids.gather(1, safe).masked_fill(~in_use, -1),
         n_visual=counts,
-        dropped=_dropped(stream, counts),
     )
     return after, Moves(shift, source, target) if moving else Moves(shift)
+
+
+def _evict_evenly(stream: Stream, selection: Selection) -> tuple[Stream, Moves]:
+    """As :func:`evict`, where every row loses equally many and nothing is padded: in less than half the steps.
+
+    It runs in every layer at every step, so that on small caches its operations cost more than what they work on.
+    """
+    device, counts = stream.vis_pos.device, selection.counts
+    real, length, shift = _after(stream, counts)
+    kept, going = selection.kept[:, : counts[0]], selection.gone
+    if going is None:
+        going = _complement(kept, kept >= 0, stream, shift)
+    holes = stream.vis_pos.gather(1, going)
+    is_hole = torch.zeros(stream.rows, stream.length, dtype=torch.bool, device=device).scatter_(1, holes, True)
+    # Survivors of the front into the holes behind it; what is left of both are columns that go anyway.
+    source = torch.argsort(is_hole[:, :shift].byte(), dim=1, stable=True)
+    target = _sorted_by((holes < shift).byte(), holes)
+    to = torch.arange(-shift, length, device=device).repeat(stream.rows, 1).scatter_(1, source, target - shift)
+    after = replace(
+        stream,
+        length=length,
+        real=real,
+        columns=_moved(stream.columns, source, target, shift),
+        vis_pos=to.gather(1, stream.vis_pos.gather(1, kept)),
+        vis_ids=stream.vis_ids.gather(1, kept),
+        n_visual=counts,
+    )
+    return after, Moves(shift, source, target)
+
+
+def _moved(columns: Tensor, source: Tensor, target: Tensor, shift: int) -> Tensor:
+    return columns.scatter(1, target, columns.gather(1, source))[:, shift:]
 
 
 def _complement(kept: Tensor, in_use: Tensor, stream: Stream, width: int) -> Tensor:
@@ -181,11 +212,6 @@ def _valid(real: tuple[int, ...], length: int, device: torch.device) -> Tensor |
     if all(n == length for n in real):
         return None
     return torch.arange(length, device=device) >= _column([length - n for n in real], device)
-
-
-def _dropped(stream: Stream, counts: tuple[int, ...]) -> Tensor:
-    gone = torch.tensor([n - c for n, c in zip(stream.n_visual, counts, strict=True)], device=stream.vis_pos.device)
-    return gone if stream.dropped is None else stream.dropped + gone
 
 
 def _column(numbers: Sequence[int], device: torch.device) -> Tensor:

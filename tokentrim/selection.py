@@ -27,6 +27,8 @@ class Selection:
             nothing is merged into has weight 1 by default, and stays what it is either way).
         features: [batch, n_max, D] or None. For methods that compute new tokens: what stands at the kept positions
             from here on, instead of anything merged. D is the language model's width.
+        gone: int64 [batch, N_current - n] or None: the indices that are not kept, in any order. Only for selections
+            with equal counts in rows of equal length, by makers who know them anyway; it spares a search.
     """
 
     kept: Tensor
@@ -35,6 +37,7 @@ class Selection:
     weight: Tensor | None = None
     reduce: Literal["mean", "sum"] = "mean"
     features: Tensor | None = None
+    gone: Tensor | None = None
 
     @property
     def merges(self) -> bool:
@@ -90,6 +93,17 @@ class Selection:
         """Raise StrategyError unless every row is ascending, unique and in range (reads the device: for tests)."""
         for row, (count, n) in enumerate(zip(self.counts, n_current, strict=True)):
             indices = self.kept[row, :count]
+            if self.gone is not None:
+                both = torch.cat([indices, self.gone[row]]).sort().values
+                if both.tolist() != list(range(n)):
+                    raise StrategyError(
+                        complaint(
+                            f"Selection.gone of row {row}",
+                            f"be the rest of 0..{n - 1}",
+                            self.gone[row].tolist(),
+                            "leave it None: the engine finds it",
+                        )
+                    )
             ascending = bool((indices[1:] > indices[:-1]).all())
             in_range = bool(((indices >= 0) & (indices < n)).all())
             if not (ascending and in_range):
@@ -140,9 +154,11 @@ def top_selection(scores: Tensor, counts: tuple[int, ...], n_current: tuple[int,
         limit = torch.tensor(n_current, device=scores.device).unsqueeze(1)
         scores = scores.masked_fill(torch.arange(scores.shape[1], device=scores.device) >= limit, float("-inf"))
     # argsort(stable) rather than topk: topk leaves the order of ties to the device.
-    order = torch.argsort(scores, dim=-1, descending=True, stable=True)[:, :width]
+    order = torch.argsort(scores, dim=-1, descending=True, stable=True)
+    order, rest = order[:, :width], order[:, width:]
     if all(count == width for count in counts):
-        return Selection(torch.sort(order, dim=-1).values, counts)
+        even = all(n == scores.shape[1] for n in n_current)
+        return Selection(torch.sort(order, dim=-1).values, counts, gone=rest if even else None)
     limit = torch.tensor(counts, device=scores.device).unsqueeze(1)
     beyond = torch.arange(width, device=scores.device) >= limit
     order = torch.sort(order.masked_fill(beyond, torch.iinfo(torch.int64).max), dim=-1).values

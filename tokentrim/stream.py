@@ -28,7 +28,7 @@ class Stream:
         vis_ids: int64 [B, N]: raster number of each visual token (-1 in padding); ascending with the padding behind,
             but in the order of leaving with the padding in front where a cache layer's order of leaving is known.
         n_visual: visual tokens per row.
-        dropped: int64 [B]: tokens of the row that are gone, padding not counted; None when none is.
+        dropped: int64 [B]: tokens of the row that were gone by the end of prefill, padding not counted; None when none.
         ends_visual: rows of a whole prompt whose last real token is visual (not kept up to date by :meth:`take`).
         structure: bool [B, T_prompt], placeholders of the prompt that are no visual tokens (line ends), which always
             stay and are no text either; None where there are none.
