@@ -30,6 +30,8 @@ class TrimLayer(CacheLayerMixin):
         prompt_row: float [B, H, N], attention of the last prompt token in this layer, where a strategy asked for it.
         prefill_counts: visual entries of each row at the end of prefill.
         ranked: whether the visual columns stand in front of all others, in the order in which they will leave.
+        keeps_size: whether the buffers keep their size when entries leave.
+        reordered: whether rows have changed places since prefill.
         shift: int64 [B], what the renumber policy takes off a new token's position in this layer; else None.
         keys: view [B, H_kv, physical, head_dim] of the stored keys; ``values`` likewise.
     """
@@ -47,6 +49,8 @@ class TrimLayer(CacheLayerMixin):
         self.prefill_counts: tuple[int, ...] = ()
         self.shift: Tensor | None = None
         self.ranked = False
+        self.keeps_size = False
+        self.reordered = False
         self._buffers: tuple[Tensor, Tensor] | None = None
         self._start = 0
         self._length = 0
@@ -104,7 +108,54 @@ class TrimLayer(CacheLayerMixin):
         for buffer, stored in zip(fresh, old, strict=True):
             if stored is not None and self._length:
                 buffer[:, :, : self._length].copy_(stored)
-        self._buffers, self._start = (fresh[0], fresh[1]), 0
+        self._buffers, self._start, self.keeps_size = (fresh[0], fresh[1]), 0, False
+
+    # ------------------------------------------------------------------ buffers of fixed size
+
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Keys and values with all that is around them, [B, H_kv, capacity, head_dim]."""
+        if self._buffers is None:
+            raise RuntimeError("a trimmed cache layer has no buffers before its first resize")  # an engine bug
+        return self._buffers
+
+    @property
+    def columns_left(self) -> int:
+        """Columns that can still be written behind the stored ones."""
+        return 0 if self._buffers is None else self._buffers[0].shape[2] - self._start - self._length
+
+    @property
+    def stored_columns(self) -> int:
+        """Columns in use."""
+        return self._length
+
+    @property
+    def given_up(self) -> int:
+        """Columns in front of the stored ones."""
+        return self._start
+
+    def resize(self, capacity: int) -> None:
+        """Move what is stored into buffers of ``capacity`` columns, which evictions then leave as they are.
+
+        The columns behind are zeros, because under a mask everything but NaN counts for nothing.
+        """
+        if self.keys is None or self.values is None:
+            return
+        fresh = tuple(t.new_zeros(t.shape[0], t.shape[1], capacity, t.shape[3]) for t in (self.keys, self.values))
+        for buffer, stored in zip(fresh, (self.keys, self.values), strict=True):
+            buffer[:, :, : self._length] = stored
+        self._buffers, self._start, self.keeps_size = (fresh[0], fresh[1]), 0, True
+        self._set_length(self._length)
+
+    def written(self, columns: int) -> None:
+        """Note columns that were written into the buffers from outside."""
+        self._set_length(self._length + columns)
+
+    def places(self) -> list[int]:
+        """In columns of the buffers: where the next entry goes, then each row's first."""
+        if self.stream is None:
+            return []
+        return [self._start + self._length, *(self._start + self.stream.length - real for real in self.stream.real)]
 
     def _set_length(self, length: int) -> None:
         self._length = length
@@ -118,7 +169,7 @@ class TrimLayer(CacheLayerMixin):
         tail = torch.arange(self.stream.length, self._length, device=order.device).expand(order.shape[0], -1)
         index = torch.cat([order, tail], dim=1)
         self._buffers = (_gathered(self.keys, index), _gathered(self.values, index))
-        self.stream, self._start = stream, 0
+        self.stream, self._start, self.keeps_size = stream, 0, False
         self._set_length(index.shape[1])
 
     def evict(self, stream: Stream, moves: Moves) -> None:
@@ -132,7 +183,7 @@ class TrimLayer(CacheLayerMixin):
         self.stream = stream
         self._start += moves.shift
         length = self._length - moves.shift
-        if self._start > _DEAD_SHARE * self._buffers[0].shape[2]:
+        if self._start > _DEAD_SHARE * self._buffers[0].shape[2] and not self.keeps_size:
             live = tuple(buffer[:, :, self._start : self._start + length] for buffer in self._buffers)
             self._buffers = (_with_reserve(live[0]), _with_reserve(live[1]))
             self._start = 0
@@ -154,7 +205,7 @@ class TrimLayer(CacheLayerMixin):
         """Forget everything; the next update starts a prompt."""
         self.keys = self.values = self._buffers = self.stream = self.prompt_row = None
         self._start = self._length = 0
-        self.ranked = self.is_initialized = False
+        self.ranked = self.keeps_size = self.reordered = self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove generated tokens from the end (a negative number, or the logical length to keep).
@@ -185,7 +236,7 @@ class TrimLayer(CacheLayerMixin):
         """Keep the rows ``indices``, in that order."""
         if self._length == 0 or self.stream is None:
             return
-        index = indices.to(self.device)
+        index, self.reordered = indices.to(self.device), True
         if self._buffers is not None:
             self._buffers = (self._buffers[0].index_select(0, index), self._buffers[1].index_select(0, index))
         elif self.keys is not None and self.values is not None:

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from tokentrim import attention, cache, evidence, generating, planning, refusals
 from tokentrim.adapter import Adapter, Layout, bind
 from tokentrim.clock import Clock
+from tokentrim.compiled import Compiled
 from tokentrim.deciding import begin_states
 from tokentrim.decode import Decode
 from tokentrim.editing import Editing
-from tokentrim.errors import EngineError, UnsupportedError, complaint
+from tokentrim.errors import UnsupportedError, complaint
 from tokentrim.guide import Guide
 from tokentrim.placement import Placement, encoded_elsewhere, fixed_encodings
 from tokentrim.prefill import Prefill
@@ -47,6 +48,7 @@ class Engine:
         prompts: called with every prompt when its prefill is over.
         evidence: relevance for the next prompt, float [B, N], a list of rows, or a function of its grid.
         check_indices: check every Selection's indices on the device (costs a synchronisation; for tests).
+        compiled: runs decode steps compiled, if it was asked for.
         untouched: does the accounting where the strategy has no part; None for one that prunes.
         call: the call of ``generate`` that is running, if any.
         labels: int64 [B, T] that the running forward was given, if any.
@@ -60,6 +62,7 @@ class Engine:
         *,
         record: bool = True,
         guide: Guide | None = None,
+        compiled: bool = False,
     ) -> None:
         planning.check(strategy, layout.shape, vision_blocks=len(layout.vision_attentions), unserved=layout.unserved)
         self.adapter, self.layout, self.strategy, self.record = adapter, layout, strategy, record
@@ -69,7 +72,8 @@ class Engine:
         self.on_prompt: Callable[[Prompt], None] = lambda prompt: None
         self.spatial, self.temporal = strategy.spatial_parts, strategy.temporal_part
         idle = not self.spatial and self.temporal is None and strategy.attention_part is None
-        self.untouched = Untouched(self) if idle else None
+        self.untouched = Untouched(self) if idle and not compiled else None
+        self.compiled = Compiled(self) if compiled else None
         self.call: generating.Call | None = None
         self.labels: Tensor | None = None
         self.heads = Heads()
@@ -112,6 +116,11 @@ class Engine:
         return attention.implementation_of(self.layout.text_config)
 
     @property
+    def decoding(self) -> Decode | None:
+        """The decode pass that is running, if one is."""
+        return self._pass if isinstance(self._pass, Decode) else None
+
+    @property
     def installed(self) -> bool:
         """Whether the hooks are in place."""
         return bool(self._undo)
@@ -137,6 +146,8 @@ class Engine:
             ):
                 self._undo.append(handle.remove)
             self._undo += self.vision.hook()
+            if self.compiled is not None:
+                self._undo.append(self.compiled.install())
             for index, module in enumerate(layout.attentions):
                 attention.observe(module, self._observer(index))
                 self._undo.append(lambda m=module: attention.ignore(m))
@@ -408,26 +419,9 @@ class Engine:
             self._mark = None
         if not isinstance(run, Prefill):
             return None
-        self._check_pruned(run)
+        run.require_pruned()
         self.on_prompt(run.prompt)
         return _with_hidden(output, run.restore_length)
-
-    def _check_pruned(self, run: Prefill) -> None:
-        """No silent fallback: every decision that was due has been taken."""
-        promised = list(run.prompt.start.n_visual)
-        for decision in run.decisions:
-            if decision.part.count_is_static:
-                promised = [min(n, count) for n, count in zip(promised, decision.counts, strict=True)]
-                ran = run.stream_of(decision.boundary).n_visual
-                if any(n > limit for n, limit in zip(ran, promised, strict=True)):
-                    raise EngineError(
-                        complaint(
-                            f"layer {decision.boundary}",
-                            f"run with {promised} visual tokens",
-                            ran,
-                            "pruning did not happen: please report this model and call",
-                        )
-                    )
 
     # ------------------------------------------------------------------ what sites ask for
 

@@ -35,11 +35,13 @@ class Call:
         columns: of the prompt (with a continued cache, of all that was said so far).
         chunked: whether the prompt is fed in several forwards.
         assisted: whether tokens are guessed ahead.
+        new_tokens: the most that will be generated; None where no limit is given.
     """
 
     columns: int
     chunked: bool
     assisted: bool
+    new_tokens: int | None = None
 
 
 class Options:
@@ -66,7 +68,10 @@ class Options:
         chunk = self.get("prefill_chunk_size")
         begun = _length(self.arguments.get("past_key_values"))
         columns = int(ids.shape[1])
-        return Call(columns, chunk is not None and chunk < columns - begun, self.assisted)
+        limit, longest = self.get("max_new_tokens"), self.get("max_length")
+        if limit is None and longest is not None:
+            limit = max(0, longest - columns)
+        return Call(columns, chunk is not None and chunk < columns - begun, self.assisted, limit)
 
     @property
     def assisted(self) -> bool:

@@ -14,7 +14,7 @@ from tokentrim import rows as rows_of
 from tokentrim.attention import Kernel
 from tokentrim.cache import TrimLayer
 from tokentrim.deciding import decide_layer
-from tokentrim.errors import AdapterError, complaint
+from tokentrim.errors import AdapterError, EngineError, complaint
 from tokentrim.masks import causal_mask
 from tokentrim.planning import Decision
 from tokentrim.prompt import Prompt
@@ -368,6 +368,23 @@ class Prefill:
                 held.stream = self.stream_of(layer)
                 held.prefill_counts = held.stream.n_visual
                 held.shift = self._shift(held.stream)
+
+    def require_pruned(self) -> None:
+        """No silent fallback: raise EngineError unless every decision that was due has been taken."""
+        promised = list(self.prompt.start.n_visual)
+        for decision in self.decisions:
+            if decision.part.count_is_static:
+                promised = [min(n, count) for n, count in zip(promised, decision.counts, strict=True)]
+                ran = self.stream_of(decision.boundary).n_visual
+                if any(n > limit for n, limit in zip(ran, promised, strict=True)):
+                    raise EngineError(
+                        complaint(
+                            f"layer {decision.boundary}",
+                            f"run with {promised} visual tokens",
+                            ran,
+                            "pruning did not happen: please report this model and call",
+                        )
+                    )
 
     def _shift(self, stream: Stream) -> Tensor | None:
         """int64 [B]: what the renumber policy takes off a new token's id in layers that ran with ``stream``."""

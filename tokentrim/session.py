@@ -47,6 +47,7 @@ class Session:
         record: bool = True,
         guide: nn.Module | None = None,
         structure: Structure | None = None,
+        compile: bool = False,
         found: tuple[Adapter, Layout] | None = None,
     ) -> None:
         self.model = model
@@ -59,7 +60,7 @@ class Session:
         self.strategy: Strategy = resolve(chosen, shape, n_visual)
         request = guides.request_of(self.strategy)
         asked = None if request is None else self._guide(request, guide)
-        self._engine = Engine(self.adapter, self.layout, self.strategy, record=record, guide=asked)
+        self._engine = Engine(self.adapter, self.layout, self.strategy, record=record, guide=asked, compiled=compile)
         if compiled and self._engine.untouched is None:
             refusals.refuse_compiled(type(model).__name__)
         self._engine.on_prompt = self._begin_prompt
@@ -185,7 +186,8 @@ class Session:
                 )
             )
         seconds = {name: self._engine.clock.seconds(name) for name in ("selection", "prefill", "vision", "decode")}
-        return make_report(self.strategy.label(), tally, seconds, [])
+        notes = [] if self._engine.compiled is None else self._engine.compiled.notes()
+        return make_report(self.strategy.label(), tally, seconds, notes)
 
     def _begin_prompt(self, prompt: Prompt) -> None:
         if self._latest is not None:
@@ -278,6 +280,7 @@ def trim(
     record: bool = True,
     guide: nn.Module | None = None,
     structure: Structure | None = None,
+    compile: bool = False,
 ) -> Session:
     """A context manager in which ``model`` runs pruned, however ``generate`` is called.
 
@@ -289,13 +292,16 @@ def trim(
         structure: what becomes of placeholders that are structure (the line ends of tiled images): ``keep`` all of
             them, which are then neither text nor visual tokens, or ``prune`` them as visual tokens without a place
             in any grid. None: as the configuration says, else ``keep``.
+        compile: run decode steps of one token under ``torch.compile``, with cache buffers of bucketed size (see
+            :mod:`tokentrim.compiled`). The first step at each set of sizes is slow. Steps that cannot run compiled
+            run as usual, and the report says how many and why.
 
     Raises:
         AdapterError: the family is unknown, or its layout has drifted.
         ConfigError, UnknownNameError, StrategyError: the strategy is not one.
         UnsupportedError: the strategy asks for what this model cannot give.
     """
-    return Session(model, strategy, record=record, guide=guide, structure=structure)
+    return Session(model, strategy, record=record, guide=guide, structure=structure, compile=compile)
 
 
 def apply(
@@ -305,9 +311,10 @@ def apply(
     record: bool = True,
     guide: nn.Module | None = None,
     structure: Structure | None = None,
+    compile: bool = False,
 ) -> M:
     """Like :func:`trim`, until :func:`restore`; returns the model. Its session is ``session_of(model)``."""
-    trim(model, strategy, record=record, guide=guide, structure=structure).__enter__()
+    trim(model, strategy, record=record, guide=guide, structure=structure, compile=compile).__enter__()
     return model
 
 

@@ -1,0 +1,226 @@
+"""Compiled decoding: steps of one token under ``torch.compile``, with buffers whose sizes stay the same.
+
+After prefill every layer's entries go into a buffer of bucketed size, and a step of one new token runs the language
+model's own ``forward`` compiled. What changes from step to step are numbers in one tensor: where the new entry goes,
+and which columns in front are given up. Compiled code is kept by the sizes of the buffers, so that later prompts
+use it again. A step that cannot run so runs as without compiling, and the reason is noted for the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from tokentrim.generating import replaced
+
+if TYPE_CHECKING:
+    from tokentrim.cache import TrimLayer
+    from tokentrim.decode import Decode
+    from tokentrim.engine import Engine
+
+_NAME: Final = "tokentrim_compiled"
+_STATE: Final = "tokentrim_state"
+_KERNELS: Final = ("sdpa", "eager")
+_UNUSABLE: Final = ("output_hidden_states", "output_attentions")
+_GRAPHS: Final = 64
+"""Sets of buffer sizes for which compiled code is kept, per model."""
+_AHEAD: Final = 256
+"""New tokens that buffers have room for, where ``generate`` does not say how many there will be."""
+
+
+def bucket(columns: int) -> int:
+    """Columns of the smallest buffer that holds ``columns``: four sizes per octave, at least 64."""
+    if columns <= 64:
+        return 64
+    octave = 1 << (columns - 1).bit_length() - 1  # the power of two below
+    step = octave // 4
+    return octave + -(-(columns - octave) // step) * step
+
+
+class _Slots(CacheLayerMixin):
+    """One layer's buffers, as compiled code sees them."""
+
+    is_compileable = True
+    is_sliding = False
+
+    def __init__(self, keys: Tensor, values: Tensor, slot: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self.slot = keys, values, slot
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the new entry into its column; attention sees the whole buffer, under a mask."""
+        self.keys.index_copy_(2, self.slot, key_states)  # type: ignore[union-attr]
+        self.values.index_copy_(2, self.slot, value_states)  # type: ignore[union-attr]
+        return self.keys, self.values  # type: ignore[return-value]
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the buffers are there."""
+
+    def get_seq_length(self) -> int:
+        """Columns of the buffer: where the sequence stands is given by position ids."""
+        return self.keys.shape[2]  # type: ignore[union-attr]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """All columns."""
+        return self.keys.shape[2], 0  # type: ignore[union-attr]
+
+    def get_max_length(self) -> int:
+        """Columns of the buffer."""
+        return self.keys.shape[2]  # type: ignore[union-attr]
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+) -> tuple[Tensor, None]:
+    """One query per row over the columns in use. ``state`` [L, 1 + B] says which: the newest, and each row's first."""
+    state: Tensor = options[_STATE]
+    layer: Any = module.layer_idx
+    columns = torch.arange(key.shape[2], device=key.device)
+    in_use = (columns <= state[layer, 0]) & (columns >= state[layer, 1:].unsqueeze(1))
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    mixed = functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=in_use[:, None, None], scale=options.get("scaling")
+    )
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+class Compiled:
+    """Compiled decode steps of one model.
+
+    Attributes:
+        steps: decode forwards that ran compiled.
+        reasons: why others did not, with how many.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        AttentionInterface.register(_NAME, _attention)
+        AttentionMaskInterface.register(_NAME, _no_mask)
+        self._engine = engine
+        self._model = engine.layout.language_model
+        self._forward: Callable[..., Any] = self._model.forward
+        cuda = next(self._model.parameters()).device.type == "cuda"
+        self._run = torch.compile(self._forward, dynamic=False, mode="reduce-overhead" if cuda else None)
+        self._dynamo: Any = torch._dynamo  # pyright: ignore[reportPrivateUsage]  # its config has no public door
+        self._cache: Cache | None = None
+        self._held: list[tuple[Tensor, Tensor]] = []
+        self._numbers: list[list[int]] = []
+        self._state: Tensor | None = None
+        self.steps = 0
+        self.reasons: dict[str, int] = {}
+
+    def install(self) -> Callable[[], None]:
+        """Stand in front of the language model's ``forward``; returns what puts it back."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            run = self._engine.decoding
+            if run is None or torch.compiler.is_compiling():
+                return self._forward(*args, **kwargs)
+            reason = self._unfit(run, args, kwargs)
+            if reason is not None:
+                self.reasons[reason] = self.reasons.get(reason, 0) + 1
+                return self._forward(*args, **kwargs)
+            return self._step(run, kwargs)
+
+        return replaced(self._model, "forward", forward)
+
+    def notes(self) -> list[str]:
+        """For the report: what ran compiled, and why the rest did not."""
+        total = self.steps + sum(self.reasons.values())
+        if not total:
+            return []
+        why = "; ".join(f"{count} not: {reason}" for reason, count in self.reasons.items())
+        return [f"{self.steps} of {total} decode forwards ran compiled" + (f" ({why})" if why else "")]
+
+    def _unfit(self, run: Decode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """Why a step cannot run compiled; None where it can."""
+        engine, prompt = self._engine, run.prompt
+        if run.queries != 1:
+            return "several new tokens at once"
+        if run.acting:
+            return "a temporal part that ranks anew at each step (ranking: frozen does not)"
+        if engine.editing is not None:
+            return "edited attention"
+        if any(layer.shift is not None for layer in run.layers):
+            return "renumbered positions"
+        if prompt.appended_valid is not None:
+            return "padding behind the prompt"
+        if engine.implementation not in _KERNELS or engine.heads.group is not None:
+            return "an attention implementation other than sdpa and eager on one device"
+        if torch.is_grad_enabled():
+            return "gradients"
+        if any(layer.reordered for layer in run.layers):
+            return "rows that change places (beams)"
+        if args or any(kwargs.get(name) for name in _UNUSABLE):
+            return "outputs of every layer"
+        return None
+
+    def _step(self, run: Decode, kwargs: dict[str, Any]) -> Any:
+        cache = kwargs["past_key_values"]
+        self._prepare(run)
+        options = {name: value for name, value in kwargs.items() if value is not None}
+        options["past_key_values"], options[_STATE] = self._cache, self._state
+        config = self._engine.layout.text_config
+        before, config._attn_implementation_internal = config._attn_implementation_internal, _NAME
+        try:
+            torch.compiler.cudagraph_mark_step_begin()
+            with self._dynamo.config.patch(recompile_limit=_GRAPHS, fail_on_recompile_limit_hit=True):
+                output = self._run(**options)
+        finally:
+            config._attn_implementation_internal = before
+        for layer in run.layers:
+            layer.written(1)
+        self.steps += 1
+        if isinstance(output, tuple):
+            return tuple(cache if part is self._cache else part for part in output)
+        output.past_key_values = cache
+        return output
+
+    def _prepare(self, run: Decode) -> None:
+        """Buffers of bucketed size, and where each layer's new entry goes."""
+        layers, prompt = run.layers, run.prompt
+        left = self._left(prompt)
+        if any(not layer.keeps_size or layer.columns_left < 1 for layer in layers) or self._wasteful(layers):
+            for layer in layers:
+                layer.resize(bucket(layer.stored_columns + left))
+        buffers = [layer.buffers for layer in layers]
+        known = len(self._held) == len(buffers) and all(a is b for a, b in zip(self._held, buffers, strict=True))
+        if self._state is None or not known:
+            device = layers[0].device
+            self._state = torch.zeros(len(layers), 1 + run.streams[0].rows, dtype=torch.int64, device=device)
+            self._held, self._numbers = buffers, []
+            slots: list[Any] = [_Slots(*pair, self._state[index, :1]) for index, pair in enumerate(buffers)]
+            self._cache = Cache(layers=slots)
+            if device.type == "cuda":
+                for one in (self._state, *(tensor for pair in buffers for tensor in pair)):
+                    self._dynamo.mark_static_address(one)
+        numbers = [layer.places() for layer in layers]
+        if numbers == [[line[0] + 1, *line[1:]] for line in self._numbers]:
+            self._state[:, 0].add_(1)  # the usual step: nothing but the place of the new entry has changed
+        else:
+            self._state.copy_(torch.tensor(numbers))
+        self._numbers = numbers
+
+    def _left(self, prompt: Any) -> int:
+        """New tokens that buffers should have room for."""
+        call = self._engine.call
+        limit = None if call is None else call.new_tokens
+        return _AHEAD if limit is None else max(1, limit - sum(prompt.appended) + 1)
+
+    @staticmethod
+    def _wasteful(layers: list[TrimLayer]) -> bool:
+        """Whether most of the buffers' columns were given up."""
+        held = sum(layer.buffers[0].shape[2] for layer in layers)
+        return sum(layer.given_up for layer in layers) > held / 2
