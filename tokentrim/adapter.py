@@ -224,6 +224,16 @@ class Adapter(ABC):
         """
         return torch.cat([piece.permute(1, 0, 2).flatten(1) for piece in rows], dim=1)
 
+    def example_config(self, model_type: str) -> Any | None:
+        """A configuration of a family in ``model_types``, of any size; the contract suite makes a small copy of it.
+
+        By default the one that transformers' configuration class makes of no arguments; None where transformers does
+        not know the family, and then only models that are handed to the suite are tested.
+        """
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # only tests need it
+
+        return CONFIG_MAPPING[model_type]() if model_type in CONFIG_MAPPING else None
+
     def take_deepstack(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
         """The language model's arguments without its features for deeper layers, and these features.
 

@@ -60,6 +60,11 @@ def ignore(module: nn.Module) -> None:
     _OBSERVERS.pop(module, None)
 
 
+def is_observed(module: nn.Module) -> bool:
+    """Whether somebody sees the calls of ``module``."""
+    return module in _OBSERVERS
+
+
 @contextmanager
 def observing(observers: Mapping[nn.Module, Observer], config: Any) -> Generator[None]:
     """Let each module's calls be seen by its observer inside the block; whoever looked before looks again afterwards.

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from tokentrim import guide as guides
 from tokentrim import refusals
@@ -166,6 +166,17 @@ class Session:
                 complaint("session.grid", "follow a prompt with pictures", None, "call generate() with an image first")
             )
         return self._engine.grid_of(self._latest)
+
+    @property
+    def visual(self) -> Tensor:
+        """bool [B, T]: which columns of the latest prompt were visual tokens, before anything was pruned.
+
+        Raises:
+            DataError: when no prompt has run.
+        """
+        if self._latest is None:
+            raise DataError(complaint("session.visual", "follow a prompt", None, "call generate() first"))
+        return self._latest.start.visual_mask()
 
     def report(self) -> Report:
         """What was kept and spent so far, over all prompts of this session.

@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from tests.core.cases import SPECS, generate, trimmed
 from tests.models import prompt, tiny_llava
-from tokentrim.attention import _OBSERVERS
 from tokentrim.errors import DataError, StrategyError, UnsupportedError
 from tokentrim.schedule import Schedule
+from tokentrim.selftest.subject import state
 from tokentrim.session import apply, restore, session_of, trim
 from tokentrim.sites import LayerSite, Need, StepSite
 from tokentrim.strategy import SpatialScorer, TemporalScorer, compose
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_hooks",
-)
-
-
-def state(model: nn.Module) -> dict[str, Any]:
-    """All of a model that a context could change: hooks, attributes, settings of every config."""
-    found: dict[str, Any] = {"observers": len(_OBSERVERS)}
-    for name, module in model.named_modules():
-        found[name] = {
-            **{hooks: list(getattr(module, hooks)) for hooks in _HOOKS},
-            "attributes": sorted(vars(module)),
-            "forward": getattr(module.forward, "__func__", None),
-            "class": type(module),
-            "training": module.training,
-        }
-        config = getattr(module, "config", None)
-        if config is not None:
-            found[f"config of {name}"] = copy.deepcopy(config.to_dict())
-            found[f"settings of {name}"] = {k: v for k, v in vars(config).items() if k.startswith("_attn")}
-    return found
 
 
 class Broken(SpatialScorer):

@@ -17,10 +17,11 @@ from tokentrim.adapter import Adapter, Encoding, Layout, Places
 from tokentrim.errors import UnsupportedError
 from tokentrim.plugins import registry
 from tokentrim.selftest import running, self_test
-from tokentrim.selftest.checks import CHECKS, Failed
+from tokentrim.selftest.checks import CHECKS
 from tokentrim.selftest.running import subject_of
 from tokentrim.selftest.shrink import small_config
 from tokentrim.selftest.subject import Subject
+from tokentrim.selftest.verdict import Failed
 from tokentrim.session import trim
 from tokentrim.sites import Need
 

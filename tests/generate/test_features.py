@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.core.cases import deviation
-from tests.core.test_restoring import state
 from tests.every_family import FAMILIES
 from tests.generate.bench import KINDS, Bench, representatives
 from tests.generate.features import FEATURES, RECENT, Feature, expects
 from tokentrim.errors import DataError, UnsupportedError
+from tokentrim.selftest.subject import state
 from tokentrim.session import trim, unwrapped
 
 _HERE = [feature for feature in FEATURES if not feature.elsewhere]

@@ -12,6 +12,7 @@ from tokentrim.errors import UnsupportedError
 from tokentrim.selftest.masked import masked_logits
 from tokentrim.selftest.probes import Fade, Noisy, Scatter, reader
 from tokentrim.selftest.subject import STEPS, TOLERANCE, Subject, deviation, generate, state
+from tokentrim.selftest.verdict import Failed, Skipped
 from tokentrim.sites import Need
 from tokentrim.strategy import Strategy, compose
 from tokentrim.trace import Trace
@@ -22,14 +23,6 @@ _ROW_NEEDS: Final = frozenset({Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, 
 _SMALL_WINDOW: Final = 8
 _LEAST_EFFECT: Final = 1e-3
 _PROBED_CELLS: Final = 7
-
-
-class Failed(Exception):
-    """What a check saw instead of what it must see."""
-
-
-class Skipped(Exception):
-    """Why a check cannot be made."""
 
 
 def plain_masks(subject: Subject) -> str:
@@ -82,9 +75,10 @@ def reference(subject: Subject) -> str:
     inputs = subject.prompt(0)
     with torch.no_grad():
         plain = subject.model(**inputs).logits[0]
-    everything = Trace((subject.maker.length,), len(subject.layout.layers))
-    everything.prefill.append((0, torch.arange(subject.maker.length).unsqueeze(0)))
     visual = subject.visual(inputs)
+    n_visual = int(visual.sum())
+    everything = Trace((n_visual,), len(subject.layout.layers))
+    everything.prefill.append((0, torch.arange(n_visual).unsqueeze(0)))
     found = masked_logits(subject.model, subject.layout, inputs, _no_tokens(), everything, visual=visual)
     return _close(found, plain, "logits under causal masks of our own differ from the untouched model's")
 

@@ -16,6 +16,7 @@ Form = dict[str, tuple[int, ...] | list[list[int]]]
 """Inputs of one picture by name: the shape of a tensor of noise, or rows of integers."""
 
 _KNOWN: Final = frozenset({"pixel_values", "image_grid_thw", "image_sizes", "spatial_shapes", "pixel_attention_mask"})
+_APART: Final = 100  # seeds of the pictures of one row
 _SIDE: Final = 56
 _GRID: Final = (8, 12)
 """Patches down and across, of towers that take any: not a square, so that rows and columns cannot be confused."""
@@ -23,7 +24,7 @@ _GRID: Final = (8, 12)
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes prompts of one picture per row.
+    """Makes prompts with pictures of one form.
 
     Attributes:
         form: the form of pictures that the model accepted.
@@ -44,31 +45,37 @@ class Maker:
         """Placeholders that a picture takes."""
         return sum(self.lengths)
 
-    def prompt(self, *rows: tuple[int, int], seeds: Sequence[int]) -> dict[str, Any]:
+    def prompt(self, *rows: tuple[int, ...], seeds: Sequence[int]) -> dict[str, Any]:
         """A left-padded batch.
 
         Args:
-            rows: text tokens before and behind the picture of each row; the second >= 1.
-            seeds: one per row: the content of its text and picture.
+            rows: text tokens of each row: before its first picture, between pictures, and behind the last, which must
+                be >= 1. One number is a row without a picture, two are one with one picture, and so on.
+            seeds: one per row: the content of its text and pictures.
         """
-        lines = [self._line(before, behind, seed) for (before, behind), seed in zip(rows, seeds, strict=True)]
+        lines = [self._line(texts, seed) for texts, seed in zip(rows, seeds, strict=True)]
         width = max(len(line) for line in lines)
         ids = torch.zeros(len(lines), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, line in enumerate(lines):
             ids[row, width - len(line) :], mask[row, width - len(line) :] = line, 1
-        made: list[dict[str, Tensor]] = [noise(self.form, seed) for seed in seeds]
-        found: dict[str, Any] = {name: torch.cat([one[name] for one in made]) for name in self.form}
+        made: list[dict[str, Tensor]] = [
+            noise(self.form, seed + _APART * number)
+            for texts, seed in zip(rows, seeds, strict=True)
+            for number in range(len(texts) - 1)
+        ]
+        found: dict[str, Any] = {name: torch.cat([one[name] for one in made]) for name in self.form if made}
         found |= {"input_ids": ids, "attention_mask": mask}
         if self.kinds is not None:
             found[self.kinds] = (ids == self.token).long()
         return found
 
-    def _line(self, before: int, behind: int, seed: int) -> Tensor:
+    def _line(self, texts: tuple[int, ...], seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        text = torch.randint(3, TEXT_TOKENS, (before + behind,), generator=generator)
+        text = torch.randint(3, TEXT_TOKENS, (sum(texts),), generator=generator).split(list(texts))
         left, right = (torch.tensor(ids, dtype=torch.long) for ids in self.around)
-        return torch.cat([text[:before], left, torch.full((self.length,), self.token), right, text[before:]])
+        picture = [left, torch.full((self.length,), self.token), right]
+        return torch.cat([text[0], *(part for words in text[1:] for part in (*picture, words))])
 
 
 def maker_for(model: Any, entry: nn.Module, token: int) -> Maker | str:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -17,10 +17,11 @@ from torch import nn
 from tokentrim.adapter import Adapter, Layout
 from tokentrim.attention import implementation_of
 from tokentrim.errors import AdapterError, TokentrimError, UnsupportedError, complaint
-from tokentrim.selftest.checks import CHECKS, Failed, Skipped
+from tokentrim.selftest.checks import CHECKS
 from tokentrim.selftest.pictures import Maker, maker_for
-from tokentrim.selftest.shrink import build, small_config, windows_of
-from tokentrim.selftest.subject import Subject
+from tokentrim.selftest.shrink import LAYERS, PATCHES, TOWER_LAYERS, build, small_config, windows_of
+from tokentrim.selftest.subject import Made, Subject
+from tokentrim.selftest.verdict import Failed, Skipped
 from tokentrim.sites import Need
 
 _PASSING: Final = frozenset({"training", "gradient_checkpointing"})
@@ -132,17 +133,34 @@ def result_of(name: str, check: Any, takes: frozenset[Need], subject: Any) -> Re
 
 
 def subject_of(
-    model_class: Any, config: Any, adapter: Adapter, attention: str | None, results: list[Result]
+    model_class: Any,
+    config: Any,
+    adapter: Adapter,
+    attention: str | None,
+    results: list[Result],
+    *,
+    layers: int = LAYERS,
+    patches: int = PATCHES,
+    blocks: int = TOWER_LAYERS,
 ) -> Subject | None:
     """The copy, as small as the family's own arithmetic lets it be; None, and a result that says why, without one."""
     reasons: list[str] = []
     for pictures_too, heads_too in ((True, True), (True, False), (False, True), (False, False)):
-        make = functools.partial(_made, model_class, config, attention, pictures_too, heads_too)
+        small = functools.partial(
+            small_config,
+            config,
+            pictures_too=pictures_too,
+            heads_too=heads_too,
+            layers=layers,
+            patches=patches,
+            blocks=blocks,
+        )
+        make = functools.partial(_made, model_class, small, attention)
         try:
             model = make(None, None)
             layout = adapter.locate(model)
             found = maker_for(model, layout.entry, _placeholder(layout.entry.config))
-            subject = Subject(make, model, adapter, layout, found) if isinstance(found, Maker) else None
+            subject = Subject(make, model, adapter, layout, Made(found)) if isinstance(found, Maker) else None
             if subject is not None:
                 with torch.no_grad():
                     model(**subject.prompt(0))
@@ -165,17 +183,14 @@ def subject_of(
 
 def _made(
     model_class: Any,
-    config: Any,
+    small: Callable[..., Any],
     attention: str | None,
-    pictures_too: bool,
-    heads_too: bool,
     implementation: str | None,
     window: int | None,
 ) -> Any:
     """A copy with an attention implementation (None: the usual one) and windows of a size (None: wide open)."""
-    size = _OPEN_WINDOW if window is None else window
-    small = small_config(config, pictures_too=pictures_too, heads_too=heads_too, window=size)
-    return build(model_class, small, implementation or attention)
+    config = small(window=_OPEN_WINDOW if window is None else window)
+    return build(model_class, config, implementation or attention)
 
 
 def _placeholder(config: Any) -> int:

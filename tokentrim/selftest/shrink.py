@@ -17,9 +17,9 @@ HEAD_DIM: Final = 32
 TEXT_TOKENS: Final = 256
 """Token ids 3 to 255 are text; what the config names by id stands behind them."""
 
-_TOWER_LAYERS: Final = 3
+TOWER_LAYERS: Final = 3
 _TOWER_HIDDEN: Final = 64
-_PATCHES: Final = 12
+PATCHES: Final = 12
 """Patches along each side of a picture: divisible by 2, 3, 4 and 6, by which towers merge them."""
 
 _MOST_WEIGHTS: Final = 50_000_000
@@ -48,7 +48,16 @@ _OUTPUT: Final = ("out_hidden_size", "output_hidden_size", "text_hidden_size")
 _WINDOWS: Final = ("sliding_window", "attention_chunk_size", "sliding_window_size", "window_size")
 
 
-def small_config(config: Any, *, pictures_too: bool = True, heads_too: bool = True, window: int | None = None) -> Any:
+def small_config(
+    config: Any,
+    *,
+    pictures_too: bool = True,
+    heads_too: bool = True,
+    window: int | None = None,
+    layers: int = LAYERS,
+    patches: int = PATCHES,
+    blocks: int = TOWER_LAYERS,
+) -> Any:
     """A configuration of the same class that builds a model in a moment.
 
     Args:
@@ -56,6 +65,9 @@ def small_config(config: Any, *, pictures_too: bool = True, heads_too: bool = Tr
         pictures_too: also make pictures small; not where that breaks an arithmetic that only the family knows.
         heads_too: also make the text's attention heads narrow; not where its rotary sections are fixed in code.
         window: tokens that the text's sliding windows and chunks see, where it has any; None = as many as before.
+        layers: decoder layers, at most.
+        patches: patches along each side of a picture, where pictures are made small.
+        blocks: blocks of the vision tower, at most (more where features are taken from a deeper one).
     """
     text = config.get_text_config()
     key = next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
@@ -72,14 +84,14 @@ def small_config(config: Any, *, pictures_too: bool = True, heads_too: bool = Tr
     vision_key = next((name for name in config.sub_configs if name.startswith("vision")), None)
     old_vision = _width(data.get(vision_key) or {}) if vision_key else None
     whole = data if key is None else data[key]
-    _shrink_text(whole, window, heads_too)
+    _shrink_text(whole, window, heads_too, layers)
     widths = {old_hidden: int(whole["hidden_size"])}
     for name in config.sub_configs:
         part: Any = data.get(name)
         if isinstance(part, dict) and name != key:
             part.pop("dtype", None)
             if name == vision_key:
-                _shrink_tower(part, widths, pictures_too, _depth(data))
+                _shrink_tower(part, widths, patches if pictures_too else None, _depth(data, blocks))
             else:
                 _shrink_other(part, widths, old_vision)
     if key is not None:
@@ -88,7 +100,7 @@ def small_config(config: Any, *, pictures_too: bool = True, heads_too: bool = Tr
         if "hidden_size" in data:
             data["hidden_size"] = whole["hidden_size"]
     if pictures_too and data.get("mm_tokens_per_image"):
-        data["mm_tokens_per_image"] = (_PATCHES // 4) ** 2
+        data["mm_tokens_per_image"] = (patches // 4) ** 2
     tokens = _token_ids(data)
     _rename_tokens(data, {old: TEXT_TOKENS + number for number, old in enumerate(sorted(tokens))})
     for part in (data, data.get(key) if key else None):
@@ -111,9 +123,9 @@ def windows_of(text: Any) -> dict[str, int]:
     return {name: value for name in _WINDOWS if isinstance(value := getattr(text, name, None), int)}
 
 
-def _shrink_text(part: dict[str, Any], window: int | None, heads_too: bool) -> None:
+def _shrink_text(part: dict[str, Any], window: int | None, heads_too: bool, most: int) -> None:
     layers = int(part["num_hidden_layers"])
-    _truncate(part, layers, min(LAYERS, layers))
+    _truncate(part, layers, min(most, layers))
     if window is not None:
         part.update({name: window for name in _WINDOWS if isinstance(part.get(name), int)})
     if part["hidden_size"] <= HIDDEN:
@@ -135,7 +147,7 @@ def _shrink_text(part: dict[str, Any], window: int | None, heads_too: bool) -> N
         _scale_sections(part.get(name), old_dim)
 
 
-def _shrink_tower(part: dict[str, Any], widths: dict[int, int], pictures_too: bool, depth: int) -> None:
+def _shrink_tower(part: dict[str, Any], widths: dict[int, int], patches: int | None, depth: int) -> None:
     layers = next((int(part[name]) for name in _LAYER_COUNTS if isinstance(part.get(name), int)), 0)
     if layers > depth:
         _truncate(part, layers, depth)
@@ -156,9 +168,9 @@ def _shrink_tower(part: dict[str, Any], widths: dict[int, int], pictures_too: bo
         if isinstance(part.get(name), int):
             part[name] = text_hidden
     patch = part.get("patch_size")
-    if pictures_too and patch and part.get("image_size"):
+    if patches is not None and patch and part.get("image_size"):
         sides = patch if isinstance(patch, list) else [patch, patch]
-        size = [int(side) * _PATCHES for side in sides]
+        size = [int(side) * patches for side in sides]
         part["image_size"] = size if isinstance(part["image_size"], list) else size[0]
 
 
@@ -226,11 +238,11 @@ def _width(part: dict[str, Any]) -> int | None:
     return next((part[name] for name in _OWN if isinstance(part.get(name), int)), None)
 
 
-def _depth(data: dict[str, Any]) -> int:
+def _depth(data: dict[str, Any], blocks: int) -> int:
     """Tower blocks: few, but as many as the layers that features are taken from."""
     wanted: Any = data.get("vision_feature_layer", data.get("vision_feature_layers"))
     picked = wanted if isinstance(wanted, list) else [wanted] if isinstance(wanted, int) else []
-    return max([_TOWER_LAYERS, *(abs(int(layer)) + 1 for layer in picked)])
+    return max([blocks, *(abs(int(layer)) + 1 for layer in picked)])
 
 
 def _is_token(name: Any, value: Any) -> bool:
@@ -287,4 +299,5 @@ def build(model_class: Any, config: Any, attention: str | None) -> Any:
                 parameter.add_(torch.randn_like(parameter) * spread)
     settings = model.generation_config
     settings.eos_token_id, settings.pad_token_id, settings.do_sample = None, 0, False
+    settings.suppress_tokens = sorted(_token_ids(config.to_dict())) or None  # an answer holds no placeholder
     return model

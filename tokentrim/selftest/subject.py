@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tokentrim.adapter import Adapter, Encoding, Layout, Places
+from tokentrim.adapter import Adapter, Encoding, Layout
+from tokentrim.attention import is_observed
 from tokentrim.selftest.pictures import Maker, noise
+from tokentrim.selftest.probes import Scatter
+from tokentrim.selftest.verdict import Skipped
 from tokentrim.session import Session
 from tokentrim.strategy import Strategy
 
@@ -20,6 +24,46 @@ TOLERANCE: Final = 1e-4
 
 ROWS: Final = ((3, 5), (9, 4))
 """Text tokens before and behind the picture of each row of a batch."""
+
+_HOOKS: Final = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+)
+
+
+Rows = tuple[tuple[int, ...], ...]
+
+
+class Prompts(Protocol):
+    """Prompts by number, for a model that comes with its own."""
+
+    def prompt(self, *rows: int) -> dict[str, Any]:
+        """The numbered prompts as one left-padded batch."""
+        ...
+
+    def __len__(self) -> int:
+        """Prompts that there are."""
+        ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """Prompts that are made up: text and pictures of noise, functions of the row's number."""
+
+    maker: Maker
+    rows: Rows = ROWS
+
+    def prompt(self, *rows: int) -> dict[str, Any]:
+        """The numbered rows."""
+        return self.maker.prompt(*(self.rows[row] for row in rows), seeds=rows)
+
+    def __len__(self) -> int:
+        """Rows that there are."""
+        return len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -31,37 +75,51 @@ class Subject:
         model: the copy.
         adapter: on trial.
         layout: where it found things in the copy.
-        maker: makes prompts.
+        prompts: for the copy.
     """
 
     build: Callable[[str | None, int | None], Any]
     model: Any
     adapter: Adapter
     layout: Layout
-    maker: Maker
+    prompts: Prompts
+
+    @property
+    def maker(self) -> Maker:
+        """What makes the prompts up.
+
+        Raises:
+            Skipped: when they came with the model.
+        """
+        if not isinstance(self.prompts, Made):
+            raise Skipped("its pictures are given, and are not changed")
+        return self.prompts.maker
 
     def prompt(self, *rows: int) -> dict[str, Any]:
-        """A batch of the numbered rows of ``ROWS``."""
-        return self.maker.prompt(*(ROWS[row] for row in rows), seeds=rows)
+        """A left-padded batch of numbered rows.
+
+        Raises:
+            Skipped: when there are not so many.
+        """
+        if max(rows) >= len(self.prompts):
+            raise Skipped(f"{max(rows) + 1} prompts are needed, and {len(self.prompts)} are given")
+        return self.prompts.prompt(*rows)
 
     def visual(self, inputs: dict[str, Any]) -> Tensor:
         """bool [T]: the visual tokens of a prompt's first row; structure among the placeholders is none."""
-        found = self.adapter.modalities(self.layout, inputs)[0] > 0
-        if self.layout.structured:
-            marks = self.structure()
-            found[found.clone()] = ~marks
-        return found
+        return self.visuals(inputs)[0]
+
+    def visuals(self, inputs: dict[str, Any]) -> Tensor:
+        """bool [B, T]: the visual tokens of a prompt."""
+        if not self.layout.structured:
+            return self.adapter.modalities(self.layout, inputs) > 0
+        with self.trimmed(Scatter(shares={0: 1.0})) as session, torch.no_grad():
+            self.model(**inputs)
+            return session.visual
 
     def encoding(self) -> Encoding:
         """One picture, as the adapter is shown it."""
         return Encoding("image", noise(self.maker.form, 0), self.maker.lengths)
-
-    def structure(self) -> Tensor:
-        """bool [placeholders]: which placeholders of a picture are structure."""
-        encoding = self.encoding()
-        items = range(len(encoding.lengths))
-        marks = Places.joined([self.adapter.places(self.layout, encoding, item) for item in items]).structure
-        return torch.zeros(self.maker.length, dtype=torch.bool) if marks is None else marks
 
     def trimmed(self, strategy: Strategy, model: Any = None) -> Session:
         """A session on the copy."""
@@ -84,11 +142,19 @@ def deviation(found: Tensor, expected: Tensor) -> float:
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    """All of a model that a context could change: hooks, attributes, attention settings."""
+    """All of a model that a context could change: hooks, attributes, settings of every config."""
     found: dict[str, Any] = {}
     for name, module in model.named_modules():
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+        found[name] = {
+            **{hooks: list(getattr(module, hooks)) for hooks in _HOOKS},
+            "attributes": sorted(vars(module)),
+            "forward": getattr(module.forward, "__func__", None),
+            "class": type(module),
+            "training": module.training,
+            "observed": is_observed(module),
+        }
         config: Any = getattr(module, "config", None)
-        settings = {key: value for key, value in vars(config).items() if key.startswith("_attn")} if config else {}
-        found[name] = ([list(getattr(module, hook)) for hook in hooks], sorted(vars(module)), settings)
+        if config is not None:
+            found[f"config of {name}"] = copy.deepcopy(config.to_dict())
+            found[f"settings of {name}"] = {k: v for k, v in vars(config).items() if k.startswith("_attn")}
     return found

@@ -1,0 +1,256 @@
+"""Checks of what comes of a strategy's decisions on a small model: sets, plans and answers."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from tokentrim.accounting import Usage, mean_ratios
+from tokentrim.plan import is_static, plan
+from tokentrim.selftest.masked import masked_logits
+from tokentrim.selftest.subject import TOLERANCE, deviation, state
+from tokentrim.strategy import Strategy, compose
+from tokentrim.testing.case import STEPS, Case, Run, answer, subjected
+from tokentrim.testing.outcome import STRATEGIES, Skipped, checks
+from tokentrim.testing.supplies import keeping_all, turned_field
+
+_SCORE: Final = f"{STRATEGIES}#narrow-score"
+_SELECT: Final = f"{STRATEGIES}#wide-select"
+_SITE: Final = f"{STRATEGIES}#what-a-site-offers"
+_STATE: Final = f"{STRATEGIES}#state"
+_RESTORED: Final = "docs/concepts.md#what-is-restored"
+_ROWS: Final = (0, 1, 2)
+
+
+def keep_all_is_identity(case: Case) -> None:
+    """Where its parameters let it keep everything, logits are those of the untouched model, bit for bit."""
+    whole = keeping_all(case.strategy, case.shape, case.n_visual)
+    if whole is None or not case.acts or case.given.parts().attention is not None:
+        raise Skipped("no end of its parameters' ranges keeps everything")
+    run = case.run(*_ROWS, strategy=whole, key="keeping all")
+    left = [len(run.trace.cached(case.shape.n_layers - 1, run.trace.steps, row)) for row in _ROWS]
+    if left != list(run.trace.n_visual) and not is_static(case.given):
+        raise Skipped("its counts depend on the data, and it drops some tokens at any parameters")
+    ids, logits = subjected(case.subject).plain(*_ROWS)
+    case.require(torch.equal(run.ids, ids) and torch.equal(run.logits, logits), f"keeping everything ({whole.label()})",
+                 "change no bit of the logits", f"a difference of {deviation(run.logits, logits):.2g}",
+                 hint="a Selection of all tokens must merge and change nothing", see=_SELECT)  # fmt: skip
+
+
+def drop_is_mask(case: Case) -> None:
+    """Dropping gives the logits of the untouched model with the dropped tokens masked, through every decode step."""
+    _require_masks(case)
+    worst = _against_masks(case, case.run(0), 0)
+    case.require(worst <= TOLERANCE, "dropping", f"give the logits of masking, to {TOLERANCE:g} of the largest one",
+                 f"{worst:.2g}", hint="a merging strategy declares merges = True", see=_SELECT)  # fmt: skip
+
+
+def renumbered_drop_is_mask(case: Case) -> None:
+    """The same with ``positions: renumber``: contiguous positions in every layer that lacks a token."""
+    _require_masks(case)
+    strategy = _renumbered(case.strategy)
+    if strategy is None:
+        raise Skipped("it has no parameter 'positions'")
+    worst = _against_masks(case, case.run(0, strategy=strategy, key="renumbered"), 0, renumber=True)
+    case.require(worst <= TOLERANCE, "dropping with renumbered positions",
+                 f"give the logits of masking, to {TOLERANCE:g} of the largest one", f"{worst:.2g}",
+                 see="docs/concepts.md#positions")  # fmt: skip
+
+
+def row_in_batch_is_row_alone(case: Case) -> None:
+    """A row of a padded batch keeps the tokens, and gives the answer, of the row alone."""
+    together = case.run(*_ROWS)
+    for row in _ROWS:
+        _same_row(case, together, row, case.run(row))
+
+
+def _same_row(case: Case, together: Run, row: int, alone: Run) -> None:
+    pictured = alone.trace.n_visual != (0,)  # nothing is recorded of a prompt without pictures
+    for layer in range(alone.trace.n_layers if pictured else 0):
+        for step in range(alone.trace.steps + 1):
+            ours, own = together.trace.cached(layer, step, row), alone.trace.cached(layer, step)
+            when = f"at step {step}" if step else "at prefill"
+            case.require(torch.equal(ours, own), f"row {row} of a batch (layer {layer}, {when})",
+                         f"keep what the row keeps alone, {own.tolist()}", ours.tolist(),
+                         hint="rows are padded: use site.valid and site.n_visual, and never mix rows",
+                         see=_SITE)  # fmt: skip
+    worst = deviation(together.logits[row], alone.logits[0])
+    same = worst <= TOLERANCE and torch.equal(together.ids[row], alone.ids[0])
+    case.require(same, f"row {row} of a batch", "give the answer of the row alone", f"logits {worst:.2g} apart",
+                 hint="rows are padded: use site.valid, and never mix rows", see=_SITE)  # fmt: skip
+
+
+def beams_in_batch_are_beams_alone(case: Case) -> None:
+    """Beam search over a batch finds the beams of each row alone: state follows its rows."""
+    case.run(*_ROWS)
+    found = _beams(case, *_ROWS)
+    for row in _ROWS:
+        own = _beams(case, row)
+        case.require(found[row].tolist() == own[0].tolist(), f"the best of two beams of row {row} of a batch",
+                     f"be that of the row alone, {own[0].tolist()}", found[row].tolist(),
+                     hint="a state that holds tensors by row needs select_rows(index)", see=_STATE)  # fmt: skip
+
+
+def _beams(case: Case, *rows: int) -> Tensor:
+    inputs = case.subject.prompt(*rows)
+    with case.session(inputs=inputs):
+        out = case.subject.model.generate(**inputs, max_new_tokens=4, num_beams=2, do_sample=False)
+    return out[:, inputs["input_ids"].shape[1] :]
+
+
+def sets_are_nested(case: Case) -> None:
+    """What a layer keeps was kept by the layer before, and what its cache holds was held a step earlier; ascending."""
+    trace = case.run(*_ROWS).trace
+    for row in _ROWS:
+        sets = [torch.arange(trace.n_visual[row]), *(trace.kept(layer, row) for layer in range(trace.n_layers))]
+        for layer, (before, now) in enumerate(pairwise(sets)):
+            _require_nested(case, before, now, f"layer {layer} of row {row}", "the layer before")
+        for layer in range(trace.n_layers):
+            held = [trace.cached(layer, step, row) for step in range(trace.steps + 1)]
+            for step, (before, now) in enumerate(pairwise(held), start=1):
+                _require_nested(case, before, now, f"the cache of layer {layer}, row {row}, step {step}",
+                                "the step before")  # fmt: skip
+
+
+def _require_nested(case: Case, before: Tensor, now: Tensor, where: str, earlier: str) -> None:
+    case.require(torch.equal(now, now.unique()), f"what is kept in {where}", "be ascending and unique", now.tolist(),
+                 see=_SELECT)  # fmt: skip
+    new = now[~torch.isin(now, before)]
+    case.require(not len(new), f"what is kept in {where}", f"be among what {earlier} kept", f"{new.tolist()} besides",
+                 hint="a dropped token cannot return: return indices of the current tokens, and write into no tensor "
+                 "of a site", see=_SELECT)  # fmt: skip
+
+
+def text_is_kept(case: Case) -> None:
+    """Every layer's cache ends with all text, all new tokens, and of the picture what the trace says."""
+    run = case.run(0)
+    ids = run.inputs["input_ids"]
+    text = ids.shape[1] - case.n_visual
+    for layer, (stored, logical, _) in enumerate(run.held):
+        expected = text + len(run.trace.cached(layer, run.trace.steps)) + STEPS - 1
+        parts = f"all {text} of text, {STEPS - 1} new ones, and what the trace keeps of the picture"
+        case.require(stored == expected, f"the cache of layer {layer}", f"store {expected} entries: {parts}", stored,
+                     see=_SELECT)  # fmt: skip
+        length = ids.shape[1] + STEPS - 1
+        case.require(logical in (length, stored), f"the length that generate sees in layer {layer}", f"be {length}",
+                     logical, see=_SELECT)  # fmt: skip
+
+
+def plan_is_met(case: Case) -> None:
+    """``plan()`` says beforehand what the report says afterwards: exactly, or as upper bounds if counts are data's."""
+    run = case.run(*_ROWS)
+    strategy, trace, static = case.strategy, run.trace, is_static(case.given)
+    usages: list[Usage] = []
+    for row in (0, 2):
+        n, n_text = trace.n_visual[row], _text_tokens(case, row)
+        usage = plan(strategy, case.shape, n, n_text, STEPS).usage
+        usages.append(usage)
+        for layer in range(trace.n_layers):
+            counts = [len(trace.cached(layer, step, row)) for step in range(trace.steps + 1)]
+            planned = [usage.layer_tokens[layer], *(usage.cached[step][layer] for step in range(trace.steps))]
+            fits = counts == planned if static else all(a <= b for a, b in zip(counts, planned, strict=True))
+            word = "be as planned" if static else "lie within the plan"
+            case.require(fits, f"the tokens of layer {layer}, row {row} ({n} visual tokens), by step",
+                         f"{word}, {planned}", counts, hint="schedule() and count() must say what will be kept; if "
+                         "that depends on the data, declare count_is_static = False and give upper bounds",
+                         see=_SCORE)  # fmt: skip
+    if not static:
+        return
+    report = run.report.to_dict()
+    for name, value in mean_ratios(usages).items():
+        case.require(report[name] == value, f"{name} of the report", f"be the plan's {value}", report[name], see=_SCORE)
+
+
+def _text_tokens(case: Case, row: int) -> int:
+    inputs = case.subject.prompt(row)
+    return int(inputs["input_ids"].shape[1] - case.subject.visual(inputs).sum())
+
+
+def first_token_is_the_spatial_parts(case: Case) -> None:
+    """A temporal part has no say in the first new token; a strategy of the decode stage leaves it as unpruned."""
+    if case.given.temporal_part is None:
+        raise Skipped("it has no temporal part")
+    found = case.run(*_ROWS).logits[:, 0]
+    if case.given.stage == "decode":
+        expected = subjected(case.subject).plain(*_ROWS)[1][:, 0]
+        what = "the untouched model"
+    else:
+        spatial = compose(case.strategy.spatial_parts)
+        expected = case.run(*_ROWS, strategy=spatial, key="spatial parts").logits[:, 0]
+        what = "its spatial parts alone"
+    case.require(torch.equal(found, expected), "the first new token", f"have the logits of {what}",
+                 f"a difference of {deviation(found, expected):.2g}",
+                 hint="a temporal strategy decides at decode steps alone", see=_SCORE)  # fmt: skip
+
+
+def model_is_restored(case: Case) -> None:
+    """After the context, also after an exception inside, the model is as before: hooks, settings, weights, answers."""
+    case.run(0)
+    subject = case.subject
+    inputs = subject.prompt(0)
+    ids, logits = subjected(subject).plain(0)
+    before = state(subject.model)
+    for fails in (False, True):
+        how = "an exception inside the context" if fails else "the context"
+        try:
+            with case.session(inputs=inputs):
+                answer(subject.model, inputs)
+                if fails:
+                    raise KeyError("the caller's own")
+        except KeyError:
+            pass
+        now = state(subject.model)
+        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        case.require(not changed, f"the model after {how}", "be as it was before", f"changes in {changed[:3]}",
+                     hint="a strategy never touches the model", see=_RESTORED)  # fmt: skip
+        found = answer(subject.model, inputs)
+        case.require(torch.equal(found[0], ids) and torch.equal(found[1], logits), f"the answer after {how}",
+                     "be the untouched model's", f"a difference of {deviation(found[1], logits):.2g}",
+                     hint="a strategy writes into no tensor that is not its own",
+                     see=_RESTORED)  # fmt: skip
+
+
+def _require_masks(case: Case) -> None:
+    if not case.acts:
+        raise Skipped("it keeps everything")
+    if case.edits_values:
+        raise Skipped("it merges tokens or edits attention, which no mask expresses")
+
+
+def _against_masks(case: Case, run: Run, row: int, *, renumber: bool = False) -> float:
+    """Largest deviation of a run of one row from the untouched model under its masks."""
+    subject = case.subject
+    inputs = subject.prompt(row)
+    visual = subject.visual(inputs)
+    expected = masked_logits(
+        subject.model, subject.layout, inputs, run.ids[0][:-1], run.trace, visual=visual, renumber=renumber
+    )
+    return deviation(run.logits[0], expected[len(visual) - 1 :])
+
+
+def _renumbered(strategy: Strategy) -> Strategy | None:
+    """The strategy with renumbered positions, where it has spatial parts that can."""
+    if "positions" in type(strategy).model_fields:
+        return turned_field(strategy, "positions", "renumber")
+    parts = strategy.parts()
+    if not parts.spatial:
+        return None
+    changed = tuple(turned_field(part, "positions", "renumber") for part in parts.spatial)
+    return compose(changed, parts.temporal)
+
+
+ANSWER_CHECKS: Final = checks(
+    keep_all_is_identity,
+    drop_is_mask,
+    renumbered_drop_is_mask,
+    row_in_batch_is_row_alone,
+    beams_in_batch_are_beams_alone,
+    sets_are_nested,
+    text_is_kept,
+    plan_is_met,
+    first_token_is_the_spatial_parts,
+    model_is_restored,
+)

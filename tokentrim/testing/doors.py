@@ -1,0 +1,183 @@
+"""Three doors to the same checks: all at once, one by one, and as tests of pytest."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tokentrim.config import Spec
+from tokentrim.errors import ConfigError, complaint, suggestion
+from tokentrim.testing.answer_checks import ANSWER_CHECKS
+from tokentrim.testing.case import Case
+from tokentrim.testing.config_checks import CONFIG_CHECKS
+from tokentrim.testing.deciding_checks import DECIDING_CHECKS
+from tokentrim.testing.family_checks import family_checks
+from tokentrim.testing.outcome import ContractError, Failed, Outcome, Outcomes, Skipped
+
+if TYPE_CHECKING:
+    import pytest
+
+Expected: TypeAlias = "Mapping[str, str] | Callable[[Any], Mapping[str, str]]"
+
+
+@dataclass(frozen=True)
+class BoundCheck:
+    """A check of one strategy or adapter; call it.
+
+    Attributes:
+        name: of the check.
+        label: of what is checked, short.
+        whom: the same, for messages.
+        run: raises Failed or Skipped.
+    """
+
+    name: str
+    label: str
+    whom: str
+    run: Callable[[], None]
+
+    def __call__(self) -> None:
+        """Make the check.
+
+        Raises:
+            ContractError: when it fails; says what, of whom, and what to do.
+            Skipped: when it does not apply.
+        """
+        __tracebackhide__ = True
+        try:
+            self.run()
+        except Failed as failure:
+            raise ContractError(f"{self.name}: {failure}") from failure.__cause__
+
+    def outcome(self, expected: str | None = None) -> Outcome:
+        """What becomes of it; whatever it raises is a failure.
+
+        Args:
+            expected: why it is expected to fail, or None; if it then passes, that is a failure.
+        """
+        try:
+            self()
+        except Skipped as reason:
+            return Outcome(self.name, "skipped", str(reason))
+        except ContractError as failure:
+            return Outcome(self.name, "failed" if expected is None else "expected", str(failure))
+        except Exception as error:  # a stranger's code may raise anything
+            text = f"{self.name}: {self.whom} must be checked without raising; got {type(error).__name__}: {error}."
+            return Outcome(self.name, "failed", text)
+        if expected is not None:
+            must = f"fail this check, as it was said to ({expected}), but it passed"
+            text = f"{self.name}: {complaint(self.whom, must, hint='take it out of expected_failures')}"
+            return Outcome(self.name, "failed", text)
+        return Outcome(self.name, "passed")
+
+
+def checks_of(subject: Any, *, families: Sequence[str] | None = None) -> Iterator[tuple[str, BoundCheck]]:
+    """Every check of a strategy: pairs (name, function of no argument).
+
+    The function returns if all is well, and raises ContractError if not, Skipped where the check does not apply.
+
+    Args:
+        subject: a strategy in any form that ``trim`` accepts.
+        families: model types to run it on as well (see :func:`check_strategy`).
+
+    Raises:
+        ConfigError, UnknownNameError: when the specification means no strategy.
+    """
+    case = Case.of(subject)
+    for check in (*CONFIG_CHECKS, *DECIDING_CHECKS, *ANSWER_CHECKS, *family_checks(case.spec, families)):
+        yield check.name, BoundCheck(check.name, case.label, case.whom, functools.partial(check.run, case))
+
+
+def check_strategy(
+    strategy: Spec,
+    *,
+    families: Sequence[str] | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+    raises: bool = True,
+) -> Outcomes:
+    """Check a strategy against its contract, on small models that are built in memory.
+
+    Args:
+        strategy: a registered name, a dict, YAML, or an object.
+        families: model types to run it on, beside the plainest one, on which everything is checked; None = all that
+            registered adapters serve. A family that refuses the strategy is skipped.
+        expected_failures: check name -> reason. Such a check must fail; one that passes counts as a failure.
+        raises: raise when a check fails; otherwise read ``.failed`` of what is returned.
+
+    Raises:
+        ContractError: when a check fails, with a paragraph for each.
+        ConfigError, UnknownNameError: when the specification means no strategy.
+    """
+    return _all(list(checks_of(strategy, families=families)), expected_failures or {}, raises=raises)
+
+
+def _all(found: list[tuple[str, BoundCheck]], expected: Mapping[str, str], *, raises: bool) -> Outcomes:
+    known_names(expected, [name for name, _ in found])
+    outcomes = Outcomes(found[0][1].whom, tuple(check.outcome(expected.get(name)) for name, check in found))
+    if raises:
+        outcomes.raise_failures()
+    return outcomes
+
+
+def known_names(expected: Mapping[str, str], names: Sequence[str]) -> None:
+    """Refuse expected failures of checks that there are not.
+
+    Raises:
+        ConfigError: suggests the nearest name.
+    """
+    for name in expected:
+        if name not in names:
+            raise ConfigError(complaint("a key of expected_failures", "name a check", name, suggestion(name, names)))
+
+
+def parametrize_with_checks(
+    subjects: Sequence[Any],
+    *,
+    expected_failures: Expected | None = None,
+    families: Sequence[str] | None = None,
+) -> pytest.MarkDecorator:
+    """Decorate a test of one argument, ``check``, to run once per check and subject.
+
+    ```python
+    @parametrize_with_checks(["my-pruner", MyPruner(keep_ratio=0.2)])
+    def test_contract(check):
+        check()
+    ```
+
+    Args:
+        subjects: strategies in any form that ``trim`` accepts.
+        expected_failures: check name -> reason, for all subjects, or a function of a subject that returns such a dict.
+            These are marked xfail, strictly.
+        families: see :func:`check_strategy`.
+    """
+    import pytest  # tests alone need it
+
+    if isinstance(subjects, (str, Mapping)):
+        raise ConfigError(complaint("the subjects of parametrize_with_checks", "be a list", subjects,
+                                    "put it in brackets"))  # fmt: skip
+    params: list[Any] = []
+    for subject in subjects:
+        expected = expected_failures(subject) if callable(expected_failures) else expected_failures or {}
+        found = list(checks_of(subject, families=families))
+        known_names(expected, [name for name, _ in found])
+        for name, check in found:
+            reason = expected.get(name)
+            marks = () if reason is None else pytest.mark.xfail(reason=reason, strict=True, raises=ContractError)
+            params.append(pytest.param(_as_test(check), id=f"{check.label}-{name}", marks=marks))
+    return pytest.mark.parametrize("check", params)
+
+
+def _as_test(check: BoundCheck) -> Callable[[], None]:
+    """The check, skipping in pytest's own way."""
+    import pytest
+
+    def run() -> None:
+        __tracebackhide__ = True
+        try:
+            check()
+        except Skipped as reason:
+            pytest.skip(str(reason))
+
+    return run
