@@ -239,10 +239,10 @@ def test_error_page_tells_the_exit_code(tmp_path):
 
 
 def test_columns_of_the_summary_are_documented():
-    source = inspect.getsource(__import__("tokentrim.compare.summary", fromlist=["_row"])._row)
-    from tokentrim.compare.summary import _COSTS
+    from tokentrim.compare import rows
 
-    columns = [*re.findall(r'^        "(\w+)":', source, re.MULTILINE), *_COSTS]
+    source = inspect.getsource(rows.cell_row) + inspect.getsource(rows._common)
+    columns = [*re.findall(r'^        "(\w+)":', source, re.MULTILINE), *rows.COSTS, *rows.TIMES]
     page = read_page("docs/compare.md")
     assert not [column for column in columns if f"`{column}`" not in page]
 

@@ -45,6 +45,26 @@ def test_a_strategy_with_a_budget_of_its_own_runs_once():
     ]
 
 
+def test_text_only_stands_at_the_boundary_of_the_solved_strategy():
+    rows = rows_of(cells_of(strategies=["vtw", "yopo"], budgets=[0.5, 0.34], controls=[]))
+    assert [row[3] for row in rows if row[0] == "vtw"] == [3, 2]
+    assert [row[3] for row in rows if row[0] == "text-only"] == [2, 3]
+
+
+def test_controls_are_added_where_they_are_not_listed():
+    rows = rows_of(cells_of(strategies=["fastv", "random"], budgets=[0.5]))
+    names = [row[0] for row in rows]
+    assert names[:6] == ["none", "uniform", "pool", "downscale", "fastv", "random"]
+    assert ("downscale", "layer_mean_ratio", 0.5, None) in rows
+    assert {row[0] for row in rows_of(cells_of(strategies=["fastv"], controls=[]))} == {"none", "fastv", "text-only"}
+
+
+def test_controls_stand_beside_every_budget():
+    own = {"strategy": "fastv", "budgets": [0.6]}
+    rows = rows_of(cells_of(strategies=[own], budgets=[0.5]))
+    assert {row[2] for row in rows if row[0] == "random"} == {0.6, 0.5}
+
+
 def test_seeds_multiply_what_is_random_only():
     cells = cells_of(seeds=[0, 1], budgets=[0.5])
     assert [cell.seed for cell in cells if cell.method == "random"] == [0, 1]

@@ -140,6 +140,7 @@ ONE = {
     "strategies": ["random"],
     "budgets": [0.5],
     "text_only": False,
+    "controls": [],
 }
 
 

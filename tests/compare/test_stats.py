@@ -2,11 +2,23 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokentrim.compare.stats import agreement, bootstrap, estimate, mcnemar, paired_p, sign_flip, wilson
+from tokentrim.compare.stats import (
+    adjusted,
+    agreement,
+    bootstrap,
+    crossed,
+    estimate,
+    mcnemar,
+    paired_p,
+    seeds_estimate,
+    sign_flip,
+    wilson,
+)
 
 shares = st.floats(0, 1, allow_nan=False)
 
@@ -84,3 +96,33 @@ def test_no_score_is_not_a_score():
 
 def test_agreement_ignores_blanks_only():
     assert agreement(["red  two", "red"], ["red two", "green"]) == 0.5
+
+
+def test_holm_corrects_stepwise():
+    # Smallest times 3, next times 2, last times 1, and never falling.
+    assert adjusted([0.01, 0.04, 0.03], "holm") == pytest.approx([0.03, 0.06, 0.06])
+    assert adjusted([0.01, 0.04, 0.03], "bonferroni") == pytest.approx([0.03, 0.12, 0.09])
+    assert adjusted([0.01, 0.04, 0.03], "none") == [0.01, 0.04, 0.03]
+    assert adjusted([], "holm") == []
+
+
+def test_one_seed_is_a_bootstrap_over_samples():
+    scores = [0.0, 1.0, 1.0, 0.5]
+    assert crossed([np.array([scores])]) == bootstrap([scores])
+    assert seeds_estimate(np.array([[1.0, 0.0, 1.0]]), "exact") == wilson(2, 3)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    rng = np.random.default_rng(0)
+    samples = (rng.random(200) < 0.5).astype(float)
+    alike = np.stack([samples, samples, samples])
+    apart = np.stack([samples, np.zeros(200), np.ones(200)])
+    same, different = crossed([alike]), crossed([apart])
+    assert same.mean == pytest.approx(samples.mean())
+    assert different.high - different.low > 2 * (same.high - same.low)
+    assert different.low <= different.mean <= different.high
+
+
+def test_means_over_seeds_are_no_binary_scores():
+    mine, theirs = [1.0, 0.5, 1.0, 1.0], [0.0, 0.5, 0.0, 0.5]
+    assert paired_p(mine, theirs, "exact") == sign_flip(mine, theirs)

@@ -11,7 +11,9 @@ from tokentrim.compare.tables import overall_grid, score_text, task_grid
 
 def summary_of(tmp_path, aggregates, scores=(1.0, 0.0)):
     """The summary of 'none' and 'random' on one task, each with its aggregate and the same single scores."""
-    config = load_compare({"tasks": ["where"], "strategies": ["random"], "budgets": [0.5], "text_only": False})
+    config = load_compare(
+        {"tasks": ["where"], "strategies": ["random"], "budgets": [0.5], "text_only": False, "controls": []}
+    )
     cells = expand(config, [locate(config.models[0])])
     results = {}
     for cell, aggregate in zip(cells, aggregates, strict=True):

@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from tokentrim.compare.config import CompareConfig, Match, MethodSpec, ModelSpec, TaskSpec, digest
+from tokentrim.compare.config import (
+    MEASURED,
+    CompareConfig,
+    Match,
+    MethodSpec,
+    ModelSpec,
+    TaskSpec,
+    Timing,
+    digest,
+)
 from tokentrim.config import StrategySpec, strategy_from
-from tokentrim.errors import ConfigError, complaint
+from tokentrim.errors import ConfigError, StrategyError, complaint
 from tokentrim.loading import device_of, fingerprint, read_config, require_supported, resolve_folder
+from tokentrim.plan import planned_layer_tokens
 from tokentrim.planning import prepare
 from tokentrim.plugins import installed_version, registry
 from tokentrim.presets import shape_of
 from tokentrim.shape import ModelShape
 from tokentrim.strategy import Strategy
 
+if TYPE_CHECKING:
+    from tokentrim.compare.results import CellResult
+
 REFERENCE: Final = "none"
 CONTROL: Final = "random"
 TEXT_ONLY: Final = "text-only"
 # Whatever may change an answer; a new matplotlib need not answer all questions again.
 _THAT_MATTER: Final = ("torch", "transformers")
-_SCHEMA: Final = 2  # of the cell files; raised when what they hold changes
+_SCHEMA: Final = 3  # of the cell files; raised when what they hold changes
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,21 @@ class ModelTarget:
 
 
 @dataclass(frozen=True)
+class Solved:
+    """A knob that was solved by measuring.
+
+    Attributes:
+        strategy: with the knob set; None where no value of it meets the budget.
+        about: how it was found, for the cell's head.
+        reason: why there is no strategy.
+    """
+
+    strategy: StrategySpec | None
+    about: dict[str, Any]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Cell:
     """One method x budget x task x model (x seed, for a method that draws random numbers).
 
@@ -62,10 +90,14 @@ class Cell:
         match: which share the budget means.
         budget: the share asked for; None where the strategy runs as it is configured.
         seed: where the method draws random numbers.
-        boundary: the first boundary at which it prunes; None where it leaves prefill alone.
+        boundary: where a text-only row drops the image; for others the first boundary at which they are expected to
+            drop tokens, None where none is known before they run.
         max_new_tokens: limit of an answer.
         batch_size: questions answered at once.
         pictures: questions whose kept tokens are recorded.
+        control: what is done to the pictures before the processor, instead of a strategy.
+        timing: how its knob is solved for a share of time; None where it is solved on the plan.
+        solved: what that found; no part of the key, which stands for what is asked.
     """
 
     model: ModelTarget
@@ -81,6 +113,9 @@ class Cell:
     max_new_tokens: int
     batch_size: int
     pictures: int
+    control: str | None = None
+    timing: Timing | None = None
+    solved: Solved | None = None
 
     @cached_property
     def key(self) -> str:
@@ -96,6 +131,8 @@ class Cell:
                 "strategy": self.strategy.as_dict(),
                 "budget": [self.match, self.budget],
                 "batch": [self.batch_size, self.pictures],
+                **({"control": self.control} if self.control else {}),
+                **({"timing": self.timing.model_dump()} if self.timing else {}),
             }
         )
 
@@ -119,6 +156,7 @@ class Cell:
             "budget_requested": self.budget,
             "matched_by": self.match,
             "seed": self.seed,
+            "control": self.control,
         }
 
 
@@ -142,42 +180,94 @@ def expand(config: CompareConfig, models: list[ModelTarget]) -> list[Cell]:
     for model in models:
         variants = list(_variants(config, model))
         for task in config.tasks:
-            limit = task.max_new_tokens or config.max_new_tokens or registry("task").get(task.task).max_new_tokens
-            cells += [
-                Cell(
-                    model, task, config.samples_of(task), config.split, *variant, max_new_tokens=limit,
-                    batch_size=config.batch_size, pictures=config.pictures,
-                )
-                for variant in variants
-            ]  # fmt: skip
+            cells += [_cell(config, model, task, variant) for variant in variants]
     return cells
 
 
-Variant = tuple[str, StrategySpec, Match, float | None, int | None, int | None]
+def _cell(config: CompareConfig, model: ModelTarget, task: TaskSpec, variant: Variant) -> Cell:
+    """One variant on one task."""
+    limit = task.max_new_tokens or config.max_new_tokens or registry("task").get(task.task).max_new_tokens
+    return Cell(
+        model, task, config.samples_of(task), config.split, variant.method, variant.strategy, variant.match,
+        variant.budget, variant.seed, variant.boundary, max_new_tokens=limit, batch_size=config.batch_size,
+        pictures=config.pictures, control=variant.control,
+        timing=Timing() if variant.match == MEASURED else None,
+    )  # fmt: skip
+
+
+class Variant(NamedTuple):
+    """One row of one model, whatever the task."""
+
+    method: str
+    strategy: StrategySpec
+    match: Match
+    budget: float | None = None
+    seed: int | None = None
+    boundary: int | None = None
+    control: str | None = None
 
 
 def _variants(config: CompareConfig, model: ModelTarget) -> Iterator[Variant]:
-    """(method, strategy, match, budget, seed, boundary) of every row of one model."""
-    methods = list(config.strategies)
-    if all(method.name != REFERENCE for method in methods):
-        methods.insert(0, MethodSpec(strategy=strategy_from(REFERENCE)))
-    methods.sort(key=lambda method: method.name != REFERENCE)
+    """Every row of one model that is known before anything has run."""
     boundaries: set[int] = set()
+    methods = config.methods
     for method in methods:
         match: Match = matched_by(method, config)
+        budgets: Sequence[float | None] = [None] if match == "fixed" else method.budgets or config.budgets.values
         for seed, strategy in _seeded(method, config.seeds):
-            boundary = first_boundary(strategy.strategy, model.shape)
             prepare(strategy.strategy, model.shape)  # missing weights are noticed before anything runs
-            if boundary is not None and method.name != TEXT_ONLY:
-                boundaries.add(boundary)
-            budgets: Sequence[float | None] = [None] if match == "fixed" else method.budgets or config.budgets.values
             for budget in budgets:
-                yield method.name, strategy, match, budget, seed, boundary
-    listed = any(method.name == TEXT_ONLY for method in methods)
-    if config.text_only and not listed:
-        for boundary in sorted(boundaries):
-            strategy = strategy_from({"name": TEXT_ONLY, "k": boundary})
-            yield TEXT_ONLY, strategy, "fixed", None, None, boundary
+                boundary = _expected_boundary(strategy, model.shape, match, budget)
+                if boundary is not None and method.name != TEXT_ONLY:
+                    boundaries.add(boundary)
+                yield Variant(method.name, strategy, match, budget, seed, boundary, method.control)
+    if config.text_only and all(method.name != TEXT_ONLY for method in methods):
+        yield from (text_only(boundary) for boundary in sorted(boundaries))
+
+
+def text_only(boundary: int) -> Variant:
+    """The row without any visual token from ``boundary`` on."""
+    return Variant(TEXT_ONLY, strategy_from({"name": TEXT_ONLY, "k": boundary}), "fixed", boundary=boundary)
+
+
+def further_text_only(config: CompareConfig, cells: Sequence[Cell], finished: Mapping[str, CellResult]) -> list[Cell]:
+    """Text-only cells that only the finished cells ask for: where a method began to drop was not to be foreseen.
+
+    Args:
+        config: the comparison.
+        cells: its cells.
+        finished: their results by key.
+    """
+    if not config.text_only or any(method.name == TEXT_ONLY for method in config.methods):
+        return []
+    there = {(cell.model.name, cell.task.task, cell.boundary) for cell in cells if cell.method == TEXT_ONLY}
+    wanted = {
+        (cell.model.name, cell.task.task, boundary): cell
+        for cell in cells
+        if cell.key in finished and (boundary := finished[cell.key].head.get("boundary")) is not None
+    }
+    missing = sorted(wanted.keys() - there)
+    return [_cell(config, wanted[place].model, wanted[place].task, text_only(place[2])) for place in missing]
+
+
+def _expected_boundary(spec: StrategySpec, shape: ModelShape, match: Match, budget: float | None) -> int | None:
+    """The first boundary at which a method will drop tokens, by its plan for the model's usual picture.
+
+    None as well where only running it can tell: a knob that is solved by measuring, counts that depend on the data.
+    """
+    if match == MEASURED:
+        return None
+    ratios: dict[str, Any] = {} if spec.budget is None else dict(spec.budget.ratios)
+    if budget is not None:
+        ratios = {match: budget}
+    strategy = spec.strategy
+    n_visual = shape.vision.n_visual if shape.vision else 1
+    if ratios:
+        try:
+            strategy = strategy.at_budget(shape, n_visual, **ratios)[0]
+        except StrategyError:  # out of reach: its cells will say so
+            return None
+    return first_boundary(strategy, shape, n_visual)
 
 
 def matched_by(method: MethodSpec, config: CompareConfig) -> Match:
@@ -188,6 +278,8 @@ def matched_by(method: MethodSpec, config: CompareConfig) -> Match:
     """
     if method.match is not None:
         return method.match
+    if method.control is not None:
+        return config.budgets.match
     strategy = method.chosen.strategy
     parts = [*strategy.spatial_parts, *([strategy.temporal_part] if strategy.temporal_part else [])]
     if method.chosen.budget is not None or all(part.budget_knob is None for part in (strategy, *parts)):
@@ -206,12 +298,21 @@ def _seeded(method: MethodSpec, seeds: tuple[int, ...]) -> Iterator[tuple[int | 
         yield seed, strategy_from({**spec.as_dict(), "seed": seed})
 
 
-def first_boundary(strategy: Strategy, shape: ModelShape) -> int | None:
-    """The first boundary at which a strategy may drop tokens during prefill."""
-    n_visual = shape.vision.n_visual if shape.vision else 1
-    boundaries = [part.schedule(shape, n_visual).boundaries for part in strategy.spatial_parts]
-    inside = [boundary for listed in boundaries for boundary in listed if boundary < shape.n_layers]
-    return min(inside, default=None)
+def first_boundary(strategy: Strategy, shape: ModelShape, n_visual: int | None = None) -> int | None:
+    """The first boundary at which a strategy's plan drops tokens during prefill.
+
+    Args:
+        strategy: with its knob solved.
+        shape: the model's numbers.
+        n_visual: visual tokens of the prompt; None = of the model's usual picture.
+
+    Returns:
+        The boundary; None where nothing is dropped, or where the data decide whether anything is.
+    """
+    if n_visual is None:
+        n_visual = shape.vision.n_visual if shape.vision else 1
+    layers = planned_layer_tokens(strategy.spatial_parts, shape, n_visual)
+    return next((layer for layer, kept in enumerate(layers) if kept < n_visual), None)
 
 
 def versions() -> dict[str, str]:

@@ -20,8 +20,15 @@ from tokentrim.tasks import Split
 from tokentrim.validation import check
 from tokentrim.yaml_reader import Where
 
-Match: TypeAlias = Literal["layer_mean_ratio", "kv_ratio", "flops_ratio", "fixed"]
+Share: TypeAlias = Literal["layer_mean_ratio", "kv_ratio", "flops_ratio"]
+Match: TypeAlias = Share | Literal["fixed"]
+Correction: TypeAlias = Literal["holm", "bonferroni", "fdr_bh", "none"]
+Control: TypeAlias = Literal["downscale"]
+MEASURED: Final = "prefill_time_ratio"
+"""The share that no plan knows: a knob is solved for it by measuring."""
+DOWNSCALE: Final = "downscale"
 DEFAULT: Final = "default.yaml"
+CONTROLS: Final = ("random", "uniform", "pool", DOWNSCALE)
 _WHOM: Final = "the comparison"
 
 
@@ -60,12 +67,15 @@ class TaskSpec(_Part):
 
 
 class MethodSpec(_Part):
-    """One strategy, and how its budgets are matched."""
+    """One strategy, or a control that acts before the processor, and how its budgets are matched."""
 
     shorthand: ClassVar[str] = "strategy"
     whom: ClassVar[str] = "a method"
     # Any to pydantic, because StrategySpec names a class that it imports late; the validator makes it a StrategySpec.
-    strategy: Any = Field(description="what tokentrim run --strategy takes")
+    strategy: Any = Field(default="none", validate_default=True, description="what tokentrim run --strategy takes")
+    control: Control | None = Field(
+        default=None, description="downscale: instead of a strategy, smaller pictures before the processor"
+    )
     label: str = Field(default="", description="its name in tables; default: the strategy's name")
     match: Match | None = Field(
         default=None, description="which share budgets mean for it; fixed runs it once, as it is configured"
@@ -83,6 +93,18 @@ class MethodSpec(_Part):
     def _shares(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         return value if value is None else _checked_shares(value)
 
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> MethodSpec:
+        if self.control is not None and "strategy" in self.model_fields_set:
+            raise ValueError(
+                complaint("a method", "be a strategy or a control", self.control, "list them as two methods")
+            )
+        if self.control is not None and self.match == "fixed":
+            raise ValueError(
+                complaint(f"control {self.control!r}", "have budgets to match", "fixed", "leave 'match' out")
+            )
+        return self
+
     @property
     def chosen(self) -> StrategySpec:
         """The strategy, with a budget if it has one of its own."""
@@ -91,6 +113,8 @@ class MethodSpec(_Part):
     @property
     def name(self) -> str:
         """Label in tables."""
+        if self.control is not None:
+            return self.label or self.control
         strategy = self.chosen.strategy
         return self.label or (strategy.name if strategy.name != "composition" else strategy.label())
 
@@ -102,8 +126,9 @@ class MethodSpec(_Part):
 class Budgets(_Part):
     """The budgets that every method is brought to."""
 
-    match: Literal["layer_mean_ratio", "kv_ratio", "flops_ratio"] = Field(
-        default="layer_mean_ratio", description="the share of the unpruned run that is made equal"
+    match: Share = Field(
+        default="layer_mean_ratio",
+        description="the share of the unpruned run that is made equal",
     )
     values: tuple[float, ...] = Field(default=(0.5, 0.3, 0.2), description="shares in (0, 1]")
 
@@ -111,6 +136,16 @@ class Budgets(_Part):
     @classmethod
     def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         return _checked_shares(value)
+
+
+class Timing(_Part):
+    """How time is measured, in a pass of its own after the answers."""
+
+    whom: ClassVar[str] = "timing"
+    repeats: int = Field(default=5, ge=3, description="pairs of runs, unpruned and pruned, of each method and budget")
+    questions: int = Field(default=8, ge=1, description="questions of one timed run, in one batch")
+    new_tokens: int = Field(default=16, ge=2, description="new tokens of each timed run")
+    memory: bool = Field(default=True, description="also measure peak memory, in one more run")
 
 
 class CompareConfig(_Part):
@@ -122,6 +157,9 @@ class CompareConfig(_Part):
     samples: int = Field(default=100, ge=1, description="questions of each task that does not say otherwise")
     strategies: tuple[MethodSpec, ...] = Field(min_length=1, description="methods to compare, such as [random, fastv]")
     budgets: Budgets = Budgets()
+    controls: tuple[str, ...] = Field(
+        default=CONTROLS, description="rows that are added where 'strategies' does not list them"
+    )
     text_only: bool = Field(
         default=True, description="also drop every visual token at each boundary where a method first prunes"
     )
@@ -129,6 +167,18 @@ class CompareConfig(_Part):
     max_new_tokens: int | None = Field(default=None, ge=1, description="default: each task's own limit")
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="of the methods that draw random numbers")
     pictures: int = Field(default=1, ge=0, description="questions per task whose kept tokens are recorded for kept.png")
+    correction: Correction = Field(default="holm", description="of p values for the number of comparisons")
+    # timing here
+
+    # on or off here
+
+    @field_validator("controls")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name != DOWNSCALE:
+                registry("strategy").entry(name)
+        return value
 
     @model_validator(mode="after")
     def _distinct(self) -> CompareConfig:
@@ -147,12 +197,25 @@ class CompareConfig(_Part):
         """Questions of one task."""
         return task.samples or self.samples
 
+    @property
+    def methods(self) -> tuple[MethodSpec, ...]:
+        """All methods: the listed ones, and in front of them the unpruned run and the controls that they lack."""
+        listed = {method.name for method in self.strategies}
+        added = [name for name in ("none", *self.controls) if name not in listed]
+        rows = [*(_added(name, self._asked()) for name in added), *self.strategies]
+        return tuple(sorted(rows, key=lambda method: method.name != "none"))
+
+    def _asked(self) -> tuple[float, ...]:
+        """Every budget that some method is brought to, so that controls stand beside each."""
+        own = {share for method in self.strategies if method.match != "fixed" for share in method.budgets or ()}
+        return _checked_shares((*self.budgets.values, *own))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data that :func:`load_compare` reads back: every file and name resolved."""
         data = self.model_dump(mode="json", exclude={"strategies"})
         methods = [
             {
-                "strategy": method.spec(),
+                **({"strategy": method.spec()} if method.control is None else {"control": method.control}),
                 "label": method.name,
                 "match": method.match,
                 "budgets": None if method.budgets is None else list(method.budgets),
@@ -216,11 +279,20 @@ def _part(item: Any, part: type[_Part], where: Where) -> _Part:
     if isinstance(item, part):
         return item
     key = part.shorthand
+    if part is MethodSpec and (item == DOWNSCALE or (isinstance(item, Mapping) and "control" in item)):
+        return check(part, {"control": item} if item == DOWNSCALE else item, f"{part.whom} of {_WHOM}", where)
     # A mapping without the first key is that key's value, written in place: {name: fastv, k: 2}.
     short = not isinstance(item, Mapping) or (part is MethodSpec and key not in item)
     values: dict[Any, Any] = {key: item} if short else dict(item)
     place = where if short else where.at(key)
     return check(part, values, f"{part.whom} of {_WHOM}", where, context=place)
+
+
+def _added(name: str, budgets: tuple[float, ...]) -> MethodSpec:
+    """The row of a control that nobody listed."""
+    if name == DOWNSCALE:
+        return MethodSpec(control=name, budgets=budgets)
+    return MethodSpec(strategy=strategy_from(name), budgets=budgets)
 
 
 def _checked_shares(values: tuple[float, ...]) -> tuple[float, ...]:

@@ -9,23 +9,25 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare.batches import Batch, evidence_of, make_batch, model_inputs
-from tokentrim.compare.cells import Cell
+from tokentrim.compare.cells import Cell, first_boundary
+from tokentrim.compare.controls import ratios, smaller
 from tokentrim.compare.kept import Kept, pieces
 from tokentrim.compare.planes import Cells
 from tokentrim.compare.ranks import ALONE, Ranks
 from tokentrim.compare.results import CellResult
-from tokentrim.errors import StrategyError
+from tokentrim.compare.work import Unreachable, Work, solve
 from tokentrim.generating import answer_lengths
 from tokentrim.loading import Loaded
-from tokentrim.plan import planned_cached, planned_layer_tokens
+from tokentrim.plan import is_static, planned_cached, planned_layer_tokens
 from tokentrim.sites import Need
-from tokentrim.tasks import Sample, Task
+from tokentrim.tasks import Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tokentrim.session import Session
     from tokentrim.strategy import Strategy
+    from tokentrim.trace import Trace
 
 _RATIOS: Final = (
     "layer_mean_tokens", "layer_mean_ratio", "flops_ratio", "flops_ratio_field", "kv_peak_ratio", "kv_mean_ratio",
@@ -35,28 +37,20 @@ _TIMES: Final = ("prefill_seconds", "decode_seconds", "selection_seconds")
 _TEXT_OF_MESSAGE: Final = 300
 
 
-@dataclass(frozen=True)
-class Work:
-    """One task on one loaded model: what every cell of it shares.
-
-    Attributes:
-        loaded: the model and its processor.
-        task: scores the answers.
-        samples: the questions.
-        batches: the same as model inputs.
-        new_tokens: typical length of an answer, for decode-time budgets.
-    """
-
-    loaded: Loaded
-    task: Task
-    samples: Sequence[Sample]
-    batches: Sequence[Batch]
-    new_tokens: int
-
-
 @dataclass
 class Answers:
-    """What some batches of one cell gave."""
+    """What some batches of one cell gave.
+
+    Attributes:
+        records: each question's line, by place.
+        sums: of costs over rows.
+        pictures: kept tokens of the first questions.
+        tokens: new tokens but each answer's first.
+        rows: questions answered.
+        events: selections applied.
+        due: whether some plan promises that something is dropped.
+        boundaries: where each row first lost tokens, of rows that did, where the data decide that.
+    """
 
     records: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
     sums: dict[str, float] = field(default_factory=dict[str, float])
@@ -65,6 +59,7 @@ class Answers:
     rows: int = 0
     events: int = 0
     due: bool = False
+    boundaries: list[int] = field(default_factory=list[int])
 
     def add(self, part: Answers) -> None:
         """Add what a further batch gave."""
@@ -76,10 +71,7 @@ class Answers:
         self.rows += part.rows
         self.events += part.events
         self.due = self.due or part.due
-
-
-class Unreachable(Exception):
-    """A budget that a strategy cannot be brought to on these questions."""
+        self.boundaries += part.boundaries
 
 
 def run_cell(cell: Cell, work: Work, ranks: Ranks = ALONE) -> CellResult:
@@ -88,13 +80,16 @@ def run_cell(cell: Cell, work: Work, ranks: Ranks = ALONE) -> CellResult:
     Several ranks answer a batch each in turn, and each of them returns the result of all: batches are never cut, so
     that it is the result of one process.
     """
-    head: dict[str, Any] = {
-        "key": cell.key,
-        **cell.about(),
-        "boundary": cell.boundary,
-        "skipped": None,
-        "failure": None,
-    }
+    head: dict[str, Any] = {"key": cell.key, **cell.about(), "boundary": None, "skipped": None, "failure": None}
+    try:
+        work, about = _shown(cell, work)
+    except Unreachable as reason:
+        return CellResult({**head, "skipped": str(reason)}, [])
+    except Exception as cause:
+        lost = Answers()
+        for batch in work.batches:
+            _fail(cell, lost, batch, cause)
+        return _result(cell, work, {**head, "strategy": cell.strategy.as_dict(), "strategies": []}, lost)
     solved: dict[int, Strategy] = {}
     found: list[tuple[str | None, dict[int, Answers]]] = ranks.gather(_own_batches(cell, work, ranks, solved))
     reason = next((reason for reason, _ in found if reason is not None), None)
@@ -106,10 +101,47 @@ def run_cell(cell: Cell, work: Work, ranks: Ranks = ALONE) -> CellResult:
     if answers.due and answers.events == 0:
         head["failure"] = f"{cell.where}: the strategy should have pruned, and no pruning event was seen"
     specs = [solved[n].spec() for n in sorted(solved)]
+    head |= {
+        "boundary": _boundary(cell, solved, answers),
+        "strategy": None if cell.control else specs[-1] if specs else cell.strategy.as_dict(),
+        "strategies": specs,
+        "solved": cell.solved.about if cell.solved else None,
+        **about,
+    }
+    return _result(cell, work, head, answers)
+
+
+def _result(cell: Cell, work: Work, head: dict[str, Any], answers: Answers) -> CellResult:
+    """The cell's head with what its answers scored together and cost, and their lines."""
     records = [answers.records[place] for place in sorted(answers.records)]
     _aggregate(cell, work, records, head)
-    head |= {"strategy": specs[-1] if specs else cell.strategy.as_dict(), "strategies": specs, **_costs(answers)}
-    return CellResult(head, records)
+    return CellResult({**head, **_costs(answers)}, records)
+
+
+def _shown(cell: Cell, work: Work) -> tuple[Work, dict[str, Any]]:
+    """What the cell's model is shown, and what the head says of it: smaller pictures, for the control that does that.
+
+    Raises:
+        Unreachable: when pictures cannot be made small enough.
+    """
+    if cell.control is None:
+        return work, {"picture_ratio": None, "form": None}
+    found = smaller(cell, work)
+    shares = list(found.shares.values())
+    return found.work, {
+        "picture_ratio": sum(shares) / len(shares) if shares else None,
+        "form": ", ".join(found.forms) or None,
+    }
+
+
+def _boundary(cell: Cell, solved: dict[int, Strategy], answers: Answers) -> int | None:
+    """Where the cell's strategy first drops tokens: by its plan, or where the data decide, the questions' median."""
+    if cell.control is not None or not solved:
+        return None
+    n_visual = max(solved)
+    if all(is_static(strategy) for strategy in solved.values()):
+        return first_boundary(solved[n_visual], cell.model.shape, n_visual)
+    return statistics.median_low(answers.boundaries) if answers.boundaries else None
 
 
 def _aggregate(cell: Cell, work: Work, records: Sequence[dict[str, Any]], head: dict[str, Any]) -> None:
@@ -137,7 +169,8 @@ def _own_batches(
             parts[number] = part
         try:
             if batch.n_visual not in solved:
-                solved[batch.n_visual] = solve(cell, work, batch)
+                # A control has smaller pictures instead of a strategy; they are at its budget already.
+                solved[batch.n_visual] = cell.strategy.strategy if cell.control else solve(cell, work, batch)
             strategy = solved[batch.n_visual]
         except Unreachable as reason:
             return str(reason), {}
@@ -156,28 +189,6 @@ def warm_up(cell: Cell, work: Work) -> None:
     model = work.loaded.model
     with suppress(Exception), trim(model, "none"):  # what fails here fails again where it is recorded
         _generate(cell, work.loaded, make_batch(work.loaded, work.samples, [0]))
-
-
-def solve(cell: Cell, work: Work, batch: Batch) -> Strategy:
-    """The cell's strategy for prompts like the batch's, its knob solved for the budget.
-
-    Raises:
-        Unreachable: when no value of the knob meets the budget.
-    """
-    spec, shape = cell.strategy, cell.model.shape
-    ratios = {} if spec.budget is None else spec.budget.ratios
-    if cell.budget is not None:
-        ratios = {cell.match: cell.budget}
-    if not ratios:
-        return spec.strategy
-    n_text = round(statistics.mean(batch.n_text))
-    try:
-        strategy, _ = spec.strategy.at_budget(
-            shape, batch.n_visual, **ratios, n_text=n_text, new_tokens=work.new_tokens
-        )
-    except StrategyError as reason:
-        raise Unreachable(str(reason)) from reason
-    return strategy
 
 
 def _run_batch(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: Answers) -> None:
@@ -233,12 +244,12 @@ def _answer(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: A
         said = processor.tokenizer.decode(new[row, : lengths[row]], skip_special_tokens=True).strip()
         score = work.task.score(sample, said)
         answers.records[place] = record(cell, sample, said, None if score is None else float(score))
-        if place < cell.pictures:
+        if place < cell.pictures and cell.control is None:
             spoken = pieces(processor.tokenizer, new[row, : lengths[row]].tolist())
             kept = Kept.of(session.trace, row, lengths[row] - 1).as_dict()
             cells = Cells.of(session.grid, row).as_dict() if batch.n_visual else None
             answers.pictures[sample.id] = {**kept, "tokens": spoken, "cells": cells}
-    _account(cell, batch, strategy, session, lengths, answers)
+    _account(cell, work, batch, strategy, session, lengths, answers)
 
 
 def _generate(cell: Cell, loaded: Loaded, batch: Batch) -> Tensor:
@@ -252,19 +263,39 @@ def _generate(cell: Cell, loaded: Loaded, batch: Batch) -> Tensor:
 
 
 def _account(
-    cell: Cell, batch: Batch, strategy: Strategy, session: Session, lengths: list[int], answers: Answers
+    cell: Cell,
+    work: Work,
+    batch: Batch,
+    strategy: Strategy,
+    session: Session,
+    lengths: list[int],
+    answers: Answers,
 ) -> None:
     """Add a batch's costs; every row is charged for its own answer, not for the longest of the batch."""
     session.annotate(new_tokens=lengths)
     report = session.report()
-    for name in _RATIOS:
-        answers.sums[name] = answers.sums.get(name, 0.0) + getattr(report, name) * len(lengths)
+    means = {name: getattr(report, name) for name in _RATIOS}
+    for row, place in enumerate(batch.places):
+        full = work.full.get(place)
+        # Smaller pictures have their shares of the full ones' prompt, not of their own.
+        found = means if full is None else ratios(cell.model.shape, full, batch, row, lengths[row])
+        for name in _RATIOS:
+            answers.sums[name] = answers.sums.get(name, 0.0) + found[name]
+        first = None if is_static(strategy) else _first_loss(session.trace, row)
+        if first is not None:
+            answers.boundaries.append(first)
     for name in _TIMES:
         answers.sums[name] = answers.sums.get(name, 0.0) + getattr(report, name)
     answers.rows += len(lengths)
     answers.tokens += sum(length - 1 for length in lengths)
     answers.events += report.pruning_events
     answers.due = answers.due or _should_prune(cell, batch, strategy, max(lengths) - 1)
+
+
+def _first_loss(trace: Trace, row: int) -> int | None:
+    """The first layer that a row's tokens do not all reach."""
+    full = trace.n_visual[row]
+    return next((layer for layer in range(trace.n_layers) if len(trace.kept(layer, row)) < full), None)
 
 
 def _should_prune(cell: Cell, batch: Batch, strategy: Strategy, steps: int) -> bool:

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
 from tokentrim.compare.results import write_atomic
+from tokentrim.compare.rows import Row
 from tokentrim.compare.style import FAINT, INK, Look, figure_style, looks
-from tokentrim.compare.summary import Row, Summary
+from tokentrim.compare.summary import Summary
 from tokentrim.compare.tables import metrics_of
 
 _COSTS: Final = (

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from tokentrim.compare.batches import expected_new_tokens, make_batches
-from tokentrim.compare.cells import Cell, ModelTarget, expand, locate, versions
+from tokentrim.compare.cells import Cell, ModelTarget, expand, further_text_only, locate, versions
 from tokentrim.compare.config import CompareConfig, load_compare
-from tokentrim.compare.execute import Work, run_cell, warm_up
+from tokentrim.compare.execute import run_cell, warm_up
 from tokentrim.compare.gallery import gallery_of
 from tokentrim.compare.progress import Progress, Silent
 from tokentrim.compare.report import publish, require_formats
 from tokentrim.compare.results import CellResult, ResultsFolder
 from tokentrim.compare.summary import Summary, build
+from tokentrim.compare.work import Work
 from tokentrim.errors import DataError, UnsupportedError, complaint
 from tokentrim.loading import Loaded, describe, load_model
 from tokentrim.plugins import registry
@@ -61,14 +62,24 @@ def run(
     folder.open(settings, {"command": written, "versions": versions()})
     finished = _finished(folder, cells)
     told.start(len(cells), len(finished))
-    placements: dict[str, Any] = {}
+    _run_pending(cells, finished, folder, told)
+    # Where a method began to drop tokens may only be known now; text-only has to stand there as well.
+    further = further_text_only(settings, cells, finished)
+    if further:
+        finished |= _finished(folder, further)
+        cells += further
+        told.start(len(cells), len(finished))
+        _run_pending(further, finished, folder, told)
+    return _store(settings, models, cells, finished, folder, written, wanted)
+
+
+def _run_pending(cells: Sequence[Cell], finished: dict[str, CellResult], folder: ResultsFolder, told: Progress) -> None:
+    """Run the cells that are not finished, model by model."""
     for target, members in groupby(cells, key=lambda cell: cell.model):
         pending = [cell for cell in members if cell.key not in finished]
         if pending:
             loaded = load_model(target.folder, target.spec.device, target.spec.dtype)
-            placements[target.name] = dict(describe(loaded.model))
-            finished |= _run_model(pending, loaded, folder, told, placements[target.name])
-    return _store(settings, models, cells, finished, folder, written, wanted)
+            finished |= _run_model(pending, loaded, folder, told, dict(describe(loaded.model)))
 
 
 def _finished(folder: ResultsFolder, cells: Sequence[Cell]) -> dict[str, CellResult]:
@@ -143,20 +154,21 @@ def _store(
             for model in models
         },
     }
-    return publish(Summary(folder.path, build(cells, results, about), files), gallery_of(cells, results), formats)
+    data = build(cells, results, about, correction=config.correction)
+    return publish(Summary(folder.path, data, files), gallery_of(cells, results), formats)
 
 
 def require_report_extra() -> None:
     """Raise UnsupportedError unless the libraries of the extra ``report`` are there."""
     missing: list[str] = []
-    for name in ("scipy", "matplotlib"):
+    for name in ("scipy", "matplotlib", "statsmodels"):
         with suppress(ImportError):
             __import__(name)
             continue
         missing.append(name)
     if missing:
         raise UnsupportedError(
-            complaint("tokentrim compare", "find scipy and matplotlib", f"no {' and no '.join(missing)}",
+            complaint("tokentrim compare", "find scipy, matplotlib and statsmodels", f"no {' and no '.join(missing)}",
                       "pip install 'tokentrim[report]'")
         )  # fmt: skip
 

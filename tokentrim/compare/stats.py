@@ -1,18 +1,21 @@
 """Statistics of a comparison: intervals of one score, and paired tests of two methods on the same samples.
 
 Scores that are right or wrong get Wilson's interval and McNemar's exact test; graded scores (F1, and any other) get a
-percentile bootstrap and a sign-flip permutation test. Every random draw has a fixed seed, so that a report can be
-rebuilt.
+percentile bootstrap and a sign-flip permutation test. Where a method ran with several seeds, the bootstrap draws seeds
+as well as samples. Every random draw has a fixed seed, so that a report can be rebuilt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+if TYPE_CHECKING:
+    from tokentrim.compare.config import Correction
 
 Metric = Literal["exact", "f1", "graded"]
 CONFIDENCE: Final = 0.95
@@ -58,9 +61,58 @@ def bootstrap(groups: Sequence[Sequence[float]]) -> Estimate:
     return Estimate(mean, min(float(low), mean), max(float(high), mean))
 
 
+def crossed(groups: Sequence[NDArray[np.float64]]) -> Estimate:
+    """Mean over groups (tasks) of scores that several seeds gave, each group [seeds, samples].
+
+    The interval is a percentile bootstrap that draws seeds, the same ones for every group, and samples of every group.
+    One seed is what :func:`bootstrap` sees.
+    """
+    if groups[0].shape[0] == 1:
+        return bootstrap([group[0].tolist() for group in groups])
+    rng = np.random.default_rng(_SEED)
+    seeds = groups[0].shape[0]
+    drawn = rng.multinomial(seeds, [1 / seeds] * seeds, size=_RESAMPLES) / seeds  # [resamples, seeds]
+    total: NDArray[np.float64] = np.zeros(_RESAMPLES)
+    for group in groups:
+        samples = group.shape[1]
+        weights = rng.multinomial(samples, [1 / samples] * samples, size=_RESAMPLES) / samples
+        total += ((drawn @ group) * weights).sum(axis=1)
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(total / len(groups), [tail, 100 - tail])
+    mean = float(np.mean([group.mean() for group in groups]))
+    return Estimate(mean, min(float(low), mean), max(float(high), mean))
+
+
+def seeds_estimate(scores: NDArray[np.float64], metric: Metric) -> Estimate:
+    """Mean score over [seeds, samples] with its interval; no score at all gives NaN."""
+    if scores.shape[0] == 1 or not scores.size:
+        return estimate(scores.ravel().tolist(), metric)
+    return crossed([scores])
+
+
+def adjusted(p_values: Sequence[float], method: Correction) -> list[float]:
+    """p values of one family of tests, corrected for their number.
+
+    Args:
+        p_values: of all tests of the family.
+        method: holm or bonferroni hold the chance of any false finding, fdr_bh the share of false ones; none leaves
+            the values as they are.
+    """
+    if method == "none" or not p_values:
+        return list(p_values)
+    from statsmodels.stats.multitest import multipletests  # takes a second to import
+
+    corrected: Any = multipletests(p_values, method=method)[1]
+    return [float(value) for value in corrected]
+
+
 def paired_p(scores: Sequence[float], reference: Sequence[float], metric: Metric) -> float:
-    """Two-sided p value that two methods score alike on the same samples."""
-    return mcnemar(scores, reference) if metric == "exact" else sign_flip(scores, reference)
+    """Two-sided p value that two methods score alike on the same samples.
+
+    McNemar's test needs scores that are right or wrong; means over seeds are neither, and get the permutation test.
+    """
+    binary = metric == "exact" and all(score in (0.0, 1.0) for score in (*scores, *reference))
+    return mcnemar(scores, reference) if binary else sign_flip(scores, reference)
 
 
 def mcnemar(scores: Sequence[float], reference: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Tables of a comparison: one list of columns, written for a terminal and as Markdown."""
+"""Tables of a comparison: lists of columns, written for a terminal and as Markdown."""
 
 from __future__ import annotations
 
@@ -6,28 +6,38 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
+from tokentrim.compare.config import MEASURED
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tokentrim.compare.summary import Row, Summary
+    from tokentrim.compare.rows import Row
+    from tokentrim.compare.summary import Summary
 
 METRICS: Final = {"exact": "short answers", "f1": "lists, F1"}
 _SIGNIFICANT: Final = 0.05
 
 
-def overall_grid(summary: Summary, model: str) -> tuple[list[str], list[list[str]]]:
+_KEY: Final = ("method", "budget_requested", "seed")
+Grid = tuple[list[str], list[list[str]]]
+
+
+def overall_grid(summary: Summary, model: str) -> Grid:
     """(header, rows): methods and budgets of one model, with costs and the mean scores of both kinds of task."""
-    rows = [row for row in summary.overall if row["model"] == model]
-    metrics = metrics_of(rows)
-    header = ["method", "budget", "tokens per layer", "visual KV", "KV at end", "FLOPs"]
+    metrics, grouped = _by_method(summary, model)
+    header = ["method", "budget", "realised", "tokens per layer", "visual KV", "KV at end", "FLOPs"]
     for metric in metrics:
         header += [METRICS.get(metric, metric), "text only", "vs random", "same as unpruned"]
+    return header, [_overall_line(found, metrics) for found in grouped]
+
+
+def _by_method(summary: Summary, model: str) -> tuple[list[str], list[dict[str, Row]]]:
+    """(metrics, per method and budget its row of each metric) of one model."""
+    rows = [row for row in summary.overall if row["model"] == model]
     grouped: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
-        key = (row["method"], row["budget_requested"], row["seed"], row["boundary"])
-        grouped.setdefault(key, {})[row["metric"]] = row
-    return header, [_overall_line(found, metrics) for found in grouped.values()]
+        grouped.setdefault(_key(row), {})[row["metric"]] = row
+    return metrics_of(rows), list(grouped.values())
 
 
 def metrics_of(rows: Sequence[Row]) -> list[str]:
@@ -36,20 +46,84 @@ def metrics_of(rows: Sequence[Row]) -> list[str]:
     return [*(metric for metric in METRICS if metric in found), *(metric for metric in found if metric not in METRICS)]
 
 
+def _key(row: Row) -> tuple[Any, ...]:
+    """What a line of a table stands for, whatever the task."""
+    return (*(row[name] for name in _KEY), row["boundary"] if row["method"] == TEXT_ONLY else None)
+
+
 def _overall_line(found: dict[str, Row], metrics: Sequence[str]) -> list[str]:
     """One method at one budget."""
     any_row = next(iter(found.values()))
     costs = [_mean_of(found, name) for name in ("layer_mean_ratio", "kv_mean_ratio", "kv_end_ratio", "flops_ratio")]
-    line = [row_name(any_row), budget_text(any_row), *(percent(cost) for cost in costs)]
+    realised = "" if any_row["budget_requested"] is None else percent(_mean_of(found, "budget_realised"))
+    line = [row_name(any_row), budget_text(any_row), realised, *(percent(cost) for cost in costs)]
     for metric in metrics:
         row = found.get(metric)
         line += ["–", "–", "–", "–"] if row is None else [
             score_text(row),
             "" if row["method"] in (TEXT_ONLY, REFERENCE) else score_of(row, "text_only_accuracy"),
-            p_text(row["p_vs_random"]),
+            p_text(row["p_vs_random_adjusted"]),
             percent(row["agreement"]),
         ]  # fmt: skip
     return line
+
+
+def split_grid(summary: Summary, model: str) -> Grid:
+    """(header, rows): scores on questions that smaller pictures answer anyway, and on those that they do not."""
+    metrics, grouped = _by_method(summary, model)
+    header = ["method", "budget"]
+    for metric in metrics:
+        header += [f"{METRICS.get(metric, metric)}: all", "easy", "hard", "hard questions"]
+    lines: list[list[str]] = []
+    for found in grouped:
+        if all(row["hard_n"] is None for row in found.values()):
+            continue
+        any_row = next(iter(found.values()))
+        line = [row_name(any_row), budget_text(any_row)]
+        for metric in metrics:
+            row = found.get(metric)
+            line += ["–", "–", "–", "–"] if row is None else [
+                score_of(row, "accuracy"),
+                percent(row["easy_accuracy"]),
+                interval_text(row["hard_accuracy"], row["hard_low"], row["hard_high"]),
+                "–" if row["hard_n"] is None else f"{row['hard_n']} of {row['n']}",
+            ]  # fmt: skip
+        lines.append(line)
+    return header, lines
+
+
+def time_grid(summary: Summary, model: str) -> Grid:
+    """(header, rows): the timing pass, medians with quartiles."""
+    header = ["method", "budget", "prefill ms", "of unpruned", "selection ms", "decode ms per token", "of unpruned",
+              "whole run ms", "of unpruned", "peak MiB", "of unpruned", "prefill", "whole run"]  # fmt: skip
+    lines: list[list[str]] = []
+    for row in summary.data["timings"]:
+        if row["model"] != model:
+            continue
+        peak, share = row["peak_bytes"], row["peak_memory_ratio"]
+        lines.append(
+            [
+                row["method"], budget_text(row),
+                *(text for name in ("prefill", "decode", "total") for text in _timed(row, name)),
+                "–" if peak is None else f"{peak / 2**20:.1f}", percent(share),
+                row["prefill_verdict"], row["total_verdict"],
+            ]
+        )  # fmt: skip
+    return header, lines
+
+
+def _timed(row: Row, name: str) -> list[str]:
+    """One part of a run: its time, its share of the unpruned run's and, behind prefill, the selection in it."""
+    seconds, ratio = row[f"{name}_spread"], row[f"{name}_ratio_spread"]
+    texts = [_spread(seconds, 1000), "" if ratio is None else _spread(ratio, 100)]
+    return [*texts, _spread(row["selection_spread"], 1000)] if name == "prefill" else texts
+
+
+def _spread(values: dict[str, float], scale: float) -> str:
+    """Median and quartiles."""
+    median, low, high = (values[name] * scale for name in ("median", "low", "high"))
+    digits = 1 if scale == 100 else 2
+    return f"{median:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _mean_of(found: dict[str, Row], name: str) -> float | None:
@@ -58,15 +132,22 @@ def _mean_of(found: dict[str, Row], name: str) -> float | None:
     return sum(value * n for value, n in pairs) / sum(n for _, n in pairs) if pairs else None
 
 
-def task_grid(summary: Summary, model: str) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): the score of every method and budget on every task of one model."""
-    rows = [row for row in summary.cells if row["model"] == model]
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
+def task_grid(summary: Summary, model: str) -> Grid:
+    """(header, rows): the score of every method and budget on every task of one model; seeds are pooled."""
+    pooled = {(row["model"], row["method"], row["budget_requested"]) for row in summary.data["pooled"]}
+    single = [row for row in summary.cells if (row["model"], row["method"], row["budget_requested"]) not in pooled]
+    rows = [row for row in (*single, *summary.data["pooled"]) if row["model"] == model]
+    order = list(dict.fromkeys((row["method"], row["budget_requested"]) for row in summary.cells))
+    rows.sort(
+        key=lambda row: (
+            order.index((row["method"], row["budget_requested"])),
+            row["boundary"] if row["method"] == TEXT_ONLY else 0,
+        )
+    )
+    tasks = list(dict.fromkeys(row["task"] for row in summary.cells if row["model"] == model))
     grouped: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
-        boundary = row["boundary"] if row["method"] == TEXT_ONLY else None
-        key = (row["method"], row["budget_requested"], row["seed"], boundary)
-        grouped.setdefault(key, {})[row["task"]] = row
+        grouped.setdefault(_key(row), {})[row["task"]] = row
     lines = [
         [row_name(next(iter(found.values()))), budget_text(next(iter(found.values()))),
          *(mark(found[task]) if task in found else "–" for task in tasks)]
@@ -79,6 +160,8 @@ def row_name(row: Row) -> str:
     """The method, with the boundary or the seed that tells it from others of its name."""
     if row["method"] == TEXT_ONLY:
         return f"{TEXT_ONLY}@{row['boundary']}"
+    if len(row["seeds"]) > 1:
+        return f"{row['method']} ({len(row['seeds'])} seeds)"
     return f"{row['method']} (seed {row['seed']})" if row["seed"] else row["method"]
 
 
@@ -86,7 +169,7 @@ def budget_text(row: Row) -> str:
     """The budget asked for; marked where it is not the share of layer-mean tokens."""
     if row["budget_requested"] is None:
         return ""
-    of = {"kv_ratio": " KV", "flops_ratio": " FLOPs"}.get(row["matched_by"], "")
+    of = {"kv_ratio": " KV", "flops_ratio": " FLOPs", MEASURED: " time"}.get(row["matched_by"], "")
     return f"{row['budget_requested']:.0%}{of}"
 
 
@@ -111,6 +194,11 @@ def score_of(row: Row, name: str) -> str:
     return f"{value:.1f}" if value is not None and row["unit"] != "%" else percent(value)
 
 
+def interval_text(value: float | None, low: float | None, high: float | None) -> str:
+    """A share in per cent with its interval."""
+    return "–" if value is None else f"{percent(value)} [{percent(low)}, {percent(high)}]"
+
+
 def p_text(value: float | None) -> str:
     """A p value; small ones as a bound, because the permutation test cannot tell them apart."""
     if value is None:
@@ -119,10 +207,10 @@ def p_text(value: float | None) -> str:
 
 
 def mark(row: Row) -> str:
-    """A task's score; ``*`` where it differs from random at the same budget."""
+    """A task's score; ``*`` where it differs from random at the same budget after correction."""
     if row["accuracy"] is None:
         return "failed"
-    p = row["p_vs_random"]
+    p = row["p_vs_random_adjusted"]
     star = "*" if p is not None and p < _SIGNIFICANT else ""
     failed = f" ({row['failures']} failed)" if row["failures"] else ""
     return f"{score_of(row, 'accuracy')}{star}{failed}"
@@ -134,25 +222,37 @@ def overall_table(summary: Summary) -> Table:
 
     models = list(summary.data["models"])
     table = Table(title=None, header_style="bold", box=None, pad_edge=False)
-    names = ["method", "budget", "tokens/layer", "KV mean", "KV end", "FLOPs"]
     metrics = metrics_of(summary.overall)
+    names = ["method", "budget", "tokens/layer", "KV mean", "FLOPs", *(["prefill"] if summary.data["timings"] else [])]
     for name in [*(["model"] if len(models) > 1 else []), *names]:
         table.add_column(name, justify="left" if name in ("method", "model") else "right")
     for metric in metrics:
-        table.add_column(METRICS.get(metric, metric), justify="right")
-        table.add_column("text only", justify="right")
+        for name in (METRICS.get(metric, metric), "text only", "hard"):
+            table.add_column(name, justify="right")
     for model in models:
-        header, lines = overall_grid(summary, model)
         previous = ""
-        for line in lines:
-            scores = [line[place].split(" [")[0] for place in range(6, len(header), 4)]
-            beside = [line[place] for place in range(7, len(header), 4)]
-            pairs = [text for pair in zip(scores, beside, strict=True) for text in pair]
+        for found in _by_method(summary, model)[1]:
+            line = _terminal_line(found, metrics, bool(summary.data["timings"]))
             if line[0] != previous and previous:
                 table.add_section()
             previous = line[0]
-            table.add_row(*([model] if len(models) > 1 else []), *line[:6], *pairs)
+            table.add_row(*([model] if len(models) > 1 else []), *line)
     return table
+
+
+def _terminal_line(found: dict[str, Row], metrics: Sequence[str], timed: bool) -> list[str]:
+    """One method at one budget, without intervals."""
+    any_row = next(iter(found.values()))
+    costs = ["layer_mean_ratio", "kv_mean_ratio", "flops_ratio", *(["prefill_time_ratio"] if timed else [])]
+    line = [row_name(any_row), budget_text(any_row), *(percent(_mean_of(found, cost)) for cost in costs)]
+    for metric in metrics:
+        row = found.get(metric)
+        line += ["–", "–", "–"] if row is None else [
+            score_text(row).split(" [")[0],
+            "" if row["method"] in (TEXT_ONLY, REFERENCE) else score_of(row, "text_only_accuracy"),
+            percent(row["hard_accuracy"]),
+        ]  # fmt: skip
+    return line
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,275 @@
+"""The rows of a summary: what one cell scored and cost, and means over tasks and seeds."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any, Final
+
+from tokentrim.compare import stats
+from tokentrim.compare.cells import REFERENCE, TEXT_ONLY, Cell
+from tokentrim.compare.config import MEASURED
+from tokentrim.compare.index import Index, Scores, matrix, mean_scores, place_of
+from tokentrim.compare.split import Split, split
+from tokentrim.plugins import registry
+
+COSTS: Final = (
+    "layer_mean_tokens", "layer_mean_ratio", "flops_ratio", "flops_ratio_field", "kv_peak_ratio", "kv_mean_ratio",
+    "kv_end_ratio", "kv_total_mean_ratio", "prefill_seconds", "decode_seconds_per_token", "selection_seconds",
+    "pruning_events",
+)  # fmt: skip
+TIMES: Final = (
+    "prefill_time_ratio", "prefill_time_low", "prefill_time_high", "decode_time_ratio", "total_time_ratio",
+    "peak_memory_ratio", "prefill_verdict", "total_verdict",
+)  # fmt: skip
+_MEANS: Final = tuple(name for name in COSTS if name != "pruning_events")
+_REALISED: Final = {
+    "layer_mean_ratio": "layer_mean_ratio",
+    "kv_ratio": "kv_mean_ratio",
+    "flops_ratio": "flops_ratio",
+    MEASURED: "prefill_time_ratio",
+}
+Row = dict[str, Any]
+Times = Mapping[tuple[Any, ...], Mapping[str, Any]]
+"""Timings by model, method and budget."""
+Rival = Callable[[Cell], list[Cell]]
+
+
+def metric_of(cell: Cell) -> stats.Metric:
+    """How a cell's task is scored."""
+    return registry("task").get(cell.task.task).metric
+
+
+def metric_name(cell: Cell) -> str:
+    """What tables call the metric: the task's own name for it, where it has one."""
+    task = registry("task").get(cell.task.task)
+    return task.metric_name or task.metric
+
+
+def cell_row(members: Sequence[Cell], index: Index, times: Times) -> Row:
+    """The row of one cell, or of one cell with all its seeds."""
+    first, metric = members[0], metric_of(members[0])
+    score, blind = _estimate([members], index, metric), index.text_only(first)
+    return {
+        "method": first.method,
+        "strategy": index.head(first, "strategy"),
+        "control": first.control,
+        "task": first.task.task,
+        "metric": metric_name(first),
+        "unit": "%",
+        "model": first.model.name,
+        "n": min(index.answered(cell) for cell in members),
+        "budget_requested": first.budget,
+        "matched_by": first.match,
+        **_common(members, index, times, COSTS),
+        "accuracy": number(score.mean),
+        "accuracy_low": number(score.low),
+        "accuracy_high": number(score.high),
+        "text_only_accuracy": number(_estimate([blind], index, metric).mean) if blind else None,
+        "p_vs_none": _tested(members, index, index.reference, metric),
+        "p_vs_none_adjusted": None,
+        "p_vs_random": _tested(members, index, index.random, metric),
+        "p_vs_random_adjusted": None,
+        "agreement": mean(_agreement(cell, index) for cell in members),
+        **_groups([members], index, metric),
+        "failures": sum(len(index.result(cell).failures) for cell in members),
+        "key": first.key,
+        "skipped": index.head(first, "skipped"),
+    }
+
+
+def set_units(rows: Sequence[Row]) -> None:
+    """Say of every row whether its score is a share, printed in per cent, or a number on the metric's own scale."""
+    beyond = {row["metric"] for row in rows if (row["accuracy"] or 0.0) > 1.0}
+    for row in rows:
+        row["unit"] = "" if row["metric"] in beyond else "%"
+
+
+def _estimate(tasks: Sequence[Sequence[Cell]], index: Index, metric: stats.Metric) -> stats.Estimate:
+    """Mean over tasks, each with its seeds, of their scores.
+
+    Without an interval where a task scores all answers together in its own way.
+    """
+    if not all(index.is_mean(cell) for listed in tasks for cell in listed):
+        means = [mean(_score(cell, index) for cell in listed) for listed in tasks]
+        return stats.Estimate(mean(means) or 0.0, math.nan, math.nan)
+    # A seed that failed on one task has no draw in common with the others: only whole seeds can be resampled.
+    seeds = min(len(listed) for listed in tasks)
+    scores = [[index.scores(cell) for cell in listed[:seeds]] for listed in tasks]
+    grids = [matrix(listed, list(mean_scores(listed))) for listed in scores]
+    if any(not grid.size for grid in grids):
+        return stats.Estimate(math.nan, math.nan, math.nan)
+    return stats.seeds_estimate(grids[0], metric) if len(grids) == 1 else stats.crossed(grids)
+
+
+def _score(cell: Cell, index: Index) -> float | None:
+    """A cell's score: its task's own, or the mean of its answers' scores."""
+    aggregate = index.head(cell, "aggregate")
+    return mean(index.scores(cell).values()) if aggregate is None else aggregate
+
+
+def overall_rows(index: Index, times: Times) -> list[Row]:
+    """Means over the tasks of one metric and over seeds: every task counts the same, whatever its questions."""
+    groups: dict[tuple[Any, ...], dict[str, list[list[Cell]]]] = {}
+    for listed in index.variants():
+        cell = listed[0]
+        model, _, *variant = place_of(cell)
+        # A variant that was skipped on one task keeps its place in the order of the others.
+        members = groups.setdefault((model, *variant), {})
+        answered = [other for other in listed if index.answered(other)]
+        if answered:
+            members.setdefault(metric_name(cell), []).append(answered)
+    places = {(cell.model.name, cell.task.task): metric_name(cell) for cell in index.cells}
+    asked = Counter((model, metric) for (model, _), metric in places.items())
+    return [
+        _overall_row(tasks, index, times)
+        for (model, *_), found in groups.items()
+        for metric, tasks in found.items()
+        # A boundary that is beside some tasks only has no mean that compares with others.
+        if tasks[0][0].method != TEXT_ONLY or len(tasks) == asked[model, metric]
+    ]
+
+
+def _overall_row(tasks: Sequence[Sequence[Cell]], index: Index, times: Times) -> Row:
+    """One row of means over tasks of one metric, each with the seeds of one method at one budget."""
+    first, metric = tasks[0][0], metric_of(tasks[0][0])
+    members = [cell for listed in tasks for cell in listed]
+    # One task is bootstrapped like several, so that rows of means compare.
+    score = _estimate(tasks, index, "graded")
+    blind = [index.text_only(listed[0]) for listed in tasks]
+    return {
+        "method": first.method,
+        "control": first.control,
+        "model": first.model.name,
+        "metric": metric_name(first),
+        "unit": "%",
+        "tasks": [listed[0].task.task for listed in tasks],
+        "n": sum(min(index.answered(cell) for cell in listed) for listed in tasks),
+        "budget_requested": first.budget,
+        "matched_by": first.match,
+        **_common(members, index, times, _MEANS),
+        "accuracy": number(score.mean),
+        "accuracy_low": number(score.low),
+        "accuracy_high": number(score.high),
+        "text_only_accuracy": number(_estimate(blind, index, metric).mean) if all(blind) else None,
+        "p_vs_none": _pooled(tasks, index, index.reference),
+        "p_vs_none_adjusted": None,
+        "p_vs_random": _pooled(tasks, index, index.random),
+        "p_vs_random_adjusted": None,
+        "agreement": mean(_agreement(cell, index) for cell in members),
+        **_groups(tasks, index, metric),
+        "failures": sum(len(index.result(cell).failures) for cell in members),
+    }
+
+
+def _common(members: Sequence[Cell], index: Index, times: Times, costs: Sequence[str]) -> Row:
+    """What rows of every kind say of seeds, costs and budgets."""
+    first = members[0]
+    seeds = sorted({cell.seed for cell in members if cell.seed is not None})
+    boundaries = {index.head(cell, "boundary") for cell in members}
+    timed = times.get((first.model.name, first.method, first.budget), {})
+    row: Row = {
+        "seed": seeds[0] if len(seeds) == 1 else None,
+        "seeds": seeds,
+        "boundary": boundaries.pop() if len(boundaries) == 1 else None,
+        **{name: mean(index.head(cell, name) for cell in members) for name in costs},
+        "picture_ratio": mean(index.head(cell, "picture_ratio") for cell in members),
+        "form": index.head(first, "form"),
+        **{name: timed.get(name) for name in TIMES},
+    }
+    if "pruning_events" in row and row["pruning_events"] is not None:
+        row["pruning_events"] = int(sum(index.head(cell, "pruning_events") or 0 for cell in members))
+    realised = None
+    if first.budget is not None:
+        realised = row["picture_ratio"] if row["form"] == "same tokens" else row.get(_REALISED[first.match])
+    return {
+        **row,
+        "budget_realised": realised,
+        "budget_deviation": None if realised is None or first.budget is None else realised - first.budget,
+    }
+
+
+def _tested(members: Sequence[Cell], index: Index, rival: Rival, metric: stats.Metric) -> float | None:
+    """p value of the paired test of means over seeds; None where there is nothing to compare with."""
+    pair = _paired(members, index, rival)
+    return None if pair is None else stats.paired_p(*pair, metric)
+
+
+def _pooled(tasks: Sequence[Sequence[Cell]], index: Index, rival: Rival) -> float | None:
+    """p value of the sign-flip test over the questions of several tasks together."""
+    pairs = [_paired(listed, index, rival) for listed in tasks]
+    found = [pair for pair in pairs if pair is not None]
+    if len(found) < len(pairs):
+        return None
+    mine, theirs = (list(chain.from_iterable(pair[side] for pair in found)) for side in (0, 1))
+    return stats.sign_flip(mine, theirs) if mine else None
+
+
+def _paired(members: Sequence[Cell], index: Index, rival: Rival) -> tuple[list[float], list[float]] | None:
+    """Scores of the questions that both answered, each the mean over seeds."""
+    others = rival(members[0])
+    if not others or members[0].method in (others[0].method, REFERENCE):
+        return None
+    if not all(index.is_mean(cell) for cell in (*members, *others)):
+        return None
+    mine = mean_scores(index.scores(cell) for cell in members)
+    theirs = mean_scores(index.scores(cell) for cell in others)
+    both = [question for question in mine if question in theirs]
+    return ([mine[q] for q in both], [theirs[q] for q in both]) if both else None
+
+
+def _agreement(cell: Cell, index: Index) -> float | None:
+    """Share of answers that equal the unpruned run's."""
+    others = index.reference(cell)
+    if not others:
+        return None
+    mine, theirs = index.answers(cell), index.answers(others[0])
+    both = [question for question in mine if question in theirs]
+    return number(stats.agreement([mine[q] for q in both], [theirs[q] for q in both]))
+
+
+def _groups(tasks: Sequence[Sequence[Cell]], index: Index, metric: stats.Metric) -> Row:
+    """Scores on easy and on hard questions, over all tasks together; None where there is no such split."""
+    known = [parts for listed in tasks if (parts := _split_of(listed, index)) is not None]
+    if len(known) < len(tasks):
+        return {f"{group}_{name}": None for group in Split._fields for name in ("n", "accuracy", "low", "high")}
+    seeds = min(len(listed) for listed in tasks)
+    found: Row = {}
+    for group in Split._fields:
+        merged: list[Scores] = [{} for _ in range(seeds)]
+        for listed, parts in zip(tasks, known, strict=True):
+            answered = mean_scores(index.scores(cell) for cell in listed[:seeds])
+            asked = [question for question in getattr(parts, group) if question in answered]
+            for seed, cell in enumerate(listed[:seeds]):
+                merged[seed] |= {question: index.scores(cell)[question] for question in asked}
+        score = stats.seeds_estimate(matrix(merged, list(merged[0])), metric)
+        found |= {
+            f"{group}_n": len(merged[0]),
+            f"{group}_accuracy": number(score.mean),
+            f"{group}_low": number(score.low),
+            f"{group}_high": number(score.high),
+        }
+    return found
+
+
+def _split_of(members: Sequence[Cell], index: Index) -> Split | None:
+    """Easy and hard questions at the cells' budget."""
+    unpruned, downscaled = index.reference(members[0]), index.downscaled(members[0])
+    if not unpruned or not downscaled or not index.scores(downscaled[0]):
+        return None
+    if not all(index.is_mean(cell) for cell in (*members, unpruned[0], downscaled[0])):
+        return None
+    return split(index.scores(unpruned[0]), index.scores(downscaled[0]))
+
+
+def mean(values: Any) -> float | None:
+    """Mean of the numbers among ``values``; None where there is none."""
+    numbers = [float(value) for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def number(value: float | None) -> float | None:
+    """A number as JSON can hold it: NaN becomes null."""
+    return None if value is None or math.isnan(value) else value
