@@ -24,7 +24,7 @@ Share: TypeAlias = Literal["layer_mean_ratio", "kv_ratio", "flops_ratio"]
 Match: TypeAlias = Share | Literal["fixed"]
 Correction: TypeAlias = Literal["holm", "bonferroni", "fdr_bh", "none"]
 Control: TypeAlias = Literal["downscale"]
-MEASURED: Final = "prefill_time_ratio"
+MEASURED: str = "prefill_time_ratio"
 """The share that no plan knows: a knob is solved for it by measuring."""
 DOWNSCALE: Final = "downscale"
 DEFAULT: Final = "default.yaml"
