@@ -26,6 +26,7 @@ from tokentrim.testbed import MODELS, model_folder
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 CONFIGS = sorted((DOCS / "examples/configs").glob("*.yaml"))
+PUBLISHED = sorted((DOCS / "examples/configs/published").glob("*.yaml"))
 SITE = sorted([*DOCS.glob("*.md"), *DOCS.glob("results/*.md")])
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *SITE]
 _BUILTINS = (
@@ -71,12 +72,16 @@ def paper_of(documentation):
     return f"[{author} {year}]({link})"
 
 
+def strategy_names():
+    """Every registered strategy: controls first, then the methods, in the order of a reader's interest."""
+    return sorted(registry("strategy").names(), key=lambda name: (*_BUILTINS, name).index(name))
+
+
 def strategy_table():
     """Every registered strategy: controls first, then the methods, in the order of a reader's interest."""
     strategies = registry("strategy")
-    names = sorted(strategies.names(), key=lambda name: (*_BUILTINS, name).index(name))
     lines = ["| name | what it does | stage | needs | paper |", "|---|---|---|---|---|"]
-    for name in names:
+    for name in strategy_names():
         found, summary = strategies.get(name), strategies.entry(name).tags["summary"]
         stage = "–" if found.stage == "none" else found.stage
         needs = ", ".join(sorted(need.value for need in found.needs)) or "–"
@@ -140,7 +145,39 @@ def feature_table():
     return table()
 
 
+def published_table():
+    """Published numbers beside our configurations."""
+    from tests.published_table import published
+
+    return published()
+
+
+def presets_table():
+    """Configurations at published budgets."""
+    from tests.published_table import presets
+
+    return presets()
+
+
+def keys_table():
+    """Every key of every configuration file."""
+    from tests.reference_pages import keys
+
+    return keys()
+
+
+def method_catalogue():
+    """Every registered strategy, in the order of the table."""
+    from tests.reference_pages import methods
+
+    return methods(strategy_names())
+
+
 BLOCKS = [
+    ("docs/reference.md", "keys", keys_table),
+    ("docs/reference.md", "methods", method_catalogue),
+    ("docs/published.md", "published", published_table),
+    ("docs/reproduce.md", "presets", presets_table),
     ("docs/write-an-adapter.md", "adapters", adapter_table),
     ("README.md", "strategies", strategy_table),
     ("docs/choose-a-strategy.md", "strategies", strategy_table),
@@ -185,7 +222,7 @@ def test_no_hook_is_documented_that_does_not_exist():
 # ---------------------------------------------------------------------- configurations and commands
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+@pytest.mark.parametrize("path", [*CONFIGS, *PUBLISHED], ids=name_of)
 def test_shipped_configuration_is_valid_and_begins_with_its_command(path):
     command = command_of(path).split()
     assert command[:2] in (["tokentrim", "run"], ["tokentrim", "compare"])
@@ -198,6 +235,23 @@ def test_shipped_configuration_is_valid_and_begins_with_its_command(path):
         assert load_compare(path).tasks
     else:
         assert read(path)[0] == "configuration", text
+
+
+def test_published_numbers_have_sources_and_configurations():
+    from tests.published_table import config_of, data
+
+    found = data()
+    rows = [*found["rows"], *found["others"]]
+    for row in rows:
+        assert ("numbers" in row) == ("source" in row), row
+        assert row.get("source", "wen") in found["sources"], row
+        assert len(row.get("numbers", found["benchmarks"])) == len(found["benchmarks"]), row
+        assert row["method"] in (*registry("strategy").names(), "unpruned"), row
+        if "config" in row:
+            assert read(config_of(row))[0] == "configuration"
+    assert {row["config"] for row in rows if not row.get("config", "../").startswith("../")} == {
+        path.stem for path in PUBLISHED
+    }
 
 
 def test_documented_commands_are_the_commands():
