@@ -110,6 +110,7 @@ def row(
         "kernel_floor_seconds": Spread.of([0.9]),
         "of_kernel_floor": Spread.of([0.9]),
         "kernel_speed_up": Spread.of([2.85]),
+        "implied_decode_speed_up": 1.25,
         "prefill_limit_seconds": None,
         "decode_limit_seconds": None,
         "peak_bytes": peak,
@@ -118,7 +119,9 @@ def row(
 
 
 def bench_of(untouched: BenchRow, *rows: BenchRow, limits: Limits | None = None) -> BenchResult:
-    options = {"geometry": "tiny", "batch": 1, "repeats": 1, "prompt_tokens": 6}
+    options = {
+        "geometry": "tiny", "batch": 1, "images": 1, "repeats": 1, "prompt_tokens": 6, "compile": False
+    }  # fmt: skip
     where = {
         "device": "CPU (x)", "dtype": "float32", "threads": 2, "versions": {"torch": "1.2", "transformers": "3.4"}
     }  # fmt: skip
@@ -333,3 +336,21 @@ def test_the_command_line_prints_a_saved_result(result: BenchResult, tmp_path: P
     refused = CliRunner().invoke(app, ["bench", "--json", "--markdown"])
     assert refused.exit_code == 2
     assert isinstance(refused.exception, SystemExit)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_several_images_and_compiled_decoding():
+    options = BenchOptions(
+        geometry="tiny", strategies=("random",), images=3, batch=2, new_tokens=4, repeats=1, compile=True, memory=False,
+        device="cpu", layer_mean_ratio=0.5,
+    )  # fmt: skip
+    found = run(options)
+    assert "--images 3" in found.command
+    assert "--compile" in found.command
+    random = found.rows[1]
+    assert random.layer_mean_ratio == 0.5
+    assert random.implied_decode_speed_up > 1
+    assert random.decode_attained == 1 / random.decode_ratio.median / random.implied_decode_speed_up
+    assert "48 visual" in markdown(found)
+    assert "compiled decoding" in markdown(found)

@@ -68,7 +68,7 @@ class Geometry:
             num_hidden_layers=self.n_layers,
             num_attention_heads=self.n_heads,
             num_key_value_heads=self.n_heads,
-            max_position_embeddings=4096,
+            max_position_embeddings=65536,
         )
         config_class: Any = LlavaConfig  # its fields are set by a decorator that type checkers do not see through
         return config_class(
@@ -120,6 +120,19 @@ GEOMETRIES: Final[Mapping[str, Geometry]] = MappingProxyType(
             image_size=336,
             summary="LLaVA-1.5-7B at a quarter of the width: the same 32 layers and 576 visual tokens",
         ),
+        "scaled-8": Geometry(
+            n_layers=8,
+            hidden_size=1024,
+            n_heads=16,
+            intermediate_size=2752,
+            vocab_size=8000,
+            vision_layers=6,
+            vision_hidden_size=256,
+            vision_heads=4,
+            vision_intermediate_size=1024,
+            image_size=336,
+            summary="a quarter of the layers of scaled, for many images or large batches on a small machine",
+        ),
         "llava-1.5-7b": Geometry(
             n_layers=32,
             hidden_size=4096,
@@ -159,13 +172,15 @@ def build_model(geometry: Geometry, device: torch.device, dtype: torch.dtype, se
     return model
 
 
-def build_prompt(geometry: Geometry, model: Any, *, batch: int, prompt_tokens: int, seed: int) -> dict[str, Tensor]:
-    """Inputs of ``generate``: per row one begin token, the image, then the rest of the text."""
+def build_prompt(
+    geometry: Geometry, model: Any, *, batch: int, prompt_tokens: int, seed: int, images: int = 1
+) -> dict[str, Tensor]:
+    """Inputs of ``generate``: per row one begin token, the images, then the rest of the text."""
     generator = torch.Generator().manual_seed(seed)
     text = torch.randint(_PLACEHOLDER + 1, geometry.vocab_size, (batch, prompt_tokens), generator=generator)
-    image = torch.full((batch, geometry.n_visual), _PLACEHOLDER)
+    image = torch.full((batch, images * geometry.n_visual), _PLACEHOLDER)
     ids = torch.cat([text[:, :1], image, text[:, 1:]], dim=1)
-    pixels = torch.randn(batch, 3, geometry.image_size, geometry.image_size, generator=generator)
+    pixels = torch.randn(batch * images, 3, geometry.image_size, geometry.image_size, generator=generator)
     return {
         "input_ids": ids.to(model.device),
         "attention_mask": torch.ones_like(ids).to(model.device),

@@ -104,7 +104,7 @@ def measure_limits(
     return Limits(
         {n: _matrix_rate(linears, n, seed) for n in sorted(set(rows))},
         _bandwidths(model, layout.shape.hidden_size, buffer_bytes),
-        _decode_weight_bytes(model, layout),
+        decode_weight_bytes(model, layout),
     )
 
 
@@ -142,7 +142,7 @@ def _bandwidths(model: Any, width: int, buffer_bytes: int) -> dict[str, float]:
     }
 
 
-def _decode_weight_bytes(model: Any, layout: Layout) -> int:
+def decode_weight_bytes(model: Any, layout: Layout) -> int:
     """Bytes of the language model and the head, without the embedding table: a step reads one row of it per token."""
     head: Tensor = model.lm_head.weight
     embedding: Tensor = model.get_input_embeddings().weight

@@ -40,11 +40,13 @@ class BenchOptions:
         device: auto takes a GPU where there is one.
         dtype: of the weights; auto is float32 on CPU and bfloat16 on a GPU.
         batch: equal rows per prompt.
+        images: images per row.
         prompt_tokens: text tokens of the prompt.
         new_tokens: tokens that a long run generates; at least 2, so that there is something to time.
         repeats: timed runs of each strategy.
         threads: CPU threads; None = torch's own choice.
         memory: whether to measure peak memory (one more untimed run per strategy).
+        compile: whether strategies (``none`` among them) decode compiled; the untouched model never does.
         limits: whether to measure the machine's matrix rate and memory bandwidth, and the distance to them.
         seed: of the weights and the prompt.
     """
@@ -55,18 +57,21 @@ class BenchOptions:
     device: Device = "auto"
     dtype: DType = "auto"
     batch: int = 1
+    images: int = 1
     prompt_tokens: int = 35
     new_tokens: int = 32
     repeats: int = 5
     threads: int | None = None
     memory: bool = True
+    compile: bool = False
     limits: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.geometry not in GEOMETRIES:
             raise unknown_name("geometry of a bench", self.geometry, GEOMETRIES)
-        for name, least in (("batch", 1), ("prompt_tokens", 2), ("new_tokens", 2), ("repeats", 1), ("threads", 1)):
+        least_of = {"batch": 1, "images": 1, "prompt_tokens": 2, "new_tokens": 2, "repeats": 1, "threads": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(complaint(f"{name} of a bench", f"be at least {least}", value))

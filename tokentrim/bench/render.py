@@ -12,8 +12,8 @@ from tokentrim.bench.result import BenchResult, BenchRow, Spread
 
 _COLUMNS = (
     "strategy", "tokens kept, layer mean", "prefill, s", "speed-up", "implied by FLOPs", "reached", "kernels alone",
-    "of kernel floor", "selection", "decode, ms per token", "against untouched", "visual KV while decoding",
-    "peak memory, MiB",
+    "of kernel floor", "selection", "decode, ms per token", "speed-up of decoding", "implied by bytes",
+    "visual KV while decoding", "peak memory, MiB",
 )  # fmt: skip
 _LIMIT_COLUMNS = ("of prefill limit", "of decode limit")
 
@@ -27,10 +27,12 @@ def markdown(result: BenchResult) -> str:
 def _setting(result: BenchResult) -> str:
     options, where = result.options, result.environment
     geometry = GEOMETRIES[options["geometry"]]
+    n_visual = options["images"] * geometry.n_visual
     threads = f", {where['threads']} threads" if where["device"].startswith("CPU") else ""
     return (
-        f"Random weights: {geometry.n_layers} layers, hidden {geometry.hidden_size}, {geometry.n_visual} visual and "
-        f"{options['prompt_tokens']} text tokens, {where['dtype']}, batch {options['batch']}, {where['device']}"
+        f"Random weights: {geometry.n_layers} layers, hidden {geometry.hidden_size}, {n_visual} visual and "
+        f"{options['prompt_tokens']} text tokens, {where['dtype']}, batch {options['batch']}, "
+        f"{'compiled decoding, ' if options['compile'] else ''}{where['device']}"
         f"{threads}, torch {where['versions']['torch']}, transformers {where['versions']['transformers']}; "
         f"{options['repeats']} interleaved repeats against the untouched model, medians with quartiles. Measured with "
         f"`{result.command}`."
@@ -57,7 +59,8 @@ def _cells(row: BenchRow, untouched: bool, limits: Limits | None) -> tuple[str, 
         f"{row.of_kernel_floor.median:.2f}",
         "" if untouched else f"{row.selection_share:.2%}",
         _spread(row.decode_seconds_per_token, 1000),
-        "" if untouched else f"{row.decode_ratio.median:.2f}",
+        "" if untouched else f"{1 / row.decode_ratio.median:.2f}",
+        "" if untouched else f"{row.implied_decode_speed_up:.2f}",
         f"{row.kv_mean_ratio:.1%}",
         "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.1f}",
         *((f"{row.of_prefill_limit:.2f}", f"{row.of_decode_limit:.2f}") if limits else ()),

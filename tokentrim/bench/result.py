@@ -64,6 +64,7 @@ class BenchRow:
         speed_up: untouched prefill seconds / this strategy's.
         implied_speed_up: the same ratio of FLOPs, vision tower, projector and head counted on both sides.
         decode_ratio: this strategy's decode seconds / untouched.
+        implied_decode_speed_up: ratio of the bytes that a decode step reads: weights once, and every row's cache.
         kernel_floor_seconds: the model's own modules at the same token counts, see :class:`KernelFloor`.
         of_kernel_floor: kernel floor / prefill of the same repeat: what is left of 1 is everything around the kernels.
         kernel_speed_up: kernel floor of the untouched model / this strategy's: the speed-up that is there to be had.
@@ -83,6 +84,7 @@ class BenchRow:
     speed_up: Spread
     implied_speed_up: float
     decode_ratio: Spread
+    implied_decode_speed_up: float
     kernel_floor_seconds: Spread
     of_kernel_floor: Spread
     kernel_speed_up: Spread
@@ -94,6 +96,11 @@ class BenchRow:
     def attained(self) -> float:
         """Measured speed-up as a share of the implied one."""
         return self.speed_up.median / self.implied_speed_up
+
+    @property
+    def decode_attained(self) -> float:
+        """Measured speed-up of decoding as a share of the one that bytes imply; the untouched model copies besides."""
+        return 1 / self.decode_ratio.median / self.implied_decode_speed_up
 
     @property
     def selection_share(self) -> float:
@@ -129,7 +136,14 @@ class BenchRow:
         return cls(**given)
 
 
-_DERIVED: Final = ("attained", "selection_share", "kernels_attain", "of_prefill_limit", "of_decode_limit")
+_DERIVED: Final = (
+    "attained",
+    "decode_attained",
+    "selection_share",
+    "kernels_attain",
+    "of_prefill_limit",
+    "of_decode_limit",
+)
 _SPREADS: Final = frozenset(one.name for one in fields(BenchRow) if one.type == "Spread")
 
 

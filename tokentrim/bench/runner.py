@@ -16,7 +16,7 @@ from tokentrim.accounting import Usage
 from tokentrim.adapter import Layout
 from tokentrim.bench.floor import KernelFloor
 from tokentrim.bench.geometry import GEOMETRIES, build_model, build_prompt
-from tokentrim.bench.limits import Limits, measure_limits
+from tokentrim.bench.limits import Limits, decode_weight_bytes, measure_limits
 from tokentrim.bench.measure import Timing, generate, peak_bytes, timed_generate
 from tokentrim.bench.options import BenchOptions
 from tokentrim.bench.result import BenchResult, BenchRow, Spread
@@ -39,6 +39,7 @@ class _Arm:
     strategy: Strategy | None
     usage: Usage
     exact: bool
+    compile: bool = False
     layer_mean_ratio: float = 1.0
     flops_ratio: float = 1.0
     prefill: list[float] = field(default_factory=list[float])
@@ -54,9 +55,9 @@ class _Arm:
 
     def trimmed(self, model: Any) -> AbstractContextManager[Session | None]:
         """The context that this arm runs in."""
-        return nullcontext() if self.strategy is None else trim(model, self.strategy)
+        return nullcontext() if self.strategy is None else trim(model, self.strategy, compile=self.compile)
 
-    def row(self, limits: Limits | None, batch: int) -> BenchRow:
+    def row(self, limits: Limits | None, batch: int, weight_bytes: int) -> BenchRow:
         """What was measured, summarised."""
         usage = self.usage
         return BenchRow(
@@ -71,6 +72,8 @@ class _Arm:
             speed_up=Spread.of(self.speed_up),
             implied_speed_up=usage.unpruned().prefill_flops_whole / usage.prefill_flops_whole,
             decode_ratio=Spread.of(self.decode_ratio),
+            implied_decode_speed_up=(weight_bytes + batch * usage.unpruned().kv_bytes_mean)
+            / (weight_bytes + batch * usage.kv_bytes_mean),
             kernel_floor_seconds=Spread.of(self.floor),
             of_kernel_floor=Spread.of(self.of_floor),
             kernel_speed_up=Spread.of(self.kernel_speed_up),
@@ -99,9 +102,14 @@ def run(options: BenchOptions) -> BenchResult:
         model = build_model(geometry, device, dtype, options.seed)
         layout = adapter_of(model).locate(model)
         inputs = build_prompt(
-            geometry, model, batch=options.batch, prompt_tokens=options.prompt_tokens, seed=options.seed
+            geometry,
+            model,
+            batch=options.batch,
+            images=options.images,
+            prompt_tokens=options.prompt_tokens,
+            seed=options.seed,
         )
-        untouched, arms = _arms(options, layout.shape, geometry.n_visual)
+        untouched, arms = _arms(options, layout.shape, options.images * geometry.n_visual)
         for arm in (untouched, *arms):
             _warm_up(arm, model, layout, inputs, options)
         limits = _limits(model, layout, arms, options) if options.limits else None
@@ -111,12 +119,13 @@ def run(options: BenchOptions) -> BenchResult:
         if limits is not None:  # once more, in case the machine was busy before
             limits = limits.best(_limits(model, layout, arms, options))
         environment = _environment(device, dtype)
+        weights = decode_weight_bytes(model, layout)
     return BenchResult(
         command=options.command(),
         options={**asdict(options), "strategies": [strategy_from(spec).as_dict() for spec in options.strategies]},
         environment=environment,
-        untouched=untouched.row(limits, options.batch),
-        rows=tuple(arm.row(limits, options.batch) for arm in arms),
+        untouched=untouched.row(limits, options.batch, weights),
+        rows=tuple(arm.row(limits, options.batch, weights) for arm in arms),
         limits=limits,
     )
 
@@ -132,7 +141,9 @@ def _arms(options: BenchOptions, shape: ModelShape, n_visual: int) -> tuple[_Arm
     strategies = [nothing, *(strategy for strategy in given if strategy != nothing)]
     plans = [planned(strategy) for strategy in strategies]
     untouched = _Arm(None, planned(nothing).usage, exact=True)
-    return untouched, [_Arm(one, found.usage, found.exact) for one, found in zip(strategies, plans, strict=True)]
+    return untouched, [
+        _Arm(one, found.usage, found.exact, options.compile) for one, found in zip(strategies, plans, strict=True)
+    ]
 
 
 def at_budget(spec: Spec, shape: ModelShape, n_visual: int, options: BenchOptions) -> Strategy:

@@ -21,11 +21,15 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     batch: Annotated[int, typer.Option(help="Rows per prompt.")] = 1,
+    images: Annotated[int, typer.Option(help="Images per row.")] = 1,
     prompt_tokens: Annotated[int, typer.Option(help="Text tokens of the prompt.")] = 35,
     new_tokens: Annotated[int, typer.Option(help="Tokens that a long run generates.")] = 32,
     repeats: Annotated[int, typer.Option(help="Timed runs of each strategy.")] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 = torch's choice.")] = 0,
     memory: Annotated[bool, typer.Option(help="Measure peak memory.")] = True,
+    compile_steps: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Decode compiled under every strategy.")
+    ] = False,
     limits: Annotated[
         bool, typer.Option(help="Measure matrix rate and memory bandwidth, and the distance to them.")
     ] = False,
@@ -45,8 +49,9 @@ def bench(
     words: dict[str, Any] = {"device": device, "dtype": dtype}
     options = BenchOptions(
         geometry=geometry, strategies=split_strategies(strategies), layer_mean_ratio=layer_mean_ratio or None,
-        batch=batch, prompt_tokens=prompt_tokens, new_tokens=new_tokens, repeats=repeats, threads=threads or None,
-        memory=memory, limits=limits, seed=seed, **words,
+        batch=batch, images=images, prompt_tokens=prompt_tokens, new_tokens=new_tokens,
+        repeats=repeats, threads=threads or None, memory=memory, compile=compile_steps, limits=limits,
+        seed=seed, **words,
     )  # fmt: skip
     result = run(options) if read is None else BenchResult.read(read)
     if as_json:
