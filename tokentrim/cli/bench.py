@@ -37,12 +37,25 @@ def bench(
     read: Annotated[
         Path | None, typer.Option(help="Measure nothing: show a result that --json wrote into this file.")
     ] = None,
+    suite: Annotated[Path | None, typer.Option(help="Run every bench of this YAML file instead; with --out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of a suite's results; what it holds is not run again.")
+    ] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown on stdout.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Time strategies against the untouched model: prefill, decoding, selection and memory."""
     if as_json and as_markdown:
         raise ConfigError(complaint("the output of a bench", "be one of --json and --markdown", "both", "drop one"))
+    if (suite is None) != (out is None):
+        raise ConfigError(
+            complaint(
+                "--suite and --out of a bench", "be given together", hint="tokentrim bench --suite FILE --out DIR"
+            )
+        )
+    if suite is not None and out is not None:
+        _suite(suite, out)
+        return
     from tokentrim.bench import BenchOptions, BenchResult, markdown, run, split_strategies
 
     quiet_libraries()
@@ -60,3 +73,15 @@ def bench(
         sys.stdout.write(markdown(result))
     else:
         console().print(result.table())
+
+
+def _suite(file: Path, out: Path) -> None:
+    """Run a suite; exit code 1 where a bench of it failed."""
+    from tokentrim.bench.suite import PAGE, run_suite
+
+    quiet_libraries()
+    entries = run_suite(file, out, told=console().print)
+    failed = sum(entry.result is None for entry in entries)
+    console().print(f"{len(entries) - failed} of {len(entries)} benches are in {out / PAGE}")
+    if failed:
+        raise typer.Exit(1)
