@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FLOOR := .venv-floor
 FLOOR_STAMP := $(FLOOR)/.installed
+KVPRESS := .venv-kvpress
 FLOOR_TRANSFORMERS := 5.18.0
 OUT ?= runs/default
 # One thread per process, because the suite runs in two processes at once; and never the network.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: setup compare test test-floor lint docs clean
+.PHONY: setup compare test test-floor lint docs bench-kvpress clean
 
 compare: setup ## run ST3, FastV and the controls on the shipped testbed and write the report
 	$(BIN)/tokentrim compare --out $(OUT)
@@ -30,6 +31,9 @@ lint: setup
 docs: $(VENV)/.docs-installed ## build the site into site/
 	$(BIN)/zensical build --clean --strict
 
+bench-kvpress: setup $(KVPRESS)/.installed ## speed, memory and padded rows against kvpress, which needs an older transformers
+	$(BIN)/python docs/examples/bench/against_kvpress.py $(BIN)/python $(KVPRESS)/bin/python
+
 setup: $(STAMP)
 
 # torch goes first and alone, so that a CPU build chosen through pip's own settings is not replaced later.
@@ -46,10 +50,16 @@ $(FLOOR_STAMP): pyproject.toml constraints.txt
 	$(FLOOR)/bin/python -m pip install -c $(FLOOR)/constraints.txt transformers==$(FLOOR_TRANSFORMERS) -e '.[dev]'
 	touch $@
 
+$(KVPRESS)/.installed:
+	$(PYTHON) -m venv $(KVPRESS)
+	$(KVPRESS)/bin/python -m pip install torch==2.13.0
+	$(KVPRESS)/bin/python -m pip install torch==2.13.0 kvpress==0.5.5 'transformers<5.3'
+	touch $@
+
 $(VENV)/.docs-installed: $(STAMP)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
 	touch $@
 
 clean: ## remove what the targets above made, the environments included
-	rm -rf $(VENV) $(FLOOR) runs site build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOOR) $(KVPRESS) runs site build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

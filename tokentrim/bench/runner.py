@@ -95,10 +95,10 @@ def run(options: BenchOptions) -> BenchResult:
         ConfigError: when the device is not there.
         StrategyError: when a strategy cannot be brought to the budget.
     """
-    device = _device(options)
-    dtype = _dtype(options, device)
+    device = chosen_device(options)
+    dtype = chosen_dtype(options, device)
     geometry = GEOMETRIES[options.geometry]
-    with _threads(options.threads), torch.inference_mode():
+    with threads(options.threads), torch.inference_mode():
         model = build_model(geometry, device, dtype, options.seed)
         layout = adapter_of(model).locate(model)
         inputs = build_prompt(
@@ -118,7 +118,7 @@ def run(options: BenchOptions) -> BenchResult:
                 _pair(untouched, arm, model, inputs, options.new_tokens)
         if limits is not None:  # once more, in case the machine was busy before
             limits = limits.best(_limits(model, layout, arms, options))
-        environment = _environment(device, dtype)
+        environment = environment_of(device, dtype)
         weights = decode_weight_bytes(model, layout)
     return BenchResult(
         command=options.command(),
@@ -229,7 +229,12 @@ def _note(member: _Arm, first: Timing, long: Timing) -> None:
     member.decode.append(long.decode_seconds_per_token or 0.0)
 
 
-def _device(options: BenchOptions) -> torch.device:
+def chosen_device(options: BenchOptions) -> torch.device:
+    """The device of a bench.
+
+    Raises:
+        ConfigError: when it is not there.
+    """
     if options.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -239,7 +244,8 @@ def _device(options: BenchOptions) -> torch.device:
     return torch.device(options.device)
 
 
-def _dtype(options: BenchOptions, device: torch.device) -> torch.dtype:
+def chosen_dtype(options: BenchOptions, device: torch.device) -> torch.dtype:
+    """The dtype of a bench's weights."""
     name = options.dtype
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
@@ -247,7 +253,7 @@ def _dtype(options: BenchOptions, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def _threads(count: int | None) -> Generator[None]:
+def threads(count: int | None) -> Generator[None]:
     """Use ``count`` CPU threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
@@ -257,7 +263,7 @@ def _threads(count: int | None) -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def _environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def environment_of(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """What a reader needs to judge the times."""
     import transformers
 

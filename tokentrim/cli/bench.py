@@ -37,6 +37,9 @@ def bench(
     read: Annotated[
         Path | None, typer.Option(help="Measure nothing: show a result that --json wrote into this file.")
     ] = None,
+    throughput: Annotated[
+        float, typer.Option(help="Instead: tokens per second at the largest batch in so many GiB beyond the weights.")
+    ] = 0.0,
     suite: Annotated[Path | None, typer.Option(help="Run every bench of this YAML file instead; with --out.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of a suite's results; what it holds is not run again.")
@@ -66,6 +69,9 @@ def bench(
         repeats=repeats, threads=threads or None, memory=memory, compile=compile_steps, limits=limits,
         seed=seed, **words,
     )  # fmt: skip
+    if throughput:
+        _throughput(options, round(throughput * 2**30), as_json)
+        return
     result = run(options) if read is None else BenchResult.read(read)
     if as_json:
         emit(result.to_dict())
@@ -85,3 +91,20 @@ def _suite(file: Path, out: Path) -> None:
     console().print(f"{len(entries) - failed} of {len(entries)} benches are in {out / PAGE}")
     if failed:
         raise typer.Exit(1)
+
+
+def _throughput(options: Any, budget: int, as_json: bool) -> None:
+    """Print every strategy's throughput at its own largest batch."""
+    from tokentrim.bench.runner import chosen_device, chosen_dtype, environment_of
+    from tokentrim.bench.throughput import run_throughput, throughput_markdown
+
+    if budget <= 0:
+        raise ConfigError(complaint("--throughput of a bench", "be GiB above 0", budget / 2**30))
+    rows = run_throughput(options, budget)
+    device = chosen_device(options)
+    where = environment_of(device, chosen_dtype(options, device))
+    if as_json:
+        command = f"{options.command()} --throughput {budget / 2**30:g}"
+        emit({"command": command, "environment": where, "rows": [row.to_dict() for row in rows]})
+    else:
+        sys.stdout.write(throughput_markdown(options, budget, rows, where))
