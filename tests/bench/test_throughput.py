@@ -34,7 +34,7 @@ def test_no_row_fits() -> None:
 
 @pytest.mark.slow
 def test_pruning_lets_more_rows_in() -> None:
-    words = "bench --geometry tiny --strategies random --new-tokens 2 --prompt-tokens 6 --repeats 1 --throughput 0.001"
+    words = "bench --geometry tiny --strategies fastv --new-tokens 9 --prompt-tokens 6 --repeats 1 --throughput 0.001"
     result = CliRunner().invoke(app, [*words.split(), "--json", "--device", "cpu"])
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["rows"]
