@@ -49,9 +49,9 @@ def _read(source):
 
 
 def _table(rows, benchmarks, *, budget):
-    left, right = (["tokens"], []) if budget else ([], ["configuration", "per layer"])
+    left, right = (["tokens"], []) if budget else ([], ["per layer"])
     head = ["method", *left, *benchmarks, "source", *right]
-    align = ["---", *["---:"] * (len(left) + len(benchmarks)), "---", *["---", "---:"][: len(right)]]
+    align = ["---", *["---:"] * (len(left) + len(benchmarks)), "---", *["---:"][: len(right)]]
     lines = [f"| {' | '.join(head)} |", f"|{'|'.join(align)}|"]
     for row in rows:
         name = row["method"] if row["method"] == "unpruned" else f"`{row['method']}`"
@@ -61,8 +61,7 @@ def _table(rows, benchmarks, *, budget):
         cells = [name, *([str(row["tokens"])] if budget else []), *numbers, source]
         if not budget:
             path = config_of(row)
-            link = "" if path is None else f"[{path.name}]({path.relative_to(DOCS)})"
-            cells += [link, "" if path is None else f"{layer_mean(path):.1f}"]
+            cells.append("" if path is None else f"[{layer_mean(path):.1f}]({path.relative_to(DOCS)})")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

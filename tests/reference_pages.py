@@ -79,4 +79,5 @@ def _type(text):
     text = re.sub(r"Literal\[([^\]]*)\]", lambda found: found[1].replace("'", "").replace(", ", " | "), text)
     text = re.sub(r"tuple\[([^\[\]]+), \.\.\.\]", r"list of \1", text)
     text = re.sub(r"\b(ModelSpec|TaskSpec|MethodSpec|StrategySpec)\b", "below", text)
-    return {"Any": "strategy", "str": "text", "bool": "true | false"}.get(text, text)
+    text = text.removesuffix(" | None").replace(" | ", " or ")
+    return {"Any": "strategy", "str": "text", "bool": "true or false"}.get(text, text)
