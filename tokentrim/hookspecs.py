@@ -44,7 +44,7 @@ def tokentrim_tasks(register: Register) -> None:
 
 @hookspec
 def tokentrim_executors(register: Register) -> None:
-    """Register executors: ways to carry out the runs of a comparison, such as one process or a cluster."""
+    """Register executors: classes derived from ``tokentrim.executors.Executor``; they run a comparison's cells."""
 
 
 @hookspec

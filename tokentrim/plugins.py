@@ -41,7 +41,7 @@ KINDS: Final = (
         exclusive="model_types",
     ),
     Kind("task", "tokentrim_tasks", base="tokentrim.tasks:Task", instances=True),
-    Kind("executor", "tokentrim_executors"),
+    Kind("executor", "tokentrim_executors", base="tokentrim.executors.base:Executor"),
     Kind("model", "tokentrim_models"),
 )
 LIMIT_VARIABLE: Final = "TOKENTRIM_PLUGINS"
@@ -51,6 +51,7 @@ _BUILTINS: Final = {
     "builtin-strategies": "tokentrim_strategies",
     "builtin-adapters": "tokentrim_adapters",
     "builtin-testbed": "tokentrim.testbed.plugin",
+    "builtin-executors": "tokentrim.executors.plugin",
 }
 
 Status = Literal["loaded", "broken", "failed", "skipped", "missing"]

@@ -10,7 +10,8 @@ import time
 import pytest
 import yaml
 
-from tokentrim.compare import execute, run, runner
+from tokentrim import loading
+from tokentrim.compare import execute, run
 from tokentrim.errors import ResultsError
 from tokentrim.plugins import registry
 
@@ -111,7 +112,7 @@ def test_the_same_comparison_gives_the_same_results(small, finished, tmp_path):
 
 
 def test_finished_cells_are_not_run_again(small, finished, monkeypatch):
-    monkeypatch.setattr(runner, "load_model", lambda *_: pytest.fail("a finished comparison loads no model"))
+    monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("a finished comparison loads no model"))
     before = (finished.folder / "results.jsonl").read_bytes()
     run(small, finished.folder)
     assert (finished.folder / "results.jsonl").read_bytes() == before
@@ -122,7 +123,8 @@ def test_a_missing_cell_is_run_and_no_other(small, finished, monkeypatch):
     content = lost.read_text().splitlines()[1:]
     lost.unlink()
     ran = []
-    monkeypatch.setattr(runner, "run_cell", lambda cell, work: ran.append(cell) or execute.run_cell(cell, work))
+    run_cell = execute.run_cell
+    monkeypatch.setattr(execute, "run_cell", lambda cell, *rest: ran.append(cell) or run_cell(cell, *rest))
     run(small, finished.folder)
     assert [f"{cell.key}.jsonl" for cell in ran] == [lost.name]
     assert lost.read_text().splitlines()[1:] == content

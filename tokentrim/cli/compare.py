@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,14 @@ def compare(
     config: Annotated[
         Path | None, typer.Argument(help="A YAML file; default: ST3, FastV and the controls on the shipped testbed.")
     ] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option("--executor", help="Where cells are run: local (default), ray, or a plugin's; changes no result."),
+    ] = None,
+    executor_option: Annotated[
+        list[str] | None,
+        typer.Option("--executor-option", help="KEY=VALUE, such as workers=2 or num_gpus=1; may be repeated."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run many strategies at equal budgets on the same questions, and report what each costs and loses.
@@ -23,12 +32,18 @@ def compare(
     Writes results.jsonl, summary.json, report.md, pareto.png and kept.png. Exit code 1 when a question failed.
     """
     from tokentrim.compare.progress import progress_on
+    from tokentrim.compare.ranks import leave, speaks
     from tokentrim.compare.runner import run
+    from tokentrim.executors import parse_options
 
     quiet_libraries()
     people = console(to_stderr=as_json)
-    with progress_on(people) as progress:
-        summary = run(config, out, command=["tokentrim", *sys.argv[1:]], progress=progress)
+    chosen = parse_options(executor, executor_option or ())
+    with progress_on(people) if speaks() else nullcontext() as progress:
+        summary = run(config, out, executor=chosen, command=["tokentrim", *sys.argv[1:]], progress=progress)
+    leave()
+    if not speaks():
+        return
     if as_json:
         emit(summary.to_dict())
     else:

@@ -48,5 +48,6 @@ def read(file: Path) -> tuple[str, dict[str, Any]]:
             target = locate(spec)
             for method in config.strategies:
                 first_boundary(method.chosen.strategy, target.shape)
-        return "comparison", config.to_dict()
+        where = {} if config.executor is None else {"executor": config.executor.spec()}
+        return "comparison", config.to_dict() | where
     return "configuration", load_config(file).model_dump(mode="json")

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from tokentrim.config import StrategySpec, load_yaml, strategy_from
 from tokentrim.errors import ConfigError, complaint
+from tokentrim.executors.base import Executor
+from tokentrim.executors.choosing import executor_from
 from tokentrim.loading import DeviceName, DTypeName
 from tokentrim.plugins import registry
 from tokentrim.tasks import Split
@@ -168,6 +170,7 @@ class CompareConfig(_Part):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="of the methods that draw random numbers")
     pictures: int = Field(default=1, ge=0, description="questions per task whose kept tokens are recorded for kept.png")
     correction: Correction = Field(default="holm", description="of p values for the number of comparisons")
+    executor: Any = Field(default=None, description="where cells are run, such as ray or {name: local, workers: 2}")
     # timing here
 
     # on or off here
@@ -179,6 +182,12 @@ class CompareConfig(_Part):
             if name != DOWNSCALE:
                 registry("strategy").entry(name)
         return value
+
+    @field_validator("executor", mode="plain")
+    @classmethod
+    def _chosen(cls, value: Any, info: ValidationInfo) -> Executor | None:
+        where = info.context if isinstance(info.context, Where) else Where()
+        return None if value is None else executor_from(value, where)
 
     @model_validator(mode="after")
     def _distinct(self) -> CompareConfig:
@@ -212,7 +221,7 @@ class CompareConfig(_Part):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that :func:`load_compare` reads back: every file and name resolved."""
-        data = self.model_dump(mode="json", exclude={"strategies"})
+        data = self.model_dump(mode="json", exclude={"strategies", "executor"})  # where cells run changes none
         methods = [
             {
                 **({"strategy": method.spec()} if method.control is None else {"control": method.control}),
@@ -264,7 +273,7 @@ def load_compare(source: str | Path | Mapping[str, Any] | CompareConfig | None =
             values[key] = _parts(values[key], part, where.at(key))
     if isinstance(values.get("budgets"), list):
         values["budgets"] = {"values": values["budgets"]}
-    return check(CompareConfig, values, _WHOM, where)
+    return check(CompareConfig, values, _WHOM, where, context=where.at("executor"))
 
 
 def _parts(listed: Any, part: type[_Part], where: Where) -> tuple[_Part, ...]:

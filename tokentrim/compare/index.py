@@ -38,8 +38,8 @@ class Index:
         return self._results[cell.key]
 
     def head(self, cell: Cell, name: str) -> Any:
-        """One entry of a cell's head; None where it has none."""
-        return self.result(cell).head.get(name)
+        """One entry of a cell's head; None where it has none, and for a time that other cells may have lengthened."""
+        return self.result(cell).cost(name)
 
     def scores(self, cell: Cell) -> Scores:
         """A cell's scores, where single answers have one."""

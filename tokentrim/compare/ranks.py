@@ -6,12 +6,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from tokentrim.errors import UnsupportedError, complaint
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 # torchrun ends all processes when one dies, so that nobody waits this long in vain; a rank whose questions are
 # answered may have to wait for hours for the others.
@@ -66,6 +63,11 @@ def started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
+def speaks() -> bool:
+    """Whether this process is the one that prints, before the processes have met."""
+    return started() == 1 or os.environ.get("RANK", "0") == "0"
+
+
 def join(devices: Sequence[str]) -> Ranks:
     """Meet the other processes of this run, and take this one's device; alone without torchrun.
 
@@ -75,10 +77,18 @@ def join(devices: Sequence[str]) -> Ranks:
     Raises:
         UnsupportedError: when accelerate is missing, or there are more processes than GPUs.
     """
+    if started() > 1:
+        _meet(any(device == "cuda" for device in devices))
+    return joined()
+
+
+def joined() -> Ranks:
+    """This process among those that :func:`join` met; alone before."""
     if started() == 1:
         return ALONE
-    state = _state(any(device == "cuda" for device in devices))
-    return Ranks(state.process_index, state.num_processes)
+    from torch import distributed
+
+    return Ranks(distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else ALONE
 
 
 def leave() -> None:
@@ -89,13 +99,15 @@ def leave() -> None:
         PartialState().destroy_process_group()
 
 
-def _state(on_gpu: bool) -> PartialState:
-    """accelerate's view of the processes; it sets the current device by the local rank."""
+def _meet(on_gpu: bool) -> None:
+    """Let accelerate connect the processes, and set the current device by the local rank."""
     try:
         from accelerate import PartialState
     except ImportError as cause:
         raise UnsupportedError(
-            complaint("tokentrim under torchrun", "find accelerate", hint="pip install 'tokentrim[parallel]'")
+            complaint(
+                "tokentrim under torchrun", "find accelerate", hint="install it: pip install 'tokentrim[parallel]'"
+            )
         ) from cause
     import torch
 
@@ -106,4 +118,4 @@ def _state(on_gpu: bool) -> PartialState:
                       here, "start as many processes as there are GPUs")
         )  # fmt: skip
     # Only plain objects travel between ranks, so that gloo serves GPUs as well, and nobody waits by spinning on one.
-    return PartialState(cpu=not on_gpu, backend="gloo", timeout=_PATIENCE)
+    PartialState(cpu=not on_gpu, backend="gloo", timeout=_PATIENCE)

@@ -23,6 +23,7 @@ from tokentrim.compare.config import CompareConfig
 from tokentrim.errors import ResultsError, complaint
 
 _CONFIG: Final = "config.json"
+TIMES: Final = ("prefill_seconds", "decode_seconds_per_token", "selection_seconds")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,17 @@ class CellResult:
         """Causes of failure, of questions first and then of the cell as a whole."""
         causes = [sample["failure"] for sample in self.samples if sample["failure"]]
         return causes + ([self.head["failure"]] if self.head["failure"] else [])
+
+    def cost(self, name: str) -> Any:
+        """A cost of the cell; None for a time that was taken while other cells ran beside it."""
+        return None if name in TIMES and not self.head.get("timed_alone", True) else self.head.get(name)
+
+
+def failed(cell: Cell, cause: str) -> CellResult:
+    """The result of a cell that gave none: it counts as one failure, and its questions have no answer."""
+    about = {"key": cell.key, **cell.about(), "boundary": cell.boundary, "skipped": None}
+    strategy = cell.strategy.as_dict()
+    return CellResult({**about, "failure": f"{cell.where}: {cause}", "strategy": strategy, "strategies": []}, [])
 
 
 class ResultsFolder:

@@ -4,41 +4,52 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from itertools import groupby
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokentrim.compare.batches import expected_new_tokens, make_batches
 from tokentrim.compare.cells import Cell, ModelTarget, expand, further_text_only, locate, versions
 from tokentrim.compare.config import CompareConfig, load_compare
-from tokentrim.compare.execute import run_cell, warm_up
 from tokentrim.compare.gallery import gallery_of
 from tokentrim.compare.progress import Progress, Silent
+from tokentrim.compare.ranks import ALONE, Ranks, join, started
 from tokentrim.compare.report import publish, require_formats
-from tokentrim.compare.results import CellResult, ResultsFolder
+from tokentrim.compare.results import CellResult, ResultsFolder, failed
 from tokentrim.compare.summary import Summary, build
 from tokentrim.compare.work import Work
 from tokentrim.errors import DataError, UnsupportedError, complaint
-from tokentrim.loading import Loaded, describe, load_model
+from tokentrim.executors import Executor, choose
+from tokentrim.executors.workplace import job_of, packed
+from tokentrim.loading import Loaded, device_of
 from tokentrim.plugins import registry
 from tokentrim.sites import Need
+
+if TYPE_CHECKING:
+    from tokentrim.executors.choosing import Source
 
 
 def run(
     config: str | Path | Mapping[str, Any] | CompareConfig | None,
     out: str | Path,
     *,
+    executor: Source | None = None,
     command: Sequence[str] | None = None,
     progress: Progress | None = None,
     formats: Sequence[str] = (),
 ) -> Summary:
     """Run a comparison into a folder, or finish one that was stopped.
 
+    Under ``torchrun`` every process calls it alike: they share the questions of each cell, the first one writes, and
+    all return the same.
+
     Args:
         config: what to compare; None for the configuration that comes with tokentrim.
         out: results folder; cells that it already holds are not run again, failed ones are.
+        executor: where cells are run: a name such as ``"ray"``, a mapping of its name and options, or an executor;
+            None for the one that the configuration names, else this process.
         command: the command line, for the record.
         progress: told what happens.
         formats: which reports to write, of md, csv, json, html and png; all where none is named. The record
@@ -53,59 +64,100 @@ def run(
     require_report_extra()
     wanted = require_formats(formats)
     settings = load_compare(config)
-    told = progress or Silent()
+    chosen = choose(executor, settings.executor)
     models = [locate(spec) for spec in settings.models]
     cells = expand(settings, models)
     require_evidence(cells)
-    written = shlex.join(command) if command else f"tokentrim.compare.run(..., {os.fspath(out)!r})"
+    ranks = _meet(chosen, models, cells)
     folder = ResultsFolder(Path(out))
-    folder.open(settings, {"command": written, "versions": versions()})
-    finished = _finished(folder, cells)
-    told.start(len(cells), len(finished))
-    _run_pending(cells, finished, folder, told)
+    written = shlex.join(command) if command else f"tokentrim.compare.run(..., {os.fspath(out)!r})"
+    if ranks.first:
+        folder.open(settings, {"command": written, "versions": versions()})
+    told = progress if progress is not None and ranks.first else Silent()
+    session = _Session(chosen, ranks, folder, told)
+    results = session.finished(cells)
+    told.start(len(cells), len(results))
+    results |= session.complete([cell for cell in cells if cell.key not in results])
     # Where a method began to drop tokens may only be known now; text-only has to stand there as well.
-    further = further_text_only(settings, cells, finished)
+    further = further_text_only(settings, cells, results)
     if further:
-        finished |= _finished(folder, further)
+        results |= session.finished(further)
         cells += further
-        told.start(len(cells), len(finished))
-        _run_pending(further, finished, folder, told)
-    return _store(settings, models, cells, finished, folder, written, wanted)
+        told.start(len(cells), len(results))
+        results |= session.complete([cell for cell in further if cell.key not in results])
+    return ranks.share(lambda: _store(settings, models, cells, results, folder, written, chosen, wanted))
 
 
-def _run_pending(cells: Sequence[Cell], finished: dict[str, CellResult], folder: ResultsFolder, told: Progress) -> None:
-    """Run the cells that are not finished, model by model."""
-    for target, members in groupby(cells, key=lambda cell: cell.model):
-        pending = [cell for cell in members if cell.key not in finished]
-        if pending:
-            loaded = load_model(target.folder, target.spec.device, target.spec.dtype)
-            finished |= _run_model(pending, loaded, folder, told, dict(describe(loaded.model)))
+def _meet(executor: Executor, models: Sequence[ModelTarget], cells: Sequence[Cell]) -> Ranks:
+    """Make sure that the cells can be run as is asked, and find the other processes that share their questions.
+
+    Raises:
+        UnsupportedError: when a library or device is missing, or torchrun and an executor are both to share the work.
+    """
+    executor.prepare()
+    if not executor.in_process:
+        if started() > 1:
+            raise UnsupportedError(
+                complaint("a comparison under torchrun", "run its cells in torchrun's own processes",
+                          executor.spec(), "start it without torchrun, or leave the executor out")
+            )  # fmt: skip
+        for cell in cells:
+            packed(job_of(cell))  # what cannot travel is noticed before anything is written
+        return ALONE
+    return join([device_of(model.spec.device) for model in models])
 
 
-def _finished(folder: ResultsFolder, cells: Sequence[Cell]) -> dict[str, CellResult]:
-    """Cells that the folder holds without a failure."""
-    found = {cell.key: folder.read(cell) for cell in cells}
-    return {key: result for key, result in found.items() if result is not None and not result.failures}
+@dataclass(frozen=True)
+class _Session:
+    """What runs cells and stores what they gave.
 
+    Attributes:
+        executor: runs them.
+        ranks: this process among those that share their questions.
+        folder: keeps them; only the first rank touches it.
+        told: hears of each.
+    """
 
-def _run_model(
-    cells: Sequence[Cell], loaded: Loaded, folder: ResultsFolder, told: Progress, placement: Mapping[str, str]
-) -> dict[str, CellResult]:
-    """Run the cells of one model, task by task."""
-    done: dict[str, CellResult] = {}
-    for _, listed in groupby(cells, key=lambda cell: cell.task.task):
-        members = list(listed)
-        work = work_of(members[0], loaded)
-        warm_up(members[0], work)
-        for cell in members:
-            result = run_cell(cell, work)
-            result.head["placement"] = dict(placement)
-            folder.write(cell, result)
-            done[cell.key] = result
-            if result.failures:
-                told.say(f"failed: {cell.where}: {result.failures[0]}")
-            told.step(cell.where)
-    return done
+    executor: Executor
+    ranks: Ranks
+    folder: ResultsFolder
+    told: Progress
+
+    def finished(self, cells: Sequence[Cell]) -> dict[str, CellResult]:
+        """Cells that the folder holds without a failure."""
+        return self.ranks.share(lambda: self._found(cells))
+
+    def _found(self, cells: Sequence[Cell]) -> dict[str, CellResult]:
+        found = {cell.key: self.folder.read(cell) for cell in cells}
+        return {key: result for key, result in found.items() if result is not None and not result.failures}
+
+    def complete(self, cells: Sequence[Cell]) -> dict[str, CellResult]:
+        """Run cells, and store each as soon as it is there."""
+        done: dict[str, CellResult] = {}
+        by_key = {cell.key: cell for cell in cells}
+        jobs = [job_of(cell) for cell in cells]
+        if not self.executor.in_process:
+            jobs = [packed(job) for job in jobs]
+        alone = self.executor.in_process and self.ranks.size == 1
+        outcomes = self.executor.run(jobs, self.told.say)
+        with ExitStack() as ending:
+            if isinstance(outcomes, Generator):  # so that what it began ends, also after an error here
+                ending.callback(outcomes.close)
+            for outcome in outcomes:
+                cell = by_key[outcome.job.key]
+                result = outcome.result or failed(cell, outcome.cause or "its executor gave no result")
+                result.head["timed_alone"] = alone
+                if self.ranks.first:
+                    self.folder.write(cell, result)
+                done[cell.key] = result
+                if result.failures:
+                    self.told.say(f"failed: {cell.where}: {result.failures[0]}")
+                self.told.step(cell.where)
+        for cell in cells:
+            if cell.key not in done:
+                name = self.executor.name
+                raise UnsupportedError(complaint(f"executor {name!r}", "yield an outcome of every job", cell.where))
+        return done
 
 
 def work_of(cell: Cell, loaded: Loaded) -> Work:
@@ -132,6 +184,7 @@ def _store(
     results: Mapping[str, CellResult],
     folder: ResultsFolder,
     command: str,
+    executor: Executor,
     formats: Sequence[str],
 ) -> Summary:
     """Rebuild everything that is derived from the cells."""
@@ -143,6 +196,7 @@ def _store(
         "versions": versions(),
         "config_hash": config.hash,
         "config": config.to_dict(),
+        "executor": executor.spec(),
         "models": {
             model.name: {
                 "folder": str(model.folder),

@@ -145,6 +145,8 @@ def _notes(index: Index, overall: Sequence[Row], correction: Correction) -> list
         ),
         "times of cells are of one pass over batches, per question; for comparing times, read the timings",
     ]
+    if any(not index.result(cell).head.get("timed_alone", True) for cell in cells):
+        notes.append("times of cells are left out where other cells or processes ran beside them")
     if all(cell.method != CONTROL for cell in cells):
         notes.append("p_vs_random is empty, because the comparison does not run 'random'")
     if all(cell.control != DOWNSCALE for cell in cells):

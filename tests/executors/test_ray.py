@@ -1,0 +1,114 @@
+"""The executor ``ray`` on a cluster of two machines, both of them this one: two raylets with a core each."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+
+import pytest
+
+from tests.executors.small import CELLS, CONFIG, contents, heads
+from tokentrim.compare import run
+from tokentrim.errors import UnsupportedError
+from tokentrim.executors import on_ray
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (the extra 'ray')")
+
+# A process of its own, so that Ray's threads, warnings and exit handlers stay out of the tests'.
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster()
+for _ in range(2):
+    cluster.add_node(num_cpus=1, object_store_memory=80 << 20, include_dashboard=False, node_ip_address="127.0.0.1",
+                     temp_dir=sys.argv[1])
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+def processes_of(word):
+    """Processes whose command line has a word."""
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if word in line]
+
+
+@pytest.fixture(scope="module")
+def cluster(shaky):
+    # Not pytest's own folder: the names of Ray's sockets there would be too long for the system.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    patient = {"RAY_agent_register_timeout_ms": "300000", "RAY_raylet_start_wait_time_s": "300"}
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER, folder],
+        env={**shaky.environment(), **quiet, **patient},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    address = process.stdout.readline().strip()
+    assert address.startswith("127.0.0.1:")
+    yield address
+    process.communicate("", timeout=120)
+    assert processes_of(folder) == []
+    shutil.rmtree(folder)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_two_machines_give_the_same_results_though_a_worker_is_killed(shaky, alone, cluster, tmp_path):
+    shaky.order("kill")
+    done = shaky.compare(tmp_path, "--executor", "ray", "--executor-option", f"address={cluster}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert contents(tmp_path) == contents(alone)
+    assert done.stdout.count("lost: ") == 1
+    assert "it is run again, attempt 2 of 3" in done.stdout
+    assert not any(head["timed_alone"] for head in heads(tmp_path))
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_killed_driver_leaves_what_another_executor_finishes(shaky, alone, cluster, tmp_path):
+    shaky.order("slow")
+    command = shaky.command(tmp_path, "--executor", "ray")
+    environment = shaky.environment() | {"RAY_ADDRESS": cluster}
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while driver.poll() is None and time.monotonic() < deadline:
+        if list((tmp_path / "cells").glob("*.jsonl")):
+            break
+        time.sleep(0.05)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "cells").glob("*.jsonl")}
+    assert 1 <= len(kept) < CELLS
+    shaky.order()
+    assert run(CONFIG, tmp_path).failures == 0
+    assert contents(tmp_path) == contents(alone)
+    assert {name: (tmp_path / "cells" / name).read_bytes() for name in kept} == kept
+
+
+class Cluster:
+    """What the executor asks of Ray's machines."""
+
+    def __init__(self, *machines):
+        self.machines = machines
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": machine} for machine in self.machines]
+
+
+def test_there_are_as_many_workers_as_the_machines_hold():
+    machines = Cluster({"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0, "GPU": 4.0}, {"CPU": 16.0})
+    assert on_ray._room(machines, {"CPU": 1, "GPU": 1}) == 5
+    assert on_ray._room(machines, {"CPU": 4, "GPU": 0.0}) == 6
+    with pytest.raises(UnsupportedError, match="have 1 CPU and 8 GPU for a worker"):
+        on_ray._room(machines, {"CPU": 1, "GPU": 8})
+
+
+def test_messages_of_ray_are_cut_to_what_they_say():
+    said = "The actor died.\n\tclass_name: Worker\n\tactor_id: 12\nIts process has died."
+    assert on_ray._short(RuntimeError(said)) == "The actor died. Its process has died."
