@@ -16,7 +16,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from tokentrim import attention, cache, evidence, generating, planning, refusals
+from tokentrim import attention, cache, evidence, exiting, generating, planning, refusals
 from tokentrim.adapter import Adapter, Layout, bind
 from tokentrim.clock import Clock
 from tokentrim.compiled import Compiled
@@ -324,24 +324,25 @@ class Engine:
                 rows: Any = given(self.grid_of(prompt)) if callable(given) else given
                 prompt.evidence = evidence.aligned(rows, stream)
             if self.guide is not None:
-                prompt.guided = self._ask(self.guide, prompt, mask)
+                self._ask(self.guide, prompt, mask)
             if Need.RANDOM in self.strategy.needed():
                 ids = self._arguments.get("input_ids")
                 keys = self.vision.sample_keys(prompt.placement, stream.rows, ids, mask)
                 prompt.sample_keys = keys.to(stream.vis_pos.device)
         return prompt
 
-    def _ask(self, guide: Guide, prompt: Prompt, mask: Tensor | None) -> Tensor:
-        """float [B, N]: what the guide attends to when it answers the prompt; its time counts as selection."""
+    def _ask(self, guide: Guide, prompt: Prompt, mask: Tensor | None) -> None:
+        """Let the guide answer the prompt first; its time counts as selection."""
         if prompt.placement is None or not (sources := self.vision.inputs(prompt.placement.encodings)):
             raise encoded_elsewhere("the prompt of a guide")
         device = prompt.start.vis_pos.device
         self.vision.suspended = True  # the guide may be this very model
         try:
             with self.clock.timed("selection", device), self.clock.timed("prefill", device):
-                return guide.scores_of(prompt.start, self._arguments, sources, mask, prompt.placement.repeats)
+                guide.answer(prompt, self._arguments, sources, mask, self.call.exits if self.call else None)
         finally:
             self.vision.suspended = False
+        exiting.leave(prompt, self.on_prompt)
 
     @property
     def window(self) -> int | None:

@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tokentrim import cache
 from tokentrim.adapter import bind
 from tokentrim.errors import UnsupportedError, complaint
+from tokentrim.exiting import Exited, Exits
 
 if TYPE_CHECKING:
     from tokentrim.engine import Engine
@@ -36,12 +37,14 @@ class Call:
         chunked: whether the prompt is fed in several forwards.
         assisted: whether tokens are guessed ahead.
         new_tokens: the most that will be generated; None where no limit is given.
+        exits: where a guide may answer instead.
     """
 
     columns: int
     chunked: bool
     assisted: bool
     new_tokens: int | None = None
+    exits: Exits | None = None
 
 
 class Options:
@@ -92,12 +95,19 @@ def watch(host: nn.Module, engine: Engine) -> Callable[[], None]:
         pruning, assisted = engine.untouched is None, options.assisted
         if pruning:
             _refuse(engine, options)
-        outer, engine.call = engine.call, options.call
+        call, exits, threshold = options.call, None, engine.guide and engine.guide.request.exit_threshold
+        if threshold is not None:
+            exits = Exits.of(host, options, threshold)
+            call = replace(call, exits=exits) if call is not None else None
+        outer, engine.call = engine.call, call
         try:
             with _no_guess_within_the_prompt(host) if pruning and assisted else nullcontext():
-                return generate(*args, **kwargs)
+                output = generate(*args, **kwargs)
+        except Exited:
+            output = None
         finally:
             engine.call = outer
+        return output if exits is None else exits.joined(output)
 
     watched.tokentrim_engine = engine  # type: ignore[attr-defined]
     return replaced(host, "generate", watched)

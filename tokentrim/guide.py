@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tokentrim import attention
 from tokentrim import rows as rows_of
+from tokentrim.accounting import Usage, head_flops
 from tokentrim.adapter import Layout
+from tokentrim.budget import keep_count
 from tokentrim.errors import StrategyError, UnsupportedError, complaint
+from tokentrim.exiting import Answers, Attended, Chances, Exits, likelihood
 from tokentrim.generating import answer_lengths
 from tokentrim.strategy import GuideRequest, Strategy
 from tokentrim.stream import Stream
+
+if TYPE_CHECKING:
+    from tokentrim.prompt import Prompt
 
 _TEXTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 _KEPT_LOADED = 2
@@ -37,18 +43,24 @@ class Guide:
     layout: Layout
     request: GuideRequest
 
-    def scores_of(
-        self, start: Stream, arguments: Mapping[str, Any], sources: Mapping[str, Any], mask: Tensor | None, repeats: int
-    ) -> Tensor:
-        """:meth:`scores` of a prompt as the trimmed model got it.
+    def answer(
+        self,
+        prompt: Prompt,
+        arguments: Mapping[str, Any],
+        sources: Mapping[str, Any],
+        mask: Tensor | None,
+        exits: Exits | None = None,
+    ) -> None:
+        """Let the guide answer a prompt as the trimmed model got it; what it attended to is noted there.
 
         Args:
-            start: the prompt's stream.
+            prompt: neighbouring rows may be one sample (beams); each sample is answered once.
             arguments: of the entry module's forward.
             sources: from which its pictures were encoded.
             mask: the prompt's mask.
-            repeats: neighbouring rows that are one sample (beams); each sample is answered once.
+            exits: where the guide's answer may stand in for the model's.
         """
+        start, repeats = prompt.start, prompt.placement.repeats if prompt.placement else 1
         texts = {name: value[::repeats] for name in _TEXTS if (value := arguments.get(name)) is not None}
         visual = start.visual_mask()[::repeats]
         if mask is not None:
@@ -58,26 +70,39 @@ class Guide:
             texts = {name: value.gather(1, order) for name, value in texts.items()}
             visual, mask = visual.gather(1, order), mask.gather(1, order)
         with torch.no_grad():
-            rows = self.scores({**texts, **sources}, visual, mask)
-        return rows.repeat_interleave(repeats, dim=0).to(start.vis_pos.device)
+            said = self.say({**texts, **sources}, visual, mask, exits)
+        prompt.guided = said.scores.repeat_interleave(repeats, dim=0).to(start.vis_pos.device)
+        prompt.guide_flops = tuple(flops for flops in said.flops for _ in range(repeats))
+        if exits is not None and said.answers is not None:
+            all_exit = exits.decide(said.answers, start.n_visual)
+            prompt.exit(exits.rows, said.answers.scores.tolist(), skipped=all_exit)
 
-    def scores(self, inputs: Mapping[str, Any], visual: Tensor, valid: Tensor | None) -> Tensor:
-        """float32 [B, N]: attention to each visual token, summed over layers, heads and the rows asked for.
+    def say(self, inputs: Mapping[str, Any], visual: Tensor, valid: Tensor | None, exits: Exits | None = None) -> Said:
+        """Answer a prompt.
 
         Args:
             inputs: of ``generate``: ids, mask, and pixels as the processor made them.
             visual: bool [B, T], the visual tokens.
             valid: bool or int [B, T], 0 in padding; None when nothing is padded.
+            exits: where the answer may stand in for the model's; it then is as long as the caller asked for.
 
         Raises:
             UnsupportedError: when the guide cannot run the prompt: it must see the same visual tokens.
         """
         stream = Stream.of_prompt(visual, valid)
-        watch = _Watch(self.layout, stream, self.request)
-        length = visual.shape[1]
+        watch, chances = _Watch(self.layout, stream, self.request), Chances()
+        short = {"max_new_tokens": max(1, self.request.new_tokens), "do_sample": False}
+        how: dict[str, Any] = short if exits is None else {**exits.settings, "logits_processor": [chances]}
+        answers = None
         try:
             with attention.observing(watch.observers(), self.layout.text_config):
-                output = self.model.generate(**inputs, max_new_tokens=max(1, self.request.new_tokens), do_sample=False)
+                output = self.model.generate(**inputs, **how)
+            tokens = output[:, visual.shape[1] :]
+            lengths = answer_lengths(self.model, tokens) if exits is None else list(exits.lengths(tokens))
+            scores = watch.total(lengths)
+            if exits is not None:
+                consistency = self._consistency(inputs, scores, stream.n_visual, tokens, lengths)
+                answers = Answers(tokens, tuple(lengths), chances.confidence(lengths), consistency)
         except (ValueError, RuntimeError, IndexError, TypeError, KeyError) as cause:
             raise UnsupportedError(
                 complaint(
@@ -87,7 +112,52 @@ class Guide:
                     "choose a guide of the same family, with the same tower, tiling and tokenizer",
                 )
             ) from cause
-        return watch.total(answer_lengths(self.model, output[:, length:]))
+        return Said(scores, tuple(map(self._flops, stream.n_visual, stream.real, lengths)), answers)
+
+    def _consistency(
+        self, inputs: Mapping[str, Any], scores: Tensor, n_visual: Sequence[int], tokens: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
+        """float [B]: how likely the guide finds its own answer when it sees few of the visual tokens."""
+        from tokentrim.session import trim  # which loads guides
+
+        grown, given = dict(inputs), tokens[:, :-1]
+        for name in _TEXTS:
+            if (before := grown.get(name)) is not None:
+                # What stands behind a row's end changes nothing before it, so it need not be masked.
+                more = {"input_ids": given, "attention_mask": torch.ones_like(given)}.get(name, torch.zeros_like(given))
+                grown[name] = torch.cat([before, more.to(before)], dim=1)
+        few = Attended(keep_ratio=self.request.consistency_ratio)
+        with trim(self.model, few, record=False, structure="keep" if self.layout.structured else "prune") as session:
+            session.annotate(evidence=[row[:n] for row, n in zip(scores.cpu(), n_visual, strict=True)])
+            logits = self.model(**grown, use_cache=False, logits_to_keep=tokens.shape[1]).logits
+        return likelihood(logits, tokens, lengths)
+
+    def _flops(self, n_visual: int, real: int, n_new: int) -> int:
+        """FLOPs of all that the guide does for one row: tower, prompt, answer, and its second look if any."""
+        shape = self.layout.shape
+        full = (n_visual,) * shape.n_layers
+        asked = Usage(shape, n_visual, real - n_visual, full, (full,) * (n_new - 1))
+        total = asked.prefill_flops_whole + asked.decode_flops
+        if self.request.exit_threshold is not None:
+            few = (keep_count(self.request.consistency_ratio, n_visual),) * shape.n_layers
+            again = Usage(shape, n_visual, real - n_visual + n_new - 1, few)
+            total += again.prefill_flops_whole + head_flops(shape, n_new - 1)
+        return total
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a guide makes of a prompt.
+
+    Attributes:
+        scores: float32 [B, N]: attention to each visual token, summed over layers, heads and the rows asked for.
+        flops: of each row, physical convention.
+        answers: what it answered, where that may stand in for the model's answer.
+    """
+
+    scores: Tensor
+    flops: tuple[int, ...]
+    answers: Answers | None
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -33,6 +33,9 @@ class Prompt:
         is_active: whether the context that this prompt belongs to is still open.
         evidence: float [B, N] relevance supplied by the caller, or None.
         guided: float [B, N], what a guide attended to, or None where there is none.
+        guide_flops: FLOPs that the guide took for each row.
+        exited: rows whose answer is the guide's.
+        skipped: whether all of them are, so that no layer of the trimmed model runs.
         place: makes :attr:`placement`.
         states: what each part's ``begin`` returned.
         step: decode forwards run so far.
@@ -50,6 +53,9 @@ class Prompt:
     n_layers: int
     evidence: Tensor | None = None
     guided: Tensor | None = None
+    guide_flops: tuple[int, ...] = ()
+    exited: tuple[int, ...] = ()
+    skipped: bool = False
     place: Callable[[], Placement | None] = field(default=lambda: None, repr=False)
     states: States = field(default_factory=dict[int, Any])
     step: int = 0
@@ -76,6 +82,17 @@ class Prompt:
     def n_text(self) -> tuple[int, ...]:
         """Real text tokens of each row."""
         return tuple(real - n for real, n in zip(self.start.real, self.start.n_visual, strict=True))
+
+    def exit(self, rows: tuple[int, ...], scores: Sequence[float], *, skipped: bool) -> None:
+        """Note the rows that a guide answers; where it answers all of them, no layer sees a token."""
+        self.exited, self.skipped = rows, skipped
+        if self.trace is not None:
+            self.trace.exited, self.trace.exit_scores = rows, tuple(scores)
+        if skipped:
+            self.events += 1
+            self.layer_counts = [(0,) * self.start.rows] * self.n_layers
+            if self.trace is not None:
+                self.trace.prefill.append((0, self.start.vis_ids[:, :0]))
 
     def require_active(self) -> None:
         """Raise UnsupportedError once the context has been left."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tokentrim.accounting import Usage
@@ -37,6 +37,9 @@ class Report:
         decode_seconds: time of the language model's decode forwards, all prompts together.
         decode_steps: decode forwards run.
         pruning_events: selections applied.
+        guide_flops_ratio: FLOPs of a guide (its tower, prompt and answer) against the trimmed model's unpruned prefill;
+            in no other figure, and 0 where none is asked.
+        early_exits: samples whose answer is the guide's; where a whole batch is, the model spent nothing on it.
         notes: what a reader must know, such as samples that had nothing to prune.
     """
 
@@ -61,7 +64,14 @@ class Report:
     decode_seconds: float
     decode_steps: int
     pruning_events: int
+    guide_flops_ratio: float
+    early_exits: int
     notes: list[str]
+
+    @property
+    def early_exit_ratio(self) -> float:
+        """``early_exits`` as a share of the samples."""
+        return self.early_exits / self.rows if self.rows else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -81,6 +91,11 @@ class Report:
             f"time           prefill {self.prefill_seconds:.3f} s; decode {self.decode_seconds:.3f} s in "
             f"{self.decode_steps} forwards; of both, selecting {self.selection_seconds:.4f} s",
         ]
+        if self.guide_flops_ratio:
+            lines.append(
+                f"guide          {self.guide_flops_ratio:.1%} of the unpruned prefill's FLOPs, on top; its answer is "
+                f"returned for {self.early_exits} of {self.rows} samples"
+            )
         return "\n".join([*lines, *(f"note           {note}" for note in self.notes)])
 
 
@@ -109,6 +124,8 @@ class Tally:
     events: int = 0
     steps: int = 0
     samples: int = 0
+    exits: int = 0
+    exits_run: int = 0
     sums: dict[str, float] = field(default_factory=dict[str, float])
     layers: list[float] = field(default_factory=list[float])
 
@@ -119,14 +136,23 @@ class Tally:
         self.empty_rows += sum(n == 0 for n in prompt.start.n_visual)
         self.events += prompt.events
         self.steps += prompt.step
-        for usage in usages(prompt, self.shape, new_tokens):
+        self.exits += len(prompt.exited)
+        self.exits_run += 0 if prompt.skipped else len(prompt.exited)
+        found = usages(prompt, self.shape, new_tokens)
+        guided = [flops for flops, n in zip(prompt.guide_flops, prompt.start.n_visual, strict=False) if n]
+        for usage, spent in zip(found, guided or [0] * len(found), strict=True):
             self.samples += 1
             figures = {
                 **usage.ratios(),
-                "n_visual": usage.n_visual,
                 "kv_peak_bytes": usage.kv_bytes(0),
                 "kv_mean_bytes": usage.kv_bytes_mean,
                 "kv_end_bytes": usage.kv_bytes(usage.n_steps),
+            }
+            if prompt.skipped:  # not even the text was run
+                figures = dict.fromkeys(figures, 0.0)
+            figures |= {
+                "n_visual": usage.n_visual,
+                "guide_flops_ratio": spent / usage.unpruned().prefill_flops,
             }
             for name, value in figures.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
@@ -136,17 +162,7 @@ class Tally:
 
     def copy(self) -> Tally:
         """An independent copy."""
-        return Tally(
-            self.shape,
-            self.prompts,
-            self.rows,
-            self.empty_rows,
-            self.events,
-            self.steps,
-            self.samples,
-            dict(self.sums),
-            list(self.layers),
-        )
+        return replace(self, sums=dict(self.sums), layers=list(self.layers))
 
     def mean(self, name: str, default: float = 0.0) -> float:
         """Mean of a figure over samples."""
@@ -168,6 +184,12 @@ def make_report(label: str, tally: Tally, seconds: dict[str, float], notes: list
     """The report of a tally."""
     if tally.empty_rows:
         notes = [*notes, f"{tally.empty_rows} of {tally.rows} samples have no image: nothing to prune in them"]
+    if tally.exits_run:
+        notes = [
+            *notes,
+            f"{tally.exits_run} of {tally.exits} early exits were in a batch with a sample that did not exit: the "
+            "model ran them all the same",
+        ]
     return Report(
         strategy=label,
         prompts=tally.prompts,
@@ -184,5 +206,7 @@ def make_report(label: str, tally: Tally, seconds: dict[str, float], notes: list
         decode_seconds=seconds["decode"],
         decode_steps=tally.steps,
         pruning_events=tally.events,
+        guide_flops_ratio=tally.mean("guide_flops_ratio"),
+        early_exits=tally.exits,
         notes=notes,
     )

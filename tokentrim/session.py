@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from tokentrim import exiting, refusals
 from tokentrim import guide as guides
-from tokentrim import refusals
 from tokentrim.adapter import Adapter, Layout
 from tokentrim.config import Spec, Structure, resolve, strategy_from
 from tokentrim.engine import Engine
@@ -74,7 +74,10 @@ class Session:
         if model is None:
             model = self.model if request.model == "self" else guides.load(request, self.model)
         inner = unwrapped(model)[0]
-        return guides.Guide(inner, adapter_of(inner).locate(inner), request)
+        if request.exit_threshold is not None:
+            exiting.require_other(self._host, inner)
+        layout = _layout_of(adapter_of(inner).locate(inner), "keep" if self.layout.structured else "prune")
+        return guides.Guide(inner, layout, request)
 
     # ------------------------------------------------------------------ on and off
 

@@ -74,12 +74,16 @@ class GuideRequest:
         rows: whose attention is summed: the text behind the last visual token of the prompt, the generated tokens,
             both, or the last prompt token alone.
         layers: decoder layers that are summed over (negative = from the end); None = all.
+        exit_threshold: in ``generate``, the guide gives a row's answer where its score is above this; None = never.
+        consistency_ratio: share of the visual tokens with which it is asked again for that score.
     """
 
     model: str
     new_tokens: int = 16
     rows: Literal["prompt", "generated", "both", "last"] = "both"
     layers: tuple[int, ...] | None = None
+    exit_threshold: float | None = None
+    consistency_ratio: float = 0.05
 
 
 @dataclass(frozen=True)

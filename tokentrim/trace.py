@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +30,8 @@ class Trace:
         steps: decode forwards recorded.
         prefill: per change of the kept set, (first layer, ids [B, N] padded with -1).
         evictions: per layer, (step, ids [B, N] in any order, -1 in padding) whenever its cached set changed.
+        exited: rows whose answer is a guide's (early exit). Where all rows are, no layer ran, and none kept anything.
+        exit_scores: of every row, how sure the guide is of its answer; empty where no early exit is asked for.
     """
 
     n_visual: tuple[int, ...]
@@ -36,6 +39,8 @@ class Trace:
     steps: int = 0
     prefill: list[tuple[int, Tensor]] = field(default_factory=list[tuple[int, Tensor]])
     evictions: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict[int, list[tuple[int, Tensor]]])
+    exited: tuple[int, ...] = ()
+    exit_scores: tuple[float, ...] = ()
 
     def _ids(self, layer: int) -> Tensor:
         if not 0 <= layer < self.n_layers:
@@ -68,6 +73,10 @@ class Trace:
         row = ids[sample].cpu()
         return row[row >= 0].sort().values  # caches may hold entries in the order in which they will leave
 
+    @property
+    def _outline(self) -> tuple[Any, ...]:
+        return self.n_visual, self.n_layers, self.steps, self.exited
+
     def save(self, path: str | Path) -> None:
         """Write as safetensors."""
         tensors = {f"prefill.{first}": ids.cpu().contiguous() for first, ids in self.prefill}
@@ -75,6 +84,8 @@ class Trace:
             for step, ids in changes:
                 tensors[f"evicted.{layer}.{step}"] = ids.cpu().contiguous()
         about = {"n_visual": list(self.n_visual), "n_layers": self.n_layers, "steps": self.steps}
+        if self.exit_scores:
+            about |= {"exited": list(self.exited), "exit_scores": list(self.exit_scores)}
         save_file(tensors, str(path), metadata={"format": _FORMAT, "about": json.dumps(about)})
 
     @classmethod
@@ -102,7 +113,13 @@ class Trace:
                 complaint(f"trace file {path}", "be readable safetensors", cause, "save it with Trace.save(path)")
             ) from cause
         about = json.loads(metadata["about"])
-        trace = cls(tuple(about["n_visual"]), about["n_layers"], about["steps"])
+        trace = cls(
+            tuple(about["n_visual"]),
+            about["n_layers"],
+            about["steps"],
+            exited=tuple(about.get("exited", ())),
+            exit_scores=tuple(about.get("exit_scores", ())),
+        )
         for key, ids in tensors.items():
             kind, *numbers = key.split(".")
             if kind == "prefill":
@@ -116,7 +133,7 @@ class Trace:
 
     def rows_equal(self, other: Trace) -> bool:
         """Whether both traces kept and cached the same tokens everywhere."""
-        if (self.n_visual, self.n_layers, self.steps) != (other.n_visual, other.n_layers, other.steps):
+        if self._outline != other._outline:
             return False
         rows = range(len(self.n_visual))
         return all(

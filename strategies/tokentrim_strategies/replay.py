@@ -161,8 +161,17 @@ def _evicts(trace: Trace) -> bool:
 
 
 def _check(trace: Trace, prompt: PromptInfo) -> None:
-    """Raise StrategyError unless ``trace`` was taken of a prompt and a model of these sizes."""
+    """Raise StrategyError unless ``trace`` was taken of a prompt and a model of these sizes, which answered it."""
     _check_layers(trace, prompt.shape)
+    if trace.exited:
+        raise StrategyError(
+            complaint(
+                "the trace under strategy 'replay'",
+                "be of a prompt that the model answered",
+                f"rows {list(trace.exited)} answered by a guide",
+                "record it without 'exit_threshold'",
+            )
+        )
     if tuple(trace.n_visual) != prompt.n_visual:
         raise StrategyError(
             complaint(

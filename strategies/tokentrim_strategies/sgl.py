@@ -24,19 +24,30 @@ class SGL(KeepBudget, SpatialScorer):
     visual token itself, one too early; we start behind it, as the paper words it. ``layers`` and ``rows`` are the
     paper's ablations; with ``guide="self"``, ``rows="last"`` and ``layers=[k-1]`` this is FastV.
 
-    The guide must see the same visual tokens: the same tower, tiling and placeholders (its own tower runs again). The
-    paper's second half, returning the guide's answer when it is sure enough of it (early exit), is not offered; the
-    released evaluation also runs the large model always.
+    The guide must see the same visual tokens: the same tower, tiling and placeholders (its own tower runs again).
+
+    **Early exit** (off unless ``exit_threshold`` is set): inside ``generate`` the guide answers to the end, and its
+    answer y_1 .. y_n, end token included, is returned where ``(S_conf + S_cons) / 2`` is above the threshold:
+
+    ``S_conf = (prod_t p(y_t))^(1/n)``,  ``S_cons = prod_t q(y_t)``
+
+    p are the guide's probabilities, q those it gives the same tokens when it sees only the ``consistency_ratio`` of the
+    visual tokens that it attended to most, dropped at its input, in one forward. The large model's decoder then runs
+    only for prompts in which some row does not exit; its tower has run by then. The paper fixes no threshold and its
+    released evaluation always runs the large model. A greedy answer per row is all that a guide can give: beams,
+    sampling, streamers and logits processors are refused. ``trace.exit_scores`` holds the scores, to choose one by.
 
     When it fails: a guide that answers wrongly looks at the wrong place; one not much smaller than the model costs more
-    than pruning saves (the paper says so of its own 26B model). The guide's whole answer is counted in prefill and
-    selection time; its FLOPs are not in ``flops_ratio``.
+    than pruning saves (the paper says so of its own 26B model). An answer that exits is the guide's, errors included.
+    The guide's whole answer is counted in prefill and selection time; its FLOPs are ``guide_flops_ratio`` of a report,
+    and not in ``flops_ratio``.
 
-    Cost: the guide's answer of up to ``guide_tokens`` tokens, with T_text + 1 attention rows per layer and head.
+    Cost: the guide's answer of up to ``guide_tokens`` tokens, with T_text + 1 attention rows per layer and head; under
+    early exit the whole answer, and one more prefill with few visual tokens.
 
     Parameters: ``guide``, a registered model or folder; ``k``, boundary of the cut in the large model (the paper cuts
     at 40 %, 19 % and 4 % of its depth); ``keep_ratio`` or ``keep_count``; ``guide_tokens``, most tokens of the guide's
-    answer (ours: 16); ``rows``; ``layers``.
+    answer (ours: 16); ``rows``; ``layers``; ``exit_threshold``, ``consistency_ratio``.
 
     ```bibtex
     @inproceedings{zhao2025sgl,
@@ -67,6 +78,16 @@ class SGL(KeepBudget, SpatialScorer):
     layers: tuple[int, ...] | None = Field(
         default=None, min_length=1, description="the guide's layers; all if left out"
     )
+    exit_threshold: float | None = Field(
+        default=None, ge=0, le=1, allow_inf_nan=False, description="score above which the guide's answer is returned"
+    )
+    consistency_ratio: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="share of the tokens with which the guide is asked again",
+    )
 
     @property
     def cut(self) -> tuple[str, int]:
@@ -76,7 +97,7 @@ class SGL(KeepBudget, SpatialScorer):
     def wants_guide(self) -> GuideRequest:
         """The guide, and what is read of it."""
         tokens = self.guide_tokens if self.rows in ("both", "generated") else 1
-        return GuideRequest(self.guide, tokens, self.rows, self.layers)
+        return GuideRequest(self.guide, tokens, self.rows, self.layers, self.exit_threshold, self.consistency_ratio)
 
     def score(self, site: LayerSite) -> Tensor:
         """What the guide attended to."""

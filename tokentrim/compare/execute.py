@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _RATIOS: Final = (
     "layer_mean_tokens", "layer_mean_ratio", "flops_ratio", "flops_ratio_field", "kv_peak_ratio", "kv_mean_ratio",
-    "kv_end_ratio", "kv_total_mean_ratio",
+    "kv_end_ratio", "kv_total_mean_ratio", "guide_flops_ratio", "early_exit_ratio",
 )  # fmt: skip
 _TIMES: Final = ("prefill_seconds", "decode_seconds", "selection_seconds")
 _TEXT_OF_MESSAGE: Final = 300

@@ -18,7 +18,7 @@ from tokentrim.plugins import registry
 COSTS: Final = (
     "layer_mean_tokens", "layer_mean_ratio", "flops_ratio", "flops_ratio_field", "kv_peak_ratio", "kv_mean_ratio",
     "kv_end_ratio", "kv_total_mean_ratio", "prefill_seconds", "decode_seconds_per_token", "selection_seconds",
-    "pruning_events",
+    "pruning_events", "guide_flops_ratio", "early_exit_ratio",
 )  # fmt: skip
 TIMES: Final = (
     "prefill_time_ratio", "prefill_time_low", "prefill_time_high", "decode_time_ratio", "total_time_ratio",

@@ -180,7 +180,8 @@ def _train(trainer: Trainer, options: TrainOptions, state: State, told: Progress
     model: Any = loaded.model
     model.requires_grad_(False)
     module = trainer.module.to(model.device).train()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+    groups: list[dict[str, Any]] = [{"params": group.parameters, "scale": group.scale} for group in trainer.groups()]
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
     step, about = state.load(module, optimizer)
     if step > options.steps:
         raise ResultsError(
@@ -192,6 +193,8 @@ def _train(trainer: Trainer, options: TrainOptions, state: State, told: Progress
     segments.setdefault(str(options.steps), step)
     told.start(options.steps, step)
     rounds = Rounds(options.tasks, options.batch_size, options.seed)
+    if not step and options.start is None:
+        trainer.begin(model, answered(loaded, rounds.samples(0)))
     state.save(step, module, optimizer, {"figures": figures, "segments": segments})
     saved = time.monotonic()
     for number in range(step, options.steps):
@@ -215,7 +218,7 @@ def _step(
     """
     options: TrainOptions = trainer.options
     for group in optimizer.param_groups:
-        group["lr"] = options.rate_at(number)
+        group["lr"] = options.rate_at(number) * group["scale"]
     loss, found = trainer.loss(loaded.model, answered(loaded, rounds.samples(number)), step_rng(options.seed, number))
     if not bool(loss.isfinite()):
         raise StrategyError(complaint(f"the loss of step {number}", "be finite", float(loss.detach()), "lower --lr"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -46,6 +47,14 @@ class TrainOptions(BaseModel):
         return self.learning_rate * min(1.0, rising, falling)
 
 
+@dataclass(frozen=True)
+class Group:
+    """Parameters that learn at ``scale`` times the learning rate."""
+
+    parameters: list[nn.Parameter]
+    scale: float = 1.0
+
+
 class Trainer(ABC):
     """Computes the loss that the loop minimises; the loop does everything else.
 
@@ -66,6 +75,16 @@ class Trainer(ABC):
     def sizes(self, strategy: Trainable) -> dict[str, int]:
         """Sizes of the module; a trainer may let its options change the strategy's defaults."""
         return strategy.sizes(self.shape)
+
+    def groups(self) -> list[Group]:
+        """All parameters of the module, by learning rate; always in the same order."""
+        return [Group(list(self.module.parameters()))]
+
+    def begin(self, model: Any, batch: Answered) -> None:  # noqa: B027  # most need nothing
+        """Set what the initial weights take from the model itself: called once, before the first step, with its batch.
+
+        Not called when training goes on from a stored state or from a weights file.
+        """
 
     @abstractmethod
     def loss(self, model: Any, batch: Answered, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
