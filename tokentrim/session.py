@@ -61,6 +61,8 @@ class Session:
         request = guides.request_of(self.strategy)
         asked = None if request is None else self._guide(request, guide)
         self._engine = Engine(self.adapter, self.layout, self.strategy, record=record, guide=asked, compiled=compile)
+        for part in self.strategy.spatial_parts:
+            part.meet(self.layout.entry, shape)
         if compiled and self._engine.untouched is None:
             refusals.refuse_compiled(type(model).__name__)
         self._engine.on_prompt = self._begin_prompt

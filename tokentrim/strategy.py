@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokentrim.errors import StrategyError, complaint
 from tokentrim.schedule import Schedule
@@ -129,6 +129,10 @@ class Strategy(BaseModel, ABC):
 
     def prepare(self, shape: ModelShape) -> None:
         """Called when a model is about to carry this strategy: raise here what would stop it (default: nothing)."""
+        return
+
+    def meet(self, model: nn.Module, shape: ModelShape) -> None:
+        """Called once when a model is about to carry this strategy, with its entry module: raise here if it may not."""
         return
 
     def begin(self, prompt: PromptInfo) -> Any:

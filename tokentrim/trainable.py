@@ -22,6 +22,7 @@ from typing_extensions import Self
 
 from tokentrim.errors import StrategyError, complaint
 from tokentrim.shape import ModelShape
+from tokentrim.sketch import difference, is_same
 from tokentrim.strategy import PromptInfo, Spatial
 from tokentrim.weights import Header, read_header, read_weights, write_weights
 
@@ -39,6 +40,9 @@ class Trainable(Spatial, ABC):
 
     weights: Path | None = Field(
         default=None, description="safetensors file of trained weights; default: those shipped for the model"
+    )
+    any_model: bool = Field(
+        default=False, description="run weights that were trained on another model of the same sizes"
     )
     _held: Any = PrivateAttr(default=None)
 
@@ -65,6 +69,34 @@ class Trainable(Spatial, ABC):
             StrategyError: when there are none for this model, or they are not what they should be.
         """
         self.held(shape)
+
+    def meet(self, model: nn.Module, shape: ModelShape) -> None:
+        """Check that the weights were trained on this very model, as it was then.
+
+        Raises:
+            StrategyError: when they were not, or nobody can tell; not for untrained weights, or with ``any_model``.
+        """
+        if self._held is not None or self.any_model:
+            return
+        path = self.file_for(shape)
+        about = read_header(path).model
+        if not about:
+            return
+        found = difference(about.get("sketch") or {}, model)
+        if found is None or not is_same(found):
+            name = f"{about.get('name')} (fingerprint {about.get('fingerprint')})"
+            got = (
+                "too few of the sketched weights are there to tell" if found is None else f"they differ by {found:.0%}"
+            )
+            raise StrategyError(
+                complaint(
+                    f"the model under the weights in {path}",
+                    f"be the one that they were trained on, {name}",
+                    got,
+                    f"train weights on this model ('tokentrim train {self.name} --model FOLDER --out "
+                    "FILE.safetensors'), or set 'any_model: true' to run these all the same",
+                )
+            )
 
     def held(self, shape: ModelShape) -> Held:
         """The module for a model, loaded once per file and device.

@@ -1,8 +1,8 @@
 """Weights files of trainable strategies: safetensors alone, with a header that says what the weights are for.
 
 Metadata, one JSON text under the key ``tokentrim``: ``format``, ``strategy`` (its name), ``made_for`` (sizes of the
-model, and parameters of the strategy that another one cannot share), ``sizes`` (of the trained module), ``model`` (name
-and fingerprint of the model trained on), ``provenance`` (how they were trained), ``digest`` (of the tensors).
+model, and parameters of the strategy that another one cannot share), ``sizes`` (of the trained module), ``model`` (the
+one trained on: name, fingerprint, sketch), ``provenance`` (how they were trained), ``digest`` (of the tensors).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Header:
         strategy: name of the strategy.
         made_for: numbers that model and strategy must share with those it was trained for.
         sizes: numbers that the module was built with.
-        model: name and fingerprint of the model it was trained on; empty for untrained weights.
+        model: name, fingerprint and sketch (:mod:`tokentrim.sketch`) of the model trained on; empty if untrained.
         provenance: how it was trained.
     """
 
     strategy: str
     made_for: Mapping[str, int]
     sizes: Mapping[str, int] = field(default_factory=dict[str, int])
-    model: Mapping[str, str] = field(default_factory=dict[str, str])
+    model: Mapping[str, Any] = field(default_factory=dict[str, Any])
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tokentrim.compare.progress import Silent
 from tokentrim.errors import ConfigError, PluginError, ResultsError, StrategyError, TokentrimError, UnknownNameError
 from tokentrim.loading import load_model
 from tokentrim.plugins import registry
-from tokentrim.session import trim
+from tokentrim.session import located, trim
+from tokentrim.sketch import difference, is_same, sketch_of
 from tokentrim.tasks import Sample, Task
 from tokentrim.train import runner
 from tokentrim.train.answering import answer_logits, per_sample
@@ -272,3 +275,40 @@ def test_a_strategy_must_name_a_trainer(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(type(strategy), "trainer", "nowhere:Nobody")
     with pytest.raises(PluginError, match="trainer of strategy 'quecc'"):
         trainer_of(strategy)
+
+
+def test_weights_of_another_model_of_the_same_sizes_are_refused(tmp_path: Path):
+    model = load_model("testbed").model
+    spec = {"name": "quecc", "tokens": 16}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        trim(copy.deepcopy(model).to(dtype), spec)  # itself, rounded
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.model.language_model.parameters():
+            parameter.mul_(1 + 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    with pytest.raises(StrategyError, match=r"be the one that they were trained on, testbed .*any_model: true"):
+        trim(other, spec)
+    with trim(other, {**spec, "any_model": True}):
+        pass
+    untrained = registry("strategy").get("quecc")(tokens=16)
+    file = untrained.untrained(located(model)[1].shape, tmp_path / "untrained.safetensors")
+    with trim(other, {**spec, "weights": file}):
+        pass
+
+
+def test_a_model_of_which_too_little_is_there_cannot_be_told(tmp_path: Path):
+    model = load_model("testbed").model.to("meta")
+    with pytest.raises(StrategyError, match="too few of the sketched weights are there to tell"):
+        trim(model, {"name": "quecc", "tokens": 16})
+
+
+def test_a_sketch_is_read_through_the_names_that_adapters_change():
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(20)))
+    before = sketch_of(model)
+    assert len(before) == 32
+    assert all(len(values) == 4 for values in before.values())
+    assert difference(before, model) == pytest.approx(0, abs=1e-5)
+    renamed = nn.Sequential(*(nn.Sequential(layer) if index % 2 else layer for index, layer in enumerate(model)))
+    assert is_same(difference(before, renamed))
+    assert difference(before, nn.Sequential(nn.Linear(3, 3))) is None
+    assert difference({"0.weight": [1.0]}, model) == 1.0

@@ -20,6 +20,8 @@ from tokentrim.config import Spec, strategy_from
 from tokentrim.errors import PluginError, ResultsError, StrategyError, complaint
 from tokentrim.loading import Loaded, load_model
 from tokentrim.plugins import registry
+from tokentrim.session import adapter_of
+from tokentrim.sketch import sketch_of
 from tokentrim.train.data import Rounds, answered, step_rng
 from tokentrim.train.state import State
 from tokentrim.train.trainer import Trainer, TrainOptions
@@ -94,13 +96,13 @@ def run(
     if start is not None:
         held = chosen.model_copy(update={"weights": start}).held(target.shape)
         _start_from(trainer.module, held.on(torch.device("cpu")), start)
-    result = _train(trainer, checked, State(path, asked), told)
+    result, sketch = _train(trainer, checked, State(path, asked), told)
     written = shlex.join(command) if command else f"tokentrim.train.run({chosen.name!r}, {str(out)!r}, ...)"
     header = Header(
         strategy=chosen.name,
         made_for=chosen.made_for(target.shape),
         sizes=trainer.sizes(chosen),
-        model={"name": target.name, "fingerprint": target.fingerprint},
+        model={"name": target.name, "fingerprint": target.fingerprint, "sketch": sketch},
         provenance=_provenance(asked, checked, written, result),
     )
     write_weights(path, trainer.module.state_dict(), header)
@@ -174,8 +176,10 @@ def _start_from(module: nn.Module, before: nn.Module, path: Path) -> None:
         ) from cause
 
 
-def _train(trainer: Trainer, options: TrainOptions, state: State, told: Progress) -> dict[str, Any]:
-    """Take all steps; returns figures of the run. The trainer's module is trained in place."""
+def _train(
+    trainer: Trainer, options: TrainOptions, state: State, told: Progress
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Take all steps; returns figures of the run and the model's sketch. The trainer's module is trained in place."""
     loaded = load_model(options.model.model, options.model.device, options.model.dtype)
     model: Any = loaded.model
     model.requires_grad_(False)
@@ -204,7 +208,8 @@ def _train(trainer: Trainer, options: TrainOptions, state: State, told: Progress
             state.save(number + 1, module, optimizer, {"figures": figures, "segments": segments})
             saved = time.monotonic()
     module.eval()
-    return {"running_means_at_end": figures, "steps_asked_from": segments}
+    sketch = sketch_of(adapter_of(model).locate(model).entry)
+    return {"running_means_at_end": figures, "steps_asked_from": segments}, sketch
 
 
 def _step(
