@@ -278,7 +278,7 @@ def _account(
     for row, place in enumerate(batch.places):
         full = work.full.get(place)
         # Smaller pictures have their shares of the full ones' prompt, not of their own.
-        found = means if full is None else ratios(cell.model.shape, full, batch, row, lengths[row])
+        found = means if full is None else {**means, **ratios(cell.model.shape, full, batch, row, lengths[row])}
         for name in _RATIOS:
             answers.sums[name] = answers.sums.get(name, 0.0) + found[name]
         first = None if is_static(strategy) else _first_loss(session.trace, row)
