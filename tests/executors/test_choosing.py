@@ -1,5 +1,7 @@
 """Which executor a run gets: from the command line, the configuration or the caller, with its options checked."""
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -112,3 +114,10 @@ def test_torchrun_and_an_executor_do_not_share_the_work(monkeypatch, tmp_path):
     with pytest.raises(UnsupportedError, match="run its cells in torchrun's own processes"):
         runner.run(BARE, tmp_path / "out", executor=LocalExecutor(workers=2))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_documented_executor_is_the_one_that_is_tested():
+    root = Path(__file__).parents[2]
+    source = Path(__file__).with_name("shaky.py").read_text(encoding="utf-8")
+    body = source[source.index("    def run(self, jobs, say):") : source.index("\n\n@hookimpl")]
+    assert body.strip() in (root / "docs/executors.md").read_text(encoding="utf-8")

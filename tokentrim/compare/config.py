@@ -170,7 +170,7 @@ class CompareConfig(_Part):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="of the methods that draw random numbers")
     pictures: int = Field(default=1, ge=0, description="questions per task whose kept tokens are recorded for kept.png")
     correction: Correction = Field(default="holm", description="of p values for the number of comparisons")
-    executor: Any = Field(default=None, description="where cells are run, such as ray or {name: local, workers: 2}")
+    executor: Executor | None = Field(default=None, description="where cells are run: ray, {name: local, workers: 2}")
     # timing here
 
     # on or off here
@@ -183,7 +183,7 @@ class CompareConfig(_Part):
                 registry("strategy").entry(name)
         return value
 
-    @field_validator("executor", mode="plain")
+    @field_validator("executor", mode="plain", json_schema_input_type=str | dict[str, Any] | None)
     @classmethod
     def _chosen(cls, value: Any, info: ValidationInfo) -> Executor | None:
         where = info.context if isinstance(info.context, Where) else Where()
