@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,6 +52,8 @@ class TrimLayer(CacheLayerMixin):
         self.ranked = False
         self.keeps_size = False
         self.reordered = False
+        self._faded: tuple[int, ...] | None = None
+        self._settling: Callable[[tuple[int, ...]], None] | None = None
         self._buffers: tuple[Tensor, Tensor] | None = None
         self._start = 0
         self._length = 0
@@ -111,6 +114,34 @@ class TrimLayer(CacheLayerMixin):
         self._buffers, self._start, self.keeps_size = (fresh[0], fresh[1]), 0, False
 
     # ------------------------------------------------------------------ buffers of fixed size
+
+    @property
+    def held_stream(self) -> Stream:
+        """The stream, once prefill is over."""
+        if self.stream is None:
+            raise RuntimeError("a trimmed cache layer has no stream before prefill is over")  # an engine bug
+        return self.stream
+
+    @property
+    def n_visual(self) -> tuple[int, ...]:
+        """Visual entries of each row, those that are only masked not counted."""
+        return self.held_stream.n_visual if self._faded is None else self._faded
+
+    @property
+    def masked(self) -> int:
+        """Columns of the fullest row whose entries are masked, but still there."""
+        return 0 if self._faded is None else max(self.held_stream.n_visual) - max(self._faded)
+
+    def fade(self, counts: tuple[int, ...], settling: Callable[[tuple[int, ...]], None]) -> None:
+        """All but ``counts`` visual entries are masked; ``settling`` evicts them when it is time."""
+        self._faded, self._settling = counts, settling
+
+    def settle(self) -> None:
+        """Evict what is masked."""
+        counts, settling = self._faded, self._settling
+        self._faded = self._settling = None
+        if counts is not None and settling is not None and counts != self.held_stream.n_visual:
+            settling(counts)
 
     @property
     def buffers(self) -> tuple[Tensor, Tensor]:
@@ -205,6 +236,7 @@ class TrimLayer(CacheLayerMixin):
         """Forget everything; the next update starts a prompt."""
         self.keys = self.values = self._buffers = self.stream = self.prompt_row = None
         self._start = self._length = 0
+        self._faded = self._settling = None
         self.ranked = self.keeps_size = self.reordered = self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -236,6 +268,7 @@ class TrimLayer(CacheLayerMixin):
         """Keep the rows ``indices``, in that order."""
         if self._length == 0 or self.stream is None:
             return
+        self.settle()
         index, self.reordered = indices.to(self.device), True
         if self._buffers is not None:
             self._buffers = (self._buffers[0].index_select(0, index), self._buffers[1].index_select(0, index))

@@ -17,7 +17,9 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from tokentrim.fading import Fading, attend, fades, in_use
 from tokentrim.generating import replaced
+from tokentrim.strategy import TemporalScorer
 
 if TYPE_CHECKING:
     from tokentrim.cache import TrimLayer
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from tokentrim.engine import Engine
 
 _NAME: Final = "tokentrim_compiled"
+_NAME_FADING: Final = "tokentrim_compiled_fading"
 _STATE: Final = "tokentrim_state"
+_FADING: Final = "tokentrim_fading"
 _KERNELS: Final = ("sdpa", "eager")
 _UNUSABLE: Final = ("output_hidden_states", "output_attentions")
 _GRAPHS: Final = 64
@@ -80,17 +84,23 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
     """One query per row over the columns in use. ``state`` [L, 1 + B] says which: the newest, and each row's first."""
-    state: Tensor = options[_STATE]
     layer: Any = module.layer_idx
-    columns = torch.arange(key.shape[2], device=key.device)
-    in_use = (columns <= state[layer, 0]) & (columns >= state[layer, 1:].unsqueeze(1))
+    seen = in_use(options[_STATE], layer, key, options[_FADING])
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     mixed = functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=in_use[:, None, None], scale=options.get("scaling")
+        query, key, value, attn_mask=seen[:, None, None], scale=options.get("scaling")
     )
     return mixed.transpose(1, 2).contiguous(), None
+
+
+def _fading_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+) -> tuple[Tensor, None]:
+    """The same, where the step lets entries go."""
+    scaling = options.get("scaling") or query.shape[-1] ** -0.5
+    return attend(module, query, key, value, options[_STATE], options[_FADING], scaling), None
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
@@ -106,8 +116,9 @@ class Compiled:
     """
 
     def __init__(self, engine: Engine) -> None:
-        AttentionInterface.register(_NAME, _attention)
-        AttentionMaskInterface.register(_NAME, _no_mask)
+        for name, function in ((_NAME, _attention), (_NAME_FADING, _fading_attention)):
+            AttentionInterface.register(name, function)
+            AttentionMaskInterface.register(name, _no_mask)
         self._engine = engine
         self._model = engine.layout.language_model
         self._forward: Callable[..., Any] = self._model.forward
@@ -118,6 +129,7 @@ class Compiled:
         self._held: list[tuple[Tensor, Tensor]] = []
         self._numbers: list[list[int]] = []
         self._state: Tensor | None = None
+        self._fading: Fading | None = None
         self.steps = 0
         self.reasons: dict[str, int] = {}
 
@@ -131,6 +143,7 @@ class Compiled:
             reason = self._unfit(run, args, kwargs)
             if reason is not None:
                 self.reasons[reason] = self.reasons.get(reason, 0) + 1
+                self._engine.catch_up(run)
                 return self._forward(*args, **kwargs)
             return self._step(run, kwargs)
 
@@ -149,8 +162,8 @@ class Compiled:
         engine, prompt = self._engine, run.prompt
         if run.queries != 1:
             return "several new tokens at once"
-        if run.acting:
-            return "a temporal part that ranks anew at each step (ranking: frozen does not)"
+        if run.acting and not fades(prompt.temporal):
+            return "a temporal part that reads more than the current row, or whose counts depend on the data"
         if engine.editing is not None:
             return "edited attention"
         if any(layer.shift is not None for layer in run.layers):
@@ -171,9 +184,10 @@ class Compiled:
         cache = kwargs["past_key_values"]
         self._prepare(run)
         options = {name: value for name, value in kwargs.items() if value is not None}
-        options["past_key_values"], options[_STATE] = self._cache, self._state
+        options["past_key_values"], options[_STATE], options[_FADING] = self._cache, self._state, self._fading
         config = self._engine.layout.text_config
-        before, config._attn_implementation_internal = config._attn_implementation_internal, _NAME
+        name = _NAME_FADING if run.acting else _NAME
+        before, config._attn_implementation_internal = config._attn_implementation_internal, name
         try:
             torch.compiler.cudagraph_mark_step_begin()
             with self._dynamo.config.patch(recompile_limit=_GRAPHS, fail_on_recompile_limit_hit=True):
@@ -182,6 +196,11 @@ class Compiled:
             config._attn_implementation_internal = before
         for layer in run.layers:
             layer.written(1)
+        if run.acting and self._fading is not None:
+            now = self._fading.now.clone()
+            for index, counts in run.acting.items():
+                self._fading.note(index, run.layers[index], counts)
+                run.note(index, now[index])
         self.steps += 1
         if isinstance(output, tuple):
             return tuple(cache if part is self._cache else part for part in output)
@@ -194,24 +213,39 @@ class Compiled:
         left = self._left(prompt)
         if any(not layer.keeps_size or layer.columns_left < 1 for layer in layers) or self._wasteful(layers):
             for layer in layers:
+                layer.settle()
                 layer.resize(bucket(layer.stored_columns + left))
         buffers = [layer.buffers for layer in layers]
         known = len(self._held) == len(buffers) and all(a is b for a, b in zip(self._held, buffers, strict=True))
         if self._state is None or not known:
             device = layers[0].device
             self._state = torch.zeros(len(layers), 1 + run.streams[0].rows, dtype=torch.int64, device=device)
-            self._held, self._numbers = buffers, []
+            self._held, self._numbers, self._fading = buffers, [], None
             slots: list[Any] = [_Slots(*pair, self._state[index, :1]) for index, pair in enumerate(buffers)]
             self._cache = Cache(layers=slots)
             if device.type == "cuda":
                 for one in (self._state, *(tensor for pair in buffers for tensor in pair)):
                     self._dynamo.mark_static_address(one)
+        if self._fading is not None and not self._fading.describes(layers):
+            self._fading = None
+        if run.acting and isinstance(prompt.temporal, TemporalScorer):
+            self._let_go(run, prompt.temporal)
         numbers = [layer.places() for layer in layers]
         if numbers == [[line[0] + 1, *line[1:]] for line in self._numbers]:
             self._state[:, 0].add_(1)  # the usual step: nothing but the place of the new entry has changed
         else:
             self._state.copy_(torch.tensor(numbers))
         self._numbers = numbers
+
+    def _let_go(self, run: Decode, part: TemporalScorer) -> None:
+        """How many entries of each layer may stay."""
+        if self._fading is None:
+            self._fading = Fading(part, run.layers)
+            if run.layers[0].device.type == "cuda":
+                for one in self._fading.tensors:
+                    self._dynamo.mark_static_address(one)
+        held = [run.acting.get(index, layer.n_visual) for index, layer in enumerate(run.layers)]
+        self._fading.allowed.copy_(torch.tensor(held))
 
     def _left(self, prompt: Any) -> int:
         """New tokens that buffers should have room for."""
@@ -221,6 +255,6 @@ class Compiled:
 
     @staticmethod
     def _wasteful(layers: list[TrimLayer]) -> bool:
-        """Whether most of the buffers' columns were given up."""
+        """Whether most of the buffers' columns were given up or are masked."""
         held = sum(layer.buffers[0].shape[2] for layer in layers)
-        return sum(layer.given_up for layer in layers) > held / 2
+        return sum(layer.given_up + layer.masked for layer in layers) > held / 2

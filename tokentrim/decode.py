@@ -43,35 +43,45 @@ class Decode:
     handles: list[Any] = field(default_factory=list[Any])
 
     def __post_init__(self) -> None:
-        self.streams = [self._stream(layer) for layer in self.layers]
+        if self.engine.compiled is None or self.queries != 1:
+            self._settle()
+        self.streams = [layer.held_stream for layer in self.layers]
         self.plan_evictions()
         if self.acting:
             with self.engine.clock.timed("selection", self.streams[0].vis_pos.device), torch.no_grad():
                 self._arrange()
                 self._evict_ranked()
+        self.observes = self._observes()
+
+    def catch_up(self) -> None:
+        """Make up for evictions that compiled steps have put off, because this step runs as usual."""
+        self._settle()
+        self.streams = [layer.held_stream for layer in self.layers]
+        self.observes = self._observes()
+
+    def _settle(self) -> None:
+        for layer in self.layers:
+            layer.settle()
+
+    def _observes(self) -> bool:
+        """Whether this step's attention has to be read, masked or edited."""
         unpadded = self.prompt.appended_valid is None and all(s.valid is None for s in self.streams)
         plain = unpadded and self.queries == 1 and self.engine.implementation.startswith(_MASKLESS)
         # A window that is exactly full hides nothing, but the model makes a mask of it: of the first layer's length.
         plain = plain and (self.engine.window is None or self.layers[0].get_seq_length() + 1 < self.engine.window)
         editing = self.engine.editing
-        self.observes = bool(self.acting) or not plain or (editing is not None and editing.acts_on_decode)
-
-    @staticmethod
-    def _stream(layer: TrimLayer) -> Stream:
-        if layer.stream is None:
-            raise RuntimeError("a trimmed cache layer has no stream after prefill")  # an engine bug, not user input
-        return layer.stream
+        return bool(self.acting) or not plain or (editing is not None and editing.acts_on_decode)
 
     def plan_evictions(self) -> None:
         """Which layers hold more visual entries than the temporal part allows at this step."""
         part, prompt, shape = self.prompt.temporal, self.prompt, self.engine.shape
         if part is None:
             return
-        for index, (layer, stream) in enumerate(zip(self.layers, self.streams, strict=True)):
+        for index, layer in enumerate(self.layers):
             allowed = {n: part.count(prompt.step, index, n, shape) for n in set(layer.prefill_counts)}
-            counts = tuple(min(held, allowed[n]) for held, n in zip(stream.n_visual, layer.prefill_counts, strict=True))
+            counts = tuple(min(held, allowed[n]) for held, n in zip(layer.n_visual, layer.prefill_counts, strict=True))
             # Where the count depends on the data, only asking tells whether this step evicts.
-            if counts != stream.n_visual or not part.count_is_static:
+            if counts != layer.n_visual or not part.count_is_static:
                 self.acting[index] = counts
 
     def _arrange(self) -> None:
@@ -79,7 +89,7 @@ class Decode:
         part = self.prompt.temporal
         made: dict[int, tuple[Stream, Tensor]] = {}  # layers that share a stream share its order
         for index in self.acting:
-            held, stream = self.layers[index], self._stream(self.layers[index])
+            held, stream = self.layers[index], self.layers[index].held_stream
             if isinstance(part, TemporalScorer) and part.ranks_once():
                 if not held.ranked:
                     held.rearrange(*fronted(stream, decide_order(part, **self._asking(index, held, stream))))
@@ -93,16 +103,16 @@ class Decode:
         """Evict by offset where the order of leaving is known; nothing else has to be seen of this step."""
         for index in [index for index in self.acting if self.layers[index].ranked]:
             held, counts = self.layers[index], self.acting.pop(index)
-            if counts != self._stream(held).n_visual:
-                after, moves = evict_first(self._stream(held), counts)
+            if counts != held.held_stream.n_visual:
+                after, moves = evict_first(held.held_stream, counts)
                 held.evict(after, moves)
-                self._note(index, after)
+                self.note(index, after.vis_ids)
 
-    def _note(self, layer: int, after: Stream) -> None:
-        """Count and record an eviction."""
+    def note(self, layer: int, ids: Tensor) -> None:
+        """Count an eviction, and record the raster numbers ``ids`` [B, N] of what is left."""
         self.prompt.events += 1
         if self.prompt.trace is not None:
-            self.prompt.trace.evictions.setdefault(layer, []).append((self.prompt.step, after.vis_ids))
+            self.prompt.trace.evictions.setdefault(layer, []).append((self.prompt.step, ids))
 
     # ------------------------------------------------------------------ positions
 
@@ -148,7 +158,7 @@ class Decode:
                 key, value = held.keys, held.values
             if weights is not None and self._may_reuse(query, options):
                 return rows_of.attend(weights, value, query), None
-        stream = self._stream(held)
+        stream = held.held_stream
         mask = self._mask(stream, key, query)
         editing = self.engine.editing
         if editing is None or not any(stream.n_visual):
@@ -168,7 +178,7 @@ class Decode:
         The keys are the larger half of what a decode step reads of the cache: reading them once more for the kernel
         would cost more than the eviction saves.
         """
-        part, stream = self.prompt.temporal, self._stream(held)
+        part, stream = self.prompt.temporal, held.held_stream
         if part is None:
             return None
         scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
@@ -191,7 +201,7 @@ class Decode:
         if held.prompt_row is not None:
             slots = selection.kept[:, : max(selection.counts, default=0)].clamp(min=0)
             held.prompt_row = held.prompt_row.gather(2, slots[:, None].expand(-1, held.prompt_row.shape[1], -1))
-        self._note(layer, after)
+        self.note(layer, after.vis_ids)
         if not read:
             return None
         weights = moves.of_weights(read[0])
@@ -249,7 +259,7 @@ class Decode:
 
     def leave(self) -> None:
         """Record what each layer holds now."""
-        self.prompt.held.append([self._stream(layer).n_visual for layer in self.layers])
+        self.prompt.held.append([layer.n_visual for layer in self.layers])
         if self.prompt.trace is not None:
             self.prompt.trace.steps = self.prompt.step
 

@@ -120,6 +120,12 @@ class Engine:
         """The decode pass that is running, if one is."""
         return self._pass if isinstance(self._pass, Decode) else None
 
+    def catch_up(self, run: Decode) -> None:
+        """A step that was meant to run compiled runs as usual."""
+        run.catch_up()
+        if run.observes and self._switch_off is None:
+            self._switch_off = attention.switch_on(self.layout.text_config)
+
     @property
     def installed(self) -> bool:
         """Whether the hooks are in place."""

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.cases import deviation, generate
+from tests.core.probes import StepProbe
 from tests.every_family import FAMILIES
 from tests.models import prompt, tiny_llava
 from tokentrim.compiled import bucket
@@ -68,26 +69,78 @@ def test_compiled_steps_answer_as_plain_ones(spec: Any) -> None:
     assert f"{STEPS - 1} of {STEPS - 1} decode forwards ran compiled" in notes
 
 
-def test_what_ranks_anew_runs_plain_and_says_so() -> None:
+@pytest.mark.parametrize(
+    "spec",
+    [{"name": "vta", "horizon": 6}, {"name": "st3", "start": 1, "stride": 1, "horizon": 8, "every": 2}],
+    ids=["vta", "st3"],
+)
+def test_what_ranks_anew_lets_the_same_entries_go(spec: Any) -> None:
     model = _model(kv_heads=2)
-    found, notes = _both(model, {"name": "vta", "horizon": 6, "every": 2}, _ragged(model))
-    assert found < 1e-5
-    assert "ranks anew at each step" in notes[0]
-    assert "of 9 decode forwards ran compiled (" in notes[0]
+    inputs = _ragged(model)
+    with torch.inference_mode():
+        with trim(model, spec) as session:
+            ids, logits = generate(model, inputs, STEPS)
+            trace, report = session.trace, session.report()
+        with trim(model, spec, compile=True) as session:
+            found_ids, found = generate(model, inputs, STEPS)
+            assert session.trace.rows_equal(trace)
+            compiled = session.report()
+    assert torch.equal(found_ids, ids)
+    assert deviation(found, logits) < 1e-5
+    assert compiled.kv_mean_bytes == report.kv_mean_bytes
+    assert compiled.pruning_events == report.pruning_events
+    assert f"{STEPS - 1} of {STEPS - 1} decode forwards ran compiled" in compiled.notes
 
 
-def test_beams_and_renumbered_positions_run_plain_and_say_so() -> None:
+def test_entries_that_are_only_masked_leave_when_a_step_runs_plain() -> None:
+    """A second turn of several tokens after compiled steps with evictions, of rows that differ in length."""
+    model = _model(kv_heads=2)
+    inputs = _ragged(model)
+    answers: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for compiled in (False, True):
+        with torch.inference_mode(), trim(model, {"name": "vta", "horizon": 30}, compile=compiled) as session:
+            out = model.generate(**inputs, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
+            mask = inputs["attention_mask"]
+            turn = torch.cat([out.sequences, out.sequences[:, -3:]], dim=1)
+            mask = torch.nn.functional.pad(mask, (0, turn.shape[1] - mask.shape[1]), value=1)
+            out = model.generate(
+                input_ids=turn, attention_mask=mask, past_key_values=out.past_key_values, max_new_tokens=4,
+                do_sample=False, return_dict_in_generate=True, output_logits=True,
+            )  # fmt: skip
+            answers.append((out.sequences, torch.stack(out.logits, dim=1)))
+            notes = session.report().notes
+            stored = [layer.stored_columns for layer in out.past_key_values.layers]
+            held = [max(layer.n_visual) for layer in out.past_key_values.layers]
+    assert torch.equal(answers[0][0], answers[1][0])
+    assert deviation(answers[1][1], answers[0][1]) < 1e-5
+    assert "several new tokens at once" in notes[0]
+    assert all(n < 32 for n in held)
+    assert all(columns < inputs["input_ids"].shape[1] + 12 for columns in stored)
+
+
+@pytest.mark.parametrize("spec", ["random", {"name": "vta", "horizon": 9}], ids=["random", "vta"])
+def test_beams_run_plain_and_say_so(spec: Any) -> None:
     model = _model(kv_heads=2)
     single = prompt(model, [3, "image", 5])
-    with torch.inference_mode(), trim(model, "random", compile=True) as session:
+    with torch.inference_mode(), trim(model, spec, compile=True) as session:
         found = model.generate(**single, max_new_tokens=5, do_sample=False, num_beams=2)
         notes = session.report().notes
-    with torch.inference_mode(), trim(model, "random"):
+    with torch.inference_mode(), trim(model, spec):
         assert torch.equal(found, model.generate(**single, max_new_tokens=5, do_sample=False, num_beams=2))
     assert "beams" in notes[0]
-    _, notes = _both(model, {"name": "random", "positions": "renumber"}, single)
+
+
+def test_renumbered_positions_run_plain_and_say_so() -> None:
+    model = _model(kv_heads=2)
+    _, notes = _both(model, {"name": "random", "positions": "renumber"}, prompt(model, [3, "image", 5]))
     assert notes[0].startswith(f"0 of {STEPS - 1} decode forwards ran compiled")
     assert "renumbered positions" in notes[0]
+
+
+def test_a_part_that_reads_more_than_the_row_runs_plain_and_says_so() -> None:
+    model = _model(kv_heads=2)
+    _, notes = _both(model, StepProbe(), prompt(model, [3, "image", 5]))
+    assert "reads more than the current row" in notes[0]
 
 
 def test_a_longer_answer_than_announced_moves_into_larger_buffers() -> None:
