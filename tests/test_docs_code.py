@@ -101,6 +101,7 @@ def names():
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if blocks(path, "python")], ids=name_of)
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of the compiler's own modules
 def test_python_blocks_run(path, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     known = dict(names)
