@@ -8,11 +8,13 @@ FLOOR := .venv-floor
 FLOOR_STAMP := $(FLOOR)/.installed
 KVPRESS := .venv-kvpress
 FLOOR_TRANSFORMERS := 5.18.0
+LMMS := .venv-lmms
+LMMS_STAMP := $(LMMS)/.installed
 OUT ?= runs/default
 # One thread per process, because the suite runs in two processes at once; and never the network.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: setup compare test test-floor lint docs bench-kvpress clean
+.PHONY: setup compare test test-floor test-lmms lint docs bench-kvpress clean
 
 compare: setup ## run ST3, FastV and the controls on the shipped testbed and write the report
 	$(BIN)/tokentrim compare --out $(OUT)
@@ -22,6 +24,9 @@ test: setup ## the whole suite, slow tests included
 
 test-floor: $(FLOOR_STAMP) ## the whole suite on the oldest supported transformers
 	$(TEST_ENV) $(FLOOR)/bin/python -m pytest -n 2
+
+test-lmms: $(LMMS_STAMP) ## what runs inside lmms-eval and lm-eval, in an environment of its own
+	$(TEST_ENV) HF_DATASETS_OFFLINE=1 $(LMMS)/bin/python -m pytest -m lmms tests/harness
 
 lint: setup
 	$(BIN)/ruff check .
@@ -56,10 +61,18 @@ $(KVPRESS)/.installed:
 	$(KVPRESS)/bin/python -m pip install torch==2.13.0 kvpress==0.5.5 'transformers<5.3'
 	touch $@
 
+# lmms-eval brings a torchvision from PyPI, which a CPU build of torch cannot load; it is used only where it loads.
+$(LMMS_STAMP): pyproject.toml constraints.txt
+	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install -c constraints.txt torch==2.13.0
+	$(LMMS)/bin/python -m pip install -c constraints.txt -e '.[lmms]' pytest lm-eval==0.4.13 lmms-eval==0.7.3
+	$(LMMS)/bin/python -c "import torchvision" || $(LMMS)/bin/python -m pip uninstall --yes torchvision
+	touch $@
+
 $(VENV)/.docs-installed: $(STAMP)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
 	touch $@
 
 clean: ## remove what the targets above made, the environments included
-	rm -rf $(VENV) $(FLOOR) $(KVPRESS) runs site build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOOR) $(KVPRESS) $(LMMS) runs site build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -52,6 +52,7 @@ _BUILTINS: Final = {
     "builtin-adapters": "tokentrim_adapters",
     "builtin-testbed": "tokentrim.testbed.plugin",
     "builtin-executors": "tokentrim.executors.plugin",
+    "builtin-harness": "tokentrim.harness.plugin",
 }
 
 Status = Literal["loaded", "broken", "failed", "skipped", "missing"]

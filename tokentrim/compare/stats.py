@@ -36,7 +36,7 @@ def estimate(scores: Sequence[float], metric: Metric) -> Estimate:
     """Mean score with its interval; no score at all gives NaN."""
     if not scores:
         return Estimate(float("nan"), float("nan"), float("nan"))
-    if metric == "exact":
+    if metric == "exact" or (metric == "graded" and _right_or_wrong(scores)):
         return wilson(sum(score == 1.0 for score in scores), len(scores))
     return bootstrap([scores])
 
@@ -111,8 +111,13 @@ def paired_p(scores: Sequence[float], reference: Sequence[float], metric: Metric
 
     McNemar's test needs scores that are right or wrong; means over seeds are neither, and get the permutation test.
     """
-    binary = metric == "exact" and all(score in (0.0, 1.0) for score in (*scores, *reference))
+    binary = metric != "f1" and _right_or_wrong([*scores, *reference])
     return mcnemar(scores, reference) if binary else sign_flip(scores, reference)
+
+
+def _right_or_wrong(scores: Sequence[float]) -> bool:
+    """Whether all answers are right or wrong; those of a metric that may grade them may be, too."""
+    return all(score in (0.0, 1.0) for score in scores)
 
 
 def mcnemar(scores: Sequence[float], reference: Sequence[float]) -> float:

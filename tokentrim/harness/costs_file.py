@@ -1,0 +1,52 @@
+"""``tokentrim-costs.json``: what the run of a harness cost, beside the harness's own results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any, Final
+
+from tokentrim.compare.cells import versions
+from tokentrim.compare.results import write_json
+from tokentrim.harness.answering import Answerer
+from tokentrim.harness.costs import Costs
+from tokentrim.loading import describe
+
+NAME: Final = "tokentrim-costs.json"
+
+
+def costs_data(answerer: Answerer, costs: Mapping[str, Costs], processes: int) -> dict[str, Any]:
+    """The content of the file.
+
+    Args:
+        answerer: of this process.
+        costs: by task, of all processes.
+        processes: how many there were.
+    """
+    options = answerer.options
+    return {
+        "strategy": options.chosen.strategy.spec(),
+        "structure": options.chosen.structure,
+        "budget": options.ratios or None,
+        "new_tokens_planned": options.new_tokens,
+        "solved": {str(n): strategy.spec() for (n, _), strategy in sorted(answerer.solved.items())},
+        "model": {"pretrained": str(options.pretrained), **describe(answerer.loaded.model)},
+        "batch_size": options.batch_size,
+        "processes": processes,
+        "ignored_generation_settings": sorted(answerer.ignored),
+        "versions": versions(),
+        "tasks": {task: each.figures() for task, each in costs.items()},
+        "overall": total(costs).figures(),
+    }
+
+
+def total(costs: Mapping[str, Costs]) -> Costs:
+    """The costs of all tasks."""
+    return reduce(Costs.__add__, costs.values(), Costs())
+
+
+def write_costs(path: Path, data: Mapping[str, Any]) -> None:
+    """Write the file, whole or not at all, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, dict(data))

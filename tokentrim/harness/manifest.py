@@ -1,0 +1,12 @@
+"""What lmms-eval's entry point group ``lmms_eval.models`` names: the model ``tokentrim``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def manifests() -> Any:
+    """Lmms-eval's description of the model; imports neither torch nor the model class."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id="tokentrim", chat_class_path="tokentrim.harness.lmms.Tokentrim")
