@@ -27,6 +27,10 @@ def points(items):
     return 100.0 * sum(item["score"] for item in items)
 
 
+def film(doc):
+    return ["film.mp4"]
+
+
 def messages(doc):
     """Two turns, and the image between words."""
     return [
