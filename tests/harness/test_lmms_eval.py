@@ -45,7 +45,7 @@ def test_answers_are_those_of_a_comparison(finished):
         for n, s in enumerate(samples)
     ]
     wanted = [answer.text for answer in Answerer(loaded, options).answer(asked)]
-    said = {line["doc_id"]: line["filtered_resps"][0] for line in finished.read("local_where.jsonl")}
+    said = {line["doc_id"]: line["filtered_resps"] for line in finished.read("local_where.jsonl")}
     assert [said[n] for n in range(6)] == wanted
     assert right(finished) == pytest.approx(sum(w == s.answer for w, s in zip(wanted, samples, strict=True)) / 6)
 
