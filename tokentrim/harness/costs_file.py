@@ -31,7 +31,7 @@ def costs_data(answerer: Answerer, costs: Mapping[str, Costs], processes: int) -
         "budget": options.ratios or None,
         "new_tokens_planned": options.new_tokens,
         "solved": {str(n): strategy.spec() for (n, _), strategy in sorted(answerer.solved.items())},
-        "model": {"pretrained": str(options.pretrained), **describe(answerer.loaded.model)},
+        "model": {"pretrained": options.model_name, **describe(answerer.loaded.model)},
         "batch_size": options.batch_size,
         "processes": processes,
         "ignored_generation_settings": sorted(answerer.ignored),

@@ -157,7 +157,7 @@ class Tokentrim(lmms):
             for part in request.args:
                 path = getattr(getattr(getattr(part, "__self__", None), "args", None), "output_path", None)
                 if path:
-                    self._folder = Path(path) / sanitize_model_name(str(self._options.pretrained))
+                    self._folder = Path(path) / sanitize_model_name(self._options.model_name)
                     return
 
     def _working(self) -> Answerer:

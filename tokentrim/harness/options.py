@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from tokentrim.config import StrategySpec, strategy_from
 from tokentrim.errors import complaint
-from tokentrim.loading import DTypeName
+from tokentrim.loading import DTypeName, Loaded
 from tokentrim.sites import Need
 from tokentrim.validation import check
 from tokentrim.yaml_reader import Where
@@ -52,6 +52,11 @@ class Options(BaseModel):
                 complaint("the budget", "be given once", "one in the model arguments and one in the strategy",
                           "take one of them out")
             )  # fmt: skip
+        if self.ratios and spec.structure == "prune":
+            raise ValueError(
+                complaint("structure", "be keep where there is a budget", "prune",
+                          "set the strategy's own parameters instead of a budget")
+            )  # fmt: skip
         if "kv_ratio" in self.ratios and self.new_tokens is None:
             raise ValueError(
                 complaint("new_tokens of the model arguments", "be given with a kv_ratio", None,
@@ -68,6 +73,12 @@ class Options(BaseModel):
     def chosen(self) -> StrategySpec:
         """The strategy, with a budget if its own text has one."""
         return self.strategy
+
+    @property
+    def model_name(self) -> str:
+        """The model as the user named it, or where a loaded one came from."""
+        given = self.pretrained
+        return str(given.model.name_or_path) if isinstance(given, Loaded) else str(given)
 
     @property
     def ratios(self) -> dict[str, float]:
