@@ -26,6 +26,8 @@ PAGES = [
 BLOCKS_NOT_RUN = {
     ("docs/calibrate.md", "from tokentrim.calibrate import PSigmoid"): "minutes; tests/calibrate runs it smaller",
     ("docs/train.md", "from tokentrim.train import run"): "minutes; tests/train runs it smaller",
+    ("docs/lmms-eval.md", "from lm_eval import"): "needs lm-eval; tests/harness/test_lm_eval.py runs it there",
+    ("docs/lmms-eval.md", "from lmms_eval.evaluator import"): "needs lmms-eval and data",
     ("docs/quickstart.md", 'folder = "/path/to/llava-1.5-7b-hf"'): "needs weights that do not come along, and a GPU",
 }
 # Where a command begins with this, it is not run.
@@ -34,6 +36,7 @@ COMMANDS_NOT_RUN = {
     "pip ": "installs",
     "python -m venv": "makes an environment",
     "python -m pip": "installs",
+    ".venv-lmms/bin/pip": "installs",
     "python -m pytest": "the suite itself",
     "python -m lmms_eval": "needs lmms-eval, data and weights",
     "python -m tokentrim.testbed": "minutes; tests/testbed runs its parts",

@@ -1,5 +1,7 @@
 """Testbed scenes as a local task of lmms-eval: a parquet file, a YAML file, and the functions that it names."""
 
+# pyright: reportMissingImports=false
+
 import io
 from textwrap import dedent
 

@@ -29,12 +29,18 @@ metric_list:
   - {{metric: right, aggregation: mean, higher_is_better: true}}
 """
 
+UTILS = """
+def process_results(doc, results):
+    return {"right": float(results[0].split() == doc["answer"].split())}
+"""
+
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
     """The page's code, with the local task instead of ChartQA and the smaller model."""
     write_task(tmp_path)
     (tmp_path / "local_where.yaml").unlink()
+    (tmp_path / "utils.py").write_text(UTILS)
     (tmp_path / "lm_task.yaml").write_text(TASK.format(folder=tmp_path))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     (code,) = (

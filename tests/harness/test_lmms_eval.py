@@ -1,5 +1,7 @@
 """Inside lmms-eval: the installed model, its answers, costs and failures, on one process and on two."""
 
+# pyright: reportMissingImports=false
+
 from dataclasses import replace
 
 import pytest

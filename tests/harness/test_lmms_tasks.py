@@ -17,10 +17,10 @@ def task(tasks_folder, home, monkeypatch):
     monkeypatch.setenv("HF_HOME", home["HF_HOME"])
     monkeypatch.chdir(tasks_folder)
 
-    def task(name="local_where.yaml", **changes):
-        if changes:
-            write_task(tasks_folder, name.split(".", 1)[0], **changes)
-        return registry("task").get(f"lmms:{name}")
+    def task(where="local_where.yaml", changes=None):
+        if changes is not None:
+            write_task(tasks_folder, where.removesuffix(".yaml"), **changes)
+        return registry("task").get(f"lmms:{where}")
 
     return task
 
@@ -53,13 +53,13 @@ def test_scores_and_aggregates_are_the_tasks_own(task):
 
 def test_conversations_keep_their_turns(task):
     line = "doc_to_messages: !function utils.messages\ndoc_to_text: question"
-    (sample,) = task("turns.yaml", name="turns", doc_to_text=line).samples("test", 1)
+    (sample,) = task("turns.yaml", {"doc_to_text": line}).samples("test", 1)
     assert [turn["role"] for turn in sample.messages] == ["system", "user"]
     assert [part["type"] for part in sample.messages[1]["content"]] == ["text", "image", "text"]
 
 
 def test_an_answer_is_scored_up_to_its_stop_text(task):
-    found = task("stops.yaml", name="stops", **{"  until": '  until: ["Q:"]'})
+    found = task("stops.yaml", {"  until": '  until: ["Q:"]'})
     (sample,) = found.samples("test", 1)
     assert found.score(sample, f"{sample.answer} Q: and more") == 1.0
 
@@ -69,7 +69,7 @@ def test_filters_are_applied(task):
         "filter_list:\n  - name: first_words\n    filter:\n      - function: lowercase\n      - function: take_first\n"
         "output_type: generate_until"
     )
-    found = task("filtered.yaml", name="filtered", output_type=line)
+    found = task("filtered.yaml", {"output_type": line})
     (sample,) = found.samples("test", 1)
     assert found.score(sample, sample.answer.upper()) == 1.0
 
@@ -92,16 +92,16 @@ def test_what_is_not_there_is_said(task, name, error, said):
 
 def test_a_task_that_cannot_be_compared_is_refused(task):
     with pytest.raises(ConfigError, match="greedily"):
-        task("warm.yaml", name="warm", **{"  do_sample": "  do_sample: true", "  temperature": "  temperature: 0.7"})
+        task("warm.yaml", {"  do_sample": "  do_sample: true", "  temperature": "  temperature: 0.7"})
     with pytest.raises(ConfigError, match="more is better"):
-        task("less.yaml", name="less", **{"    higher_is_better": "    higher_is_better: false"})
-    found = task("moving.yaml", name="moving", doc_to_visual="doc_to_visual: !function utils.film")
+        task("less.yaml", {"    higher_is_better": "    higher_is_better: false"})
+    found = task("moving.yaml", {"doc_to_visual": "doc_to_visual: !function utils.film"})
     with pytest.raises(UnsupportedError, match="text and images only; got 'video'"):
         found.samples("test", 1)
 
 
 def test_the_origin_of_a_file_changes_with_it(task, tasks_folder):
-    task("changing.yaml", name="changing")
+    task("changing.yaml", {})
     before = registry("task").entry("lmms:changing.yaml").origin
     write_task(tasks_folder, "changing", max_new_tokens=3)
     after = registry("task").entry("lmms:changing.yaml").origin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import traceback
 from collections.abc import Generator
@@ -38,7 +39,7 @@ def let_out(*, bad_input: bool = False) -> Generator[None, None, None]:
 
 def _under_command() -> bool:
     """Whether lmms-eval's ``cli_evaluate``, which catches what a model raises, has called us."""
-    frame = sys._getframe()
+    frame = inspect.currentframe()
     while frame is not None:
         if frame.f_code.co_name == "cli_evaluate" and frame.f_globals.get("__package__") == "lmms_eval":
             return True

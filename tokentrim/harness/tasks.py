@@ -103,7 +103,7 @@ def _load(name: str, whom: str) -> Any:
     """
     if _is_file(name):
         file = _file(name)
-        manager = _manager(str(file.parent))
+        manager = _index(include_path=str(file.parent), include_defaults=False)
         name = _name_in(file)
         if name not in manager.all_tasks:
             raise ConfigError(complaint(f"the task file {file}", "name its task", name, "add a line 'task: NAME'"))
@@ -130,7 +130,7 @@ def _require_known(name: str) -> Any:
         UnknownNameError: when there is none; names the nearest.
         ConfigError: when the name is of a group of tasks; lists them.
     """
-    manager = _manager(None)
+    manager = _own()
     kind = manager.task_index[name]["type"] if name in manager.all_tasks else None
     if kind is None:
         close = nearest(name, manager.all_subtasks)
@@ -154,11 +154,15 @@ def _members(manager: Any, name: str) -> str:
     return f": {', '.join(sorted(names))}" if names else ""
 
 
-@lru_cache(maxsize=8)
-def _manager(folder: str | None) -> Any:
-    """lmms-eval's index of its own tasks, or of those in a folder."""
+@lru_cache(maxsize=1)
+def _own() -> Any:
+    """lmms-eval's index of its own tasks, which takes seconds to make."""
+    return _index(include_defaults=True)
+
+
+def _index(**options: Any) -> Any:
     tasks: Any = importlib.import_module("lmms_eval.tasks")
-    return tasks.TaskManager("WARNING", include_path=folder, include_defaults=folder is None, model_name=_MODEL)
+    return tasks.TaskManager("WARNING", model_name=_MODEL, **options)
 
 
 def _is_file(name: str) -> bool:
