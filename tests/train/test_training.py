@@ -312,3 +312,24 @@ def test_a_sketch_is_read_through_the_names_that_adapters_change():
     assert is_same(difference(before, renamed))
     assert difference(before, nn.Sequential(nn.Linear(3, 3))) is None
     assert difference({"0.weight": [1.0]}, model) == 1.0
+
+
+def test_quecc_starts_with_a_question_as_long_as_a_picture_token(loaded: Any):
+    trainer, told = trainer_for("quecc"), trainer_for("quecc", question_gain=3.0)
+    batch = answered(loaded, Rounds(("where",), 4, 0).samples(0))
+    seen: list[Any] = []
+    handle = trainer.module.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    trainer.begin(loaded.model, batch)
+    handle.remove()
+    length = float(seen[0].float().square().mean().sqrt())
+    assert trainer.module.question.norm.weight.tolist() == pytest.approx([length] * 128, rel=1e-4)
+    told.begin(loaded.model, batch)
+    assert told.module.question.norm.weight.tolist() == [3.0] * 128
+
+
+def test_quecc_learns_its_last_map_faster(loaded: Any):
+    trainer = trainer_for("quecc", output_rate=7.0)
+    plain, last = trainer.groups()
+    assert (plain.scale, last.scale) == (1.0, 7.0)
+    assert [tuple(one.shape) for one in last.parameters] == [(128, 128), (128,)]
+    assert len(plain.parameters) + len(last.parameters) == len(list(trainer.module.parameters()))
