@@ -79,13 +79,16 @@ def strategy_names():
 
 def strategy_table():
     """Every registered strategy: controls first, then the methods, in the order of a reader's interest."""
+    from tests.costs import cell_of
+
     strategies = registry("strategy")
-    lines = ["| name | what it does | stage | needs | paper |", "|---|---|---|---|---|"]
+    lines = ["| name | what it does | stage | needs | measured cost | paper |", "|---|---|---|---|---|---|"]
     for name in strategy_names():
         found, summary = strategies.get(name), strategies.entry(name).tags["summary"]
         stage = "–" if found.stage == "none" else found.stage
         needs = ", ".join(sorted(need.value for need in found.needs)) or "–"
-        lines.append(f"| `{name}` | {summary} | {stage} | {needs} | {paper_of(found.__doc__)} |")
+        cells = (summary, stage, needs, cell_of(name), paper_of(found.__doc__))
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -173,7 +176,15 @@ def method_catalogue():
     return methods(strategy_names())
 
 
+def cost_table():
+    """Measured costs of every method of the comparison."""
+    from tests.costs import table
+
+    return table()
+
+
 BLOCKS = [
+    ("docs/results/methods.md", "costs", cost_table),
     ("docs/reference.md", "keys", keys_table),
     ("docs/reference.md", "methods", method_catalogue),
     ("docs/published.md", "published", published_table),
@@ -186,6 +197,18 @@ BLOCKS = [
     ("docs/write-a-strategy.md", "needs", needs_table),
     ("docs/generate.md", "features", feature_table),
 ]
+
+
+def test_costs_are_of_strategies_that_there_are_and_the_others_say_so():
+    from tests import costs
+
+    rows = json.loads(costs.FILE.read_text(encoding="utf-8"))["rows"]
+    known = set(registry("strategy").names())
+    measured = {row["strategy"] for row in rows.values()}
+    assert measured <= known
+    assert all(costs.cell_of(name) == costs.NOT_MEASURED for name in known - measured)
+    assert costs.cell_of("a strategy of tomorrow") == costs.NOT_MEASURED
+    assert all(row["prefill_time_ratio"] > 0 and 0 <= row["selection_share"] < 1 for row in rows.values())
 
 
 def block_of(text, name):
