@@ -19,6 +19,7 @@ from tokentrim.cli.ls import ls
 from tokentrim.cli.output import complain, warn_in_one_line
 from tokentrim.cli.plan import plan
 from tokentrim.cli.plugins import plugins
+from tokentrim.cli.report import report
 from tokentrim.cli.run import run
 from tokentrim.cli.schema import schema
 from tokentrim.cli.show import show
@@ -95,7 +96,7 @@ def _root(
     """Prune visual tokens of multimodal language models, and compare what that costs and loses."""
 
 
-for _command in (run, explain, compare, plan, ls, show, validate, train, bench, plugins, schema, doctor):
+for _command in (run, explain, compare, report, plan, ls, show, validate, train, bench, plugins, schema, doctor):
     app.command()(_command)
 app.add_typer(calibrate, name="calibrate")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tokentrim.cli.output import AsJson, RunFailed, console, emit, quiet_libraries
+from tokentrim.cli.output import AsJson, FormatOption, RunFailed, console, emit, formats_of, quiet_libraries
 
 
 def compare(
@@ -25,11 +25,13 @@ def compare(
         list[str] | None,
         typer.Option("--executor-option", help="KEY=VALUE, such as workers=2 or num_gpus=1; may be repeated."),
     ] = None,
+    formats: FormatOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Run many strategies at equal budgets on the same questions, and report what each costs and loses.
 
-    Writes results.jsonl, summary.json, report.md, pareto.png and kept.png. Exit code 1 when a question failed.
+    Writes results.jsonl, summary.json and gallery.json, and reports: report.html, report.md, summary.csv, pareto.png,
+    kept.png. Exit code 1 when a question failed.
     """
     from tokentrim.compare.progress import progress_on
     from tokentrim.compare.ranks import leave, speaks
@@ -40,7 +42,10 @@ def compare(
     people = console(to_stderr=as_json)
     chosen = parse_options(executor, executor_option or ())
     with progress_on(people) if speaks() else nullcontext() as progress:
-        summary = run(config, out, executor=chosen, command=["tokentrim", *sys.argv[1:]], progress=progress)
+        summary = run(
+            config, out, executor=chosen, command=["tokentrim", *sys.argv[1:]], progress=progress,
+            formats=formats_of(formats),
+        )  # fmt: skip
     leave()
     if not speaks():
         return

@@ -22,12 +22,23 @@ StrategyOption = Annotated[
         "--strategy", "-s", help="A registered name, inline YAML such as '{name: fastv, k: 3}', or a YAML file."
     ),
 ]
+FormatOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format", help="Reports to write: md, csv, json, html, png; default: all. Repeat, or use commas."
+    ),
+]
 
 
 class RunFailed(TokentrimError):
     """A run that started and did not end well."""
 
     exit_code: ClassVar[int] = 1
+
+
+def formats_of(chosen: list[str] | None) -> list[str]:
+    """What ``--format`` names, written once per format or with commas."""
+    return [name.strip() for names in chosen or () for name in names.split(",")]
 
 
 def console(*, to_stderr: bool = False) -> Console:

@@ -82,10 +82,16 @@ def _curve(axis: Any, rows: Sequence[Row], cost: str, look: Look) -> None:
             [end - mean for mean, end in zip(y, high, strict=True)],
         ]
         axis.errorbar(x, y, yerr=reach, fmt="none", ecolor=look.color, elinewidth=1, alpha=0.35, zorder=2)
-        axis.plot(
-            x, y, color=look.color, marker=look.marker, markersize=5, linewidth=1.6, markeredgecolor="white",
-            markeredgewidth=0.6, zorder=3,
-        )  # fmt: skip
+        axis.plot(x, y, zorder=3, **_drawn(look))
+
+
+def _drawn(look: Look) -> dict[str, Any]:
+    """How a method's line is drawn: filled and solid; hollow and broken for what is no method."""
+    style: dict[str, Any] = {"color": look.color, "marker": look.marker, "markersize": 5, "linewidth": 1.6}
+    if look.role == "method":
+        return {**style, "markeredgecolor": "white", "markeredgewidth": 0.6}
+    dashes = (0, (1.5, 1.5)) if look.role == "bound" else (0, (3.5, 2))
+    return {**style, "markerfacecolor": "white", "linestyle": dashes, "linewidth": 1.3}
 
 
 def _text_only(axis: Any, rows: Sequence[Row], cost: str, look: Look) -> None:
@@ -111,13 +117,9 @@ def _legend(figure: Any, rows: Sequence[Row], look: dict[str, Look]) -> None:
     handles = [Line2D([], [], color=INK, linestyle=(0, (4, 3)), linewidth=1, label="unpruned")]
     for method in dict.fromkeys(row["method"] for row in rows):
         if method not in (REFERENCE, TEXT_ONLY):
-            color, marker = look[method]
-            handles.append(
-                Line2D([], [], color=color, marker=marker, markersize=5, linewidth=1.6, markeredgecolor="white",
-                       label=method)
-            )  # fmt: skip
+            handles.append(Line2D([], [], label=method, **_drawn(look[method])))
     if any(row["method"] == TEXT_ONLY for row in rows):
-        color, marker = look[TEXT_ONLY]
+        color, marker, _ = look[TEXT_ONLY]
         label = "text-only from layer @ on"
         handles.append(Line2D([], [], color=color, marker=marker, markersize=6, linestyle="none", label=label))
     # Rows of equal length read better than one that spills over; seven names fit into one.

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from tokentrim.compare.gallery import Gallery
     from tokentrim.compare.summary import Summary
 
-FORMATS: Final = ("md", "csv", "json", "png")
-_LIBRARIES: Final = {"png": "matplotlib"}
+FORMATS: Final = ("md", "csv", "json", "html", "png")
+_LIBRARIES: Final = {"html": "jinja2", "png": "matplotlib"}
 
 _READING = """\
 *Budget*: what was asked for; *realised*: the same share as it was measured. The costs beside it are measured as well,
@@ -58,6 +58,12 @@ def publish(summary: Summary, gallery: Gallery, formats: Sequence[str] = FORMATS
         text = report(summary, files)
         files["report"] = folder / "report.md"
         write_atomic(files["report"], lambda part: part.write_text(text, encoding="utf-8"))
+    if "html" in formats:
+        from tokentrim.compare.page import page
+
+        html = page(summary, gallery)
+        files["page"] = folder / "report.html"
+        write_atomic(files["page"], lambda part: part.write_text(html, encoding="utf-8"))
     return replace(summary, files=summary.files | files)
 
 
@@ -111,7 +117,12 @@ def picture_key(name: str, number: int) -> str:
 def report(summary: Summary, pictures: dict[str, Path]) -> str:
     """The report as Markdown."""
     data = summary.data
-    parts = [f"# Comparison {data['config_hash']}", f"```\n{data['command']}\n```", _failures(summary)]
+    parts = [
+        f"# Comparison {data['config_hash']}",
+        f"```\n{data['command']}\n```",
+        _differences(data),
+        _failures(summary),
+    ]
     for model in data["models"]:
         parts += [f"## {model}", markdown(*overall_grid(summary, model))]
     parts.append(_READING)
@@ -153,6 +164,15 @@ def _time(summary: Summary, model: str) -> list[str]:
     return [f"## {model}, time", markdown(header, lines), _TIME.format_map(settings)]
 
 
+def _differences(data: dict[str, Any]) -> str:
+    """A warning, where merged runs differ in what may change a score."""
+    if not data.get("differences"):
+        return ""
+    lines = "\n".join(f"- {line}" for line in data["differences"])
+    warning = "**Not one run: what is compared differs.** Differences between methods may be differences between runs."
+    return f"{warning}\n\n{lines}"
+
+
 def _failures(summary: Summary) -> str:
     """A warning, where anything failed."""
     if not summary.failures:
@@ -170,7 +190,8 @@ def _skipped(data: dict[str, Any]) -> str:
 
 def _provenance(data: dict[str, Any]) -> str:
     """Where the numbers come from."""
-    lines = [f"- {name} {number}" for name, number in data["versions"].items()]
+    lines = [f"- run {run['name']}: {run['config_hash']}, `{run['command']}`" for run in data.get("sources", ())]
+    lines += [f"- {name} {number}" for name, number in data["versions"].items()]
     for name, about in data["models"].items():
         said = ", ".join(f"{key} {value}" for key, value in about.items() if key != "folder" and value is not None)
         lines.append(f"- model {name}: {said}")

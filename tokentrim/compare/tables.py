@@ -191,7 +191,7 @@ def score_text(row: Row) -> str:
 def score_of(row: Row, name: str) -> str:
     """A score in per cent, or as it is where the metric's scale goes beyond 1."""
     value: float | None = row[name]
-    return f"{value:.1f}" if value is not None and row["unit"] != "%" else percent(value)
+    return f"{value:.1f}" if value is not None and row.get("unit", "%") != "%" else percent(value)
 
 
 def interval_text(value: float | None, low: float | None, high: float | None) -> str:

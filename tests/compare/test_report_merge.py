@@ -1,0 +1,233 @@
+"""``tokentrim report``: a results folder once more, several runs as one, and what is refused."""
+
+import copy
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from tokentrim.cli import app
+
+REPORTS = {"report.html", "report.md", "summary.csv", "pareto.png", "kept.png"}
+RECORD = {"summary.json", "gallery.json"}
+
+
+def report(*arguments):
+    result = CliRunner().invoke(app, ["report", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def refused(result, *parts):
+    assert result.exit_code == 2, (result.stdout, result.stderr)
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    for part in parts:
+        assert part in result.stderr, result.stderr
+    return result.stderr
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of a finished run's record."""
+    target = tmp_path / "a"
+    target.mkdir()
+    for name in RECORD:
+        shutil.copy(finished.folder / name, target)
+    return target
+
+
+def another(folder, name, change=lambda data, gallery: None):
+    """A second run: the first one's record, changed."""
+    target = folder.parent / name
+    target.mkdir()
+    data, gallery = (json.loads((folder / file).read_text()) for file in ("summary.json", "gallery.json"))
+    change(data, gallery)
+    (target / "summary.json").write_text(json.dumps(data))
+    (target / "gallery.json").write_text(json.dumps(gallery))
+    return target
+
+
+def relabelled(old, new, **changes):
+    """Makes one method of a run another one, and leaves the other methods."""
+
+    def change(data, gallery):
+        for row in (*data["cells"], *data["overall"]):
+            if row["method"] == old:
+                row |= {"method": new, **changes}
+        for question in gallery["questions"]:
+            for line in question["methods"]:
+                if line["method"] == old:
+                    line["method"] = new
+
+    return change
+
+
+def test_a_report_is_written_anew(finished, folder):
+    before = json.loads((folder / "summary.json").read_text())
+    result = report(folder)
+    assert result.exit_code == 0, result.stderr
+    assert names(folder) == RECORD | REPORTS
+    assert json.loads((folder / "summary.json").read_text()) == before
+    for name in ("report.html", "report.md"):
+        assert (folder / name).read_text() == (finished.folder / name).read_text()
+
+
+def test_formats_and_another_folder(folder, tmp_path):
+    out = tmp_path / "deep" / "out"
+    result = report(folder, "--out", out, "--format", "html,csv", "--format", "md", "--json")
+    assert set(json.loads(result.stdout)) == {"summary", "gallery", "csv", "report", "page"}
+    assert names(out) == RECORD | {"report.html", "report.md", "summary.csv"}
+    assert names(folder) == RECORD
+    assert "](pareto.png)" not in (out / "report.md").read_text()
+    refused(report(folder, "--format", "pdf"), "'pdf'", "md, png")
+
+
+def test_several_runs_become_one(folder, tmp_path):
+    other = another(folder, "b", relabelled("fastv", "mine"))
+    out = tmp_path / "both"
+    assert report(folder, other, "--out", out, "--format", "md,html").exit_code == 0
+    data, gallery = (json.loads((out / file).read_text()) for file in ("summary.json", "gallery.json"))
+    methods = [row["method"] for row in data["cells"] if row["task"] == "where"]
+    assert sorted(methods) == sorted([*{row["method"] for row in data["cells"]} - {"vta"}, "text-only"])
+    assert {"fastv", "mine", "random", "none"} <= set(methods)
+    assert not data["differences"]
+    assert [run["name"] for run in data["sources"]] == ["a", "b"]
+    for question in gallery["questions"]:
+        lines = [(line["method"], line["boundary"]) for line in question["methods"]]
+        assert len(lines) == len(set(lines))
+        assert {"fastv", "mine"} <= {name for name, _ in lines}
+    assert "Not one run" not in (out / "report.md").read_text()
+    assert "mine" in (out / "report.html").read_text()
+    again = tmp_path / "again"
+    assert report(out, folder, "--out", again, "--format", "json").exit_code == 0
+    assert json.loads((again / "summary.json").read_text())["cells"] == data["cells"]
+
+
+def test_one_label_for_two_things_is_told_apart(folder, tmp_path):
+    def better(data, gallery):
+        for row in (*data["cells"], *data["overall"]):
+            if row["method"] == "fastv":
+                row["accuracy"] = 0.123
+
+    out = tmp_path / "both"
+    assert report(folder, another(folder, "b", better), "--out", out, "--format", "html").exit_code == 0
+    rows = json.loads((out / "summary.json").read_text())["cells"]
+    assert {row["method"] for row in rows if row["accuracy"] == 0.123} == {"fastv · b"}
+    assert {"fastv", "random"} <= {row["method"] for row in rows}
+    assert not {row["method"] for row in rows} & {"random · b", "none · b"}
+
+
+def fingerprint(data, gallery):
+    data["models"]["testbed-plain"]["fingerprint"] = "0123"
+
+
+def split(data, gallery):
+    data["config"]["split"] = "calibration"
+
+
+def questions(data, gallery):
+    data["config"]["samples"] = 99
+
+
+def version(data, gallery):
+    data["versions"]["torch"] = "9.9"
+
+
+def device(data, gallery):
+    data["models"]["testbed-plain"]["device"] = "cuda:0"
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "said"),
+    [
+        (fingerprint, "models", "(fingerprint) differs"),
+        (split, "tasks", "split differs: test in a, calibration in b"),
+        (questions, "tasks", "where x 99 in b"),
+        (version, "versions", "9.9 in b"),
+        (device, "placement", "cuda:0 in b"),
+    ],
+)
+def test_runs_that_do_not_compare_are_refused_unless_told(folder, tmp_path, change, kind, said):
+    other, out = another(folder, "b", change), tmp_path / "both"
+    refused(report(folder, other, "--out", out), said, f"--allow-different {kind}", "comparable runs")
+    assert not out.exists()
+    allowed = report(folder, other, "--out", out, "--allow-different", kind, "--format", "md,html")
+    assert allowed.exit_code == 0, allowed.stderr
+    for name in ("report.md", "report.html"):
+        text = (out / name).read_text()
+        heading = "testbed-plain</h2>" if "html" in name else "## "
+        assert 0 < text.index("what is compared differs") < text.index(heading)
+        assert said.split(" differs")[-1] in text
+
+
+def test_all_differences_are_named_at_once(folder, tmp_path):
+    def all_of_them(data, gallery):
+        version(data, gallery)
+        split(data, gallery)
+
+    message = refused(
+        report(folder, another(folder, "b", all_of_them), "--out", tmp_path / "c"), "split differs", "torch differs"
+    )
+    assert "--allow-different tasks --allow-different versions" in message
+
+
+def test_models_of_different_runs_stand_side_by_side(folder, tmp_path):
+    def renamed(data, gallery):
+        text = json.dumps(data).replace('"testbed-plain"', '"other"')
+        data.update(json.loads(text))
+        gallery.update(json.loads(json.dumps(gallery).replace('"testbed-plain"', '"other"')))
+
+    out = tmp_path / "both"
+    assert report(folder, another(folder, "b", renamed), "--out", out, "--format", "html").exit_code == 0
+    data = json.loads((out / "summary.json").read_text())
+    assert list(data["models"]) == ["testbed-plain", "other"]
+    assert {question["model"] for question in json.loads((out / "gallery.json").read_text())["questions"]} == {
+        "testbed-plain", "other",
+    }  # fmt: skip
+
+
+def test_bad_input(folder, tmp_path, finished):
+    refused(report(tmp_path / "nowhere"), "be an existing folder")
+    refused(report(folder, folder, "--out", tmp_path / "c"), "be named once")
+    refused(report(folder, another(folder, "b")), "Add --out DIR")
+    refused(report(folder, tmp_path / "b", "--out", finished.folder), "without a run in it")
+    refused(report(folder, "--allow-different", "version"), "Did you mean 'versions'?")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused(report(empty), "summary.json")
+    (empty / "cells").mkdir()
+    refused(report(empty), "the run was stopped")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("summary.json", "{", "be what tokentrim wrote"),
+        ("summary.json", "[]", "hold a JSON object"),
+        ("summary.json", "{}", "command: Field required"),
+        ("gallery.json", '{"schema": 7}', "be 1; got 7"),
+        ("gallery.json", '{"schema": 1, "images": {}, "questions": [{}]}', "questions.0.model"),
+        ("gallery.json", None, "gallery.json"),
+    ],
+)
+def test_folders_that_are_not_ours(folder, file, content, said):
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    refused(report(folder), said)
+    assert not names(folder) & REPORTS
+
+
+def test_a_row_without_what_reports_read_is_named(folder):
+    data = json.loads((folder / "summary.json").read_text())
+    broken = copy.deepcopy(data)
+    del broken["cells"][1]["accuracy"]
+    (folder / "summary.json").write_text(json.dumps(broken))
+    refused(report(folder), "cells.1.accuracy")

@@ -1,0 +1,418 @@
+"""Results folders read back, and several runs as one: refused where what may change a score differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tokentrim.compare.config import digest
+from tokentrim.compare.gallery import SCHEMA, Gallery
+from tokentrim.errors import ResultsError, complaint
+
+KINDS: Final = ("models", "tasks", "versions", "placement")
+_VERSIONS: Final = ("tokentrim", "torch", "transformers")
+_PLACEMENT: Final = ("device", "dtype", "attention")
+_ITSELF: Final = ("key", "pruning_events")  # what two runs of one cell may differ in, beside their times
+Row = dict[str, Any]
+
+
+class _Row(BaseModel):
+    """What reports read of every row; whatever else is there travels along."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    method: str
+    model: str
+    metric: str
+    n: int
+    budget_requested: float | None
+    matched_by: str
+    seed: int | None
+    boundary: int | None
+    layer_mean_ratio: float | None
+    kv_mean_ratio: float | None
+    kv_end_ratio: float | None
+    flops_ratio: float | None
+    accuracy: float | None
+    accuracy_low: float | None
+    accuracy_high: float | None
+    text_only_accuracy: float | None
+    p_vs_random: float | None
+    agreement: float | None
+    failures: int
+
+
+class _CellRow(_Row):
+    task: str
+    key: str
+    strategy: dict[str, Any] | None
+
+
+class _OverallRow(_Row):
+    tasks: list[str]
+
+
+class _SkippedRow(BaseModel):
+    method: str
+    model: str
+    task: str
+    budget_requested: float | None
+    matched_by: str
+    seed: int | None
+    skipped: str
+
+
+class _SummaryFile(BaseModel):
+    command: str
+    versions: dict[str, str]
+    config_hash: str
+    config: dict[str, Any]
+    models: dict[str, dict[str, Any]]
+    matched_by: dict[str, str]
+    seeds: list[int]
+    cells: list[_CellRow]
+    overall: list[_OverallRow]
+    skipped: list[_SkippedRow]
+    failures: int
+    first_failure: str | None
+    notes: list[str]
+
+
+class _Image(BaseModel):
+    src: str
+    width: int
+    height: int
+
+
+class _Grid(BaseModel):
+    planes: list[tuple[int, int, int, int, int]]
+    runs: list[tuple[int, int, int]]
+
+
+class _Line(BaseModel):
+    method: str
+    budget_requested: float | None
+    seed: int | None
+    boundary: int | None
+    cells: int
+    n_visual: int
+    n_layers: int
+    steps: int
+    prefill: list[tuple[int, str]]
+    evictions: list[tuple[str, list[tuple[int, str]]]]
+    tokens: list[str]
+    prediction: str
+    score: float | None
+
+
+class _Question(BaseModel):
+    model: str
+    task: str
+    metric: str
+    sample: str
+    question: str
+    answer: str
+    images: str
+    cells: list[_Grid]
+    methods: list[_Line]
+
+
+class _GalleryFile(BaseModel):
+    images: dict[str, list[_Image]]
+    questions: list[_Question]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What reports need of one results folder.
+
+    Attributes:
+        name: of the folder, made distinct from those of other runs.
+        folder: where it lies.
+        data: the content of ``summary.json``.
+        gallery: the content of ``gallery.json``.
+    """
+
+    name: str
+    folder: Path
+    data: dict[str, Any]
+    gallery: Gallery
+
+
+@dataclass
+class _Merged:
+    """Rows of several runs so far, each once."""
+
+    cells: dict[tuple[Any, ...], Row] = field(default_factory=dict[tuple[Any, ...], Row])
+    overall: dict[tuple[Any, ...], Row] = field(default_factory=dict[tuple[Any, ...], Row])
+    skipped: dict[tuple[Any, ...], Row] = field(default_factory=dict[tuple[Any, ...], Row])
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read results folders.
+
+    Raises:
+        ResultsError: when one is not there, not finished, or not what tokentrim wrote.
+    """
+    runs: list[Run] = []
+    for folder in folders:
+        if any(folder.resolve() == run.folder.resolve() for run in runs):
+            raise ResultsError(complaint("a results folder", "be named once", str(folder)))
+        name, taken = folder.resolve().name, {run.name for run in runs}
+        again = (f"{name} ({number})" for number in range(2, len(folders) + 2))
+        distinct = name if name not in taken else next(found for found in again if found not in taken)
+        runs.append(_read(folder, distinct))
+    return runs
+
+
+def _read(folder: Path, name: str) -> Run:
+    if not folder.is_dir():
+        raise ResultsError(
+            complaint("a results folder", "be an existing folder", str(folder), "name what 'compare --out' wrote")
+        )
+    if not (folder / "summary.json").exists() and (folder / "cells").is_dir():
+        hint = "the run was stopped: run the same 'tokentrim compare' again, which finishes it"
+        raise ResultsError(complaint(f"the results folder {folder}", "hold a summary.json beside its cells", hint=hint))
+    data, gallery = _json(folder / "summary.json"), _json(folder / "gallery.json")
+    _check(folder / "summary.json", _SummaryFile, data)
+    if gallery.get("schema") != SCHEMA:
+        raise ResultsError(
+            complaint(f"the schema of {folder / 'gallery.json'}", f"be {SCHEMA}", gallery.get("schema"),
+                      "write it anew: run the same 'tokentrim compare' again with this version")
+        )  # fmt: skip
+    _check(folder / "gallery.json", _GalleryFile, gallery)
+    return Run(name, folder, data, gallery)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        hint = f"{cause}; name a folder that 'tokentrim compare' has finished"
+        raise ResultsError(complaint(str(path), "be what tokentrim wrote", hint=hint)) from cause
+    if not isinstance(found, dict):
+        raise ResultsError(complaint(str(path), "hold a JSON object", found))
+    return found
+
+
+def _check(path: Path, schema: type[BaseModel], data: dict[str, Any]) -> None:
+    """Raise ResultsError unless the data is what reports read."""
+    try:
+        schema.model_validate(data)
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        hint = f"{where}: {first['msg']}; run the same 'tokentrim compare' again, which writes it anew"
+        raise ResultsError(complaint(str(path), "be what this version of tokentrim writes", hint=hint)) from cause
+
+
+def merge(runs: Sequence[Run], allowed: Collection[str], command: str) -> tuple[dict[str, Any], Gallery]:
+    """Several runs as the content of one ``summary.json`` and one ``gallery.json``.
+
+    Args:
+        runs: at least one.
+        allowed: kinds of differences to report instead of to refuse, of ``KINDS``.
+        command: the command line, for the record.
+
+    Raises:
+        ResultsError: when the runs differ in what may change a score, and were not allowed to.
+    """
+    found = list(differences(runs))
+    refused = [(kind, text) for kind, text in found if kind not in allowed]
+    if refused:
+        kinds = " ".join(f"--allow-different {kind}" for kind in dict.fromkeys(kind for kind, _ in refused))
+        said = "; ".join(text for _, text in refused)
+        raise ResultsError(
+            complaint("results that stand in one report", "come from comparable runs",
+                      hint=f"{said}. Run them alike, or add {kinds}: the report then says so on top")
+        )  # fmt: skip
+    rows, gallery = _Merged(), _empty_gallery()
+    for run in runs:
+        labels = _labels(run, rows)
+        _add_rows(run, labels, rows)
+        _add_questions(run, labels, gallery)
+    data: dict[str, Any] = {key: value for run in runs for key, value in _others(run, runs)}
+    data |= {
+        "command": command,
+        "config_hash": digest([run.data["config_hash"] for run in runs]),
+        "versions": _joined([(run.name, run.data["versions"]) for run in runs]),
+        "config": _common(runs),
+        "models": _models(runs),
+        "matched_by": {row["method"]: row["matched_by"] for row in (*rows.cells.values(), *rows.skipped.values())},
+        "seeds": sorted({seed for run in runs for seed in run.data["seeds"]}),
+        "cells": list(rows.cells.values()),
+        "overall": list(rows.overall.values()),
+        "skipped": list(rows.skipped.values()),
+        "failures": sum(row["failures"] for row in rows.cells.values()),
+        "first_failure": next((run.data["first_failure"] for run in runs if run.data["first_failure"]), None),
+        "notes": list(
+            dict.fromkeys(
+                [
+                    "results of several runs: p values, corrected or not, are of each run by itself",
+                    "times of different runs do not compare",
+                    *(note for run in runs for note in run.data["notes"]),
+                ]
+            )
+        ),
+        "sources": [
+            {"name": run.name, "config_hash": run.data["config_hash"], "command": run.data["command"]} for run in runs
+        ],
+        "differences": [text for _, text in found],
+    }
+    return data, gallery
+
+
+def differences(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
+    """(kind, sentence) for all that may change a score and is not the same in every run."""
+    for model in dict.fromkeys(name for run in runs for name in run.data["models"]):
+        own = [(run.name, run.data["models"][model]) for run in runs if model in run.data["models"]]
+        yield from _differing("models", f"the files of model {model!r} (fingerprint)",
+                              [(name, about.get("fingerprint")) for name, about in own])  # fmt: skip
+        for key in _PLACEMENT:
+            yield from _differing("placement", f"{key} of {model!r}", [(name, about.get(key)) for name, about in own])
+    yield from _differing("tasks", "the split", [(run.name, run.data["config"].get("split")) for run in runs])
+    yield from _differing("tasks", "the tasks", [(run.name, _asked(run)) for run in runs])
+    for name in _VERSIONS:
+        yield from _differing("versions", name, [(run.name, run.data["versions"].get(name)) for run in runs])
+    batches = [(run.name, run.data["config"].get("batch_size")) for run in runs]
+    yield from _differing("placement", "the batch size", batches)
+
+
+def _asked(run: Run) -> str:
+    """Tasks with their numbers of questions and limits, in one order."""
+    config = run.data["config"]
+    found: list[str] = []
+    for task in config.get("tasks", []):
+        limit = task.get("max_new_tokens") or config.get("max_new_tokens")
+        text = f"{task.get('task')} x {task.get('samples') or config.get('samples')}"
+        found.append(text if limit is None else f"{text} (at most {limit} new tokens)")
+    return ", ".join(sorted(found))
+
+
+def _differing(kind: str, what: str, values: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
+    if len({str(value) for _, value in values}) > 1:
+        said = ", ".join(f"{value} in {name}" for name, value in values)
+        yield kind, f"{what} differs: {said}"
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a row of cells, or of means, from the others of its report."""
+    about = (row["model"], row.get("task"), row.get("metric"), row["budget_requested"], row["matched_by"], row["seed"])
+    return (row["method"], row.get("boundary"), *about)
+
+
+def _result(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs of the same thing agree in."""
+    return {key: value for key, value in row.items() if key not in _ITSELF and "seconds" not in key}
+
+
+def _labels(run: Run, rows: _Merged) -> dict[str, str]:
+    """The label of every method of a run: its own, or one with the run's name where another run's means another thing.
+
+    Methods that ran in both with the same result, such as the controls, stay one.
+    """
+    clashing: set[str] = set()
+    for kind, earlier in (("cells", rows.cells), ("overall", rows.overall)):
+        strategies = {row["method"]: (row.get("strategy") or {}).get("name") for row in earlier.values()}
+        for row in run.data[kind]:
+            same = earlier.get(_place(row))
+            if same is not None and _compared(_result(same)) != _compared(_result(row)):
+                clashing.add(row["method"])
+            before = strategies.get(row["method"])
+            if before is not None and before != (row.get("strategy") or {}).get("name"):
+                clashing.add(row["method"])
+    methods = dict.fromkeys(row["method"] for kind in ("cells", "skipped") for row in run.data[kind])
+    return {method: f"{method} · {run.name}" if method in clashing else method for method in methods}
+
+
+def _compared(result: dict[str, Any]) -> tuple[Any, ...]:
+    """The parts of a result that say whether it is the same thing, measured again."""
+    names = ("strategy", "tasks", "n", "accuracy", "agreement", "layer_mean_ratio", "kv_mean_ratio", "flops_ratio")
+    return tuple(json.dumps(result.get(name), sort_keys=True) for name in names)
+
+
+def _add_rows(run: Run, labels: Mapping[str, str], rows: _Merged) -> None:
+    """Add a run's rows; what is there already stays."""
+    for kind, found in (("cells", rows.cells), ("overall", rows.overall), ("skipped", rows.skipped)):
+        for row in run.data[kind]:
+            labelled = {**row, "method": labels[row["method"]]}
+            found.setdefault(_place(labelled), labelled)
+
+
+def _empty_gallery() -> Gallery:
+    return {"schema": SCHEMA, "images": {}, "questions": []}
+
+
+def _add_questions(run: Run, labels: Mapping[str, str], gallery: Gallery) -> None:
+    """Add a run's pictures: methods to the questions that are there, and new questions."""
+    gallery["images"] |= {name: images for name, images in run.gallery["images"].items() if name in _used(run)}
+    for question in run.gallery["questions"]:
+        about = {key: question[key] for key in ("model", "task", "sample", "question", "answer")}
+        known = (found for found in gallery["questions"] if about.items() <= found.items())
+        target = next(known, None)
+        if target is None:
+            target = {**question, "cells": [], "methods": []}
+            gallery["questions"].append(target)
+        there = {_line_place(line) for line in target["methods"]}
+        for line in question["methods"]:
+            grid = question["cells"][line["cells"]]
+            if grid not in target["cells"]:
+                target["cells"].append(grid)
+            label = labels.get(line["method"], line["method"])
+            labelled = {**line, "method": label, "cells": target["cells"].index(grid)}
+            if _line_place(labelled) not in there:
+                target["methods"].append(labelled)
+
+
+def _line_place(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    return line["method"], line["budget_requested"], line.get("matched_by"), line["seed"], line["boundary"]
+
+
+def _used(run: Run) -> set[str]:
+    return {question["images"] for question in run.gallery["questions"]}
+
+
+def _joined(named: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
+    """Values by key; where runs differ, each with the run's name."""
+    joined: dict[str, str] = {}
+    for key in dict.fromkeys(key for _, values in named for key in values):
+        found = {name: values.get(key) for name, values in named}
+        distinct = set(map(str, found.values()))
+        each = ", ".join(f"{value} ({name})" for name, value in found.items())
+        joined[key] = str(next(iter(found.values()))) if len(distinct) == 1 else each
+    return joined
+
+
+def _models(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """Every model with what is said of it; where runs differ, each with the run's name."""
+    names = dict.fromkeys(name for run in runs for name in run.data["models"])
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        own = [(run.name, run.data["models"][name]) for run in runs if name in run.data["models"]]
+        found[name] = own[0][1] if all(about == own[0][1] for _, about in own) else dict(_joined(own))
+    return found
+
+
+def _common(runs: Sequence[Run]) -> dict[str, Any]:
+    """What all configurations have in common, and everybody's strategies."""
+    first = runs[0].data["config"]
+    same = {key: value for key, value in first.items() if all(run.data["config"].get(key) == value for run in runs)}
+    listed = [spec for run in runs for spec in run.data["config"].get("strategies", [])]
+    strategies = [spec for place, spec in enumerate(listed) if spec not in listed[:place]]
+    # report.md names these; where runs differ in them, the differences on top say how.
+    differing = {key: "differs" for key in ("batch_size", "split") if key not in same}
+    return {**same, **differing, "strategies": strategies}
+
+
+def _others(run: Run, runs: Sequence[Run]) -> Iterator[tuple[str, Any]]:
+    """Parts of a summary that this file does not know, under the run's name where runs differ in them."""
+    known = {*_SummaryFile.model_fields, "sources", "differences"}
+    for key, value in run.data.items():
+        if key not in known:
+            shared = all(other.data.get(key) == value for other in runs)
+            yield (key if shared else f"{key}, {run.name}"), value

@@ -1,0 +1,240 @@
+"""Charts of score against cost as geometry; the template draws them as SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import shorten
+from typing import TYPE_CHECKING, Final
+
+from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
+from tokentrim.compare.tables import budget_text, p_text, row_name, score_text
+
+if TYPE_CHECKING:
+    from tokentrim.compare.style import Look
+    from tokentrim.compare.summary import Row
+
+COSTS: Final = {
+    "layer_mean_ratio": "visual tokens, mean over layers",
+    "kv_mean_ratio": "visual KV, mean over decoding",
+    "flops_ratio": "prefill FLOPs",
+}
+_WIDTH: Final = 400.0
+_LEFT: Final = 40.0
+_RIGHT: Final = 12.0
+_TOP: Final = 14.0
+_BOTTOM: Final = 36.0
+_HEIGHT: Final = 300.0
+_LINE: Final = 14.5  # between labels
+_NEAR: Final = 0.62  # labels stand beside the points where these leave as much of the width free
+_MARGIN: Final = 104.0  # for labels, where they do not
+_LETTERS: Final = 18
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method at one budget."""
+
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    said: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """One method; points of one seed are joined."""
+
+    method: str
+    look: Look
+    lines: tuple[tuple[Point, ...], ...]
+
+    @property
+    def points(self) -> list[Point]:
+        """All points."""
+        return [point for line in self.lines for point in line]
+
+
+@dataclass(frozen=True)
+class Label:
+    """The name of a series, joined to one of its points."""
+
+    method: str
+    text: str
+    x: float
+    y: float
+    from_x: float
+    from_y: float
+    anchor: str
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One gridline."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One score against one cost, in the units of a view box."""
+
+    title: str
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    reference: Point | None
+    series: tuple[Series, ...]
+    labels: tuple[Label, ...]
+    front: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Where numbers lie in the view box."""
+
+    right: float
+    bottom: float
+    x_high: float
+    y_low: float
+    y_high: float
+
+    def x(self, value: float) -> float:
+        return round(_LEFT + (self.right - _LEFT) * value / self.x_high, 2)
+
+    def y(self, value: float) -> float:
+        share = (value - self.y_low) / (self.y_high - self.y_low)
+        return round(self.bottom - (self.bottom - _TOP) * share, 2)
+
+
+def chart(rows: Sequence[Row], cost: str, look: Mapping[str, Look]) -> Chart | None:
+    """The chart of one metric's rows against one cost; None where nothing was measured."""
+    rows = [row for row in rows if row["accuracy"] is not None and row.get(cost) is not None]
+    drawn = [row for row in rows if row["method"] != REFERENCE]
+    if not drawn:
+        return None
+    methods = list(dict.fromkeys(row["method"] for row in drawn))
+    height = max(_HEIGHT, _TOP + _BOTTOM + _LINE * (len(methods) + 1))
+    reach = max((row[cost] for row in drawn if row[cost] <= _NEAR), default=1.0)
+    beside = reach <= _NEAR and sum(row[cost] > _NEAR for row in drawn) <= len(drawn) / 2
+    frame = _frame(rows, cost, _WIDTH - (_RIGHT if beside else _MARGIN), height - _BOTTOM)
+    series = tuple(_series(method, drawn, cost, look[method], frame) for method in methods)
+    column = frame.x(reach) + 16 if beside else frame.right + 14
+    reference = next((row for row in rows if row["method"] == REFERENCE), None)
+    share = rows[0].get("unit", "%") == "%"
+    return Chart(
+        COSTS[cost], _WIDTH, height, _LEFT, frame.right, _TOP, frame.bottom,
+        tuple(Tick(frame.x(value), f"{value:.0%}") for value in _steps(0, frame.x_high)),
+        tuple(
+            Tick(frame.y(value), f"{value:.0%}" if share else f"{value:g}")
+            for value in _steps(frame.y_low, frame.y_high)
+        ),
+        None if reference is None else _point(reference, cost, frame),
+        series,
+        _labels(series, column, frame),
+        _front(drawn, cost, look, frame),
+    )  # fmt: skip
+
+
+def _frame(rows: Sequence[Row], cost: str, right: float, bottom: float) -> _Frame:
+    """Axes that begin at zero: a share of the unpruned run, and a score."""
+    highest = max(row["accuracy_high"] or row["accuracy"] for row in rows)
+    lowest = min(row["accuracy_low"] or row["accuracy"] for row in rows)
+    top = 1.0 if rows[0].get("unit", "%") == "%" else highest * 1.05 or 1.0
+    return _Frame(right, bottom, max(1.0, *(row[cost] for row in rows)), min(0.0, lowest), top)
+
+
+def _steps(low: float, high: float) -> list[float]:
+    """About five round numbers from ``low`` to ``high``."""
+    rough = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough - 1e-12)
+    first = -(-low // step)
+    found = [(first + n) * step for n in range(12)]
+    return [value for value in found if value <= high + 1e-9]
+
+
+def _point(row: Row, cost: str, frame: _Frame) -> Point:
+    """A row's place, and what is said of it."""
+    low, high = (None if row[name] is None else frame.y(row[name]) for name in ("accuracy_low", "accuracy_high"))
+    lines = [" · ".join(part for part in (row_name(row), budget_text(row)) if part), f"score {score_text(row)}"]
+    lines += [f"{title}: {100 * row[name]:.1f} %" for name, title in COSTS.items() if row.get(name) is not None]
+    lines += [f"vs random: {p_text(row['p_vs_random'])}"] if row.get("p_vs_random") is not None else []
+    return Point(frame.x(row[cost]), frame.y(row["accuracy"]), low, high, "\n".join(lines))
+
+
+def _series(method: str, rows: Sequence[Row], cost: str, look: Look, frame: _Frame) -> Series:
+    """One method's points: joined over its budgets, seed by seed. Text-only runs are points of their own."""
+    own = sorted((row for row in rows if row["method"] == method), key=lambda row: row[cost])
+    lines: dict[object, list[Point]] = {}
+    for row in own:
+        joined = (row["boundary"],) if method == TEXT_ONLY else row["seed"]
+        lines.setdefault(joined, []).append(_point(row, cost, frame))
+    return Series(method, look, tuple(tuple(line) for line in lines.values()))
+
+
+def _labels(series: Sequence[Series], column: float, frame: _Frame) -> tuple[Label, ...]:
+    """Names beside the last points, moved apart where they would touch; a point beyond them has its name above it."""
+    beside: list[tuple[Series, Point]] = []
+    found: list[Label] = []
+    for one in series:
+        last = max(one.points, key=lambda point: point.x)
+        text = shorten(one.method, _LETTERS, placeholder="…") or one.method[:_LETTERS]
+        if one.look.role == "text":
+            found.append(Label(one.method, text, last.x + 8, last.y + 4, last.x, last.y, "start"))
+        elif last.x > column:
+            found.append(Label(one.method, text, last.x - 8, last.y + 4, last.x, last.y, "end"))
+        else:
+            beside.append((one, last))
+    beside.sort(key=lambda pair: pair[1].y)
+    heights = _apart([point.y for _, point in beside], _TOP + 4, frame.bottom - 6)
+    for (one, point), y in zip(beside, heights, strict=True):
+        text = shorten(one.method, _LETTERS, placeholder="…") or one.method[:_LETTERS]
+        found.append(Label(one.method, text, column, y, point.x, point.y, "start"))
+    return tuple(found)
+
+
+def _apart(places: Sequence[float], low: float, high: float) -> list[float]:
+    """Ascending places moved as little as it takes to keep a line's distance, within bounds."""
+    clusters: list[list[float]] = []  # [sum of wanted first places, number of members]
+    for place in places:
+        clusters.append([place, 1.0])
+        while len(clusters) > 1:
+            above, below = clusters[-2], clusters[-1]
+            if _first(below, low, high) >= _first(above, low, high) + _LINE * above[1]:
+                break
+            clusters[-2:] = [[above[0] + below[0] - _LINE * above[1] * below[1], above[1] + below[1]]]
+    found: list[float] = []
+    for cluster in clusters:
+        first = _first(cluster, low, high)
+        found += [round(first + _LINE * n, 2) for n in range(int(cluster[1]))]
+    return found
+
+
+def _first(cluster: Sequence[float], low: float, high: float) -> float:
+    """Where a cluster's first member stands best."""
+    total, members = cluster
+    return max(low, min(total / members, high - _LINE * (members - 1)))
+
+
+def _front(rows: Sequence[Row], cost: str, look: Mapping[str, Look], frame: _Frame) -> tuple[tuple[float, float], ...]:
+    """Corners of the staircase above which no method or control lies: nothing as cheap scores higher, by the means."""
+    rivals = [row for row in rows if look[row["method"]].role in ("method", "control")]
+    rivals.sort(key=lambda row: (row[cost], -row["accuracy"]))
+    corners: list[tuple[float, float]] = []
+    best = float("-inf")
+    for row in rivals:
+        if row["accuracy"] > best:
+            x, y = frame.x(row[cost]), frame.y(row["accuracy"])
+            corners += [(x, corners[-1][1])] if corners else []
+            corners.append((x, y))
+            best = row["accuracy"]
+    return (*corners, (frame.right, corners[-1][1])) if corners else ()
