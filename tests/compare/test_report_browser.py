@@ -114,7 +114,7 @@ def test_the_slider_walks_through_layers_and_steps(chromium, report, finished):
     question = next(found for found in gallery["questions"] if found["task"] == "list-all")
     lines = {line["method"]: Kept.from_dict(line) for line in question["methods"] if line["method"] != "text-only"}
     with Visit(chromium, report) as page:
-        page.get_by_label("Question").select_option(label=question["question"])
+        page.locator("#question").select_option(label=question["question"])
         layer, step = (page.get_by_role("slider", name=name) for name in ("Layer", "Decode step"))
         assert int(layer.get_attribute("max")) == 5
         assert int(step.get_attribute("max")) == max(kept.steps for kept in lines.values())

@@ -203,7 +203,7 @@ def test_bad_input(folder, tmp_path, finished):
     empty.mkdir()
     refused(report(empty), "summary.json")
     (empty / "cells").mkdir()
-    refused(report(empty), "the run was stopped")
+    refused(report(empty), "The run was stopped")
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,7 @@ StrategyOption = Annotated[
 ]
 FormatOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--format", help="Reports to write: md, csv, json, html, png; default: all. Repeat, or use commas."
-    ),
+    typer.Option("--format", help="Reports to write: md, csv, json, html, png; default: all. Repeat, or use commas."),
 ]
 
 

@@ -22,8 +22,8 @@ def report(
     allow_different: Annotated[
         list[str] | None,
         typer.Option(
-            help="Let merged runs differ in models, tasks, versions or placement (device, number format, batch size); "
-            "the report then says so on top. Repeatable."
+            help="Let merged runs differ in models, tasks, versions, placement (device, number format, batch size) or "
+            "statistics; the report then says so on top. Repeatable."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -35,7 +35,8 @@ def report(
     from tokentrim.compare.report import publish, require_formats
 
     formats = require_formats(formats_of(chosen))
-    from tokentrim.compare.merge import KINDS, merge, read_runs
+    from tokentrim.compare.merge import KINDS, merge
+    from tokentrim.compare.readback import read_runs
     from tokentrim.compare.summary import Summary
 
     for kind in allow_different or ():

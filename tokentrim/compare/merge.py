@@ -1,146 +1,21 @@
-"""Results folders read back, and several runs as one: refused where what may change a score differs."""
+"""Several runs as one report: refused where what may change a score differs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokentrim.compare.config import digest
 from tokentrim.compare.gallery import SCHEMA, Gallery
+from tokentrim.compare.readback import KNOWN, Run
 from tokentrim.errors import ResultsError, complaint
 
-KINDS: Final = ("models", "tasks", "versions", "placement")
+KINDS: Final = ("models", "tasks", "versions", "placement", "statistics")
 _VERSIONS: Final = ("tokentrim", "torch", "transformers")
 _PLACEMENT: Final = ("device", "dtype", "attention")
-_ITSELF: Final = ("key", "pruning_events")  # what two runs of one cell may differ in, beside their times
 Row = dict[str, Any]
-
-
-class _Row(BaseModel):
-    """What reports read of every row; whatever else is there travels along."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-    method: str
-    model: str
-    metric: str
-    n: int
-    budget_requested: float | None
-    matched_by: str
-    seed: int | None
-    boundary: int | None
-    layer_mean_ratio: float | None
-    kv_mean_ratio: float | None
-    kv_end_ratio: float | None
-    flops_ratio: float | None
-    accuracy: float | None
-    accuracy_low: float | None
-    accuracy_high: float | None
-    text_only_accuracy: float | None
-    p_vs_random: float | None
-    agreement: float | None
-    failures: int
-
-
-class _CellRow(_Row):
-    task: str
-    key: str
-    strategy: dict[str, Any] | None
-
-
-class _OverallRow(_Row):
-    tasks: list[str]
-
-
-class _SkippedRow(BaseModel):
-    method: str
-    model: str
-    task: str
-    budget_requested: float | None
-    matched_by: str
-    seed: int | None
-    skipped: str
-
-
-class _SummaryFile(BaseModel):
-    command: str
-    versions: dict[str, str]
-    config_hash: str
-    config: dict[str, Any]
-    models: dict[str, dict[str, Any]]
-    matched_by: dict[str, str]
-    seeds: list[int]
-    cells: list[_CellRow]
-    overall: list[_OverallRow]
-    skipped: list[_SkippedRow]
-    failures: int
-    first_failure: str | None
-    notes: list[str]
-
-
-class _Image(BaseModel):
-    src: str
-    width: int
-    height: int
-
-
-class _Grid(BaseModel):
-    planes: list[tuple[int, int, int, int, int]]
-    runs: list[tuple[int, int, int]]
-
-
-class _Line(BaseModel):
-    method: str
-    budget_requested: float | None
-    seed: int | None
-    boundary: int | None
-    cells: int
-    n_visual: int
-    n_layers: int
-    steps: int
-    prefill: list[tuple[int, str]]
-    evictions: list[tuple[str, list[tuple[int, str]]]]
-    tokens: list[str]
-    prediction: str
-    score: float | None
-
-
-class _Question(BaseModel):
-    model: str
-    task: str
-    metric: str
-    sample: str
-    question: str
-    answer: str
-    images: str
-    cells: list[_Grid]
-    methods: list[_Line]
-
-
-class _GalleryFile(BaseModel):
-    images: dict[str, list[_Image]]
-    questions: list[_Question]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What reports need of one results folder.
-
-    Attributes:
-        name: of the folder, made distinct from those of other runs.
-        folder: where it lies.
-        data: the content of ``summary.json``.
-        gallery: the content of ``gallery.json``.
-    """
-
-    name: str
-    folder: Path
-    data: dict[str, Any]
-    gallery: Gallery
 
 
 @dataclass
@@ -148,67 +23,10 @@ class _Merged:
     """Rows of several runs so far, each once."""
 
     cells: dict[tuple[Any, ...], Row] = field(default_factory=dict[tuple[Any, ...], Row])
+    pooled: dict[tuple[Any, ...], Row] = field(default_factory=dict[tuple[Any, ...], Row])
     overall: dict[tuple[Any, ...], Row] = field(default_factory=dict[tuple[Any, ...], Row])
+    timings: dict[tuple[Any, ...], Row] = field(default_factory=dict[tuple[Any, ...], Row])
     skipped: dict[tuple[Any, ...], Row] = field(default_factory=dict[tuple[Any, ...], Row])
-
-
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read results folders.
-
-    Raises:
-        ResultsError: when one is not there, not finished, or not what tokentrim wrote.
-    """
-    runs: list[Run] = []
-    for folder in folders:
-        if any(folder.resolve() == run.folder.resolve() for run in runs):
-            raise ResultsError(complaint("a results folder", "be named once", str(folder)))
-        name, taken = folder.resolve().name, {run.name for run in runs}
-        again = (f"{name} ({number})" for number in range(2, len(folders) + 2))
-        distinct = name if name not in taken else next(found for found in again if found not in taken)
-        runs.append(_read(folder, distinct))
-    return runs
-
-
-def _read(folder: Path, name: str) -> Run:
-    if not folder.is_dir():
-        raise ResultsError(
-            complaint("a results folder", "be an existing folder", str(folder), "name what 'compare --out' wrote")
-        )
-    if not (folder / "summary.json").exists() and (folder / "cells").is_dir():
-        hint = "the run was stopped: run the same 'tokentrim compare' again, which finishes it"
-        raise ResultsError(complaint(f"the results folder {folder}", "hold a summary.json beside its cells", hint=hint))
-    data, gallery = _json(folder / "summary.json"), _json(folder / "gallery.json")
-    _check(folder / "summary.json", _SummaryFile, data)
-    if gallery.get("schema") != SCHEMA:
-        raise ResultsError(
-            complaint(f"the schema of {folder / 'gallery.json'}", f"be {SCHEMA}", gallery.get("schema"),
-                      "write it anew: run the same 'tokentrim compare' again with this version")
-        )  # fmt: skip
-    _check(folder / "gallery.json", _GalleryFile, gallery)
-    return Run(name, folder, data, gallery)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
-        hint = f"{cause}; name a folder that 'tokentrim compare' has finished"
-        raise ResultsError(complaint(str(path), "be what tokentrim wrote", hint=hint)) from cause
-    if not isinstance(found, dict):
-        raise ResultsError(complaint(str(path), "hold a JSON object", found))
-    return found
-
-
-def _check(path: Path, schema: type[BaseModel], data: dict[str, Any]) -> None:
-    """Raise ResultsError unless the data is what reports read."""
-    try:
-        schema.model_validate(data)
-    except ValidationError as cause:
-        first = cause.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        hint = f"{where}: {first['msg']}; run the same 'tokentrim compare' again, which writes it anew"
-        raise ResultsError(complaint(str(path), "be what this version of tokentrim writes", hint=hint)) from cause
 
 
 def merge(runs: Sequence[Run], allowed: Collection[str], command: str) -> tuple[dict[str, Any], Gallery]:
@@ -246,7 +64,10 @@ def merge(runs: Sequence[Run], allowed: Collection[str], command: str) -> tuple[
         "matched_by": {row["method"]: row["matched_by"] for row in (*rows.cells.values(), *rows.skipped.values())},
         "seeds": sorted({seed for run in runs for seed in run.data["seeds"]}),
         "cells": list(rows.cells.values()),
+        "pooled": list(rows.pooled.values()),
         "overall": list(rows.overall.values()),
+        "timings": list(rows.timings.values()),
+        "correction": ", ".join(dict.fromkeys(run.data["correction"] for run in runs)),
         "skipped": list(rows.skipped.values()),
         "failures": sum(row["failures"] for row in rows.cells.values()),
         "first_failure": next((run.data["first_failure"] for run in runs if run.data["first_failure"]), None),
@@ -279,6 +100,9 @@ def differences(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
     yield from _differing("tasks", "the tasks", [(run.name, _asked(run)) for run in runs])
     for name in _VERSIONS:
         yield from _differing("versions", name, [(run.name, run.data["versions"].get(name)) for run in runs])
+    yield from _differing(
+        "statistics", "the correction of p values", [(run.name, run.data["correction"]) for run in runs]
+    )
     batches = [(run.name, run.data["config"].get("batch_size")) for run in runs]
     yield from _differing("placement", "the batch size", batches)
 
@@ -302,13 +126,15 @@ def _differing(kind: str, what: str, values: Sequence[tuple[str, Any]]) -> Itera
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What tells a row of cells, or of means, from the others of its report."""
-    about = (row["model"], row.get("task"), row.get("metric"), row["budget_requested"], row["matched_by"], row["seed"])
+    about = (
+        row["model"],
+        row.get("task"),
+        row.get("metric"),
+        row["budget_requested"],
+        row["matched_by"],
+        row.get("seed"),
+    )
     return (row["method"], row.get("boundary"), *about)
-
-
-def _result(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs of the same thing agree in."""
-    return {key: value for key, value in row.items() if key not in _ITSELF and "seconds" not in key}
 
 
 def _labels(run: Run, rows: _Merged) -> dict[str, str]:
@@ -321,7 +147,7 @@ def _labels(run: Run, rows: _Merged) -> dict[str, str]:
         strategies = {row["method"]: (row.get("strategy") or {}).get("name") for row in earlier.values()}
         for row in run.data[kind]:
             same = earlier.get(_place(row))
-            if same is not None and _compared(_result(same)) != _compared(_result(row)):
+            if same is not None and _compared(same) != _compared(row):
                 clashing.add(row["method"])
             before = strategies.get(row["method"])
             if before is not None and before != (row.get("strategy") or {}).get("name"):
@@ -330,15 +156,25 @@ def _labels(run: Run, rows: _Merged) -> dict[str, str]:
     return {method: f"{method} · {run.name}" if method in clashing else method for method in methods}
 
 
-def _compared(result: dict[str, Any]) -> tuple[Any, ...]:
+def _compared(result: Mapping[str, Any]) -> tuple[Any, ...]:
     """The parts of a result that say whether it is the same thing, measured again."""
-    names = ("strategy", "tasks", "n", "accuracy", "agreement", "layer_mean_ratio", "kv_mean_ratio", "flops_ratio")
+    names = (
+        "strategy",
+        "tasks",
+        "n",
+        "accuracy",
+        "agreement",
+        "layer_mean_ratio",
+        "kv_mean_ratio",
+        "flops_ratio",
+        "control",
+    )
     return tuple(json.dumps(result.get(name), sort_keys=True) for name in names)
 
 
 def _add_rows(run: Run, labels: Mapping[str, str], rows: _Merged) -> None:
     """Add a run's rows; what is there already stays."""
-    for kind, found in (("cells", rows.cells), ("overall", rows.overall), ("skipped", rows.skipped)):
+    for kind, found in vars(rows).items():
         for row in run.data[kind]:
             labelled = {**row, "method": labels[row["method"]]}
             found.setdefault(_place(labelled), labelled)
@@ -411,7 +247,7 @@ def _common(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _others(run: Run, runs: Sequence[Run]) -> Iterator[tuple[str, Any]]:
     """Parts of a summary that this file does not know, under the run's name where runs differ in them."""
-    known = {*_SummaryFile.model_fields, "sources", "differences"}
+    known = {*KNOWN, "sources", "differences"}
     for key, value in run.data.items():
         if key not in known:
             shared = all(other.data.get(key) == value for other in runs)

@@ -29,7 +29,7 @@ over tasks in per cent, with a 95 % interval. *Text only*: the score with every 
 where the method first prunes; what a method scores above it is what its kept tokens give. *vs random*: paired test
 against random selection at the same budget, corrected for the number of tests in the column. *Same as unpruned*: share
 of answers that equal the unpruned run's word for word."""
-_SPLIT: Final = """\
+SPLIT_READING: Final = """\
 *Easy*: the unpruned model has an answer, and so has the model with the picture scaled down to the same budget. *Hard*:
 the unpruned model has one, and the scaled-down picture does not give it. Scores in per cent over the questions of all
 tasks; on both groups the unpruned run is right by construction (for lists: has the points that it has)."""
@@ -152,7 +152,7 @@ def report(summary: Summary, pictures: dict[str, Path]) -> str:
 def _split(summary: Summary, model: str) -> list[str]:
     """Easy and hard questions, where there is such a split."""
     header, lines = split_grid(summary, model)
-    return [f"## {model}, easy and hard questions", markdown(header, lines), _SPLIT] if lines else []
+    return [f"## {model}, easy and hard questions", markdown(header, lines), SPLIT_READING] if lines else []
 
 
 def _time(summary: Summary, model: str) -> list[str]:
@@ -160,8 +160,13 @@ def _time(summary: Summary, model: str) -> list[str]:
     header, lines = time_grid(summary, model)
     if not lines:
         return []
-    settings = next(row for row in summary.data["timings"] if row["model"] == model)
-    return [f"## {model}, time", markdown(header, lines), _TIME.format_map(settings)]
+    return [f"## {model}, time", markdown(header, lines), time_reading(summary, model)]
+
+
+def time_reading(summary: Summary, model: str) -> str:
+    """How to read the timing pass of one model; empty where there was none."""
+    settings = next((row for row in summary.data["timings"] if row["model"] == model), None)
+    return "" if settings is None else _TIME.format_map(settings)
 
 
 def _differences(data: dict[str, Any]) -> str:

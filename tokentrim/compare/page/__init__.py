@@ -11,13 +11,25 @@ from typing import TYPE_CHECKING, Any, Final
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
 from tokentrim.compare.page import columns
 from tokentrim.compare.page.fronts import COSTS, chart
+from tokentrim.compare.report import SPLIT_READING, time_reading
 from tokentrim.compare.style import Look, looks
-from tokentrim.compare.tables import METRICS, budget_text, mark, metrics_of, p_text, row_name, score_text
+from tokentrim.compare.tables import (
+    METRICS,
+    budget_text,
+    mark,
+    metrics_of,
+    p_text,
+    row_name,
+    score_text,
+    split_grid,
+    time_grid,
+)
 from tokentrim.errors import UnsupportedError, complaint
 
 if TYPE_CHECKING:
     from tokentrim.compare.gallery import Gallery
-    from tokentrim.compare.summary import Row, Summary
+    from tokentrim.compare.rows import Row
+    from tokentrim.compare.summary import Summary
 
 # Shapes around (0, 0), under matplotlib's letters.
 _MARKERS: Final = {
@@ -40,7 +52,7 @@ _ROLES: Final = {
 _PLACED: Final = frozenset(
     {
         "command", "versions", "config_hash", "config", "models", "matched_by", "seeds", "cells", "overall", "skipped",
-        "failures", "first_failure", "notes", "sources", "differences",
+        "failures", "first_failure", "notes", "correction", "pooled", "timings", "sources", "differences",
     }
 )  # fmt: skip
 
@@ -77,7 +89,8 @@ def _content(summary: Summary, gallery: Gallery) -> dict[str, Any]:
     data = summary.data
     rows = [*summary.overall, *summary.cells]
     names = list(dict.fromkeys(row["method"] for row in rows))
-    strategies = {row["method"]: (row["strategy"] or {}).get("name", "") for row in summary.cells}
+    # Under any label a control stays one, whether it is a strategy or done to the pictures.
+    strategies = {row["method"]: row.get("control") or (row["strategy"] or {}).get("name", "") for row in summary.cells}
     look = {name: found for name, found in looks(names, strategies).items() if name in names}
     numbers = {name: number for number, name in enumerate(look)}
     return {
@@ -88,16 +101,19 @@ def _content(summary: Summary, gallery: Gallery) -> dict[str, Any]:
         "markers": _MARKERS,
         "glance": _glance(summary, look),
         "models": [_model(summary, model, look) for model in data["models"]],
-        "cells": _table(summary.cells, more=True),
+        "cells": _table([*summary.cells, *data["pooled"]], more=True),
         "groups": columns.GROUPS,
         "gallery": _shown(gallery, look, numbers),
-        "skipped": [
-            [row_name({"boundary": None, **row}), budget_text(row), row["task"], row["model"], row["skipped"]]
-            for row in data["skipped"]
-        ],
+        "skipped": [_unreached(row) for row in data["skipped"]],
         "further": {key: _further(value) for key, value in data.items() if key not in _PLACED and value},
         "inline": columns.inline,
     }
+
+
+def _unreached(row: Row) -> list[str]:
+    """What a budget that could not be reached says of itself."""
+    name = row_name({"boundary": None, "seeds": [], **row})
+    return [name, budget_text(row), row["task"], row["model"], row["skipped"]]
 
 
 def _model(summary: Summary, model: str, look: Mapping[str, Look]) -> dict[str, Any]:
@@ -109,7 +125,19 @@ def _model(summary: Summary, model: str, look: Mapping[str, Look]) -> dict[str, 
         charts = [found for cost in COSTS if (found := chart(rows, cost, look)) is not None]
         tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
         parts.append({"title": METRICS.get(metric, metric), "tasks": tasks, "charts": charts, "table": _table(rows)})
-    return {"name": model, "parts": parts, "tasks": _tasks(summary, model)}
+    return {
+        "name": model,
+        "parts": parts,
+        "tasks": _tasks(summary, model),
+        "grids": [
+            {"title": title, "about": about, "header": grid[0], "lines": grid[1]}
+            for title, grid, about in (
+                ("Easy and hard questions", split_grid(summary, model), SPLIT_READING),
+                ("Time", time_grid(summary, model), time_reading(summary, model)),
+            )
+            if grid[1]
+        ],
+    }
 
 
 def _table(rows: Sequence[Row], more: bool = False) -> dict[str, Any]:
@@ -126,7 +154,12 @@ def _table(rows: Sequence[Row], more: bool = False) -> dict[str, Any]:
 
 def _tasks(summary: Summary, model: str) -> dict[str, Any]:
     """Scores of every method and budget on every task."""
-    rows = [row for row in summary.cells if row["model"] == model]
+    pooled = [row for row in summary.data["pooled"] if row["model"] == model]
+    shown = {(row["method"], row["budget_requested"]) for row in pooled}
+    cells = [row for row in summary.cells if row["model"] == model]
+    order = list(dict.fromkeys((row["method"], row["budget_requested"]) for row in cells))
+    rows = [*(row for row in cells if (row["method"], row["budget_requested"]) not in shown), *pooled]
+    rows.sort(key=lambda row: order.index((row["method"], row["budget_requested"])))
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     lines: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
@@ -166,7 +199,7 @@ def _glance(summary: Summary, look: Mapping[str, Look]) -> list[dict[str, Any]]:
                 "score": score_text(best),
                 "random": "" if random is None else score_text(random),
                 "none": "" if none is None else score_text(none),
-                "p": p_text(best["p_vs_random"]),
+                "p": p_text(best["p_vs_random_adjusted"]),
             }
         )
     models, metrics = list(summary.data["models"]), [METRICS.get(name, name) for name in metrics_of(summary.overall)]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 Kind = Literal["text", "percent", "score", "number", "milliseconds", "p"]
-Group = Literal["what", "costs", "score", "tests", "times", "more"]
+Group = Literal["costs", "score", "tests", "hard", "times", "more"]
 GROUPS: Final[dict[Group, str]] = {
     "costs": "costs",
     "score": "score",
     "tests": "tests",
+    "hard": "easy and hard questions",
     "times": "times",
     "more": "everything else",
 }
@@ -45,6 +46,7 @@ class Value:
 
 
 _KNOWN: Final = (
+    Column("budget_realised", "realised", "percent", "costs", "the share that the budget means, as it was measured"),
     Column("layer_mean_ratio", "tokens per layer", "percent", "costs", "visual tokens, mean over layers, in prefill"),
     Column("kv_mean_ratio", "KV, mean", "percent", "costs", "visual entries of the cache, mean over decode steps"),
     Column("kv_end_ratio", "KV, end", "percent", "costs", "visual entries of the cache at the last decode step"),
@@ -54,12 +56,34 @@ _KNOWN: Final = (
     Column("accuracy_high", "to", "score", "score", "upper end of the 95 % interval"),
     Column("text_only_accuracy", "text only", "score", "score",
            "score with every visual token dropped where the method first prunes"),
-    Column("p_vs_random", "p vs random", "p", "tests", "paired test against random selection at the same budget"),
-    Column("p_vs_none", "p vs unpruned", "p", "tests", "paired test against the unpruned run"),
+    Column("p_vs_random_adjusted", "p vs random", "p", "tests",
+           "paired test against random selection at the same budget, corrected for the number of tests"),
+    Column("p_vs_none_adjusted", "p vs unpruned", "p", "tests",
+           "paired test against the unpruned run, corrected for the number of tests"),
     Column("agreement", "same as unpruned", "percent", "tests", "answers that equal the unpruned run's word for word"),
+    Column("easy_accuracy", "easy", "percent", "hard", "score on questions that a smaller picture answers anyway"),
+    Column("easy_low", "95 % from", "percent", "hard", "lower end of the easy questions' interval"),
+    Column("easy_high", "to", "percent", "hard", "upper end of the easy questions' interval"),
+    Column("easy_n", "easy questions", "number", "hard", "how many there are"),
+    Column("hard_accuracy", "hard", "percent", "hard", "score on questions that a smaller picture does not answer"),
+    Column("hard_low", "95 % from", "percent", "hard", "lower end of the hard questions' interval"),
+    Column("hard_high", "to", "percent", "hard", "upper end of the hard questions' interval"),
+    Column("hard_n", "hard questions", "number", "hard", "how many there are"),
+    Column("prefill_time_ratio", "prefill time", "percent", "times", "share of the unpruned run's, median"),
+    Column("prefill_time_low", "quartile from", "percent", "times", "of prefill time"),
+    Column("prefill_time_high", "to", "percent", "times", "of prefill time"),
+    Column("prefill_verdict", "prefill verdict", "text", "times", "whether prefill is faster beyond the spread"),
+    Column("decode_time_ratio", "decode time", "percent", "times", "per token, share of the unpruned run's"),
+    Column("total_time_ratio", "whole run", "percent", "times", "its time, as a share of the unpruned run's"),
+    Column("total_verdict", "whole run verdict", "text", "times", "whether all of it is faster beyond the spread"),
+    Column("peak_memory_ratio", "peak memory", "percent", "times", "beyond the weights, share of the unpruned run's"),
     Column("prefill_seconds", "prefill, ms", "milliseconds", "times", "per question"),
     Column("decode_seconds_per_token", "decode, ms", "milliseconds", "times", "per new token"),
     Column("selection_seconds", "selection, ms", "milliseconds", "times", "per question"),
+    Column("p_vs_random", "p vs random, raw", "p", "more", "not corrected"),
+    Column("p_vs_none", "p vs unpruned, raw", "p", "more", "not corrected"),
+    Column("budget_deviation", "off budget", "percent", "more", "realised less requested"),
+    Column("picture_ratio", "pixels left", "percent", "more", "of those that the tower would look at"),
     Column("n", "answered", "number", "more", "questions that were answered"),
     Column("failures", "failed", "number", "more", "questions that failed; they are in no score"),
     Column("layer_mean_tokens", "tokens", "number", "more", "visual tokens, mean over layers"),

@@ -12,8 +12,8 @@ from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
 from tokentrim.compare.tables import budget_text, p_text, row_name, score_text
 
 if TYPE_CHECKING:
+    from tokentrim.compare.rows import Row
     from tokentrim.compare.style import Look
-    from tokentrim.compare.summary import Row
 
 COSTS: Final = {
     "layer_mean_ratio": "visual tokens, mean over layers",
@@ -167,7 +167,8 @@ def _point(row: Row, cost: str, frame: _Frame) -> Point:
     low, high = (None if row[name] is None else frame.y(row[name]) for name in ("accuracy_low", "accuracy_high"))
     lines = [" · ".join(part for part in (row_name(row), budget_text(row)) if part), f"score {score_text(row)}"]
     lines += [f"{title}: {100 * row[name]:.1f} %" for name, title in COSTS.items() if row.get(name) is not None]
-    lines += [f"vs random: {p_text(row['p_vs_random'])}"] if row.get("p_vs_random") is not None else []
+    p = row.get("p_vs_random_adjusted")
+    lines += [f"vs random: {p_text(p)}"] if p is not None else []
     return Point(frame.x(row[cost]), frame.y(row["accuracy"]), low, high, "\n".join(lines))
 
 
@@ -189,7 +190,7 @@ def _labels(series: Sequence[Series], column: float, frame: _Frame) -> tuple[Lab
         last = max(one.points, key=lambda point: point.x)
         text = shorten(one.method, _LETTERS, placeholder="…") or one.method[:_LETTERS]
         if one.look.role == "text":
-            found.append(Label(one.method, text, last.x + 8, last.y + 4, last.x, last.y, "start"))
+            found.append(Label(one.method, text, last.x, last.y - 8, last.x, last.y, "middle"))
         elif last.x > column:
             found.append(Label(one.method, text, last.x - 8, last.y + 4, last.x, last.y, "end"))
         else:

@@ -1,0 +1,237 @@
+"""Results folders read back: what reports need of a run, checked before anything is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tokentrim.compare.gallery import SCHEMA, Gallery
+from tokentrim.errors import ResultsError, complaint
+
+
+class _Row(BaseModel):
+    """What reports read of every row; whatever else is there travels along."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    method: str
+    model: str
+    metric: str
+    n: int
+    budget_requested: float | None
+    matched_by: str
+    seed: int | None
+    seeds: list[int]
+    boundary: int | float | None
+    budget_realised: float | None
+    layer_mean_ratio: float | None
+    kv_mean_ratio: float | None
+    kv_end_ratio: float | None
+    flops_ratio: float | None
+    accuracy: float | None
+    accuracy_low: float | None
+    accuracy_high: float | None
+    text_only_accuracy: float | None
+    p_vs_random: float | None
+    p_vs_random_adjusted: float | None
+    easy_accuracy: float | None
+    hard_n: int | None
+    hard_accuracy: float | None
+    hard_low: float | None
+    hard_high: float | None
+    agreement: float | None
+    failures: int
+
+
+class _CellRow(_Row):
+    task: str
+    key: str
+    strategy: dict[str, Any] | None
+
+
+class _Spread(BaseModel):
+    median: float
+    low: float
+    high: float
+
+
+class _TimingRow(BaseModel):
+    model: str
+    method: str
+    budget_requested: float | None
+    matched_by: str
+    repeats: int
+    questions: int
+    new_tokens: int
+    prefill_spread: _Spread
+    prefill_ratio_spread: _Spread | None
+    selection_spread: _Spread
+    decode_spread: _Spread
+    decode_ratio_spread: _Spread | None
+    total_spread: _Spread
+    total_ratio_spread: _Spread | None
+    peak_bytes: float | None
+    peak_memory_ratio: float | None
+    prefill_verdict: str | None
+    total_verdict: str | None
+
+
+class _OverallRow(_Row):
+    tasks: list[str]
+
+
+class _SkippedRow(BaseModel):
+    method: str
+    model: str
+    task: str
+    budget_requested: float | None
+    matched_by: str
+    seed: int | None
+    skipped: str
+
+
+class _SummaryFile(BaseModel):
+    command: str
+    versions: dict[str, str]
+    config_hash: str
+    config: dict[str, Any]
+    models: dict[str, dict[str, Any]]
+    matched_by: dict[str, str]
+    seeds: list[int]
+    correction: str
+    cells: list[_CellRow]
+    pooled: list[_CellRow]
+    overall: list[_OverallRow]
+    timings: list[_TimingRow]
+    skipped: list[_SkippedRow]
+    failures: int
+    first_failure: str | None
+    notes: list[str]
+
+
+class _Image(BaseModel):
+    src: str
+    width: int
+    height: int
+
+
+class _Grid(BaseModel):
+    planes: list[tuple[int, int, int, int, int]]
+    runs: list[tuple[int, int, int]]
+
+
+class _Line(BaseModel):
+    method: str
+    budget_requested: float | None
+    seed: int | None
+    boundary: int | None
+    cells: int
+    n_visual: int
+    n_layers: int
+    steps: int
+    prefill: list[tuple[int, str]]
+    evictions: list[tuple[str, list[tuple[int, str]]]]
+    tokens: list[str]
+    prediction: str
+    score: float | None
+
+
+class _Question(BaseModel):
+    model: str
+    task: str
+    metric: str
+    sample: str
+    question: str
+    answer: str
+    images: str
+    cells: list[_Grid]
+    methods: list[_Line]
+
+
+class _GalleryFile(BaseModel):
+    images: dict[str, list[_Image]]
+    questions: list[_Question]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What reports need of one results folder.
+
+    Attributes:
+        name: of the folder, made distinct from those of other runs.
+        folder: where it lies.
+        data: the content of ``summary.json``.
+        gallery: the content of ``gallery.json``.
+    """
+
+    name: str
+    folder: Path
+    data: dict[str, Any]
+    gallery: Gallery
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read results folders.
+
+    Raises:
+        ResultsError: when one is not there, not finished, or not what tokentrim wrote.
+    """
+    runs: list[Run] = []
+    for folder in folders:
+        if any(folder.resolve() == run.folder.resolve() for run in runs):
+            raise ResultsError(complaint("a results folder", "be named once", str(folder)))
+        name, taken = folder.resolve().name, {run.name for run in runs}
+        again = (f"{name} ({number})" for number in range(2, len(folders) + 2))
+        distinct = name if name not in taken else next(found for found in again if found not in taken)
+        runs.append(_read(folder, distinct))
+    return runs
+
+
+def _read(folder: Path, name: str) -> Run:
+    if not folder.is_dir():
+        raise ResultsError(
+            complaint("a results folder", "be an existing folder", str(folder), "name what 'compare --out' wrote")
+        )
+    if not (folder / "summary.json").exists() and (folder / "cells").is_dir():
+        hint = "the run was stopped: run the same 'tokentrim compare' again, which finishes it"
+        raise ResultsError(complaint(f"the results folder {folder}", "hold a summary.json beside its cells", hint=hint))
+    data, gallery = _json(folder / "summary.json"), _json(folder / "gallery.json")
+    _check(folder / "summary.json", _SummaryFile, data)
+    if gallery.get("schema") != SCHEMA:
+        raise ResultsError(
+            complaint(f"the schema of {folder / 'gallery.json'}", f"be {SCHEMA}", gallery.get("schema"),
+                      "write it anew: run the same 'tokentrim compare' again with this version")
+        )  # fmt: skip
+    _check(folder / "gallery.json", _GalleryFile, gallery)
+    return Run(name, folder, data, gallery)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        hint = f"{cause}; name a folder that 'tokentrim compare' has finished"
+        raise ResultsError(complaint(str(path), "be what tokentrim wrote", hint=hint)) from cause
+    if not isinstance(found, dict):
+        raise ResultsError(complaint(str(path), "hold a JSON object", found))
+    return found
+
+
+def _check(path: Path, schema: type[BaseModel], data: dict[str, Any]) -> None:
+    """Raise ResultsError unless the data is what reports read."""
+    try:
+        schema.model_validate(data)
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        hint = f"{where}: {first['msg']}; run the same 'tokentrim compare' again, which writes it anew"
+        raise ResultsError(complaint(str(path), "be what this version of tokentrim writes", hint=hint)) from cause
+
+
+KNOWN: Final = frozenset(_SummaryFile.model_fields)
+"""Parts of a summary that reports know."""
