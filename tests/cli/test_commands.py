@@ -9,7 +9,7 @@ import yaml
 
 from tokentrim.plugins import KINDS, registry
 
-COMMANDS = ("run", "compare", "plan", "ls", "show", "validate", "bench", "plugins", "schema", "doctor")
+COMMANDS = ("run", "compare", "report", "plan", "ls", "show", "validate", "bench", "plugins", "schema", "doctor")
 HEAVY = ("torch", "transformers", "numpy", "matplotlib", "scipy")
 
 

@@ -123,8 +123,8 @@ def test_a_page_without_pictures_or_methods_is_still_a_page(finished):
 
 def rows(scores, unit="%"):
     base = {
-        "metric": "exact", "tasks": ["t"], "seed": None, "seeds": [], "boundary": 2, "matched_by": "fixed", "unit": unit,
-        "failures": 0, "kv_mean_ratio": None, "flops_ratio": 0.5,
+        "metric": "exact", "tasks": ["t"], "seed": None, "seeds": [], "boundary": 2, "matched_by": "fixed",
+        "unit": unit, "failures": 0, "kv_mean_ratio": None, "flops_ratio": 0.5,
     }  # fmt: skip
     return [
         {**base, "method": method, "budget_requested": x, "layer_mean_ratio": x, "accuracy": y, "accuracy_low": None,

@@ -18,7 +18,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write to; default: the results folder itself.")
     ] = None,
-    chosen: FormatOption = None,
+    formats: FormatOption = None,
     allow_different: Annotated[
         list[str] | None,
         typer.Option(
@@ -34,7 +34,7 @@ def report(
     """
     from tokentrim.compare.report import publish, require_formats
 
-    formats = require_formats(formats_of(chosen))
+    wanted = require_formats(formats_of(formats))
     from tokentrim.compare.merge import KINDS, merge
     from tokentrim.compare.readback import read_runs
     from tokentrim.compare.summary import Summary
@@ -54,7 +54,7 @@ def report(
         target.mkdir(parents=True, exist_ok=True)
     except OSError as cause:
         raise ResultsError(complaint(f"the folder {target}", "be writable", hint=str(cause))) from cause
-    summary = publish(Summary(target, data), gallery, formats)
+    summary = publish(Summary(target, data), gallery, wanted)
     if as_json:
         emit({name: str(path) for name, path in summary.files.items()})
         return
