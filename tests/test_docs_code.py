@@ -51,6 +51,7 @@ COMMANDS_NOT_RUN = {
     "cd ": "a change of folder",
     "git ": "needs a repository",
     "tokentrim compare": "minutes; tests/compare runs it smaller",
+    "tokentrim report": "needs finished runs; tests/compare/test_report_merge.py runs it",
     "tokentrim calibrate": "minutes; tests/calibrate runs it smaller",
     "tokentrim train": "minutes; tests/train runs it smaller",
     "tokentrim bench": "minutes; tests/bench runs it smaller",
