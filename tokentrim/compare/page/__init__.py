@@ -52,7 +52,7 @@ _ROLES: Final = {
 _PLACED: Final = frozenset(
     {
         "command", "versions", "config_hash", "config", "models", "matched_by", "seeds", "cells", "overall", "skipped",
-        "failures", "first_failure", "notes", "correction", "pooled", "timings", "sources", "differences",
+        "failures", "first_failure", "notes", "correction", "executor", "pooled", "timings", "sources", "differences",
     }
 )  # fmt: skip
 
@@ -94,7 +94,7 @@ def _content(summary: Summary, gallery: Gallery) -> dict[str, Any]:
     look = {name: found for name, found in looks(names, strategies).items() if name in names}
     numbers = {name: number for number, name in enumerate(look)}
     return {
-        "data": {"differences": [], "sources": [], **data},
+        "data": {"differences": [], "sources": [], "executor": None, **data},
         "look": look,
         "number": numbers,
         "roles": _ROLES,
