@@ -1,7 +1,7 @@
 """What each strategy costs, measured: read from a comparison's summary, kept for the tables of the docs.
 
-``python -m tests.costs runs/methods/summary.json`` writes docs/results/costs.json, and then ``python tests/test_docs.py``
-the tables. The comparison is docs/examples/configs/compare-methods.yaml, on an idle machine.
+``python -m tests.costs runs/methods/summary.json`` writes docs/results/costs.json, and ``python tests/test_docs.py``
+then the tables. The comparison is docs/examples/configs/compare-methods.yaml, on an idle machine.
 """
 
 from __future__ import annotations
