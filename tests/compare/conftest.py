@@ -11,6 +11,7 @@ SMALL = {
     "strategies": ["random", "fastv", "oracle", {"strategy": {"name": "vta", "horizon": 4}, "match": "kv_ratio"}],
     "budgets": [0.5],
     "batch_size": 3,
+    "timing": False,
 }
 
 

@@ -143,6 +143,7 @@ ONE = {
     "budgets": [0.5],
     "text_only": False,
     "controls": [],
+    "timing": False,
 }
 
 

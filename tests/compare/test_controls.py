@@ -66,7 +66,7 @@ def test_a_whole_budget_leaves_the_picture_alone():
 
 def cell_of(model, **more):
     config = load_compare({"models": [model], "tasks": ["where"], "strategies": ["none"], "budgets": [0.25],
-                           "samples": 3, "batch_size": 3, "text_only": False , **more})  # fmt: skip
+                           "samples": 3, "batch_size": 3, "text_only": False, "timing": False, **more})  # fmt: skip
     cells = expand(config, [locate(spec) for spec in config.models])
     return next(cell for cell in cells if cell.control == "downscale")
 

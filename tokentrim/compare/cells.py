@@ -191,7 +191,7 @@ def _cell(config: CompareConfig, model: ModelTarget, task: TaskSpec, variant: Va
         model, task, config.samples_of(task), config.split, variant.method, variant.strategy, variant.match,
         variant.budget, variant.seed, variant.boundary, max_new_tokens=limit, batch_size=config.batch_size,
         pictures=config.pictures, control=variant.control,
-        timing=Timing() if variant.match == MEASURED else None,
+        timing=(config.timing or Timing()) if variant.match == MEASURED else None,
     )  # fmt: skip
 
 

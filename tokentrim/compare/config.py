@@ -22,11 +22,11 @@ from tokentrim.tasks import Split
 from tokentrim.validation import check
 from tokentrim.yaml_reader import Where
 
-Share: TypeAlias = Literal["layer_mean_ratio", "kv_ratio", "flops_ratio"]
+Share: TypeAlias = Literal["layer_mean_ratio", "kv_ratio", "flops_ratio", "prefill_time_ratio"]
 Match: TypeAlias = Share | Literal["fixed"]
 Correction: TypeAlias = Literal["holm", "bonferroni", "fdr_bh", "none"]
 Control: TypeAlias = Literal["downscale"]
-MEASURED: str = "prefill_time_ratio"
+MEASURED: Final = "prefill_time_ratio"
 """The share that no plan knows: a knob is solved for it by measuring."""
 DOWNSCALE: Final = "downscale"
 DEFAULT: Final = "default.yaml"
@@ -130,7 +130,7 @@ class Budgets(_Part):
 
     match: Share = Field(
         default="layer_mean_ratio",
-        description="the share of the unpruned run that is made equal",
+        description="the share of the unpruned run that is made equal; prefill_time_ratio is measured",
     )
     values: tuple[float, ...] = Field(default=(0.5, 0.3, 0.2), description="shares in (0, 1]")
 
@@ -171,9 +171,12 @@ class CompareConfig(_Part):
     pictures: int = Field(default=1, ge=0, description="questions per task whose kept tokens are recorded for kept.png")
     correction: Correction = Field(default="holm", description="of p values for the number of comparisons")
     executor: Executor | None = Field(default=None, description="where cells are run: ray, {name: local, workers: 2}")
-    # timing here
+    timing: Timing | None = Field(default=Timing(), description="the timing pass; false leaves it out")
 
-    # on or off here
+    @field_validator("timing", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: Any) -> Any:
+        return {True: Timing(), False: None}[value] if isinstance(value, bool) else value
 
     @field_validator("controls")
     @classmethod

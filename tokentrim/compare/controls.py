@@ -33,7 +33,7 @@ from tokentrim.shape import ModelShape, VisionShape
 from tokentrim.tilings import AnyResolution, FixedGrid
 
 Form = Literal["fewer tokens", "same tokens"]
-_EQUAL: Final = "uniform"  # whose tokens are matched: it drops at the input and knows nothing
+EQUAL: Final = "uniform"  # whose tokens are matched: it drops at the input and knows nothing
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def smaller(cell: Cell, work: Work) -> Smaller:
     Raises:
         Unreachable: when ``uniform`` cannot be brought to the cell's budget.
     """
-    rival = replace(cell, strategy=strategy_from(_EQUAL), control=None)
+    rival = replace(cell, strategy=strategy_from(EQUAL), control=None)
     full: dict[int, Prompt] = {}
     target: dict[int, int] = {}
     for batch in work.batches:

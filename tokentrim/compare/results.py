@@ -2,6 +2,8 @@
 
 DIR/config.json          what was asked, with its hash
 DIR/cells/<key>.jsonl    one finished cell: a line about the cell, then one line per question
+DIR/timings/<key>.json   one method at one budget, timed beside the unpruned model
+DIR/knobs/<key>.json     one knob that was solved by measuring time
 DIR/results.jsonl        all questions of all cells, rebuilt from the cells
 DIR/summary.json         one object per cell, rebuilt from the cells
 DIR/gallery.json         pictures, and what every method kept of them, rebuilt from the cells
@@ -131,6 +133,29 @@ class ResultsFolder:
     def write(self, cell: Cell, result: CellResult) -> None:
         """Store a finished cell."""
         write_lines(self._file(cell), [result.head, *result.samples])
+
+    def measured(self, kind: str, key: str) -> dict[str, Any] | None:
+        """What was measured under ``key``, or None where nothing was yet.
+
+        Raises:
+            ResultsError: when its file is not what tokentrim wrote.
+        """
+        path = self.path / kind / f"{key}.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as cause:
+            raise ResultsError(
+                complaint(f"{path}", "be what tokentrim wrote there", hint=f"{cause}; remove the file and run again")
+            ) from cause
+
+    def keep(self, kind: str, key: str, data: dict[str, Any] | None) -> None:
+        """Store what was measured, so that nobody measures it again."""
+        if data is not None:
+            path = self.path / kind / f"{key}.json"
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, data)
 
     def write_results(self, results: Iterable[CellResult]) -> Path:
         """Rebuild ``results.jsonl``."""

@@ -184,6 +184,8 @@ def _common(members: Sequence[Cell], index: Index, times: Times, costs: Sequence
     realised = None
     if first.budget is not None:
         realised = row["picture_ratio"] if row["form"] == "same tokens" else row.get(_REALISED[first.match])
+        if realised is None and first.match == MEASURED:  # without a timing pass: what was measured for the knob
+            realised = (index.head(first, "solved") or {}).get("realised")
     return {
         **row,
         "budget_realised": realised,

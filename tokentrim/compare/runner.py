@@ -14,11 +14,13 @@ from tokentrim.compare.batches import expected_new_tokens, make_batches
 from tokentrim.compare.cells import Cell, ModelTarget, expand, further_text_only, locate, versions
 from tokentrim.compare.config import CompareConfig, load_compare
 from tokentrim.compare.gallery import gallery_of
+from tokentrim.compare.matching import solve_measured
 from tokentrim.compare.progress import Progress, Silent
 from tokentrim.compare.ranks import ALONE, Ranks, join, started
 from tokentrim.compare.report import publish, require_formats
 from tokentrim.compare.results import CellResult, ResultsFolder, failed
 from tokentrim.compare.summary import Summary, build
+from tokentrim.compare.timing import time_cells
 from tokentrim.compare.work import Work
 from tokentrim.errors import DataError, UnsupportedError, complaint
 from tokentrim.executors import Executor, choose
@@ -77,6 +79,7 @@ def run(
     session = _Session(chosen, ranks, folder, told)
     results = session.finished(cells)
     told.start(len(cells), len(results))
+    cells = ranks.share(lambda: solve_measured(cells, results, folder, told))
     results |= session.complete([cell for cell in cells if cell.key not in results])
     # Where a method began to drop tokens may only be known now; text-only has to stand there as well.
     further = further_text_only(settings, cells, results)
@@ -85,7 +88,7 @@ def run(
         cells += further
         told.start(len(cells), len(results))
         results |= session.complete([cell for cell in further if cell.key not in results])
-    return ranks.share(lambda: _store(settings, models, cells, results, folder, written, chosen, wanted))
+    return ranks.share(lambda: _store(settings, models, cells, results, folder, written, chosen, wanted, told))
 
 
 def _meet(executor: Executor, models: Sequence[ModelTarget], cells: Sequence[Cell]) -> Ranks:
@@ -186,8 +189,10 @@ def _store(
     command: str,
     executor: Executor,
     formats: Sequence[str],
+    told: Progress,
 ) -> Summary:
-    """Rebuild everything that is derived from the cells."""
+    """Rebuild everything that is derived from the cells, once the timing pass has run."""
+    timings = time_cells(config, cells, results, folder, told)
     ordered = [results[cell.key] for cell in cells]
     files = {"results": folder.write_results(ordered)}
     placed = {result.head["model"]: result.head.get("placement") for result in ordered}
@@ -208,7 +213,7 @@ def _store(
             for model in models
         },
     }
-    data = build(cells, results, about, correction=config.correction)
+    data = build(cells, results, about, timings, config.correction)
     return publish(Summary(folder.path, data, files), gallery_of(cells, results), formats)
 
 

@@ -1,0 +1,91 @@
+"""Budgets as shares of measured time: the search over a knob, and that a measurement is kept."""
+
+from dataclasses import replace
+
+import pytest
+
+from tokentrim.compare import matching, run
+from tokentrim.compare.batches import Batch
+from tokentrim.compare.cells import expand, locate
+from tokentrim.compare.config import load_compare
+from tokentrim.compare.results import CellResult, ResultsFolder
+from tokentrim.compare.work import Unreachable, measured
+from tokentrim.plan import plan
+
+BATCH = Batch((0,), (), {}, 100, (20,))
+
+
+def cell_of(strategy, budget=0.5):
+    config = load_compare({"models": ["testbed-plain"], "tasks": ["where"], "controls": [], "text_only": False,
+                           "strategies": [strategy],
+                           "budgets": {"match": "prefill_time_ratio", "values": [budget]}})  # fmt: skip
+    cells = expand(config, [locate(config.models[0])])
+    return next(cell for cell in cells if cell.budget is not None)
+
+
+def planned(cell, fixed=0.3):
+    """A clock on which time is a fixed part and the rest in proportion to planned FLOPs."""
+
+    def share(strategy):
+        found = plan(strategy, cell.model.shape, 100, 20, 1).usage.flops_ratio
+        return {"share": fixed + (1 - fixed) * found, "low": 0.0, "high": 1.0, "repeats": 3}
+
+    return share
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "fastv", "pvtp", "vtw", {"name": "pool"}])
+def test_the_costliest_setting_that_is_not_above_the_budget_is_found(strategy):
+    cell = cell_of(strategy, 0.7)
+    share = planned(cell)
+    row = matching._solve(cell, BATCH, share)
+    found = matching._solved(row)
+    assert found.about["realised"] <= 0.7
+    exact = cell.strategy.strategy.at_budget(cell.model.shape, 100, flops_ratio=(0.7 - 0.3) / 0.7, n_text=20)[0]
+    assert found.about["realised"] == pytest.approx(share(exact)["share"], abs=0.01)
+    assert measured(replace(cell, solved=found)) == found.strategy.strategy
+    assert len(found.about["probes"]) <= 11
+
+
+def test_a_budget_below_the_cheapest_setting_is_out_of_reach():
+    cell = cell_of("uniform", 0.2)
+    found = matching._solved(matching._solve(cell, BATCH, planned(cell)))
+    with pytest.raises(Unreachable, match="unpruned prefill time"):
+        measured(replace(cell, solved=found))
+
+
+def test_a_knob_that_leaves_prefill_alone_cannot_be_matched_by_its_time():
+    cell = cell_of({"strategy": "vta", "match": "prefill_time_ratio"})
+    found = matching._solved(matching._solve(cell, BATCH, planned(cell)))
+    with pytest.raises(Unreachable, match="tokens of prefill"):
+        measured(replace(cell, solved=found))
+
+
+def test_finished_cells_need_no_measurement(tmp_path, monkeypatch):
+    cell = cell_of("uniform")
+    monkeypatch.setattr(matching, "load_model", lambda *_: pytest.fail("nothing is to be measured"))
+    folder = ResultsFolder(tmp_path)
+    assert matching.solve_measured([cell], {cell.key: CellResult({}, [])}, folder, None) == [cell]
+
+
+@pytest.mark.slow
+def test_a_comparison_at_equal_time(tmp_path):
+    config = {
+        "models": ["testbed-plain"],
+        "tasks": ["where"],
+        "samples": 2,
+        "strategies": ["uniform"],
+        "controls": ["downscale"],
+        "budgets": {"match": "prefill_time_ratio", "values": [0.95]},
+        "text_only": False,
+        "timing": {"repeats": 3, "questions": 2, "new_tokens": 2, "memory": False},
+    }
+    summary = run(config, tmp_path)
+    assert summary.failures == 0
+    rows = {row["method"]: row for row in (*summary.cells, *summary.data["skipped"])}
+    assert set(rows) == {"none", "uniform", "downscale"}
+    if "skipped" not in rows["uniform"] or rows["uniform"]["skipped"] is None:
+        assert rows["uniform"]["budget_realised"] == rows["uniform"]["prefill_time_ratio"]
+    before = sorted(path.name for path in (tmp_path / "knobs").iterdir())
+    (next((tmp_path / "cells").iterdir())).unlink()
+    run(config, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "knobs").iterdir()) == before

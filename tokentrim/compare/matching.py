@@ -1,0 +1,153 @@
+"""Budgets as shares of measured prefill time: knobs that are solved by measuring, before any cell runs.
+
+No plan knows time, so a method is timed against the unpruned run at several settings of its knob, on questions of the
+calibration split, and the knob is bisected for the highest share that is not above the budget. What was found is kept
+in the results folder and in the head of every cell: nobody measures it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, Final
+
+from tokentrim.budgeting import Knob, find_knob
+from tokentrim.compare.batches import Batch
+from tokentrim.compare.cells import Cell, Solved, versions
+from tokentrim.compare.config import MEASURED, digest
+from tokentrim.compare.controls import EQUAL
+from tokentrim.compare.progress import Progress
+from tokentrim.compare.results import CellResult, ResultsFolder
+from tokentrim.compare.timing import Arm, pairs, timed_task, timed_work
+from tokentrim.config import strategy_from
+from tokentrim.errors import StrategyError, complaint
+from tokentrim.loading import load_model
+from tokentrim.plan import planned_layer_tokens
+from tokentrim.strategy import Strategy
+
+_PROBES: Final = 9  # halvings of a knob's range: beyond these, neighbouring settings differ by less than times do
+_SPLIT: Final = "calibration"
+
+Share = Callable[[Strategy], dict[str, Any]]
+
+
+def solve_measured(
+    cells: Sequence[Cell], finished: Mapping[str, CellResult], folder: ResultsFolder, told: Progress
+) -> list[Cell]:
+    """The same cells, those that are matched by time with their knobs solved.
+
+    To be called while no cell runs. Costs nothing where no budget is a share of time.
+    """
+    found: dict[str, Solved] = {}
+    for target, listed in groupby(cells, key=lambda cell: cell.model):
+        members = list(listed)
+        due = {_key(cell): cell for cell in members if cell.match == MEASURED and cell.budget is not None}
+        held = {key: folder.measured("knobs", key) for key in due}
+        pending = [key for key, row in held.items() if row is None]
+        if any(cell.key not in finished and _key(cell) in pending for cell in members if cell.match == MEASURED):
+            told.say(f"measuring prefill time on {target.name} to solve {len(pending)} budgets")
+            loaded = load_model(target.folder, target.spec.device, target.spec.dtype)
+            task = timed_task(members)
+            shares: dict[str, dict[Strategy, dict[str, Any]]] = {}
+            for key in pending:
+                cell = next(other for other in members if other.task.task == task)
+                settings = due[key].timing
+                if settings is None or due[key].budget is None:
+                    continue
+                work = timed_work(cell, loaded, _SPLIT, settings.questions)
+                known = shares.setdefault(due[key].method, {})
+                held[key] = _solve(due[key], work.batches[-1], _measurer(Arm(work), due[key], known))
+                folder.keep("knobs", key, held[key])
+        found |= {key: _solved(row) for key, row in held.items() if row is not None}
+    return [
+        replace(cell, solved=found.get(_key(cell))) if cell.match == MEASURED and cell.budget is not None else cell
+        for cell in cells
+    ]
+
+
+def _key(cell: Cell) -> str:
+    """What a measurement depends on: the same for all tasks and seeds of a method."""
+    spec = {name: value for name, value in _spec(cell).items() if name != "seed"}
+    settings = None if cell.timing is None else cell.timing.model_dump()
+    model = [cell.model.fingerprint, cell.model.device, cell.model.spec.dtype]
+    return digest({"model": model, "versions": versions(), "strategy": spec, "budget": cell.budget, "timing": settings})
+
+
+def _spec(cell: Cell) -> dict[str, Any]:
+    """Whose knob is turned: the cell's own strategy, or the one whose tokens smaller pictures are to be worth."""
+    return strategy_from(EQUAL).as_dict() if cell.control is not None else cell.strategy.as_dict()
+
+
+def _measurer(unpruned: Arm, cell: Cell, known: dict[Strategy, dict[str, Any]]) -> Share:
+    """Measures the share of prefill time that a strategy takes; settings that were measured before are remembered."""
+    from tokentrim.bench.result import Spread
+
+    repeats = 0 if cell.timing is None else cell.timing.repeats
+
+    def share(strategy: Strategy) -> dict[str, Any]:
+        if strategy not in known:
+            timed = pairs(unpruned, Arm(unpruned.work, strategy), repeats, 1)
+            spread = Spread.of([mine.prefill / theirs.prefill for theirs, mine in timed])
+            known[strategy] = {"share": spread.median, "low": spread.low, "high": spread.high, "repeats": repeats}
+        return known[strategy]
+
+    return share
+
+
+def _solve(cell: Cell, batch: Batch, share: Share) -> dict[str, Any]:
+    """The highest setting of the knob whose measured share is not above the budget, as plain data."""
+    target, shape = cell.budget or 1.0, cell.model.shape
+    probes: list[dict[str, Any]] = []
+    try:
+        knob = find_knob(strategy_from(_spec(cell)).strategy, max(batch.n_visual, shape.n_layers))
+    except StrategyError as reason:
+        return {"strategy": None, "reason": str(reason), "about": None}
+
+    def tokens(index: int) -> int:
+        return sum(planned_layer_tokens(knob.at(index).spatial_parts, shape, batch.n_visual))
+
+    def cost(index: int) -> float:
+        found = share(knob.at(index))
+        probes.append({"value": knob.value(index), **found})
+        return found["share"]
+
+    ends = (0, knob.steps) if tokens(knob.steps) > tokens(0) else (knob.steps, 0)
+    if tokens(ends[0]) == tokens(ends[1]):
+        return _unreachable(knob, probes, "change the tokens of prefill", "it acts on other costs alone")
+    if cost(ends[0]) > target:
+        least = f"{probes[-1]['share']:.3f}"
+        return _unreachable(knob, probes, f"reach the share {target} of the unpruned prefill time", f"at least {least}")
+    index = ends[1] if cost(ends[1]) <= target else _bisect(ends, tokens, cost, target)
+    about = {
+        "requested": target,
+        "realised": next(probe for probe in probes if probe["value"] == knob.value(index))["share"],
+        "knob": knob.name,
+        "value": knob.value(index),
+        "probes": probes,
+    }
+    return {"strategy": knob.at(index).spec(), "reason": "", "about": about}
+
+
+def _bisect(ends: tuple[int, int], tokens: Callable[[int], int], cost: Callable[[int], float], target: float) -> int:
+    """The costliest index found whose share is not above the target; the first end's is not, the second's is."""
+    low, high = ends
+    for _ in range(_PROBES):
+        middle = (low + high) // 2
+        if middle in (low, high) or tokens(low) == tokens(high):
+            break
+        low, high = (middle, high) if cost(middle) <= target else (low, middle)
+    return low
+
+
+def _unreachable(knob: Knob, probes: Sequence[dict[str, Any]], must: str, got: str) -> dict[str, Any]:
+    reason = complaint(
+        f"budget knob {knob.name!r} of strategy {knob.whom!r}", must, got, "raise the budget, or match another cost"
+    )
+    return {"strategy": None, "reason": reason, "about": {"knob": knob.name, "probes": list(probes)}}
+
+
+def _solved(row: Mapping[str, Any]) -> Solved:
+    """What a measurement found, from its plain data."""
+    strategy = row["strategy"]
+    return Solved(None if strategy is None else strategy_from(strategy), row["about"] or {}, row["reason"])
