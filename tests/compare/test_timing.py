@@ -62,7 +62,7 @@ def test_what_was_timed_is_not_timed_again(timed, monkeypatch):
 
 def test_a_verdict_needs_more_than_the_spread_of_the_unpruned_runs():
     unpruned = Spread(median=1.0, low=0.95, high=1.05, n=5)
-    assert timing.verdict(0.85, unpruned) == timing.SAVING
-    assert timing.verdict(0.95, unpruned) == timing.UNCLEAR
-    assert timing.verdict(1.05, unpruned) == timing.UNCLEAR
-    assert timing.verdict(1.15, unpruned) == timing.NO_SAVING
+    assert timing.verdict(Spread(0.8, 0.75, 0.85, 5), unpruned) == timing.SAVING
+    assert timing.verdict(Spread(0.8, 0.75, 0.95, 5), unpruned) == timing.UNCLEAR
+    assert timing.verdict(Spread(1.2, 1.05, 1.30, 5), unpruned) == timing.UNCLEAR
+    assert timing.verdict(Spread(1.2, 1.15, 1.30, 5), unpruned) == timing.NO_SAVING

@@ -223,7 +223,7 @@ def _row(cell: Cell, unpruned: Arm, unpruned_peak: int | None, settings: Timing)
             f"{name}_time_ratio": ratio.median,
         }
         if name != "decode":
-            row[f"{name}_verdict"] = verdict(ratio.median, Spread.of(theirs))
+            row[f"{name}_verdict"] = verdict(ratio, Spread.of(theirs))
     prefill = row["prefill_ratio_spread"]
     peak = peak_of(arm, settings.new_tokens) if settings.memory else None
     return {
@@ -237,14 +237,14 @@ def _row(cell: Cell, unpruned: Arm, unpruned_peak: int | None, settings: Timing)
     }
 
 
-def verdict(ratio: float, unpruned: Spread) -> str:
-    """Whether a method is faster or slower than the unpruned runs differ among themselves.
+def verdict(ratio: Spread, unpruned: Spread) -> str:
+    """Whether three of four runs of a method are faster, or slower, by more than unpruned runs differ.
 
     Args:
-        ratio: median of its time against the unpruned run's, selection included.
+        ratio: of its time to the unpruned run's, selection included.
         unpruned: of the unpruned runs; the distance of its quartiles is the spread.
     """
     spread = (unpruned.high - unpruned.low) / unpruned.median
-    if ratio < 1 - spread:
+    if ratio.high < 1 - spread:
         return SAVING
-    return NO_SAVING if ratio > 1 + spread else UNCLEAR
+    return NO_SAVING if ratio.low > 1 + spread else UNCLEAR
