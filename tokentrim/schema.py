@@ -29,12 +29,13 @@ def build_schema() -> dict[str, Any]:
 
 def build_compare_schema() -> dict[str, Any]:
     """The schema of a comparison's file. A strategy that cannot be imported is left out."""
-    from tokentrim.compare.config import CompareConfig
+    from tokentrim.compare.config import DOWNSCALE, CompareConfig
 
     described = CompareConfig.model_json_schema(ref_template=_REFERENCE)
     definitions: dict[str, Any] = {**_strategies(), **described.pop("$defs", {})}
     method = definitions["MethodSpec"]
     method["properties"] = {**method["properties"], "strategy": _STRATEGY}
+    method["oneOf"] = [{"required": ["strategy"]}, {"required": ["control"]}]
     # What load_compare takes beside the full forms: a word for a model or task, a strategy in place of a method, one
     # thing for a list of one, and the values of the budgets alone.
     families = [{"pattern": f"^{entry.name}:"} for entry in registry("task").families()]
@@ -45,7 +46,7 @@ def build_compare_schema() -> dict[str, Any]:
     for key, part, short in (
         ("models", "ModelSpec", {"type": "string"}),
         ("tasks", "TaskSpec", {"$ref": "#/$defs/task"}),
-        ("strategies", "MethodSpec", _STRATEGY),
+        ("strategies", "MethodSpec", {"anyOf": [{"const": DOWNSCALE}, _STRATEGY]}),
     ):
         item = {"anyOf": [short, {"$ref": _REFERENCE.format(model=part)}]}
         several = {"type": "array", "items": item, "minItems": 1}

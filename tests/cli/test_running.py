@@ -90,6 +90,7 @@ def test_compare_prints_a_table_and_paths(cli, tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(
         "models: [testbed-plain]\ntasks: [where]\nsamples: 2\nstrategies: [random]\nbudgets: [0.5]\ntext_only: false\n"
+        "controls: []\ntiming: false\n"
     )
     result = cli("compare", file, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.stderr

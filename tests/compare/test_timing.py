@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tokentrim.bench.result import Spread
-from tokentrim.compare import run, runner, timing
+from tokentrim.compare import run, timing
 from tokentrim.compare.tables import time_grid
 
 SMALL = {
@@ -55,7 +55,7 @@ def test_rows_of_all_tasks_carry_the_times_of_their_method(timed):
 
 def test_what_was_timed_is_not_timed_again(timed, monkeypatch):
     monkeypatch.setattr(timing, "run_once", lambda *_: pytest.fail("timed already"))
-    monkeypatch.setattr(runner, "load_model", lambda *_: pytest.fail("a finished comparison loads no model"))
+    monkeypatch.setattr(timing, "load_model", lambda *_: pytest.fail("a finished comparison loads no model"))
     before = json.loads((timed.folder / "summary.json").read_text())["timings"]
     assert run(SMALL, timed.folder).data["timings"] == before
 

@@ -17,6 +17,7 @@ CONFIG = {
     "strategies": ["fastv"],
     "budgets": [0.5],
     "controls": [],
+    "timing": False,
     "text_only": False,
     "batch_size": 3,
 }

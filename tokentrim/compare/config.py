@@ -173,7 +173,7 @@ class CompareConfig(_Part):
     executor: Executor | None = Field(default=None, description="where cells are run: ray, {name: local, workers: 2}")
     timing: Timing | None = Field(default=Timing(), description="the timing pass; false leaves it out")
 
-    @field_validator("timing", mode="before")
+    @field_validator("timing", mode="before", json_schema_input_type=Timing | bool | None)
     @classmethod
     def _on_or_off(cls, value: Any) -> Any:
         return {True: Timing(), False: None}[value] if isinstance(value, bool) else value
