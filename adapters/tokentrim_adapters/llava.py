@@ -18,6 +18,16 @@ class LlavaAdapter(Adapter):
 
     Every image becomes the same number of visual tokens, a square grid in raster order (with
     ``vision_feature_select_strategy="full"`` on a tower with [CLS], that token comes first and has no place in it).
+
+    ```bibtex
+    @inproceedings{liu2024improved,
+      title={Improved Baselines with Visual Instruction Tuning},
+      author={Liu, Haotian and Li, Chunyuan and Li, Yuheng and Lee, Yong Jae},
+      booktitle={Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+      year={2024},
+      note={arXiv:2310.03744}
+    }
+    ```
     """
 
     name: ClassVar[str] = "llava"

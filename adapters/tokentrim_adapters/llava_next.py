@@ -19,6 +19,16 @@ class LlavaNextAdapter(Adapter):
     An image's placeholders are its thumbnail (plane 0), then the rows of its assembled tiles (plane 1), each with a
     line end, which is structure. Prompts whose images were encoded outside the context are refused: their sizes, and
     so the places of the line ends, are not known.
+
+    ```bibtex
+    @misc{liu2024llavanext,
+      title={{LLaVA-NeXT}: Improved reasoning, {OCR}, and world knowledge},
+      author={Liu, Haotian and Li, Chunyuan and Li, Yuheng and Li, Bo and Zhang, Yuanhan and Shen, Sheng and
+              Lee, Yong Jae},
+      year={2024},
+      url={https://llava-vl.github.io/blog/2024-01-30-llava-next/}
+    }
+    ```
     """
 
     name: ClassVar[str] = "llava-next"

@@ -19,6 +19,16 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
     Every frame of a video is one piece, pooled by the config's stride before the projector; a video has no line
     ends. The attention of a video's frames is pooled like their features (by the mean where a convolution pools
     them).
+
+    ```bibtex
+    @misc{zhang2024llavanextvideo,
+      title={{LLaVA-NeXT}: A Strong Zero-shot Video Understanding Model},
+      author={Zhang, Yuanhan and Li, Bo and Liu, Haotian and Lee, Yong Jae and Gui, Liangke and Fu, Di and
+              Feng, Jiashi and Liu, Ziwei and Li, Chunyuan},
+      year={2024},
+      url={https://llava-vl.github.io/blog/2024-04-30-llava-next-video/}
+    }
+    ```
     """
 
     name: ClassVar[str] = "llava-next-video"

@@ -24,6 +24,16 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
     is resized to about that many, and a token's tile is the one that its centre lies in. Images of a prompt with
     several are one plane and one line end each. A video's frames are halved along each side, with one line end behind
     the last.
+
+    ```bibtex
+    @misc{li2024llavaonevision,
+      title={{LLaVA-OneVision}: Easy Visual Task Transfer},
+      author={Li, Bo and Zhang, Yuanhan and Guo, Dong and Zhang, Renrui and Li, Feng and Zhang, Hao and
+              Zhang, Kaichen and Zhang, Peiyuan and Li, Yanwei and Liu, Ziwei and Li, Chunyuan},
+      year={2024},
+      note={arXiv:2408.03326}
+    }
+    ```
     """
 
     name: ClassVar[str] = "llava-onevision"

@@ -28,6 +28,30 @@ class QwenVLAdapter(Adapter):
     Qwen2.5-VL most blocks attend within windows; their place is taken by the nearest earlier block that attends to the
     whole picture, and the windows' order is undone. Qwen3-VL adds features of several depths of the tower to the
     first decoder layers (DeepStack).
+
+    ```bibtex
+    @misc{wang2024qwen2vl,
+      title={{Qwen2-VL}: Enhancing Vision-Language Model's Perception of the World at Any Resolution},
+      author={Wang, Peng and Bai, Shuai and Tan, Sinan and Wang, Shijie and Fan, Zhihao and Bai, Jinze and others},
+      year={2024},
+      note={arXiv:2409.12191},
+      keywords={qwen2_vl}
+    }
+    @misc{bai2025qwen25vl,
+      title={{Qwen2.5-VL} Technical Report},
+      author={Bai, Shuai and Chen, Keqin and Liu, Xuejing and Wang, Jialin and Ge, Wenbin and others},
+      year={2025},
+      note={arXiv:2502.13923},
+      keywords={qwen2_5_vl}
+    }
+    @misc{bai2025qwen3vl,
+      title={{Qwen3-VL} Technical Report},
+      author={Bai, Shuai and Cai, Yuxuan and Chen, Ruizhe and Chen, Keqin and Chen, Xionghui and others},
+      year={2025},
+      note={arXiv:2511.21631},
+      keywords={qwen3_vl qwen3_vl_moe}
+    }
+    ```
     """
 
     name: ClassVar[str] = "qwen-vl"

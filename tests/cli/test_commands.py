@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tokentrim.plugins import KINDS, registry
 
-COMMANDS = ("run", "compare", "report", "plan", "ls", "show", "validate", "bench", "plugins", "schema", "doctor")
+COMMANDS = ("run", "compare", "report", "plan", "ls", "show", "validate", "bench", "plugins", "schema", "doctor", "cite",
+            "new-plugin")  # fmt: skip
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "numpy", "matplotlib", "scipy")
 
 
@@ -137,3 +140,17 @@ def test_text_of_a_user_is_never_markup(cli):
     result = cli("show", "[bold]x[/bold]")
     assert result.exit_code == 2
     assert "[bold]x[/bold]" in result.stderr
+
+
+def test_cite_prints_bibtex_alone_and_notes_apart(cli):
+    result = cli("cite", "st3", "none", "--tokentrim")
+    assert result.exit_code == 0
+    assert result.stdout.count("\n@") == 1
+    assert result.stdout.startswith("@inproceedings{zhuang2025st3")
+    assert "@software{tokentrim" in result.stdout
+    assert result.stderr == "without a paper: strategy 'none'\n"
+    about = cli("cite", ROOT / "docs/examples/configs/fastv-vta.yaml", "--json").data
+    assert [reference["key"] for reference in about["references"]] == ["chen2024fastv", "zhuang2025st3"]
+    nothing = cli("cite")
+    assert nothing.exit_code == 2
+    assert "tokentrim cite st3" in nothing.stderr

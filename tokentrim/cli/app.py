@@ -12,10 +12,12 @@ from typer.core import TyperGroup
 from tokentrim import __version__
 from tokentrim.cli.bench import bench
 from tokentrim.cli.calibrate import calibrate
+from tokentrim.cli.cite import cite
 from tokentrim.cli.compare import compare
 from tokentrim.cli.doctor import doctor
 from tokentrim.cli.explain import explain
 from tokentrim.cli.ls import ls
+from tokentrim.cli.new_plugin import new_plugin
 from tokentrim.cli.output import complain, warn_in_one_line
 from tokentrim.cli.plan import plan
 from tokentrim.cli.plugins import plugins
@@ -96,7 +98,10 @@ def _root(
     """Prune visual tokens of multimodal language models, and compare what that costs and loses."""
 
 
-for _command in (run, explain, compare, report, plan, ls, show, validate, train, bench, plugins, schema, doctor):
+_COMMANDS = (
+    run, explain, compare, report, plan, ls, show, cite, validate, train, bench, plugins, new_plugin, schema, doctor
+)  # fmt: skip
+for _command in _COMMANDS:
     app.command()(_command)
 app.add_typer(calibrate, name="calibrate")
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from tokentrim.citation import BLOCK
 from tokentrim.cli.output import AsJson, console, emit
 from tokentrim.errors import unknown_name
 from tokentrim.plugins import KINDS, registry
 from tokentrim.registry import Entry
 
-_BIBTEX = re.compile(r"```bibtex\n(.*?)```", re.DOTALL)
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
@@ -77,10 +77,10 @@ def describe(entry: Entry) -> dict[str, Any]:
         "distribution": entry.origin.distribution,
         "version": entry.origin.version,
         "summary": entry.tags.get("summary", ""),
-        "documentation": _BIBTEX.sub("", documented).strip() or entry.tags.get("summary", ""),
+        "documentation": BLOCK.sub("", documented).strip() or entry.tags.get("summary", ""),
     }
     if entry.kind == "strategy":
-        cited = _BIBTEX.search(documented)
+        cited = BLOCK.search(documented)
         about |= {
             "stage": found.stage,
             "needs": sorted(need.value for need in found.needs),

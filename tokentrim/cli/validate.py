@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tokentrim.cli.output import AsJson, console, emit
-
-_OF_A_COMPARISON = {"tasks", "strategies", "models", "budgets"}
 
 
 def validate(
@@ -36,10 +33,10 @@ def read(file: Path) -> tuple[str, dict[str, Any]]:
         ConfigError: when it is malformed; names file, line and path.
         UnknownNameError: when a name in it is not registered.
     """
+    from tokentrim.compare.config import is_comparison
     from tokentrim.config import load_config, load_yaml
 
-    data = load_yaml(file).data
-    if isinstance(data, Mapping) and _OF_A_COMPARISON & set(data):
+    if is_comparison(load_yaml(file).data):
         from tokentrim.compare.cells import first_boundary, locate
         from tokentrim.compare.config import load_compare
 

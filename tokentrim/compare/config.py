@@ -248,6 +248,11 @@ def digest(data: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def is_comparison(data: object) -> bool:
+    """Whether what a YAML file holds is meant as a comparison rather than as a configuration."""
+    return isinstance(data, Mapping) and bool({"tasks", "strategies", "models", "budgets"} & set(data))
+
+
 def load_compare(source: str | Path | Mapping[str, Any] | CompareConfig | None = None) -> CompareConfig:
     """Read a comparison.
 
