@@ -392,7 +392,7 @@ from tokentrim import LayerSite, ModelShape, Need, Schedule, keep_count
 
 
 @pytest.mark.parametrize(
-    ("page", "marker"), [("README.md", "class FeatureNorm"), ("docs/write-a-strategy.md", "class KeyNorm")]
+    ("page", "marker"), [("README.md", "class FeatureNorm"), ("docs/write-a-strategy.md", "class FeatureNorm")]
 )
 def test_the_example_strategies_plan_as_they_say(page, marker):
     from tokentrim import plan
@@ -412,6 +412,15 @@ def write_blocks():
         path.write_text(f"{text[:start]}{make()}\n{text[end:]}", encoding="utf-8")
 
 
+def write_example():
+    """The example plugin, as new-plugin writes it; what its tests leave behind stays."""
+    from tokentrim.scaffold import NewPlugin
+
+    for path, content in NewPlugin("tokentrim-example-plugin", "feature-norm").files().items():
+        if path.suffix != ".png":
+            (DOCS / "examples/tokentrim-example-plugin" / path).write_bytes(content)
+
+
 def write_schemas():
     from tokentrim.schema import SCHEMAS, SHIPPED
 
@@ -425,3 +434,4 @@ if __name__ == "__main__":
     os.environ["TOKENTRIM_PLUGINS"] = ""  # the tables and schemas are of what comes with tokentrim
     write_blocks()
     write_schemas()
+    write_example()

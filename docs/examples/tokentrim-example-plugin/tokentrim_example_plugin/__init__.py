@@ -9,7 +9,7 @@ def tokentrim_strategies(register: Register) -> None:
     """Register the strategy by name; its file is imported when somebody asks for it."""
     register(
         "feature-norm",
-        "tokentrim_example_plugin.feature_norm:FeatureNorm",
+        "tokentrim_example_plugin.strategy:FeatureNorm",
         stage="prefill",
-        summary="keep the tokens with the largest feature norm",
+        summary="keep the visual tokens with the largest features",
     )
