@@ -10,8 +10,10 @@ import yaml
 
 from tokentrim.plugins import KINDS, registry
 
-COMMANDS = ("run", "compare", "report", "plan", "ls", "show", "validate", "bench", "plugins", "schema", "doctor", "cite",
-            "new-plugin")  # fmt: skip
+COMMANDS = (
+    "run", "compare", "report", "plan", "ls", "show", "cite", "validate", "bench", "plugins", "new-plugin", "schema",
+    "doctor",
+)  # fmt: skip
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "numpy", "matplotlib", "scipy")
 
