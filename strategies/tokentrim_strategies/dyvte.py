@@ -38,7 +38,8 @@ class DyVTE(Trainable, SpatialSelector):
 
     When it fails: as ``vtw``, on what needs the image late, wherever a router is wrong: one early "leave" cannot be
     undone. Routers know the kind of question that they were trained on. Its cost is data-dependent: a plan shows the
-    upper bound (nothing dropped), only a run shows the tokens, and no budget can be asked for.
+    upper bound (nothing dropped), only a run shows the tokens, and no budget can be asked for: what a ``margin`` keeps
+    depends on the questions (docs/train.md has the curve of the testbed), so choose it on calibration questions.
 
     Cost: one small MLP per sample and layer until it has left, O(d^2), and one read of the device per boundary (how
     many tokens go on decides the shapes of all that follows). No attention row.

@@ -88,7 +88,8 @@ class PVTP(PVTPParameters, SpatialScorer):
     of ``heredity`` pruning boundaries in a row, the first ranks, the others drop the least of what is left by that same
     ranking. ``stride=1, heredity=4`` prunes at every boundary and ranks at every fourth. A layer that inherits another
     layer's queries and keys in its own attention, as the authors' sequel has it, is not offered: a strategy decides
-    what stays, and cannot change what attention computes.
+    what stays, and cannot change what attention computes. Nor would it save anything here: a model's own code projects
+    queries and keys before it calls the attention function, where alone they could be exchanged.
 
     When it fails: as FastV does, since it trusts last-row attention of early layers at the first boundary; later
     boundaries correct nothing, because dropped tokens do not return. ``linear`` reaches zero in deep models.

@@ -34,7 +34,9 @@ class YOPO(SpatialSelector, AttentionEditor):
 
     What is saved: the lazy layers, in time and memory, as with ``vtw``. Neighbourhoods and inactive heads are a mask
     and recomputed heads: they save no time with the kernels used here and cost some, and no saving is counted for
-    them. (The released code simulates all of it.)
+    them. (The released code simulates all of it.) A block mask of torch's flex attention could skip 28 % of the blocks
+    of a 24 x 24 grid at window 5; compiled for a CPU by torch 2.13 it took 7.6 ms where causal SDPA takes 4.1 and SDPA
+    with this mask 5.3 (640 tokens, 4 heads of 64, one thread), so it is not used.
 
     When it fails: a model that has not been fine-tuned for it loses with small windows; what the text has not taken
     from the image by the lazy layers is gone.
