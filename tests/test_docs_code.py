@@ -147,6 +147,8 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "docs").symlink_to(DOCS)
     registry("task").get("where").samples("test", 1)[0].images[0].save(tmp_path / "photo.jpg")
     (tmp_path / "my.yaml").write_text("strategy: st3\n", encoding="utf-8")
+    mine = next(block for block in blocks(DOCS / "quickstart.md", "yaml") if "temporal" in block)
+    (tmp_path / "mine.yaml").write_text(mine, encoding="utf-8")
     # Made for the testbed, which is then the model that is asked.
     copyfile(DOCS / "examples/schedules/gsearch-testbed.yaml", tmp_path / "gsearch.yaml")
     copyfile(SHIPPED_WEIGHTS, tmp_path / "quecc-1.safetensors")
