@@ -55,7 +55,7 @@ def test_a_cell_that_kills_every_process_fails_with_its_cause_and_can_be_run_aga
     assert "its worker died 1 times, the last one so: process" in summary.first_cause
     assert all(row["n"] == 0 and row["accuracy"] is None for row in summary.cells)
     shaky.order()
-    again = run(one, tmp_path, executor="pool")
+    again = run(one, tmp_path, executor={"name": "pool", "workers": 1})
     assert again.failures == 0
     assert all(row["n"] == 6 for row in again.cells)
 
