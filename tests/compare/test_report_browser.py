@@ -255,3 +255,17 @@ def test_without_scripts_the_numbers_are_there(chromium, report):
     assert page.locator(".front svg").count() >= 3
     assert "needs JavaScript" in page.locator("noscript").first.inner_text()
     context.close()
+
+
+def test_methods_are_filled_and_controls_are_hollow_wherever_they_stand(chromium, report):
+    script = """(all) => all.map((one) => {
+        const { fill, stroke } = getComputedStyle(one.querySelector(".marker"));
+        const roles = ["method", "control", "bound", "text", "reference"];
+        return `${roles.find((role) => one.classList.contains(role))} ${fill === stroke ? "filled" : "hollow"}`;
+    })"""
+    with Visit(chromium, report) as page:
+        found = set(page.locator(".swatch, .front .series").evaluate_all(script))
+    # Swatches of the gallery's cards have their card's role.
+    assert found - {"undefined filled", "undefined hollow"} == {
+        "method filled", "control hollow", "bound hollow", "text hollow", "reference hollow",
+    }  # fmt: skip

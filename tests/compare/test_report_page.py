@@ -67,7 +67,7 @@ def test_the_file_is_the_whole_report(html):
 def test_only_our_script_may_run(html):
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     assert len(scripts) == 1
-    policy = next(attributes["content"] for tag, attributes in read(html).tags if "http-equiv" in attributes)
+    policy = next(attributes["content"] for _, attributes in read(html).tags if "http-equiv" in attributes)
     digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy
     assert "default-src 'none'" in policy
@@ -166,6 +166,12 @@ def test_a_score_on_a_scale_of_its_own_keeps_it():
     assert COSTS[next(iter(COSTS))] == found.title
 
 
+def test_data_are_written_on_one_line():
+    assert columns.inline({"a": [0, 1, 2.5, True, False, None], "b": {"c": "d"}}) == (
+        "{a: [0, 1, 2.5, true, false, null], b: {c: d}}"
+    )
+
+
 def luminance(color):
     parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
@@ -201,6 +207,8 @@ def test_a_control_stays_one_under_any_label():
         (12, "number", "12"),
         (None, "number", ""),
         (True, "text", "yes"),
+        (0, "number", "0"),
+        (1, "number", "1"),
     ],
 )
 def test_values_are_written_for_reading(value, kind, text):

@@ -92,19 +92,17 @@ def differences(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
     """(kind, sentence) for all that may change a score and is not the same in every run."""
     for model in dict.fromkeys(name for run in runs for name in run.data["models"]):
         own = [(run.name, run.data["models"][model]) for run in runs if model in run.data["models"]]
-        yield from _differing("models", f"the files of model {model!r} (fingerprint)",
+        yield from _differing("models", f"fingerprint of model {model!r}",
                               [(name, about.get("fingerprint")) for name, about in own])  # fmt: skip
         for key in _PLACEMENT:
             yield from _differing("placement", f"{key} of {model!r}", [(name, about.get(key)) for name, about in own])
-    yield from _differing("tasks", "the split", [(run.name, run.data["config"].get("split")) for run in runs])
-    yield from _differing("tasks", "the tasks", [(run.name, _asked(run)) for run in runs])
+    yield from _differing("tasks", "split", [(run.name, run.data["config"].get("split")) for run in runs])
+    yield from _differing("tasks", "tasks", [(run.name, _asked(run)) for run in runs])
     for name in _VERSIONS:
         yield from _differing("versions", name, [(run.name, run.data["versions"].get(name)) for run in runs])
-    yield from _differing(
-        "statistics", "the correction of p values", [(run.name, run.data["correction"]) for run in runs]
-    )
+    yield from _differing("statistics", "correction of p values", [(run.name, run.data["correction"]) for run in runs])
     batches = [(run.name, run.data["config"].get("batch_size")) for run in runs]
-    yield from _differing("placement", "the batch size", batches)
+    yield from _differing("placement", "batch size", batches)
 
 
 def _asked(run: Run) -> str:
@@ -120,8 +118,8 @@ def _asked(run: Run) -> str:
 
 def _differing(kind: str, what: str, values: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
     if len({str(value) for _, value in values}) > 1:
-        said = ", ".join(f"{value} in {name}" for name, value in values)
-        yield kind, f"{what} differs: {said}"
+        said = " against ".join(f"{value} in {name}" for name, value in values)
+        yield kind, f"{what}: {said}"
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:

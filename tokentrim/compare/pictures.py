@@ -21,7 +21,7 @@ from tokentrim.compare.style import FAINT, INK, Look, figure_style, looks
 _TILE: Final = 0.86  # inches
 _MARGIN: Final = 0.78
 _LETTER: Final = 0.085  # width of a letter of a method's name
-_ANSWER: Final = 1.02
+_ANSWER: Final = 1.18
 _MOST_COLUMNS: Final = 6
 
 

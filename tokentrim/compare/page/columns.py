@@ -149,7 +149,8 @@ def inline(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {inline(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(inline(item) for item in value) + "]"
-    return {None: "null", True: "true", False: "false"}.get(value) or str(value)
+    # Not by equality: 0 equals False.
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def written(row: Mapping[str, Any], column: Column) -> Value:
@@ -157,8 +158,10 @@ def written(row: Mapping[str, Any], column: Column) -> Value:
     value: Any = row.get(column.key)
     if value is None:
         return Value("", None)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return Value({True: "yes", False: "no"}.get(value) or str(value), str(value))
+    if isinstance(value, bool):
+        return Value("yes" if value else "no", str(value))
+    if not isinstance(value, int | float):
+        return Value(str(value), str(value))
     if column.kind == "p":
         return Value("< 0.001" if value < 0.001 else f"{value:.3f}", value)
     if column.kind == "milliseconds":

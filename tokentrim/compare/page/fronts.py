@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from textwrap import shorten
 from typing import TYPE_CHECKING, Final
 
-from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
+from tokentrim.compare.cells import REFERENCE
 from tokentrim.compare.tables import budget_text, p_text, row_name, score_text
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _series(method: str, rows: Sequence[Row], cost: str, look: Look, frame: _Fra
     own = sorted((row for row in rows if row["method"] == method), key=lambda row: row[cost])
     lines: dict[object, list[Point]] = {}
     for row in own:
-        joined = (row["boundary"],) if method == TEXT_ONLY else row["seed"]
+        joined = (row["boundary"],) if look.role == "text" else row["seed"]
         lines.setdefault(joined, []).append(_point(row, cost, frame))
     return Series(method, look, tuple(tuple(line) for line in lines.values()))
 
