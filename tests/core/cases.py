@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
-from pathlib import Path
-from shutil import rmtree
-from tempfile import mkdtemp
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +12,11 @@ from torch import Tensor
 from tests.models import IMAGE
 from tokentrim.config import strategy_from
 from tokentrim.plugins import registry
+from tokentrim.selftest.subject import deviation as deviation
 from tokentrim.session import Session, adapter_of, trim
-from tokentrim.shape import ModelShape
 from tokentrim.sites import Need
 from tokentrim.strategy import Strategy
-from tokentrim.trainable import Trainable
-from tokentrim.weights import read_weights, write_weights
-
-_FOLDER: Final = Path(mkdtemp(prefix="tokentrim-weights-"))
-"""Where random weights of trainable strategies are; gone when the tests are over."""
-atexit.register(rmtree, _FOLDER, ignore_errors=True)
+from tokentrim.testing import supplies
 
 # Parameters that many strategies share, made small: tiny models have few layers, and tests few steps.
 _COMMON: dict[str, Any] = {
@@ -125,20 +115,8 @@ def trimmed(model: Any, spec: Any, inputs: dict[str, Tensor]) -> Generator[Sessi
 def with_weights(model: Any, spec: Any) -> Any:
     """``spec``, with random weights for this model where it is a trainable strategy without any."""
     strategy = strategy_from(spec).strategy
-    if not isinstance(strategy, Trainable) or strategy.weights is not None:
-        return spec
-    return {**strategy.spec(), "weights": str(_random_weights(strategy, adapter_of(model).locate(model).shape))}
-
-
-@lru_cache(maxsize=64)
-def _random_weights(strategy: Trainable, shape: ModelShape) -> Path:
-    """The strategy's own initial values and noise, since those may be made to do little."""
-    file = strategy.untrained(shape, _FOLDER / f"{len(list(_FOLDER.iterdir()))}.safetensors")
-    header, tensors = read_weights(file)
-    generator = torch.Generator().manual_seed(0)
-    noisy = {name: value + 0.2 * torch.randn(value.shape, generator=generator) for name, value in tensors.items()}
-    write_weights(file, noisy, header)
-    return file
+    filled = supplies.with_weights(strategy, adapter_of(model).locate(model).shape)
+    return spec if filled is strategy else filled
 
 
 def annotate(session: Session, inputs: dict[str, Tensor]) -> None:
@@ -160,8 +138,3 @@ def generate(model: Any, inputs: dict[str, Tensor], new_tokens: int, **options: 
     )
     length = inputs["input_ids"].shape[1]
     return out.sequences[:, length:], torch.stack(out.logits, dim=1)
-
-
-def deviation(found: Tensor, expected: Tensor) -> float:
-    """Largest difference, in units of the expected logits' largest magnitude."""
-    return float((found - expected).abs().max() / expected.abs().max())

@@ -1,4 +1,4 @@
-"""Keeping everything is doing nothing, bit for bit; and a temporal part does not touch the first token."""
+"""Keeping everything is doing nothing, bit for bit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.core.cases import SPECS, annotate, common, generate, trimmed
+from tests.core.cases import annotate, common, generate, trimmed
 from tests.models import prompt, tiny_llava
-from tokentrim.config import strategy_from
 from tokentrim.plugins import registry
-from tokentrim.strategy import compose
 
 _EVERYTHING = {"keep_ratio": 1.0, "prune_ratio": 0.0, "floor": 1.0}
 """The value of each budget parameter at which nothing goes."""
@@ -71,22 +69,3 @@ def test_the_wrapper_hands_a_padded_row_its_mask() -> None:
     expected = generate(model, inputs, 3)[1]
     with trimmed(model, {**KEEP_ALL["fastv"], "k": 1}, inputs):
         assert torch.equal(generate(model, inputs, 3)[1], expected)
-
-
-def _without_temporal(spec: dict[str, Any]) -> Any:
-    strategy = strategy_from(spec).strategy
-    return compose(strategy.spatial_parts) if strategy.spatial_parts else "none"
-
-
-@pytest.mark.parametrize("name", [name for name in SPECS if name.startswith(("vta", "st3", "composition"))])
-def test_a_temporal_part_leaves_the_first_token_alone(name: str) -> None:
-    model = _model(side=4)
-    inputs = prompt(model, [3, "image", 5], [6, "image", 2, "image", 1])
-    with trimmed(model, SPECS[name], inputs) as session:
-        assert session.strategy.temporal_part is not None
-        ids, logits = generate(model, inputs, 7)
-    with trimmed(model, _without_temporal(SPECS[name]), inputs):
-        other_ids, other_logits = generate(model, inputs, 7)
-    assert torch.equal(ids[:, 0], other_ids[:, 0])
-    assert torch.equal(logits[:, 0], other_logits[:, 0])
-    assert not torch.equal(logits[:, 1:], other_logits[:, 1:])

@@ -1,4 +1,7 @@
-"""What is kept: counts, nesting, plans that are met exactly, and strategies that must agree with each other."""
+"""What is kept: counts, plans that are met exactly, and strategies that must agree with each other.
+
+Nested sets and text that stays are held by the contract: tests/testing/test_contract.py.
+"""
 
 from __future__ import annotations
 
@@ -25,36 +28,6 @@ def _subset(smaller: torch.Tensor, larger: torch.Tensor) -> bool:
     return bool(torch.isin(smaller, larger).all())
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_kept_sets_are_nested_and_as_large_as_planned(name: str) -> None:
-    model = _model(side=4)
-    inputs = prompt(model, [3, "image", 5], [9], [2, "image", 4, "image", 7])
-    with trimmed(model, SPECS[name], inputs) as session:
-        generate(model, inputs, STEPS)
-        trace, strategy, shape = session.trace, session.strategy, session.layout.shape
-    assert trace.n_visual == (16, 0, 32)
-    assert trace.steps == STEPS - 1
-    for row, n_visual in enumerate(trace.n_visual):
-        planned = plan(strategy, shape, n_visual, new_tokens=STEPS).usage
-        before = torch.arange(n_visual)
-        for layer in range(shape.n_layers):
-            kept = trace.kept(layer, row)
-            assert kept.dtype == torch.int64
-            assert torch.equal(kept, kept.unique())  # ascending, no token twice
-            assert _subset(kept, before)
-            if is_static(strategy):
-                assert len(kept) == planned.layer_tokens[layer]
-            held = kept
-            for step in range(1, STEPS):
-                cached = trace.cached(layer, step, row)
-                assert torch.equal(cached, cached.unique())
-                assert _subset(cached, held)
-                if is_static(strategy):
-                    assert len(cached) == planned.cached[step - 1][layer]
-                held = cached
-            before = kept
-
-
 @pytest.mark.parametrize("count", [0, 1, 2, 15, 16])
 @pytest.mark.parametrize("boundary", [0, 1, 2, 3, 5])
 def test_counts_are_exact_at_every_boundary(boundary: int, count: int) -> None:
@@ -69,25 +42,6 @@ def test_counts_are_exact_at_every_boundary(boundary: int, count: int) -> None:
         cut = spec.get("boundary", spec.get("k"))
         expected = [16] * cut + [count] * (6 - cut)
         assert [len(session.trace.kept(layer)) for layer in range(6)] == expected
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_text_is_never_dropped(name: str) -> None:
-    """Each layer's cache holds the text of the prompt, what is kept of the image, and all that was generated."""
-    model = _model(side=4)
-    inputs = prompt(model, [3, "image", 5, "image", 2])
-    with trimmed(model, SPECS[name], inputs) as session:
-        out = model.generate(
-            **inputs, max_new_tokens=STEPS, do_sample=False, return_dict_in_generate=True, use_cache=True
-        )
-        trace, cache, shape = session.trace, out.past_key_values, session.layout.shape
-        for layer, held in enumerate(cache.layers):
-            visual = len(trace.cached(layer, trace.steps))
-            assert held.keys.shape[2] == 10 + visual + (STEPS - 1)
-            assert held.get_seq_length() == 42 + STEPS - 1
-            assert held.keys.nbytes + held.values.nbytes == held.keys.shape[2] * shape.kv_bytes_per_token_layer
-        report = session.report()
-    assert report.kv_end_bytes == sum(held.keys.nbytes + held.values.nbytes for held in cache.layers)
 
 
 @pytest.mark.parametrize("name", SPECS)

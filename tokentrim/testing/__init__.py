@@ -15,21 +15,25 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from tokentrim.testing.doors import check_adapter as check_adapter
     from tokentrim.testing.doors import check_strategy as check_strategy
     from tokentrim.testing.doors import checks_of as checks_of
     from tokentrim.testing.doors import parametrize_with_checks as parametrize_with_checks
     from tokentrim.testing.outcome import ContractError as ContractError
     from tokentrim.testing.outcome import Outcome as Outcome
     from tokentrim.testing.outcome import Outcomes as Outcomes
+    from tokentrim.testing.subjects import Example as Example
     from tokentrim.testing.subjects import small_model as small_model
 
 _HOME: Final = {
+    "check_adapter": "doors",
     "check_strategy": "doors",
     "checks_of": "doors",
     "parametrize_with_checks": "doors",
     "ContractError": "outcome",
     "Outcome": "outcome",
     "Outcomes": "outcome",
+    "Example": "subjects",
     "small_model": "subjects",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -12,9 +12,11 @@ from tokentrim.accounting import Usage, mean_ratios
 from tokentrim.plan import is_static, plan
 from tokentrim.selftest.masked import masked_logits
 from tokentrim.selftest.subject import TOLERANCE, deviation, state
+from tokentrim.sites import StepSite
 from tokentrim.strategy import Strategy, compose
-from tokentrim.testing.case import STEPS, Case, Run, answer, subjected
+from tokentrim.testing.case import STEPS, Beam, Case, Run, answer, best_beams, subjected
 from tokentrim.testing.outcome import STRATEGIES, Skipped, checks
+from tokentrim.testing.subjects import forget_small_models
 from tokentrim.testing.supplies import keeping_all, turned_field
 
 _SCORE: Final = f"{STRATEGIES}#narrow-score"
@@ -84,21 +86,31 @@ def _same_row(case: Case, together: Run, row: int, alone: Run) -> None:
 
 
 def beams_in_batch_are_beams_alone(case: Case) -> None:
-    """Beam search over a batch finds the beams of each row alone: state follows its rows."""
-    case.run(*_ROWS)
+    """Beam search over a batch finds the beams of each row alone; a state that holds rows can follow them."""
+    for one in case.seen():
+        held = one.site.state
+        by_row = [name for name, value in _attributes(held) if value.shape[:1] == (len(_ROWS),)]
+        what = f"the state of begin(), which holds rows ({', '.join(by_row)}) at {one.where},"
+        follows = not isinstance(one.site, StepSite) or hasattr(held, "select_rows")
+        case.require(follows or not by_row, what, "have a method select_rows(index)", type(held),
+                     hint="beams change places between decode steps", see=_STATE)  # fmt: skip
     found = _beams(case, *_ROWS)
     for row in _ROWS:
-        own = _beams(case, row)
-        case.require(found[row].tolist() == own[0].tolist(), f"the best of two beams of row {row} of a batch",
-                     f"be that of the row alone, {own[0].tolist()}", found[row].tolist(),
-                     hint="a state that holds tensors by row needs select_rows(index)", see=_STATE)  # fmt: skip
+        (own,) = _beams(case, row)
+        case.require(found[row].is_like(own), f"the best of two beams of row {row} of a batch",
+                     f"be that of the row alone, {own}", str(found[row]), see=_STATE)  # fmt: skip
 
 
-def _beams(case: Case, *rows: int) -> Tensor:
+def _attributes(state: Any) -> list[tuple[str, Tensor]]:
+    """Tensors of a state object, by name."""
+    values: Any = state if isinstance(state, dict) else getattr(state, "__dict__", {})
+    return [(str(name), value) for name, value in values.items() if isinstance(value, Tensor)]
+
+
+def _beams(case: Case, *rows: int) -> list[Beam]:
     inputs = case.subject.prompt(*rows)
     with case.session(inputs=inputs):
-        out = case.subject.model.generate(**inputs, max_new_tokens=4, num_beams=2, do_sample=False)
-    return out[:, inputs["input_ids"].shape[1] :]
+        return best_beams(case.subject.model, inputs)
 
 
 def sets_are_nested(case: Case) -> None:
@@ -144,7 +156,7 @@ def plan_is_met(case: Case) -> None:
     run = case.run(*_ROWS)
     strategy, trace, static = case.strategy, run.trace, is_static(case.given)
     usages: list[Usage] = []
-    for row in (0, 2):
+    for row in (0, 1):
         n, n_text = trace.n_visual[row], _text_tokens(case, row)
         usage = plan(strategy, case.shape, n, n_text, STEPS).usage
         usages.append(usage)
@@ -159,6 +171,10 @@ def plan_is_met(case: Case) -> None:
                          see=_SCORE)  # fmt: skip
     if not static:
         return
+    alone = case.run(0)
+    held = sum(size for _, _, size in alone.held)
+    case.require(alone.report.kv_end_bytes == held, "the report's bytes of the cache", f"be what it holds, {held}",
+                 alone.report.kv_end_bytes, see=_SCORE)  # fmt: skip
     report = run.report.to_dict()
     for name, value in mean_ratios(usages).items():
         case.require(report[name] == value, f"{name} of the report", f"be the plan's {value}", report[name], see=_SCORE)
@@ -192,7 +208,7 @@ def model_is_restored(case: Case) -> None:
     subject = case.subject
     inputs = subject.prompt(0)
     ids, logits = subjected(subject).plain(0)
-    before = state(subject.model)
+    before = subjected(subject).state
     for fails in (False, True):
         how = "an exception inside the context" if fails else "the context"
         try:
@@ -204,6 +220,8 @@ def model_is_restored(case: Case) -> None:
             pass
         now = state(subject.model)
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if changed:
+            forget_small_models()  # others are checked on fresh ones
         case.require(not changed, f"the model after {how}", "be as it was before", f"changes in {changed[:3]}",
                      hint="a strategy never touches the model", see=_RESTORED)  # fmt: skip
         found = answer(subject.model, inputs)

@@ -13,7 +13,7 @@ from tokentrim.cache import TrimLayer
 from tokentrim.config import Spec, StrategySpec, resolve, strategy_from
 from tokentrim.errors import StrategyError, UnsupportedError
 from tokentrim.report import Report
-from tokentrim.selftest.subject import Subject
+from tokentrim.selftest.subject import Subject, state
 from tokentrim.session import Session
 from tokentrim.shape import ModelShape
 from tokentrim.sites import Need
@@ -26,6 +26,7 @@ from tokentrim.trace import Trace
 
 STEPS: Final = 8
 """New tokens of a run: seven decode forwards."""
+_SCORE_TOLERANCE: Final = 1e-3
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,18 @@ class Run:
 
 
 class Subjected:
-    """A subject, and runs of it without any strategy."""
+    """A subject, and what it is without any strategy.
+
+    Attributes:
+        subject: the subject.
+        state: of its model.
+    """
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self._plain: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        self.plain(0)  # transformers leaves hooks of its own in the first forward
+        self.state = state(subject.model)
 
     def plain(self, *rows: int) -> tuple[Tensor, Tensor]:
         """(ids, logits) of the untouched model."""
@@ -67,8 +75,10 @@ _SUBJECTED: Final[dict[int, Subjected]] = {}
 
 
 def subjected(subject: Subject) -> Subjected:
-    """The one companion of a shared subject."""
-    return _SUBJECTED.setdefault(id(subject), Subjected(subject))
+    """The one companion of a shared subject, made before any strategy ran on it."""
+    if id(subject) not in _SUBJECTED:
+        _SUBJECTED[id(subject)] = Subjected(subject)  # holds the subject, so that its id stays its own
+    return _SUBJECTED[id(subject)]
 
 
 @dataclass
@@ -107,7 +117,7 @@ class Case:
     @property
     def subject(self) -> Subject:
         """The small model."""
-        return small_model(self.family)
+        return subjected(small_model(self.family)).subject
 
     @property
     def shape(self) -> ModelShape:
@@ -245,3 +255,33 @@ def answer(model: Any, inputs: dict[str, Any], **options: Any) -> tuple[Tensor, 
     )
     length = inputs["input_ids"].shape[1]
     return out.sequences[:, length:], torch.stack(out.logits, dim=1), out.past_key_values
+
+
+@dataclass(frozen=True)
+class Beam:
+    """The best of two beams of one row.
+
+    Attributes:
+        ids: its new tokens.
+        score: mean log-probability.
+    """
+
+    ids: tuple[int, ...]
+    score: float
+
+    def is_like(self, other: Beam) -> bool:
+        """Whether both are the same but for rounding."""
+        return self.ids == other.ids and abs(self.score - other.score) < _SCORE_TOLERANCE
+
+    def __str__(self) -> str:
+        """Text for messages."""
+        return f"{list(self.ids)} with score {self.score:.4f}"
+
+
+def best_beams(model: Any, inputs: dict[str, Any]) -> list[Beam]:
+    """The best of two beams of every row of a prompt."""
+    out = model.generate(
+        **inputs, max_new_tokens=4, num_beams=2, do_sample=False, return_dict_in_generate=True, output_scores=True
+    )
+    new = out.sequences[:, inputs["input_ids"].shape[1] :]
+    return [Beam(tuple(ids), score) for ids, score in zip(new.tolist(), out.sequences_scores.tolist(), strict=True)]

@@ -7,17 +7,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tokentrim.adapter import Adapter
 from tokentrim.config import Spec
 from tokentrim.errors import ConfigError, complaint, suggestion
+from tokentrim.plugins import registry
+from tokentrim.testing.adapter_checks import adapter_checks
 from tokentrim.testing.answer_checks import ANSWER_CHECKS
 from tokentrim.testing.case import Case
 from tokentrim.testing.config_checks import CONFIG_CHECKS
 from tokentrim.testing.deciding_checks import DECIDING_CHECKS
 from tokentrim.testing.family_checks import family_checks
 from tokentrim.testing.outcome import ContractError, Failed, Outcome, Outcomes, Skipped
+from tokentrim.testing.subjects import Example
 
 if TYPE_CHECKING:
     import pytest
+    from torch import nn
 
 Expected: TypeAlias = "Mapping[str, str] | Callable[[Any], Mapping[str, str]]"
 
@@ -74,20 +79,27 @@ class BoundCheck:
 
 
 def checks_of(subject: Any, *, families: Sequence[str] | None = None) -> Iterator[tuple[str, BoundCheck]]:
-    """Every check of a strategy: pairs (name, function of no argument).
+    """Every check of a strategy or an adapter: pairs (name, function of no argument).
 
     The function returns if all is well, and raises ContractError if not, Skipped where the check does not apply.
 
     Args:
-        subject: a strategy in any form that ``trim`` accepts.
-        families: model types to run it on as well (see :func:`check_strategy`).
+        subject: a strategy in any form that ``trim`` accepts; or an adapter, its class, or an
+            :class:`~tokentrim.testing.Example`.
+        families: model types to run it on (see :func:`check_strategy` and :func:`check_adapter`).
 
     Raises:
-        ConfigError, UnknownNameError: when the specification means no strategy.
+        ConfigError, UnknownNameError: when a specification means no strategy.
     """
-    case = Case.of(subject)
-    for check in (*CONFIG_CHECKS, *DECIDING_CHECKS, *ANSWER_CHECKS, *family_checks(case.spec, families)):
-        yield check.name, BoundCheck(check.name, case.label, case.whom, functools.partial(check.run, case))
+    if isinstance(subject, type) and issubclass(subject, Adapter):
+        subject = subject()
+    if isinstance(subject, (Adapter, Example)):
+        for name, check, case in adapter_checks(subject, families):
+            yield name, BoundCheck(name, case.label, case.whom, functools.partial(check.run, case))
+        return
+    trial = Case.of(subject)
+    for check in (*CONFIG_CHECKS, *DECIDING_CHECKS, *ANSWER_CHECKS, *family_checks(trial.spec, families)):
+        yield check.name, BoundCheck(check.name, trial.label, trial.whom, functools.partial(check.run, trial))
 
 
 def check_strategy(
@@ -113,9 +125,43 @@ def check_strategy(
     return _all(list(checks_of(strategy, families=families)), expected_failures or {}, raises=raises)
 
 
+def check_adapter(
+    adapter: str | Adapter | type[Adapter],
+    *,
+    model: nn.Module | Callable[[], nn.Module] | None = None,
+    rows: Sequence[Mapping[str, Any]] = (),
+    batch: Mapping[str, Any] | None = None,
+    families: Sequence[str] | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+    raises: bool = True,
+) -> Outcomes:
+    """Check an adapter against its contract.
+
+    Args:
+        adapter: a registered name, an adapter, or its class.
+        model: a small model to check it on, or a function that makes one (see :class:`~tokentrim.testing.Example`);
+            None = small copies of the families that the adapter gives an ``example_config`` of.
+        rows: prompts for ``model``.
+        batch: the same as one batch.
+        families: model types to make copies of; None = all of the adapter's ``model_types``.
+        expected_failures: check name -> reason; strict, as in :func:`check_strategy`.
+        raises: raise when a check fails; otherwise read ``.failed`` of what is returned.
+
+    Raises:
+        ContractError: when a check fails, with a paragraph for each.
+        UnknownNameError: when no adapter has that name.
+    """
+    given: Any = registry("adapter").get(adapter) if isinstance(adapter, str) else adapter
+    given = given() if isinstance(given, type) else given
+    if model is not None:
+        given = Example(given, model, rows, batch)
+    return _all(list(checks_of(given, families=families)), expected_failures or {}, raises=raises)
+
+
 def _all(found: list[tuple[str, BoundCheck]], expected: Mapping[str, str], *, raises: bool) -> Outcomes:
     known_names(expected, [name for name, _ in found])
-    outcomes = Outcomes(found[0][1].whom, tuple(check.outcome(expected.get(name)) for name, check in found))
+    whom = found[0][1].whom if found else "nothing"
+    outcomes = Outcomes(whom, tuple(check.outcome(expected.get(name)) for name, check in found))
     if raises:
         outcomes.raise_failures()
     return outcomes
@@ -147,10 +193,10 @@ def parametrize_with_checks(
     ```
 
     Args:
-        subjects: strategies in any form that ``trim`` accepts.
+        subjects: strategies in any form that ``trim`` accepts, adapters, and examples of adapters.
         expected_failures: check name -> reason, for all subjects, or a function of a subject that returns such a dict.
             These are marked xfail, strictly.
-        families: see :func:`check_strategy`.
+        families: see :func:`check_strategy` and :func:`check_adapter`.
     """
     import pytest  # tests alone need it
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from tokentrim.budgeting import turned
+from tokentrim.budgeting import find_knob, turned
 from tokentrim.errors import TokentrimError
 from tokentrim.plan import plan
 from tokentrim.shape import ModelShape
@@ -99,6 +99,16 @@ def keeping_all(strategy: Strategy, shape: ModelShape, n_visual: int) -> Strateg
             if now > kept + _LEVELS:
                 best, kept = changed, now
     return best if kept >= 1 else None
+
+
+def sparsest(strategy: Strategy, shape: ModelShape, n_visual: int) -> Strategy:
+    """The strategy with its budget knob at the end where its plan keeps less; as it is where there is no one knob."""
+    try:
+        knob = find_knob(strategy, n_visual)
+        ends = knob.at(0), knob.at(knob.steps)
+        return min(ends, key=lambda end: share(end, shape, n_visual))
+    except TokentrimError:
+        return strategy
 
 
 def share(strategy: Strategy, shape: ModelShape, n_visual: int) -> float:
