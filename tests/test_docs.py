@@ -183,12 +183,32 @@ def cost_table():
     return table()
 
 
+def check_table(checks):
+    """Every check of a contract."""
+    lines = ["| check | what must hold |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{check.name}` | {check.summary.replace('``', '`')} |" for check in checks)])
+
+
+def strategy_check_table():
+    from tokentrim.testing.doors import STRATEGY_CHECKS
+
+    return check_table(STRATEGY_CHECKS)
+
+
+def adapter_check_table():
+    from tokentrim.testing.adapter_checks import ADAPTER_CHECKS
+
+    return check_table(ADAPTER_CHECKS)
+
+
 BLOCKS = [
     ("docs/results/methods.md", "costs", cost_table),
     ("docs/reference.md", "keys", keys_table),
     ("docs/reference.md", "methods", method_catalogue),
     ("docs/published.md", "published", published_table),
     ("docs/reproduce.md", "presets", presets_table),
+    ("docs/test-a-plugin.md", "strategy-checks", strategy_check_table),
+    ("docs/test-a-plugin.md", "adapter-checks", adapter_check_table),
     ("docs/write-an-adapter.md", "adapters", adapter_table),
     ("README.md", "strategies", strategy_table),
     ("docs/choose-a-strategy.md", "strategies", strategy_table),
@@ -345,6 +365,15 @@ def test_internal_links_lead_somewhere(path):
         assert target.exists(), link
         assert path not in SITE or DOCS in (target, *target.parents), f"{link} leaves the site"
         assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tokentrim/testing").glob("*.py")), ids=name_of)
+def test_checks_name_sections_that_exist(path):
+    from tokentrim.testing import outcome
+
+    text = path.read_text(encoding="utf-8").replace("{STRATEGIES}", outcome.STRATEGIES)
+    for page, anchor in re.findall(r"(docs/[\w-]+\.md)#([\w-]+)", text.replace("{ADAPTERS}", outcome.ADAPTERS)):
+        assert anchor in anchors(ROOT / page), f"{page}#{anchor}"
 
 
 def test_every_page_is_in_the_navigation():

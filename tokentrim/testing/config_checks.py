@@ -171,7 +171,7 @@ def schedule_is_lawful(case: Case) -> None:
 
 
 def _schedule_of(case: Case, part: Spatial, n: int) -> Schedule | None:
-    """The schedule for ``n`` visual tokens; None where the strategy refuses so many, unless the small model has them."""
+    """The schedule for ``n`` visual tokens; None where so many are refused, unless the small model has them."""
     try:
         return part.schedule(case.shape, n)
     except Exception as error:  # a stranger's schedule may raise anything

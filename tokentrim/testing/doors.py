@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from tokentrim.adapter import Adapter
 from tokentrim.config import Spec
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Expected: TypeAlias = "Mapping[str, str] | Callable[[Any], Mapping[str, str]]"
+
+STRATEGY_CHECKS: Final = (*CONFIG_CHECKS, *DECIDING_CHECKS, *ANSWER_CHECKS)
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,14 @@ def checks_of(subject: Any, *, families: Sequence[str] | None = None) -> Iterato
     Raises:
         ConfigError, UnknownNameError: when a specification means no strategy.
     """
-    if isinstance(subject, type) and issubclass(subject, Adapter):
-        subject = subject()
-    if isinstance(subject, (Adapter, Example)):
-        for name, check, case in adapter_checks(subject, families):
+    is_class = isinstance(subject, type) and issubclass(subject, Adapter)
+    given: Any = subject() if is_class else subject
+    if isinstance(given, (Adapter, Example)):
+        for name, check, case in adapter_checks(given, families):
             yield name, BoundCheck(name, case.label, case.whom, functools.partial(check.run, case))
         return
-    trial = Case.of(subject)
-    for check in (*CONFIG_CHECKS, *DECIDING_CHECKS, *ANSWER_CHECKS, *family_checks(trial.spec, families)):
+    trial = Case.of(given)
+    for check in (*STRATEGY_CHECKS, *family_checks(trial.spec, families)):
         yield check.name, BoundCheck(check.name, trial.label, trial.whom, functools.partial(check.run, trial))
 
 

@@ -39,8 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """Add one item per check that the options ask for."""
-    strategies: list[str] = config.getoption("--tokentrim-strategy")
-    adapters: list[str] = config.getoption("--tokentrim-adapter")
+    strategies: list[str] = config.getoption("--tokentrim-strategy") or []
+    adapters: list[str] = config.getoption("--tokentrim-adapter") or []
     if not strategies and not adapters:
         return
     from tokentrim.errors import TokentrimError
