@@ -113,13 +113,14 @@ class Exits:
         _refuse(options)
         config: Any = copy.deepcopy(options.arguments.get("generation_config") or host.generation_config)
         given = {k: v for k, v in options.arguments.items() if hasattr(config, k) and k != "generation_config"}
+        config.update(**{**given, "do_sample": False, "num_beams": 1})  # one object: both ways at once are deprecated
         ends: Any = options.get("eos_token_id")
         known = frozenset[int]() if ends is None else frozenset([ends] if isinstance(ends, int) else map(int, ends))
         pad = options.get("pad_token_id")
         ids = options.arguments.get("input_ids")
         return cls(
             threshold,
-            {"generation_config": config, **given, "do_sample": False, "num_beams": 1},
+            {"generation_config": config},
             options.arguments["inputs"] if ids is None else ids,
             known,
             int(min(known, default=0) if pad is None else pad),
