@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import pytest
 import tokentrim
 from tests.test_import_cost import loaded_after
 
-PLUGIN = ("-p", "tokentrim.testing.pytest_plugin")
+# An installed tokentrim brings the plugin along; a checkout that nobody installed names it.
+_INSTALLED = any(point.name == "tokentrim" for point in entry_points(group="pytest11"))
+PLUGIN = () if _INSTALLED else ("-p", "tokentrim.testing.pytest_plugin")
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
