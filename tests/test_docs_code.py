@@ -43,6 +43,7 @@ COMMANDS_NOT_RUN = {
     "python -m tokentrim.testbed": "minutes; tests/testbed runs its parts",
     "python -m tokentrim.bench": "minutes; tests/bench runs it smaller",
     "pytest": "the suite of a package that the page makes",
+    "python -m tests.costs": "reads what a comparison of minutes writes",
     "python tests/": "needs another checkout, or minutes",
     "torchrun": "starts processes",
     "hf download": "needs the network",

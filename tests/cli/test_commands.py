@@ -42,7 +42,9 @@ def test_ls_lists_everything_that_is_registered(cli):
     rows = cli("ls", "--json").data
     assert all({"name", "kind", "stage", "needs", "distribution"} <= set(row) for row in rows)
     for kind in KINDS:
-        assert {row["name"] for row in rows if row["kind"] == kind.name} == set(registry(kind.name).names())
+        known = registry(kind.name)
+        listed = {*known.names(), *(f"{family.name}:NAME" for family in known.families())}
+        assert {row["name"] for row in rows if row["kind"] == kind.name} == listed
     assert "default" in {row["name"] for row in rows if row["kind"] == "config"}
     fastv = next(row for row in rows if row["name"] == "fastv")
     assert fastv["stage"] == "prefill"
