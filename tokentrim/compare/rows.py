@@ -183,8 +183,10 @@ def _common(members: Sequence[Cell], index: Index, times: Times, costs: Sequence
         row["pruning_events"] = int(sum(index.head(cell, "pruning_events") or 0 for cell in members))
     realised = None
     if first.budget is not None:
-        realised = row["picture_ratio"] if row["form"] == "same tokens" else row.get(_REALISED[first.match])
-        if realised is None and first.match == MEASURED:  # without a timing pass: what was measured for the knob
+        realised = row.get(_REALISED[first.match])
+        if row["form"] == "same tokens":  # shares of tokens are met in pixels; FLOPs and time are not met at all
+            realised = row["picture_ratio"] if first.match in ("layer_mean_ratio", "kv_ratio") else None
+        elif realised is None and first.match == MEASURED:  # without a timing pass: what was measured for the knob
             realised = (index.head(first, "solved") or {}).get("realised")
     return {
         **row,
