@@ -28,7 +28,15 @@ BLOCKS_NOT_RUN = {
     ("docs/train.md", "from tokentrim.train import run"): "minutes; tests/train runs it smaller",
     ("docs/lmms-eval.md", "from lm_eval import"): "needs lm-eval; tests/harness/test_lm_eval.py runs it there",
     ("docs/lmms-eval.md", "from lmms_eval.evaluator import"): "needs lmms-eval and data",
-    ("docs/speed.md", 'with tokentrim.trim(model, "st3", compile=True)'): "needs a compiler; tests/core/test_compiled.py runs it",
+    (
+        "docs/speed.md",
+        'with tokentrim.trim(model, "st3", compile=True)',
+    ): "needs a compiler; tests/core/test_compiled.py runs it",
+    (
+        "docs/test-a-plugin.md",
+        "from tokentrim.testing import",
+    ): "of a plugin that is not here; tests/testing runs its like",
+    ("docs/test-a-plugin.md", "@parametrize_with_checks("): "of a plugin that is not here; tests/testing runs its like",
     ("docs/quickstart.md", 'folder = "/path/to/llava-1.5-7b-hf"'): "needs weights that do not come along, and a GPU",
 }
 # Where a command begins with this, it is not run.

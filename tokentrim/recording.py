@@ -80,7 +80,9 @@ def notes() -> list[Note] | None:
     return None if _RECORDS.get() is None else []
 
 
-def record(part: Spatial | Temporal, site: LayerSite | StepSite, scores: Tensor | None, selection: Selection) -> None:
+def record(
+    part: Spatial | Temporal, site: LayerSite | StepSite, scores: Tensor | None, selection: Selection | None
+) -> None:
     """Add one decision, if anybody records: ``scores`` of a scorer, or what a selector last noted."""
     records = _RECORDS.get()
     if records is None:

@@ -47,9 +47,11 @@ def left_of(session):
 def cluster(shaky):
     # Not pytest's own folder: the names of Ray's sockets there would be too long for the system.
     folder = tempfile.mkdtemp(prefix="ray-")
+    # Ray's cluster notes its address in a folder that it takes for granted.
+    os.mkdir(os.path.join(folder, "ray"))
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, folder],
-        env={**shaky.environment(), **LOOPBACK, **PATIENT},
+        env={**shaky.environment(), **LOOPBACK, **PATIENT, "RAY_TMPDIR": folder},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
     )  # fmt: skip
     address = process.stdout.readline().strip()

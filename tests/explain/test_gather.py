@@ -20,8 +20,10 @@ from tokentrim.strategy import SpatialScorer as Scorer
 from tokentrim.strategy import TemporalScorer
 
 # One configuration of each strategy, and every temporal one: entries may leave in an order that was fixed once.
-FIRST = {spec.get("name", name): spec for name, spec in reversed(SPECS.items())}
-FIRST |= {name: spec for name, spec in SPECS.items() if spec.get("name") in ("vta", "st3")}
+FIRST = {
+    **{spec.get("name", name): spec for name, spec in reversed(SPECS.items())},
+    **{name: spec for name, spec in SPECS.items() if spec.get("name") in ("vta", "st3")},
+}
 
 
 @pytest.fixture(scope="module")

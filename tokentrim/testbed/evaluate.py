@@ -114,4 +114,5 @@ def _answer(
 def mean_score(model: Any, task: Task, samples: Sequence[Sample], ranking: Ranking, share: float) -> float:
     """Mean score of a task under one selection, 0 to 1."""
     said = predictions(model, task, samples, ranking, share)
-    return float(np.mean([task.score(sample, text) for sample, text in zip(samples, said, strict=True)]))
+    scores = [task.score(sample, text) for sample, text in zip(samples, said, strict=True)]
+    return float(np.mean([score for score in scores if score is not None]))  # the testbed's tasks score every answer
