@@ -98,20 +98,26 @@ class TrimLayer(CacheLayerMixin):
             return key_states, value_states
         new, length = key_states.shape[2], self._length + key_states.shape[2]
         if self._buffers is None or self._start + length > self._buffers[0].shape[2]:
-            self._grow(key_states, value_states, length)
+            self._move(length + max(_RESERVE, length // 8))
         self._set_length(length)
         for stored, states in ((self.keys, key_states), (self.values, value_states)):
             stored[:, :, length - new :].copy_(states)  # type: ignore[index]
         return self.keys, self.values  # type: ignore[return-value]
 
-    def _grow(self, key: Tensor, value: Tensor, length: int) -> None:
-        capacity = length + max(_RESERVE, length // 8)
-        old = (self.keys, self.values)
-        fresh = tuple(t.new_empty(t.shape[0], t.shape[1], capacity, t.shape[3]) for t in (key, value))
-        for buffer, stored in zip(fresh, old, strict=True):
-            if stored is not None and self._length:
-                buffer[:, :, : self._length].copy_(stored)
-        self._buffers, self._start, self.keeps_size = (fresh[0], fresh[1]), 0, False
+    def _move(self, capacity: int, *, keeps_size: bool = False) -> None:
+        """Copy what is stored into buffers of ``capacity`` columns.
+
+        Where they keep their size, the columns behind are zeros: under a mask everything but NaN counts for nothing.
+        """
+        if self.keys is None or self.values is None:
+            return
+        fresh = (_room_for(self.keys, capacity), _room_for(self.values, capacity))
+        for buffer, stored in zip(fresh, (self.keys, self.values), strict=True):
+            buffer[:, :, : self._length] = stored
+            if keeps_size:
+                buffer[:, :, self._length :] = 0
+        self._buffers, self._start, self.keeps_size = fresh, 0, keeps_size
+        self._set_length(self._length)
 
     # ------------------------------------------------------------------ buffers of fixed size
 
@@ -166,17 +172,8 @@ class TrimLayer(CacheLayerMixin):
         return self._start
 
     def resize(self, capacity: int) -> None:
-        """Move what is stored into buffers of ``capacity`` columns, which evictions then leave as they are.
-
-        The columns behind are zeros, because under a mask everything but NaN counts for nothing.
-        """
-        if self.keys is None or self.values is None:
-            return
-        fresh = tuple(t.new_zeros(t.shape[0], t.shape[1], capacity, t.shape[3]) for t in (self.keys, self.values))
-        for buffer, stored in zip(fresh, (self.keys, self.values), strict=True):
-            buffer[:, :, : self._length] = stored
-        self._buffers, self._start, self.keeps_size = (fresh[0], fresh[1]), 0, True
-        self._set_length(self._length)
+        """Move what is stored into buffers of ``capacity`` columns, which evictions then leave as they are."""
+        self._move(capacity, keeps_size=True)
 
     def written(self, columns: int) -> None:
         """Note columns that were written into the buffers from outside."""
@@ -213,12 +210,9 @@ class TrimLayer(CacheLayerMixin):
                 stored[rows, :, moves.target] = stored[rows, :, moves.source]
         self.stream = stream
         self._start += moves.shift
-        length = self._length - moves.shift
+        self._set_length(self._length - moves.shift)
         if self._start > _DEAD_SHARE * self._buffers[0].shape[2] and not self.keeps_size:
-            live = tuple(buffer[:, :, self._start : self._start + length] for buffer in self._buffers)
-            self._buffers = (_with_reserve(live[0]), _with_reserve(live[1]))
-            self._start = 0
-        self._set_length(length)
+            self._move(self._length + _RESERVE)
 
     def get_seq_length(self) -> int:
         """Logical length: the length without pruning, from which positions follow."""
@@ -295,21 +289,14 @@ class TrimLayer(CacheLayerMixin):
 
 def _gathered(stored: Tensor, index: Tensor) -> Tensor:
     """Columns ``index`` [B, T] of ``stored`` [B, H, _, D], with room for more columns behind them."""
-    buffer = _room_for(stored, index.shape[1])
+    buffer = _room_for(stored, index.shape[1] + _RESERVE)
     for into, row, columns in zip(buffer, stored, index, strict=True):
         into[:, : len(columns)] = row.index_select(1, columns)
     return buffer
 
 
-def _with_reserve(stored: Tensor) -> Tensor:
-    """A copy of ``stored`` [B, H, T, D] with room for more columns."""
-    buffer = _room_for(stored, stored.shape[2])
-    buffer[:, :, : stored.shape[2]] = stored
-    return buffer
-
-
-def _room_for(like: Tensor, length: int) -> Tensor:
-    return like.new_empty(like.shape[0], like.shape[1], length + _RESERVE, like.shape[3])
+def _room_for(like: Tensor, capacity: int) -> Tensor:
+    return like.new_empty(like.shape[0], like.shape[1], capacity, like.shape[3])
 
 
 def trimmed(cache: Any) -> bool:

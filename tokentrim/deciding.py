@@ -63,21 +63,9 @@ def decide_layer(
     return selection
 
 
-def decide_step(
-    part: Temporal,
-    step: int,
-    layer: int,
-    counts: tuple[int, ...],
-    stream: Stream,
-    *,
-    shape: ModelShape,
-    state: Any,
-    sample_keys: Tensor,
-    providers: Providers,
-) -> Selection:
+def decide_step(part: Temporal, counts: tuple[int, ...], stream: Stream, site: StepSite) -> Selection:
     """The Selection of a temporal part in one layer at one decode forward, checked."""
-    site = _step_site(part, step, layer, stream, shape, state, sample_keys, providers)
-    with _blamed(f"{part.label()!r} at step {step}, layer {layer}"):
+    with _blamed(f"{part.label()!r} at step {site.step}, layer {site.layer}"):
         scores = part.score(site) if isinstance(part, TemporalScorer) else None
         selection = _selected(part, site, scores, counts, stream)
         if selection.merges:
@@ -92,54 +80,18 @@ def decide_step(
     return selection
 
 
-def decide_order(
-    part: TemporalScorer,
-    step: int,
-    layer: int,
-    stream: Stream,
-    *,
-    shape: ModelShape,
-    state: Any,
-    sample_keys: Tensor,
-    providers: Providers,
-) -> Tensor:
+def decide_order(part: TemporalScorer, stream: Stream, site: StepSite) -> Tensor:
     """int64 [B, N]: slots of ``stream.vis_ids`` in the order in which a part that ranks once lets them go.
 
     Padding comes first. What leaves last is what :func:`decide_step` would keep longest: of equal scores the lower
     raster number.
     """
-    site = _step_site(part, step, layer, stream, shape, state, sample_keys, providers)
-    with _blamed(f"{part.label()!r} at step {step}, layer {layer}"):
+    with _blamed(f"{part.label()!r} at step {site.step}, layer {site.layer}"):
         scores = _scores(part.score(site), stream)
     recording.record(part, site, scores, None)
     if any(n != scores.shape[1] for n in stream.n_visual):
         scores = scores.masked_fill(~stream.vis_valid, float("-inf"))
     return torch.argsort(scores, dim=-1, descending=True, stable=True).flip(-1)
-
-
-def _step_site(
-    part: Temporal,
-    step: int,
-    layer: int,
-    stream: Stream,
-    shape: ModelShape,
-    state: Any,
-    sample_keys: Tensor,
-    providers: Providers,
-) -> StepSite:
-    return StepSite(
-        shape=shape,
-        n_visual=stream.n_visual,
-        ids=stream.vis_ids,
-        valid=stream.vis_valid,
-        state=state,
-        keys_of_rows=sample_keys,
-        needs=part.needed(),
-        providers=providers,
-        step=step,
-        layer=layer,
-        notes=recording.notes(),
-    )
 
 
 def _selected(

@@ -13,12 +13,12 @@ from tokentrim import positions
 from tokentrim import rows as rows_of
 from tokentrim.attention import Kernel
 from tokentrim.cache import TrimLayer
-from tokentrim.deciding import decide_order, decide_step
+from tokentrim.deciding import Providers, decide_order, decide_step
 from tokentrim.eviction import evict, evict_first, fronted
 from tokentrim.masks import causal_mask
 from tokentrim.prompt import Prompt
-from tokentrim.sites import Need
-from tokentrim.strategy import TemporalScorer
+from tokentrim.sites import Need, StepSite
+from tokentrim.strategy import Temporal, TemporalScorer
 from tokentrim.stream import Stream
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Decode:
             held, stream = self.layers[index], self.layers[index].held_stream
             if isinstance(part, TemporalScorer) and part.ranks_once():
                 if not held.ranked:
-                    held.rearrange(*fronted(stream, decide_order(part, **self._asking(index, held, stream))))
+                    held.rearrange(*fronted(stream, decide_order(part, stream, self._site(part, index, held, {}))))
                     held.ranked, held.prompt_row = True, None  # the row has said all that it will be asked
             elif not stream.flush:
                 if id(stream) not in made:
@@ -189,9 +189,8 @@ class Decode:
             read.append(rows_of.last_row(query, key, scaling, None, valid))
             return self.engine.heads.whole(rows_of.pick_visual(read[0], stream.vis_pos)[:, :, 0])
 
-        asking = self._asking(layer, held, stream)
-        asking["providers"][Need.LAST_ROW] = current_row
-        selection = decide_step(part, counts=self.acting[layer], **asking)
+        site = self._site(part, layer, held, {Need.LAST_ROW: current_row})
+        selection = decide_step(part, self.acting[layer], stream, site)
         if self.engine.check_indices:
             selection.check_indices(stream.n_visual)
         if selection.counts == stream.n_visual:
@@ -208,23 +207,27 @@ class Decode:
         valid = self._valid(after, weights.shape[-1])
         return weights if valid is None else weights.masked_fill(~valid[:, None, None], 0.0)
 
-    def _asking(self, layer: int, held: TrimLayer, stream: Stream) -> dict[str, Any]:
-        """What a temporal part is asked with in one layer, whatever this step brings left out."""
-        prompt, whole = self.prompt, self.engine.heads.whole
-        return {
-            "step": prompt.step,
-            "layer": layer,
-            "stream": stream,
-            "shape": self.engine.shape,
-            "state": prompt.states.get(id(prompt.temporal)),
-            "sample_keys": prompt.sample_keys,
-            "providers": {
+    def _site(self, part: Temporal, layer: int, held: TrimLayer, brought: Providers) -> StepSite:
+        """What a temporal part may see in one layer; ``brought`` provides what only this step knows."""
+        prompt, stream, whole = self.prompt, held.held_stream, self.engine.heads.whole
+        return StepSite(
+            shape=self.engine.shape,
+            n_visual=stream.n_visual,
+            ids=stream.vis_ids,
+            valid=stream.vis_valid,
+            state=prompt.states.get(id(part)),
+            keys_of_rows=prompt.sample_keys,
+            needs=part.needed(),
+            providers={
                 Need.PROMPT_ROW: lambda: held.prompt_row,
                 Need.KEYS: lambda: whole(rows_of.pick_rows(held.keys, stream.vis_pos)),  # type: ignore[arg-type]
                 Need.VALUES: lambda: whole(rows_of.pick_rows(held.values, stream.vis_pos)),  # type: ignore[arg-type]
                 Need.RANDOM: lambda: None,
+                **brought,
             },
-        }
+            step=prompt.step,
+            layer=layer,
+        )
 
     def _valid(self, stream: Stream, keys: int) -> Tensor | None:
         """bool [B, keys]: this layer's real columns, appended ones included; None when all are."""

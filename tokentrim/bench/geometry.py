@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -91,6 +91,21 @@ _CLIP_L: Final[Mapping[str, int]] = {
     "image_size": 336,
 }
 
+# The tower is scaled with the decoder, so that it keeps its 5 % of a prefill's FLOPs.
+_SCALED: Final = Geometry(
+    n_layers=32,
+    hidden_size=1024,
+    n_heads=16,
+    intermediate_size=2752,
+    vocab_size=8000,
+    vision_layers=24,
+    vision_hidden_size=256,
+    vision_heads=4,
+    vision_intermediate_size=1024,
+    image_size=336,
+    summary="LLaVA-1.5-7B at a quarter of the width: the same 32 layers and 576 visual tokens",
+)
+
 GEOMETRIES: Final[Mapping[str, Geometry]] = MappingProxyType(
     {
         "tiny": Geometry(
@@ -106,31 +121,11 @@ GEOMETRIES: Final[Mapping[str, Geometry]] = MappingProxyType(
             image_size=56,
             summary="16 visual tokens; for trying the bench itself, its times mean nothing",
         ),
-        # The tower is scaled with the decoder, so that it keeps its 5 % of a prefill's FLOPs.
-        "scaled": Geometry(
-            n_layers=32,
-            hidden_size=1024,
-            n_heads=16,
-            intermediate_size=2752,
-            vocab_size=8000,
-            vision_layers=24,
-            vision_hidden_size=256,
-            vision_heads=4,
-            vision_intermediate_size=1024,
-            image_size=336,
-            summary="LLaVA-1.5-7B at a quarter of the width: the same 32 layers and 576 visual tokens",
-        ),
-        "scaled-8": Geometry(
+        "scaled": _SCALED,
+        "scaled-8": replace(
+            _SCALED,
             n_layers=8,
-            hidden_size=1024,
-            n_heads=16,
-            intermediate_size=2752,
-            vocab_size=8000,
             vision_layers=6,
-            vision_hidden_size=256,
-            vision_heads=4,
-            vision_intermediate_size=1024,
-            image_size=336,
             summary="a quarter of the layers of scaled, for many images or large batches on a small machine",
         ),
         "llava-1.5-7b": Geometry(
