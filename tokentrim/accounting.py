@@ -138,6 +138,8 @@ class Usage:
         n_text: all other tokens of the prompt; text is never dropped.
         layer_tokens: [L] visual tokens that each layer processed in prefill.
         cached: [S][L] visual entries that each layer attended to in decode forward 1..S.
+        visual_pairs: [L] pairs of visual tokens, in the square's convention (causal attention counts them all), whose
+            attention each layer computed in prefill; empty = the square of ``layer_tokens``.
     """
 
     shape: ModelShape
@@ -145,10 +147,11 @@ class Usage:
     n_text: int
     layer_tokens: tuple[int, ...]
     cached: tuple[tuple[int, ...], ...] = ()
+    visual_pairs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         layers = self.shape.n_layers
-        for counts in (self.layer_tokens, *self.cached):
+        for counts in (self.layer_tokens, *self.cached, *([self.visual_pairs] if self.visual_pairs else [])):
             if len(counts) != layers:
                 raise EngineError(
                     complaint(
@@ -158,11 +161,12 @@ class Usage:
                         "give one count per decoder layer",
                     )
                 )
-            if any(not 0 <= count <= self.n_visual for count in counts):
+            limit = self.n_visual**2 if counts is self.visual_pairs else self.n_visual
+            if any(not 0 <= count <= limit for count in counts):
                 raise EngineError(
                     complaint(
                         "visual counts of a usage",
-                        f"lie in 0..{self.n_visual}",
+                        f"lie in 0..{limit}",
                         counts,
                         "count each visual token of the sample once, and no padding",
                     )
@@ -171,7 +175,7 @@ class Usage:
     def unpruned(self) -> Usage:
         """The same run with every visual token kept everywhere."""
         full = (self.n_visual,) * self.shape.n_layers
-        return replace(self, layer_tokens=full, cached=(full,) * len(self.cached))
+        return replace(self, layer_tokens=full, cached=(full,) * len(self.cached), visual_pairs=())
 
     @property
     def n_steps(self) -> int:
@@ -214,7 +218,7 @@ class Usage:
     @property
     def prefill_flops(self) -> int:
         """FLOPs of the decoder layers in prefill, physical convention."""
-        return prefill_flops(self.layer_totals, self.shape)
+        return prefill_flops(self.layer_totals, self.shape) - 4 * sum(self.skipped_pairs) * self.shape.attention_width
 
     @property
     def flops_ratio(self) -> float:
@@ -231,13 +235,20 @@ class Usage:
     @property
     def macs_per_layer(self) -> float:
         """Mean over layers of the field's MACs in prefill."""
-        return sum(field_macs(n, self.shape) for n in self.layer_totals) / self.shape.n_layers
+        return sum(self.layer_macs) / self.shape.n_layers
+
+    @property
+    def layer_macs(self) -> tuple[int, ...]:
+        """[L] MACs of each layer in prefill, field convention."""
+        width = 2 * self.shape.hidden_size
+        pairs = zip(self.layer_totals, self.skipped_pairs, strict=True)
+        return tuple(field_macs(n, self.shape) - skipped * width for n, skipped in pairs)
 
     @property
     def flops_ratio_field(self) -> float:
         """The field's MACs as a share of the unpruned run's."""
         full = field_macs(self.n_visual + self.n_text, self.shape) * self.shape.n_layers
-        return _ratio(sum(field_macs(n, self.shape) for n in self.layer_totals), full)
+        return _ratio(sum(self.layer_macs), full)
 
     @property
     def decode_flops(self) -> int:
@@ -256,6 +267,13 @@ class Usage:
     def layer_totals(self) -> tuple[int, ...]:
         """[L] all tokens, visual and text, that each layer processed in prefill."""
         return tuple(count + self.n_text for count in self.layer_tokens)
+
+    @property
+    def skipped_pairs(self) -> tuple[int, ...]:
+        """[L] pairs of visual tokens, in the square's convention, whose attention was left out in prefill."""
+        if not self.visual_pairs:
+            return (0,) * self.shape.n_layers
+        return tuple(n * n - pairs for n, pairs in zip(self.layer_tokens, self.visual_pairs, strict=True))
 
     def visual_entries(self, step: int) -> int:
         """Visual cache entries of all layers together in decode forward ``step``; 0 = the end of prefill."""

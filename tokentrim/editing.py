@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokentrim.attention import Kernel
+from tokentrim.bands import Bands
 from tokentrim.errors import StrategyError, UnsupportedError, complaint
 from tokentrim.shape import ModelShape
 from tokentrim.sites import Grid
@@ -29,7 +30,8 @@ class Editing:
     """
 
     edits: Mapping[int, AttentionEdit]
-    _masks: dict[tuple[int, int], tuple[Stream, Tensor]] = field(default_factory=dict[Any, Any])
+    _stream: Stream | None = None
+    _bands: dict[int, Bands] = field(default_factory=dict[int, Bands])
 
     @classmethod
     def of(cls, editor: AttentionEditor | None, shape: ModelShape, implementation: str) -> Editing | None:
@@ -79,13 +81,20 @@ class Editing:
     ) -> tuple[Tensor, Tensor | None]:
         """The layer's attention over a prompt, edited."""
         edit = self.edits[layer]
-        if edit.radius is not None:
-            mask = self._neighbours(edit.radius, stream, grid, query)
-        output, weights = kernel(module, query, key, value, mask, **options)
+        bands = None if edit.radius is None else self._bands_of(edit.radius, stream, grid)
+        if bands is not None:
+            output, weights = bands.attend(query, key, value, options.get("scaling")), None
+        else:
+            output, weights = kernel(module, query, key, value, mask, **options)
         if edit.heads is None:
             return output, weights
         visual = stream.visual_mask()
-        return self._silence(edit.heads, output, query, key, value, mask, options, keys=visual, queries=visual), None
+        inactive = _Inactive.of(edit.heads, query, key, value, visual)
+        if bands is None:
+            mixed = inactive.attend(mask, options).masked_fill(visual[:, :, None, None], 0.0)
+        else:
+            mixed = bands.attend_others(inactive.query, inactive.key, inactive.value, options.get("scaling"))
+        return inactive.placed(output, mixed), None
 
     def decode(
         self,
@@ -105,67 +114,65 @@ class Editing:
         edit = self.edits.get(layer)
         if edit is None or edit.heads is None:
             return output, weights
-        visual = stream.visual_mask(key.shape[2])
-        return self._silence(edit.heads, output, query, key, value, mask, options, keys=visual, queries=None), None
+        inactive = _Inactive.of(edit.heads, query, key, value, stream.visual_mask(key.shape[2]))
+        return inactive.placed(output, inactive.attend(mask, options)), None
 
-    def _neighbours(self, radius: int, stream: Stream, grid: Callable[[], Grid], query: Tensor) -> Tensor:
-        """[B, 1, T, T] for the kernel: causal, but a visual query sees of the visual keys its neighbours alone.
+    def pairs(self, stream: Stream, counts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """[L][B] pairs of visual tokens that each layer computed; empty where all of them are.
 
-        Earlier and later ones alike, as in the released code; neighbours lie in one plane of one picture.
+        Args:
+            stream: the prompt's, whose visual tokens all reach the layers that are edited.
+            counts: [L][B], visual tokens of each layer.
         """
-        if (radius, id(stream)) in self._masks:
-            return self._masks[radius, id(stream)][1]
-        where, length = grid(), stream.length
-        near = torch.ones(1, dtype=torch.bool, device=query.device)
-        for part in (where.image, where.frame, where.plane):
-            near = near & (part.unsqueeze(2) == part.unsqueeze(1))
-        for part in (where.row, where.col):
-            near = near & ((part.unsqueeze(2) - part.unsqueeze(1)).abs() <= radius)
-        places = torch.arange(length + 1, device=query.device)
-        seen = (places.unsqueeze(1) >= places).expand(stream.rows, -1, -1).clone()
-        # A spare last column takes what padded slots write.
-        pos = stream.vis_pos.masked_fill(~stream.vis_valid, length)
-        rows = torch.arange(stream.rows, device=query.device)[:, None, None]
-        seen[rows, pos.unsqueeze(2), pos.unsqueeze(1)] = near
-        seen = seen[:, :length, :length]
-        if stream.valid is not None:
-            # Padding sees itself, so that no row of weights is empty.
-            seen = (seen & stream.valid.unsqueeze(1)) | torch.eye(length, dtype=torch.bool, device=query.device)
-        mask = seen.unsqueeze(1)
-        additive = torch.zeros(mask.shape, dtype=query.dtype, device=query.device)
-        mask = additive.masked_fill(~mask, torch.finfo(query.dtype).min)
-        self._masks = {(radius, id(stream)): (stream, mask)}  # one stream at a time: layers come in order
-        return mask
+        if self._stream is not stream or not self._bands:
+            return []
+        found = {n: self._bands[edit.radius].pairs for n, edit in self.edits.items() if edit.radius is not None}
+        return [found.get(layer, tuple(n * n for n in rows)) for layer, rows in enumerate(counts)]
 
-    @staticmethod
-    def _silence(
-        heads: tuple[bool, ...],
-        output: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        options: Mapping[str, Any],
-        *,
-        keys: Tensor,
-        queries: Tensor | None,
-    ) -> Tensor:
-        """``output`` [B, T, H, D] with the inactive heads recomputed.
+    def _bands_of(self, radius: int, stream: Stream, grid: Callable[[], Grid]) -> Bands:
+        """Who sees whom in this prompt; a visual query sees earlier and later neighbours alike, as in released code."""
+        if self._stream is not stream:
+            self._stream, self._bands = stream, {}
+        if radius not in self._bands:
+            self._bands[radius] = Bands.of(radius, stream, grid())
+        return self._bands[radius]
 
-        Their weights on visual keys count nothing, the others are not rescaled: as if these keys' values were zero.
-        What they add to visual tokens (``queries``) is nothing at all.
-        """
-        off = torch.tensor([head for head, on in enumerate(heads) if not on], device=query.device)
-        group = query.shape[1] // key.shape[1]
-        silent = value.index_select(1, off // group).masked_fill(keys[:, None, :, None], 0.0)
-        mixed = F.scaled_dot_product_attention(
-            query.index_select(1, off),
-            key.index_select(1, off // group),
-            silent,
-            attn_mask=None if mask is None else mask[..., : key.shape[2]],
-            is_causal=mask is None and query.shape[2] > 1,
+
+@dataclass(frozen=True)
+class _Inactive:
+    """The heads whose weights on visual keys count nothing; the others are not rescaled.
+
+    Attributes:
+        heads: int64 [n], which they are.
+        query: [B, n, T_q, D].
+        key: [B, n, T, D].
+        value: [B, n, T, D], zero at visual keys, which leaves out what they would add and rescales nothing.
+    """
+
+    heads: Tensor
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+    @classmethod
+    def of(cls, active: tuple[bool, ...], query: Tensor, key: Tensor, value: Tensor, visual: Tensor) -> _Inactive:
+        """The heads that are not ``active``; ``visual`` bool [B, T] marks the visual keys."""
+        off = torch.tensor([head for head, on in enumerate(active) if not on], device=query.device)
+        source = off // (query.shape[1] // key.shape[1])
+        silent = value.index_select(1, source).masked_fill(visual[:, None, :, None], 0.0)
+        return cls(off, query.index_select(1, off), key.index_select(1, source), silent)
+
+    def attend(self, mask: Any, options: Mapping[str, Any]) -> Tensor:
+        """[B, T_q, n, D]."""
+        return F.scaled_dot_product_attention(
+            self.query,
+            self.key,
+            self.value,
+            attn_mask=None if mask is None else mask[..., : self.key.shape[2]],
+            is_causal=mask is None and self.query.shape[2] > 1,
             scale=options.get("scaling"),
         ).transpose(1, 2)
-        if queries is not None:
-            mixed = mixed.masked_fill(queries[:, :, None, None], 0.0)
-        return output.index_copy(2, off, mixed.to(output.dtype))
+
+    def placed(self, output: Tensor, mixed: Tensor) -> Tensor:
+        """``output`` [B, T_q, H, D] with ``mixed`` in the place of these heads."""
+        return output.index_copy(2, self.heads, mixed.to(output.dtype))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokentrim.accounting import Usage, field_macs
+from tokentrim.accounting import Usage
 from tokentrim.errors import StrategyError, complaint
 from tokentrim.shape import ModelShape
-from tokentrim.strategy import Spatial, Strategy, Temporal
+from tokentrim.strategy import Parts, Spatial, Strategy, Temporal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,7 +47,7 @@ class Plan:
     @property
     def layer_macs(self) -> tuple[int, ...]:
         """[L] MACs of each layer in prefill, field convention."""
-        return tuple(field_macs(n, self.shape) for n in self.usage.layer_totals)
+        return self.usage.layer_macs
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data; MACs and FLOPs are counts, KV is in bytes."""
@@ -111,7 +111,7 @@ def plan(
     return Plan(
         strategy=strategy.label(),
         spec=strategy.spec(),
-        usage=Usage(shape, n_visual, n_text, layer_tokens, cached),
+        usage=Usage(shape, n_visual, n_text, layer_tokens, cached, planned_pairs(parts, shape, layer_tokens)),
         new_tokens=new_tokens,
         exact=exact,
         notes=() if exact else ("counts depend on the data: every number here is an upper bound",),
@@ -136,6 +136,25 @@ def planned_layer_tokens(parts: tuple[Spatial, ...], shape: ModelShape, n_visual
         own = part.schedule(shape, n_visual).per_layer(shape.n_layers, n_visual)
         layers = [min(current, count) for current, count in zip(layers, own, strict=True)]
     return tuple(layers)
+
+
+def planned_pairs(parts: Parts, shape: ModelShape, layer_tokens: tuple[int, ...]) -> tuple[int, ...]:
+    """[L] pairs of visual tokens that each layer computes (see :class:`tokentrim.accounting.Usage`); empty = all.
+
+    Where the prompt's pictures are not whole grids of the shape's (tiled ones are not), all are counted.
+    """
+    editor, vision = parts.attention, shape.vision
+    size = 0 if vision is None else vision.rows * vision.cols
+    if editor is None or vision is None or not size:
+        return ()
+    from tokentrim.bands import Spans  # imports torch, which arithmetic alone does not need
+
+    pairs = [count * count for count in layer_tokens]
+    for layer, count in enumerate(layer_tokens):
+        edit = editor.edit(layer, shape)
+        if edit is not None and edit.radius is not None and count % size == 0:
+            pairs[layer] = Spans.raster(vision.rows, vision.cols, count // size, edit.radius).pairs
+    return tuple(pairs)
 
 
 def planned_cached(

@@ -362,6 +362,8 @@ class Prefill:
         """Hand the final streams to the cache and the counts to the prompt."""
         layers = range(self.engine.shape.n_layers)
         self.prompt.layer_counts = [self.stream_of(layer).n_visual for layer in layers]
+        if self.engine.editing is not None:
+            self.prompt.visual_pairs = self.engine.editing.pairs(self.prompt.start, self.prompt.layer_counts)
         if self.cache is not None:
             for layer in layers:
                 held: TrimLayer = self.cache.layers[layer]

@@ -63,6 +63,7 @@ class Prompt:
     trace: Trace | None = None
     events: int = 0
     layer_counts: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
+    visual_pairs: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
     held: list[list[tuple[int, ...]]] = field(default_factory=list[list[tuple[int, ...]]])
     appended: list[int] = field(default_factory=list[int])
     _memo: tuple[Tensor, dict[int, tuple[Any, Any]]] | None = None

@@ -109,7 +109,8 @@ def usages(prompt: Prompt, shape: ModelShape, new_tokens: Sequence[int] | None =
         layer_tokens = tuple(layer[row] for layer in counts)
         steps = prompt.held if new_tokens is None else prompt.held[: max(0, new_tokens[row] - 1)]
         cached = tuple(tuple(layer[row] for layer in step) for step in steps)
-        found.append(Usage(shape, n_visual, prompt.n_text[row], layer_tokens, cached))
+        pairs = tuple(layer[row] for layer in prompt.visual_pairs)
+        found.append(Usage(shape, n_visual, prompt.n_text[row], layer_tokens, cached, pairs))
     return found
 
 

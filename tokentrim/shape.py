@@ -113,6 +113,11 @@ class ModelShape:
     name: str = ""
 
     @property
+    def attention_width(self) -> int:
+        """Numbers of one token in the query heads together, ``H h``."""
+        return self.n_heads * self.head_dim
+
+    @property
     def kv_bytes_per_token_layer(self) -> int:
         """Bytes that one token's key and value take in one layer's cache."""
         return 2 * self.n_kv_heads * self.head_dim * self.bytes_per_element

@@ -56,7 +56,7 @@ class AttentionEdit:
 class AttentionEditor(ABC):
     """The third ability, beside deciding at boundaries and at decode steps: changing what attention sees.
 
-    Tokens stay where they are, so it costs what it costs the kernel: a mask saves no time, and heads are recomputed.
+    Tokens stay where they are. Neighbourhoods are computed in blocks that leave the rest out; heads are recomputed.
     """
 
     @abstractmethod

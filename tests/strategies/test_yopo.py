@@ -5,15 +5,23 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.core.cases import deviation, generate
 from tests.core.reference import embeddings
 from tests.models import IMAGE, alone, prompt, tiny_llava
+from tokentrim.accounting import prefill_flops
+from tokentrim.bands import Spans
+from tokentrim.bench.limits import least_prefill_flops
 from tokentrim.errors import TokentrimError, UnsupportedError
+from tokentrim.plan import plan
 from tokentrim.session import trim
+from tokentrim_strategies.yopo import YOPO
 
 SIDE, N, LAYERS, HEADS = 4, 16, 6, 4
 _model = lru_cache(maxsize=8)(tiny_llava)
@@ -135,3 +143,54 @@ def test_bad_edits_are_refused() -> None:
     flex = _model(side=SIDE, attention="flex_attention")
     with pytest.raises(UnsupportedError, match="sdpa"):
         trim(flex, {"name": "yopo"})
+
+
+def _near(grid: list[tuple[int, int, int]], radius: int) -> list[list[bool]]:
+    """Which tokens, given as (plane, row, column), are neighbours: one pair at a time."""
+    return [[a[0] == b[0] and abs(a[1] - b[1]) <= radius and abs(a[2] - b[2]) <= radius for b in grid] for a in grid]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    samples=st.lists(
+        st.lists(st.tuples(st.integers(1, 7), st.integers(1, 9)), min_size=0, max_size=3), min_size=1, max_size=3
+    ),
+    radius=st.integers(0, 3),
+    least=st.sampled_from([1, 8, 96]),
+)
+def test_blocks_hold_every_neighbour(samples: list[list[tuple[int, int]]], radius: int, least: int) -> None:
+    tokens = [
+        [(plane, row, col) for plane, (rows, cols) in enumerate(planes) for row in range(rows) for col in range(cols)]
+        for planes in samples
+    ]
+    n = max(len(sample) for sample in tokens)
+    planes, rows = np.full((len(tokens), n), -1), np.full((len(tokens), n), -1)
+    for number, sample in enumerate(tokens):
+        for place, (plane, row, _) in enumerate(sample):
+            planes[number, place], rows[number, place] = plane, row
+    spans = Spans.of(planes, rows, 5, radius, least=least)
+    assert spans.pairs <= n * n
+    for sample in tokens:
+        for place, near in enumerate(_near(sample, radius)):
+            first = spans.first[place // spans.block]
+            assert 0 <= first <= n - spans.width
+            assert all(first <= other < first + spans.width for other, is_near in enumerate(near) if is_near)
+
+
+def test_only_what_blocks_leave_out_is_counted() -> None:
+    """Of 24 x 24 tokens in blocks of 96 (4 grid rows), window 3: 6 rows of keys for each block, counted twice."""
+    model = _model(side=24)
+    inputs = prompt(model, [2, "image", 3])
+    with trim(model, {"name": "yopo", "window": 3, "depth": 0.5}) as session:
+        generate(model, inputs, 2)
+        report, shape = session.report(), session.layout.shape
+    n_text = inputs["input_ids"].shape[1] - 576
+    assert report.layer_mean_ratio == 0.5
+    full = prefill_flops((576 + n_text,) * LAYERS, shape)
+    cut = prefill_flops((576 + n_text,) * 3 + (n_text,) * 3, shape)
+    skipped = 3 * (576**2 - 2 * 576 * 6 * 24)
+    assert report.flops_ratio == pytest.approx((cut - 4 * skipped * shape.attention_width) / full, abs=1e-12)
+    usage = plan(YOPO(window=3, depth=0.5), shape, 576, n_text, 2).usage
+    assert usage.flops_ratio == report.flops_ratio
+    assert usage.flops_ratio_field == report.flops_ratio_field
+    assert least_prefill_flops(usage) < usage.prefill_flops_whole

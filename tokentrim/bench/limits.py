@@ -84,8 +84,9 @@ def least_prefill_flops(usage: Usage) -> int:
     ``Usage.prefill_flops_whole`` counts attention over the full n x n square. A causal kernel may skip the half above
     the diagonal, ``2 n (n - 1) H h`` FLOPs per layer, so they are taken off here.
     """
-    queries = usage.shape.n_heads * usage.shape.head_dim
-    return usage.prefill_flops_whole - sum(2 * n * (n - 1) * queries for n in usage.layer_totals)
+    square = zip(usage.layer_totals, usage.skipped_pairs, strict=True)
+    halves = sum(n * (n - 1) - skipped for n, skipped in square)
+    return usage.prefill_flops_whole - 2 * halves * usage.shape.attention_width
 
 
 def measure_limits(
