@@ -61,13 +61,11 @@ $(KVPRESS)/.installed:
 	$(KVPRESS)/bin/python -m pip install torch==2.13.0 kvpress==0.5.5 'transformers<5.3'
 	touch $@
 
-# lmms-eval brings a torchvision from PyPI, which a CPU build of torch cannot load; it is used only where it loads. Its
-# wandb wants an older protobuf than ray does.
-$(LMMS_STAMP): pyproject.toml constraints.txt
+# lmms-eval brings a torchvision from PyPI, which a CPU build of torch cannot load; it is used only where it loads.
+$(LMMS_STAMP): pyproject.toml constraints-lmms.txt
 	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
-	grep -v '^protobuf==' constraints.txt > $(LMMS)/constraints.txt
-	$(LMMS)/bin/python -m pip install -c $(LMMS)/constraints.txt torch==2.13.0
-	$(LMMS)/bin/python -m pip install -c $(LMMS)/constraints.txt -e '.[lmms]' lm-eval pytest
+	$(LMMS)/bin/python -m pip install -c constraints-lmms.txt torch==2.13.0
+	$(LMMS)/bin/python -m pip install -c constraints-lmms.txt -e '.[lmms]' lm-eval pytest
 	$(LMMS)/bin/python -c "import torchvision" || $(LMMS)/bin/python -m pip uninstall --yes torchvision
 	touch $@
 

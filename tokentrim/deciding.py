@@ -19,6 +19,40 @@ from tokentrim.stream import Stream
 Providers = Mapping[Need, Callable[[], Any]]
 
 
+class Doubts:
+    """Whether scores of the prefill held NaN: noted on the device as they come, read when an answer is there.
+
+    Reading at once would make the host wait in the middle of the prefill.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, Tensor] = {}
+
+    def note(self, where: str, scores: Tensor, valid: Tensor) -> None:
+        """``scores`` [B, N] of the part and boundary that ``where`` names; ``valid`` is False in padding."""
+        wrong = (scores.isnan() & valid).any()
+        self._found[where] = self._found[where] | wrong if where in self._found else wrong
+
+    def settle(self) -> None:
+        """Forget what was noted.
+
+        Raises:
+            StrategyError: when there were NaN among the scores; names the parts and boundaries.
+        """
+        found, self._found = self._found, {}
+        wrong = torch.stack(list(found.values())).tolist() if found else []
+        names = [where for where, is_wrong in zip(found, wrong, strict=True) if is_wrong]
+        if names:
+            raise StrategyError(
+                complaint(
+                    f"scores of {', '.join(names)}",
+                    "be numbers",
+                    "NaN",
+                    "compute them in float32, and mind divisions by zero; what was kept by them is arbitrary",
+                )
+            )
+
+
 def decide_layer(
     part: Spatial,
     boundary: int,
@@ -29,8 +63,9 @@ def decide_layer(
     state: Any,
     sample_keys: Tensor,
     providers: Providers,
+    doubts: Doubts,
 ) -> Selection:
-    """The Selection of a spatial part at a boundary, checked.
+    """The Selection of a spatial part at a boundary, checked; ``doubts`` notes whether scores were numbers.
 
     Raises:
         StrategyError: when the part fails or returns something that breaks the contract; names part and boundary.
@@ -51,6 +86,8 @@ def decide_layer(
     with _blamed(where):
         scores = part.score(site) if isinstance(part, SpatialScorer) else None
         selection = _selected(part, site, scores, counts, stream)
+        if scores is not None:
+            doubts.note(where, scores.detach(), stream.vis_valid)
         if selection.merges and not part.merges:
             raise StrategyError(
                 complaint(

@@ -20,7 +20,7 @@ from tokentrim import attention, cache, evidence, exiting, generating, planning,
 from tokentrim.adapter import Adapter, Layout, bind
 from tokentrim.clock import Clock
 from tokentrim.compiled import Compiled
-from tokentrim.deciding import begin_states
+from tokentrim.deciding import Doubts, begin_states
 from tokentrim.decode import Decode
 from tokentrim.editing import Editing
 from tokentrim.errors import UnsupportedError, complaint
@@ -45,6 +45,7 @@ class Engine:
         layout: the located modules.
         strategy: what decides.
         clock: durations by name: prefill, decode, vision, selection.
+        doubts: whether scores were numbers, to be settled when an answer is there.
         prompts: called with every prompt when its prefill is over.
         evidence: relevance for the next prompt, float [B, N], a list of rows, or a function of its grid.
         check_indices: check every Selection's indices on the device (costs a synchronisation; for tests).
@@ -66,7 +67,7 @@ class Engine:
     ) -> None:
         planning.check(strategy, layout.shape, vision_blocks=len(layout.vision_attentions), unserved=layout.unserved)
         self.adapter, self.layout, self.strategy, self.record = adapter, layout, strategy, record
-        self.clock = Clock()
+        self.clock, self.doubts = Clock(), Doubts()
         self.check_indices = False
         self.evidence: Any = None
         self.on_prompt: Callable[[Prompt], None] = lambda prompt: None

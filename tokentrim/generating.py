@@ -107,6 +107,7 @@ def watch(host: nn.Module, engine: Engine) -> Callable[[], None]:
             output = None
         finally:
             engine.call = outer
+        engine.doubts.settle()
         return output if exits is None else exits.joined(output)
 
     watched.tokentrim_engine = engine  # type: ignore[attr-defined]

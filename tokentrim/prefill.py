@@ -164,6 +164,7 @@ class Prefill:
             state=self.prompt.states.get(id(part)),
             sample_keys=self.prompt.sample_keys,
             providers=self._providers(decision, hidden),
+            doubts=self.engine.doubts,
         )
         if self.engine.check_indices:
             selection.check_indices(stream.n_visual)

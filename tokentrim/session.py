@@ -106,9 +106,15 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the engine out; the model is exactly as before."""
+        """Take the engine out; the model is exactly as before.
+
+        Raises:
+            StrategyError: when a forward outside ``generate`` was pruned by scores with NaN among them.
+        """
         _TRIMMED.pop(self.layout.language_model, None)
         self._engine.remove()
+        if error is None:
+            self._engine.doubts.settle()
 
     # ------------------------------------------------------------------ what the caller may say and ask
 
@@ -188,7 +194,9 @@ class Session:
 
         Raises:
             DataError: when no prompt has run: a report of nothing would hide that nothing was pruned.
+            StrategyError: when scores of a prompt held NaN.
         """
+        self._engine.doubts.settle()
         tally = self._tally.copy()
         if self._latest is not None:
             tally.add(self._latest, self._lengths)

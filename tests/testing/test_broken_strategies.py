@@ -198,6 +198,11 @@ class Dividing(Sound):
         return super().score(site) * float("nan")
 
 
+class DividingFade(SoundFade):
+    def score(self, site: StepSite) -> Tensor:
+        return super().score(site) * float("nan")
+
+
 class Backwards(Sound):
     def score(self, site: LayerSite) -> Tensor:
         return -super().score(site)
@@ -362,7 +367,8 @@ BROKEN: tuple[tuple[str, Any, str], ...] = (
     ("prunes", Idle(), "be fewer than its 36 tokens"),
     ("needs_are_read", Wasteful(), r"ask for what is read; got \['keys'\]"),
     ("inputs_are_unchanged", Scribbling(), r"boundary 2.* be left as they are; got \['last-row'\]"),
-    ("scores_are_numbers", Dividing(), "be free of NaN"),
+    ("runs", Dividing(), "be numbers; got 'NaN'"),
+    ("scores_are_numbers", DividingFade(), "be free of NaN"),
     ("more_attention_never_scores_lower", Backwards(), "Higher = kept: is a sign missing"),
     ("nothing_is_remembered", Remembering(), "be decided alike when it comes again"),
     ("global_randomness_is_untouched", Gambling(), r"not be drawn from; got \['torch'\]"),

@@ -25,7 +25,7 @@ from tokentrim.selftest.subject import TOLERANCE, Subject, deviation, generate, 
 from tokentrim.sites import LayerSite, Need
 from tokentrim.strategy import Strategy, compose
 from tokentrim.testing.case import Beam, best_beams
-from tokentrim.testing.outcome import ADAPTERS, Check, Failed, Skipped, checks, require
+from tokentrim.testing.outcome import ADAPTERS, Check, Failed, Skipped, checks, require, unlike
 from tokentrim.testing.subjects import Example, example_subject
 
 _INTERFACE: Final = f"{ADAPTERS}#the-interface"
@@ -225,8 +225,10 @@ def ragged_rows_are_rows_alone(case: AdapterCase) -> None:
         if any(alone.n_visual):
             for layer in range(alone.n_layers):
                 ours, its = together.kept(layer, row).tolist(), alone.kept(layer).tolist()
-                case.require(ours == its, f"row {row} of a batch, layer {layer},", f"keep what it keeps alone, {its}",
-                             ours, hint="are pictures dealt to the right rows?", see=_RELIES)  # fmt: skip
+                wanted, got = unlike(its, ours)
+                where = f"row {row} of a batch, layer {layer},"
+                case.require(ours == its, where, f"keep what it keeps alone ({wanted})",
+                             got, hint="are pictures dealt to the right rows?", see=_RELIES)  # fmt: skip
         worst = deviation(logits[row], own[0])
         case.require(worst <= TOLERANCE and torch.equal(ids[row], own_ids[0]), f"row {row} of a left-padded batch",
                      "answer as the row alone", f"logits {worst:.2g} apart", see=_RELIES)  # fmt: skip

@@ -15,7 +15,7 @@ from tokentrim.selftest.subject import TOLERANCE, deviation, state
 from tokentrim.sites import StepSite
 from tokentrim.strategy import Strategy, compose
 from tokentrim.testing.case import STEPS, Beam, Case, Run, answer, best_beams, subjected
-from tokentrim.testing.outcome import STRATEGIES, Skipped, checks
+from tokentrim.testing.outcome import STRATEGIES, Skipped, checks, unlike
 from tokentrim.testing.subjects import forget_small_models
 from tokentrim.testing.supplies import keeping_all, turned_field
 
@@ -75,8 +75,9 @@ def _same_row(case: Case, together: Run, row: int, alone: Run) -> None:
         for step in range(alone.trace.steps + 1):
             ours, own = together.trace.cached(layer, step, row), alone.trace.cached(layer, step)
             when = f"at step {step}" if step else "at prefill"
+            wanted, got = unlike(own.tolist(), ours.tolist())
             case.require(torch.equal(ours, own), f"row {row} of a batch (layer {layer}, {when})",
-                         f"keep what the row keeps alone, {own.tolist()}", ours.tolist(),
+                         f"keep what the row keeps alone ({wanted})", got,
                          hint="rows are padded: use site.valid and site.n_visual, and never mix rows",
                          see=_SITE)  # fmt: skip
     worst = deviation(together.logits[row], alone.logits[0])

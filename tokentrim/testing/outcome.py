@@ -42,6 +42,17 @@ class Check:
         return " ".join((self.run.__doc__ or "").strip().split("\n\n")[0].split())
 
 
+def unlike(wanted: Sequence[int], got: Sequence[int], most: int = 6) -> tuple[str, str]:
+    """Two sets of tokens in the words of an error: (what was wanted, what is there instead), some of each."""
+    missing, strange = sorted(set(wanted) - set(got)), sorted(set(got) - set(wanted))
+
+    def some(tokens: Sequence[int]) -> str:
+        return ", ".join(map(str, tokens[:most])) + (", ..." if len(tokens) > most else "")
+
+    lost = f"; {some(missing)} among them" if missing else ""
+    return f"{len(wanted)} tokens{lost}", f"{len(got)} tokens" + (f"; {some(strange)} instead" if strange else "")
+
+
 def checks(*functions: Callable[[Any], None]) -> tuple[Check, ...]:
     """Checks named as their functions are."""
     return tuple(Check(function.__name__, function) for function in functions)
