@@ -40,6 +40,9 @@ def bench(
     throughput: Annotated[
         float, typer.Option(help="Instead: tokens per second at the largest batch in so many GiB beyond the weights.")
     ] = 0.0,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Instead: where the time of an answer goes, by phase and operation.")
+    ] = False,
     suite: Annotated[Path | None, typer.Option(help="Run every bench of this YAML file instead; with --out.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of a suite's results; what it holds is not run again.")
@@ -72,6 +75,9 @@ def bench(
     if throughput:
         _throughput(options, round(throughput * 2**30), as_json)
         return
+    if profile:
+        _profile(options, as_json)
+        return
     result = run(options) if read is None else BenchResult.read(read)
     if as_json:
         emit(result.to_dict())
@@ -91,6 +97,21 @@ def _suite(file: Path, out: Path) -> None:
     console().print(f"{len(entries) - failed} of {len(entries)} benches are in {out / PAGE}")
     if failed:
         raise typer.Exit(1)
+
+
+def _profile(options: Any, as_json: bool) -> None:
+    """Print where each strategy's answer spends its time."""
+    from tokentrim.bench.profile import profile_markdown, run_profile
+    from tokentrim.bench.runner import chosen_device, chosen_dtype, environment_of
+
+    profiles = run_profile(options)
+    device = chosen_device(options)
+    where = environment_of(device, chosen_dtype(options, device))
+    if as_json:
+        command = f"{options.command()} --profile"
+        emit({"command": command, "environment": where, "phases": [one.to_dict() for one in profiles]})
+    else:
+        sys.stdout.write(profile_markdown(options, profiles, where))
 
 
 def _throughput(options: Any, budget: int, as_json: bool) -> None:

@@ -1,0 +1,190 @@
+"""Where the time goes: each phase of an answer by the kind of operation, for every strategy and the untouched model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from tokentrim.bench.geometry import GEOMETRIES, build_model, build_prompt
+from tokentrim.bench.measure import generate
+from tokentrim.bench.options import BenchOptions
+from tokentrim.bench.runner import at_budget, chosen_device, chosen_dtype, threads
+from tokentrim.session import adapter_of, trim
+from tokentrim.strategy import Strategy
+
+Phase = Literal["vision", "prefill", "decode"]
+
+PHASES: Final[tuple[Phase, ...]] = ("vision", "prefill", "decode")
+_MARK = "tokentrim."
+KINDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "convolution"),
+    "attention": ("scaled_dot_product", "flash", "efficient_attention", "softmax"),
+    "copies": ("copy_", "cat", "index", "gather", "scatter", "clone", "fill_", "zero_", "sort", "topk"),
+}
+"""Kind -> what names of its operations contain, the first kind that fits; all others are "the rest"."""
+REST: Final = "the rest"
+HOST: Final = "between operations"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One phase of one strategy's answer.
+
+    Attributes:
+        strategy: label; "untouched" for the model without tokentrim.
+        phase: vision (the tower), prefill (the rest of the first forward) or decode (one step).
+        seconds: of the phase as the host sees it, under the profiler, which itself costs time per operation.
+        kinds: kind of operation -> seconds; what is missing to ``seconds`` passes between operations.
+        selection: share of the phase that selecting takes.
+    """
+
+    strategy: str
+    phase: Phase
+    seconds: float
+    kinds: dict[str, float]
+    selection: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def run_profile(options: BenchOptions) -> list[Profile]:
+    """Profile one answer under every strategy, after one that warms up.
+
+    Raises:
+        ConfigError: when the device is not there.
+        StrategyError: when a strategy cannot be brought to the budget.
+    """
+    device = chosen_device(options)
+    geometry = GEOMETRIES[options.geometry]
+    found: list[Profile] = []
+    with threads(options.threads), torch.inference_mode():
+        model = build_model(geometry, device, chosen_dtype(options, device), options.seed)
+        shape = adapter_of(model).locate(model).shape
+        inputs = build_prompt(
+            geometry, model, batch=options.batch, images=options.images, prompt_tokens=options.prompt_tokens,
+            seed=options.seed,
+        )  # fmt: skip
+        n_visual = options.images * geometry.n_visual
+        chosen = [at_budget(spec, shape, n_visual, options) for spec in ("none", *options.strategies)]
+        for strategy in (None, *dict.fromkeys(chosen)):
+            found += _profiled(model, inputs, strategy, options)
+    return found
+
+
+def _profiled(model: Any, inputs: dict[str, Tensor], strategy: Strategy | None, options: BenchOptions) -> list[Profile]:
+    def context() -> AbstractContextManager[Any]:
+        return nullcontext() if strategy is None else trim(model, strategy, compile=options.compile)
+
+    with context():
+        generate(model, inputs, options.new_tokens)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler reports its own start and end on stderr
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if model.device.type == "cuda" else [])]
+    # Forwards are marked outside of all that a context installs, the tower inside the first of them.
+    taken_off = _marked(model, lambda first: "prefill" if first else "decode")
+    taken_off += _marked(model.model.vision_tower, lambda first: "vision")
+    try:
+        with context() as session, profile(activities=activities) as profiler:
+            generate(model, inputs, options.new_tokens)
+    finally:
+        for remove in taken_off:
+            remove()
+    selecting = 0.0
+    if session is not None:
+        report = session.report()
+        spent = report.prefill_seconds + report.decode_seconds
+        selecting = report.selection_seconds / spent if spent else 0.0
+    label = "untouched" if strategy is None else strategy.label()
+    return _summary(profiler.events(), label, options.new_tokens - 1, selecting)
+
+
+def _marked(module: Any, phase: Callable[[bool], str]) -> list[Callable[[], None]]:
+    """Name every forward of ``module`` in the profile; returns what undoes it."""
+    running: list[Any] = []
+    calls = 0
+
+    def before(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        running.append(record_function(_MARK + phase(calls == 1)))
+        running[-1].__enter__()
+
+    def after(*_: Any) -> None:
+        running.pop().__exit__(None, None, None)
+
+    handles = (module.register_forward_pre_hook(before, prepend=True), module.register_forward_hook(after))
+    return [handle.remove for handle in handles]
+
+
+def _summary(events: Iterable[Any], label: str, steps: int, selecting: float) -> list[Profile]:
+    """Seconds by phase and kind; a decode step is the mean of ``steps``."""
+    every = list(events)
+    spans = {
+        phase: [(e.time_range.start, e.time_range.end) for e in every if e.name == _MARK + phase] for phase in PHASES
+    }
+    kinds: dict[Phase, dict[str, float]] = {phase: dict.fromkeys((*KINDS, REST), 0.0) for phase in PHASES}
+    for event in every:
+        if not event.name.startswith("aten::"):
+            continue
+        start = event.time_range.start
+        # The tower's span may lie inside the prefill's, and is asked first.
+        phase = next((one for one in PHASES if any(a <= start < b for a, b in spans[one])), None)
+        if phase is not None:
+            kinds[phase][_kind(event.name.removeprefix("aten::"))] += _own_seconds(event)
+    length = {phase: sum(b - a for a, b in spans[phase]) / 1e6 for phase in PHASES}
+    # generate may call the tower before the first forward.
+    inside = [(a, b) for a, b in spans["vision"] if any(c <= a < d for c, d in spans["prefill"])]
+    length["prefill"] -= sum(b - a for a, b in inside) / 1e6
+    parts = {"vision": 1, "prefill": 1, "decode": max(steps, 1)}
+    return [
+        Profile(
+            label, phase, length[phase] / parts[phase],
+            {kind: seconds / parts[phase] for kind, seconds in kinds[phase].items()}, selecting,
+        )
+        for phase in PHASES
+        if spans[phase]
+    ]  # fmt: skip
+
+
+def _own_seconds(event: Any) -> float:
+    """Seconds of an operation itself: on its device where kernels run on one."""
+    return (event.self_device_time_total or event.self_cpu_time_total) / 1e6
+
+
+def _kind(name: str) -> str:
+    words = name.lstrip("_")
+    for kind, parts in KINDS.items():
+        if any(words == part or (len(part) > 3 and part in words) for part in parts):
+            return kind
+    return REST
+
+
+def profile_markdown(options: BenchOptions, profiles: Sequence[Profile], where: Mapping[str, Any]) -> str:
+    """A table for a page of documentation."""
+    names = (*KINDS, REST)
+    lines = [
+        f"{options.geometry}, {options.images * GEOMETRIES[options.geometry].n_visual} visual and "
+        f"{options.prompt_tokens} text tokens, batch {options.batch}; {where['device']}, {where['dtype']}, torch "
+        f"{where['versions']['torch']}; one answer of {options.new_tokens} tokens each, under torch's profiler.",
+        "",
+        f"| phase | strategy | ms | {' | '.join(names)} | {HOST} |",
+        f"| --- | --- |{' ---: |' * (len(names) + 2)}",
+    ]
+    for phase in PHASES:
+        for one in profiles:
+            if one.phase == phase:
+                rest = one.seconds - sum(one.kinds.values())
+                cells = [f"{1e3 * seconds:.3g} ({seconds / one.seconds:.0%})" for seconds in one.kinds.values()]
+                lines.append(
+                    f"| {phase} | {one.strategy} | {1e3 * one.seconds:.3g} | {' | '.join(cells)} "
+                    f"| {1e3 * rest:.3g} ({rest / one.seconds:.0%}) |"
+                )
+    return "\n".join(lines) + "\n"
