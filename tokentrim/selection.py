@@ -141,6 +141,36 @@ def pad_rows(kept: Tensor, counts: tuple[int, ...]) -> Tensor:
     return kept.masked_fill(torch.arange(width, device=kept.device) >= limit, -1)
 
 
+def _sorted(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Indices of the ``count`` highest scores of each row, ascending, and of the others, in any order."""
+    # argsort(stable) rather than topk: topk leaves the order of ties to the device.
+    order = torch.argsort(scores, dim=-1, descending=True, stable=True)
+    return torch.sort(order[:, :count], dim=-1).values, order[:, count:]
+
+
+def _highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As :func:`_sorted`, for 0 < count < N, by a threshold and two counts: sorting several rows takes far longer.
+
+    Above the last score that is kept, or at the best one that is not, everything is decided; of the scores that equal
+    it the lowest indices are kept.
+    """
+    width = scores.shape[1]
+    if 2 * count <= width:
+        threshold = torch.topk(scores, count, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    else:
+        threshold = torch.topk(scores, width - count, dim=1, largest=False, sorted=False).values
+        threshold = threshold.amax(dim=1, keepdim=True)
+    above, equal = scores > threshold, scores == threshold
+    room = count - above.sum(dim=1, keepdim=True)
+    kept = above | (equal & (equal.cumsum(dim=1) <= room))
+    # One permutation: what is kept in front, the rest behind, both in their order. NaN, which is an error said later,
+    # may leave a row with fewer than ``count``; the permutation stays one.
+    before, places = kept.cumsum(dim=1), torch.arange(width, device=scores.device)
+    target = torch.where(kept, before - 1, places - before + before[:, -1:])
+    order = torch.empty_like(target).scatter_(1, target, places.expand_as(target))
+    return order[:, :count], order[:, count:]
+
+
 def top_selection(scores: Tensor, counts: tuple[int, ...], n_current: tuple[int, ...]) -> Selection:
     """Keep the ``counts[row]`` highest scores of each row; equal scores go to the lower index.
 
@@ -153,12 +183,14 @@ def top_selection(scores: Tensor, counts: tuple[int, ...], n_current: tuple[int,
     if any(n != scores.shape[1] for n in n_current):
         limit = torch.tensor(n_current, device=scores.device).unsqueeze(1)
         scores = scores.masked_fill(torch.arange(scores.shape[1], device=scores.device) >= limit, float("-inf"))
-    # argsort(stable) rather than topk: topk leaves the order of ties to the device.
-    order = torch.argsort(scores, dim=-1, descending=True, stable=True)
-    order, rest = order[:, :width], order[:, width:]
     if all(count == width for count in counts):
+        kept, rest = (
+            _highest(scores, width) if len(counts) > 1 and 0 < width < scores.shape[1] else _sorted(scores, width)
+        )
         even = all(n == scores.shape[1] for n in n_current)
-        return Selection(torch.sort(order, dim=-1).values, counts, gone=rest if even else None)
+        return Selection(kept, counts, gone=rest if even else None)
+    # argsort(stable) rather than topk: topk leaves the order of ties to the device.
+    order = torch.argsort(scores, dim=-1, descending=True, stable=True)[:, :width]
     limit = torch.tensor(counts, device=scores.device).unsqueeze(1)
     beyond = torch.arange(width, device=scores.device) >= limit
     order = torch.sort(order.masked_fill(beyond, torch.iinfo(torch.int64).max), dim=-1).values

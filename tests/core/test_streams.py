@@ -43,6 +43,21 @@ def test_top_selection_keeps_the_highest_and_of_equals_the_first(case: tuple[Any
         assert bool((found.kept[row, count:] == -1).all())
 
 
+@settings(deadline=None, max_examples=150)
+@given(st.data(), st.integers(1, 5), st.integers(1, 12), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_rows_of_equal_counts_are_selected_as_by_sorting(
+    data: st.DataObject, rows: int, width: int, dtype: torch.dtype
+) -> None:
+    numbers = st.sampled_from([float("-inf"), -1.0, -0.0, 0.0, 0.5, 2.0, float("inf")])
+    values = data.draw(st.lists(st.lists(numbers, min_size=width, max_size=width), min_size=rows, max_size=rows))
+    count = data.draw(st.integers(0, width))
+    found = top_selection(torch.tensor(values, dtype=dtype), (count,) * rows, (width,) * rows)
+    found.check_indices((width,) * rows)
+    for row, scores in enumerate(values):
+        best = sorted(range(width), key=lambda i: (-scores[i], i))[:count]
+        assert found.kept[row].tolist() == sorted(best)
+
+
 @_quick
 @given(scored(), st.randoms(use_true_random=False))
 def test_a_mask_lists_its_places(case: tuple[Any, ...], random: object) -> None:
