@@ -103,7 +103,7 @@ def _profiled(model: Any, inputs: dict[str, Tensor], strategy: Strategy | None, 
         spent = report.prefill_seconds + report.decode_seconds
         selecting = report.selection_seconds / spent if spent else 0.0
     label = "untouched" if strategy is None else strategy.label()
-    return _summary(profiler.events(), label, options.new_tokens - 1, selecting)
+    return _summary(profiler.events() or (), label, options.new_tokens - 1, selecting)
 
 
 def _marked(module: Any, phase: Callable[[bool], str]) -> list[Callable[[], None]]:
@@ -136,7 +136,7 @@ def _summary(events: Iterable[Any], label: str, steps: int, selecting: float) ->
             continue
         start = event.time_range.start
         # The tower's span may lie inside the prefill's, and is asked first.
-        phase = next((one for one in PHASES if any(a <= start < b for a, b in spans[one])), None)
+        phase: Phase | None = next((one for one in PHASES if any(a <= start < b for a, b in spans[one])), None)
         if phase is not None:
             kinds[phase][_kind(event.name.removeprefix("aten::"))] += _own_seconds(event)
     length = {phase: sum(b - a for a, b in spans[phase]) / 1e6 for phase in PHASES}
