@@ -72,7 +72,7 @@ class TrimLayer(CacheLayerMixin):
     def resident_bytes(self) -> int:
         """Bytes of memory that the layer holds: what is stored, the reserve behind it, and what was given up in front.
 
-        The last is at most the half.
+        The reserve is at most what the running ``generate`` can still append, the last at most the half.
         """
         return self.stored_bytes if self._buffers is None else sum(buffer.nbytes for buffer in self._buffers)
 
@@ -98,11 +98,19 @@ class TrimLayer(CacheLayerMixin):
             return key_states, value_states
         new, length = key_states.shape[2], self._length + key_states.shape[2]
         if self._buffers is None or self._start + length > self._buffers[0].shape[2]:
-            self._move(length + max(_RESERVE, length // 8))
+            self._move(length + self._reserve(max(_RESERVE, length // 8), self.appended + new))
         self._set_length(length)
         for stored, states in ((self.keys, key_states), (self.values, value_states)):
             stored[:, :, length - new :].copy_(states)  # type: ignore[index]
         return self.keys, self.values  # type: ignore[return-value]
+
+    def _reserve(self, wanted: int, appended: int) -> int:
+        """Columns to keep free behind so many appended ones: no more than the running ``generate`` can still fill.
+
+        The last token of an answer is never fed back. Past the limit (another turn) it is what is ``wanted``.
+        """
+        limit = self.prompt.new_tokens
+        return wanted if limit is None or limit <= appended else min(wanted, limit - 1 - appended)
 
     def _move(self, capacity: int, *, keeps_size: bool = False) -> None:
         """Copy what is stored into buffers of ``capacity`` columns.
@@ -196,7 +204,8 @@ class TrimLayer(CacheLayerMixin):
             return
         tail = torch.arange(self.stream.length, self._length, device=order.device).expand(order.shape[0], -1)
         index = torch.cat([order, tail], dim=1)
-        self._buffers = (_gathered(self.keys, index), _gathered(self.values, index))
+        capacity = index.shape[1] + self._reserve(_RESERVE, self.appended)
+        self._buffers = (_gathered(self.keys, index, capacity), _gathered(self.values, index, capacity))
         self.stream, self._start, self.keeps_size = stream, 0, False
         self._set_length(index.shape[1])
 
@@ -212,7 +221,7 @@ class TrimLayer(CacheLayerMixin):
         self._start += moves.shift
         self._set_length(self._length - moves.shift)
         if self._start > _DEAD_SHARE * self._buffers[0].shape[2] and not self.keeps_size:
-            self._move(self._length + _RESERVE)
+            self._move(self._length + self._reserve(_RESERVE, self.appended))
 
     def get_seq_length(self) -> int:
         """Logical length: the length without pruning, from which positions follow."""
@@ -287,9 +296,9 @@ class TrimLayer(CacheLayerMixin):
             self.batch_select_indices(rows)
 
 
-def _gathered(stored: Tensor, index: Tensor) -> Tensor:
-    """Columns ``index`` [B, T] of ``stored`` [B, H, _, D], with room for more columns behind them."""
-    buffer = _room_for(stored, index.shape[1] + _RESERVE)
+def _gathered(stored: Tensor, index: Tensor, capacity: int) -> Tensor:
+    """Columns ``index`` [B, T] of ``stored`` [B, H, _, D], in a buffer of ``capacity`` columns."""
+    buffer = _room_for(stored, capacity)
     for into, row, columns in zip(buffer, stored, index, strict=True):
         into[:, : len(columns)] = row.index_select(1, columns)
     return buffer

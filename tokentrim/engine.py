@@ -311,7 +311,6 @@ class Engine:
     def new_prompt(self, stream: Stream, mask: Tensor | None, place: Callable[[], Placement | None]) -> Prompt:
         """What is remembered of a prompt, before any of it has run."""
         info = PromptInfo(stream.n_visual, self.shape)
-        layers = self.shape.n_layers
         prompt = Prompt(
             length=stream.length,
             start=stream,
@@ -319,10 +318,11 @@ class Engine:
             temporal=self.temporal,
             sample_keys=stream.vis_pos.new_zeros(stream.rows),
             is_active=lambda: self.installed,
-            n_layers=layers,
+            n_layers=self.shape.n_layers,
+            new_tokens=self.call.new_tokens if self.call else None,
             place=place,
             states=begin_states(self.spatial, self.temporal, lambda part: part.begin(info)),
-            trace=Trace(stream.n_visual, layers) if self.record else None,
+            trace=Trace(stream.n_visual, self.shape.n_layers) if self.record else None,
         )
         given: Any = self.evidence
         self.evidence = None

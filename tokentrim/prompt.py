@@ -31,6 +31,8 @@ class Prompt:
         temporal: decider of the decode steps, or None.
         sample_keys: int64 [B], content keys that seed noise.
         is_active: whether the context that this prompt belongs to is still open.
+        n_layers: decoder layers.
+        new_tokens: the most that the call of ``generate`` will append, where that is known.
         evidence: float [B, N] relevance supplied by the caller, or None.
         guided: float [B, N], what a guide attended to, or None where there is none.
         guide_flops: FLOPs that the guide took for each row.
@@ -51,6 +53,7 @@ class Prompt:
     sample_keys: Tensor
     is_active: Callable[[], bool]
     n_layers: int
+    new_tokens: int | None = None
     evidence: Tensor | None = None
     guided: Tensor | None = None
     guide_flops: tuple[int, ...] = ()

@@ -15,6 +15,7 @@ from tests.models import prompt, tiny_llava
 from tokentrim.cache import TrimLayer
 from tokentrim.errors import UnsupportedError
 from tokentrim.eviction import evict, evict_first, fronted
+from tokentrim.plan import plan
 from tokentrim.plugins import registry
 from tokentrim.prompt import Prompt
 from tokentrim.selection import Selection, top_selection
@@ -178,3 +179,22 @@ def test_who_ranks_once_cannot_read_each_step() -> None:
     assert Need.LAST_ROW in Confused().needed()
     with pytest.raises(UnsupportedError, match="not need what each step brings"), trim(tiny_llava(), Confused()):
         pass
+
+
+@pytest.mark.parametrize("spec", ["fastv", {"name": "fastv", "k": 1, "keep_ratio": 0.25}, "pvtp"])
+@pytest.mark.parametrize("new_tokens", [2, 9, 40, 90])
+def test_what_is_resident_at_the_limit_is_what_the_formula_says(spec: Any, new_tokens: int) -> None:
+    model = tiny_llava(side=4)
+    inputs = prompt(model, [3, "image", 5])
+    with trim(model, spec) as session:
+        out = model.generate(
+            **inputs,
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+        )
+    layers = out.past_key_values.layers
+    planned = plan(session.strategy, session.layout.shape, 16, inputs["input_ids"].shape[1] - 16, new_tokens).usage
+    assert [layer.resident_bytes for layer in layers] == [layer.stored_bytes for layer in layers]
+    assert sum(layer.resident_bytes for layer in layers) == planned.kv_bytes(new_tokens - 1)
