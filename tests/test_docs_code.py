@@ -46,7 +46,6 @@ COMMANDS_NOT_RUN = {
     "python -m venv": "makes an environment",
     "python -m pip": "installs",
     ".venv-lmms/bin/pip": "installs",
-    "grep -v '^protobuf": "a step of an installation",
     "python -m pytest": "the suite itself",
     "python -m lmms_eval": "needs lmms-eval, data and weights",
     "python -m tokentrim.testbed": "minutes; tests/testbed runs its parts",
