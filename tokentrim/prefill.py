@@ -16,6 +16,7 @@ from tokentrim.cache import TrimLayer
 from tokentrim.deciding import decide_layer
 from tokentrim.errors import AdapterError, EngineError, complaint
 from tokentrim.masks import causal_mask
+from tokentrim.packing import Packing
 from tokentrim.planning import Decision
 from tokentrim.prompt import Prompt
 from tokentrim.selection import Selection
@@ -55,6 +56,7 @@ class Prefill:
 
     def __post_init__(self) -> None:
         self.stream = self.prompt.start
+        self.packing = Packing(() if self.engine.heads.shared else self.engine.layout.layers)
         self.at: dict[int, list[Decision]] = {}
         for decision in self.decisions:
             self.at.setdefault(decision.boundary, []).append(decision)
@@ -83,6 +85,7 @@ class Prefill:
                 hook = self._layer_hook(index)
                 self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
         self._record(0)
+        self.packing.follow(self.stream)
         return kwargs
 
     def _take_deepstack(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +127,7 @@ class Prefill:
             if index in self.at:
                 hidden = self._prune(index, hidden, kwargs)
                 self._record(index)
+                self.packing.follow(self.stream)
             if self.context is None:
                 return None
             kwargs = {
@@ -415,6 +419,7 @@ class Prefill:
 
     def close(self) -> None:
         """Remove the layer hooks."""
+        self.packing.stop()
         for handle in self.handles:
             handle.remove()
         self.handles.clear()

@@ -26,7 +26,7 @@ def cell_of(strategy, budget=0.5):
 def planned(cell, fixed=0.3):
     """A clock on which time is a fixed part and the rest in proportion to planned FLOPs."""
 
-    def share(strategy):
+    def share(strategy, anew=False):
         found = plan(strategy, cell.model.shape, 100, 20, 1).usage.flops_ratio
         return {"share": fixed + (1 - fixed) * found, "low": 0.0, "high": 1.0, "repeats": 3}
 
@@ -43,7 +43,36 @@ def test_the_costliest_setting_that_is_not_above_the_budget_is_found(strategy):
     exact = cell.strategy.strategy.at_budget(cell.model.shape, 100, flops_ratio=(0.7 - 0.3) / 0.7, n_text=20)[0]
     assert found.about["realised"] == pytest.approx(share(exact)["share"], abs=0.01)
     assert measured(replace(cell, solved=found)) == found.strategy.strategy
-    assert len(found.about["probes"]) <= 11
+    assert len(found.about["probes"]) <= 13
+
+
+@pytest.mark.parametrize(("disturbed", "factor"), [(3, 3.0), (4, 0.2), (6, 3.0)])
+def test_one_disturbed_measurement_does_not_decide(disturbed, factor):
+    cell = cell_of("uniform", 0.7)
+    share, asked = planned(cell), []
+
+    def noisy(strategy, anew):
+        found = share(strategy)
+        asked.append(anew)
+        return {**found, "share": found["share"] * factor} if len(asked) == disturbed else found
+
+    found = matching._solved(matching._solve(cell, BATCH, noisy))
+    calm = matching._solved(matching._solve(cell, BATCH, share))
+    assert found.about["value"] == calm.about["value"]
+    assert found.about["realised"] == calm.about["realised"]
+    assert True in asked
+
+
+def test_a_machine_that_never_rests_ends_the_search_all_the_same():
+    cell = cell_of("uniform", 0.7)
+    asked = []
+
+    def wild(strategy, anew):
+        asked.append(strategy)
+        return {"share": 0.1 if len(asked) in (1, 2) or len(asked) % 2 else 2.0, "low": 0, "high": 1, "repeats": 3}
+
+    matching._solve(cell, BATCH, wild)
+    assert len(asked) <= 2 + 3 * 11
 
 
 def test_a_budget_below_the_cheapest_setting_is_out_of_reach():

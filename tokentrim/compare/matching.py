@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from tokentrim.budgeting import Knob, find_knob
 from tokentrim.compare.batches import Batch
@@ -26,10 +26,21 @@ from tokentrim.loading import load_model
 from tokentrim.plan import planned_layer_tokens
 from tokentrim.strategy import Strategy
 
+_ATTEMPTS: Final = 3  # searches, where a second measurement says that the first was misled
+_DOUBT: Final = 0.05  # share of the budget by which it has to be off for that
 _PROBES: Final = 9  # halvings of a knob's range: beyond these, neighbouring settings differ by less than times do
 _SPLIT: Final = "calibration"
 
-Share = Callable[[Strategy], dict[str, Any]]
+Share = Callable[[Strategy, bool], dict[str, Any]]
+"""Measures a strategy; what is remembered does where the second argument is False."""
+
+
+class Cost(Protocol):
+    """A knob, measured."""
+
+    def __call__(self, index: int, anew: bool = False) -> float:
+        """The share of prefill time at an index of the knob."""
+        ...
 
 
 def solve_measured(
@@ -85,8 +96,8 @@ def _measurer(unpruned: Arm, cell: Cell, known: dict[Strategy, dict[str, Any]]) 
 
     repeats = 0 if cell.timing is None else cell.timing.repeats
 
-    def share(strategy: Strategy) -> dict[str, Any]:
-        if strategy not in known:
+    def share(strategy: Strategy, anew: bool) -> dict[str, Any]:
+        if anew or strategy not in known:
             timed = pairs(unpruned, Arm(unpruned.work, strategy), repeats, 1)
             spread = Spread.of([mine.prefill / theirs.prefill for theirs, mine in timed])
             known[strategy] = {"share": spread.median, "low": spread.low, "high": spread.high, "repeats": repeats}
@@ -107,8 +118,8 @@ def _solve(cell: Cell, batch: Batch, share: Share) -> dict[str, Any]:
     def tokens(index: int) -> int:
         return sum(planned_layer_tokens(knob.at(index).spatial_parts, shape, batch.n_visual))
 
-    def cost(index: int) -> float:
-        found = share(knob.at(index))
+    def cost(index: int, anew: bool = False) -> float:
+        found = share(knob.at(index), anew)
         probes.append({"value": knob.value(index), **found})
         return found["share"]
 
@@ -118,10 +129,11 @@ def _solve(cell: Cell, batch: Batch, share: Share) -> dict[str, Any]:
     if cost(ends[0]) > target:
         least = f"{probes[-1]['share']:.3f}"
         return _unreachable(knob, probes, f"reach the share {target} of the unpruned prefill time", f"at least {least}")
-    index = ends[1] if cost(ends[1]) <= target else _bisect(ends, tokens, cost, target)
+    index = ends[1] if cost(ends[1]) <= target else _searched(ends, tokens, cost, target)
     about = {
         "requested": target,
-        "realised": next(probe for probe in probes if probe["value"] == knob.value(index))["share"],
+        # The last time that it was measured: a search that was misled was done again.
+        "realised": [probe for probe in probes if probe["value"] == knob.value(index)][-1]["share"],
         "knob": knob.name,
         "value": knob.value(index),
         "probes": probes,
@@ -129,15 +141,33 @@ def _solve(cell: Cell, batch: Batch, share: Share) -> dict[str, Any]:
     return {"strategy": knob.at(index).spec(), "reason": "", "about": about}
 
 
-def _bisect(ends: tuple[int, int], tokens: Callable[[int], int], cost: Callable[[int], float], target: float) -> int:
-    """The costliest index found whose share is not above the target; the first end's is not, the second's is."""
+def _searched(ends: tuple[int, int], tokens: Callable[[int], int], cost: Cost, target: float) -> int:
+    """The costliest index found whose share is not above the target; the first end's is not, the second's is.
+
+    One measurement that something else on the machine disturbed sends a bisection the wrong way for good. So what it
+    ends between is measured again; if that is far on the wrong side, the search begins again and remembers nothing.
+    """
+    low = high = ends[0]
+    for attempt in range(_ATTEMPTS):
+        low, high = _bisect(ends, tokens, lambda index, anew=bool(attempt): cost(index, anew), target)
+        above = low != ends[0] and cost(low, True) > (1 + _DOUBT) * target
+        below = high != ends[1] and cost(high, True) < (1 - _DOUBT) * target
+        if not (above or below):
+            break
+    return low
+
+
+def _bisect(
+    ends: tuple[int, int], tokens: Callable[[int], int], cost: Callable[[int], float], target: float
+) -> tuple[int, int]:
+    """The last interval of the search: its first index is not above the target, its second is."""
     low, high = ends
     for _ in range(_PROBES):
         middle = (low + high) // 2
         if middle in (low, high) or tokens(low) == tokens(high):
             break
         low, high = (middle, high) if cost(middle) <= target else (low, middle)
-    return low
+    return low, high
 
 
 def _unreachable(knob: Knob, probes: Sequence[dict[str, Any]], must: str, got: str) -> dict[str, Any]:
