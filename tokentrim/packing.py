@@ -3,7 +3,8 @@
 Rows of a batch that keep different numbers of tokens are padded to the longest, because attention wants a rectangle.
 The matrix products do not: the feed-forward part and the projections of attention see one token at a time. While a
 prompt with enough padding runs, they are handed the real tokens, end to end, and what they return is put back into the
-rectangle, zero in padding. Attention and the cache see what they always see.
+rectangle, zero in padding. Attention and the cache see what they always see. A prompt's own padding is left as it is
+until the first token goes: a strategy that keeps everything changes no bit of the model.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Prefill:
                 hook = self._layer_hook(index)
                 self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
         self._record(0)
-        self.packing.follow(self.stream)
+        self._pack()
         return kwargs
 
     def _take_deepstack(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Prefill:
             if index in self.at:
                 hidden = self._prune(index, hidden, kwargs)
                 self._record(index)
-                self.packing.follow(self.stream)
+                self._pack()
             if self.context is None:
                 return None
             kwargs = {
@@ -238,6 +238,10 @@ class Prefill:
         if trace is not None and (not trace.prefill or trace.prefill[-1][1] is not self.stream.vis_ids):
             trace.prefill.append((first, self.stream.vis_ids))
         self._streams[first] = self.stream
+
+    def _pack(self) -> None:
+        if self.stream is not self.prompt.start:  # what keeps every token changes no bit of the model
+            self.packing.follow(self.stream)
 
     _streams: dict[int, Stream] = field(default_factory=dict[int, Stream])
 
