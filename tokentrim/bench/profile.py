@@ -167,6 +167,11 @@ def _kind(name: str) -> str:
     return REST
 
 
+def _milliseconds(seconds: float) -> str:
+    value = 1e3 * seconds
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def profile_markdown(options: BenchOptions, profiles: Sequence[Profile], where: Mapping[str, Any]) -> str:
     """A table for a page of documentation."""
     names = (*KINDS, REST)
@@ -182,9 +187,7 @@ def profile_markdown(options: BenchOptions, profiles: Sequence[Profile], where: 
         for one in profiles:
             if one.phase == phase:
                 rest = one.seconds - sum(one.kinds.values())
-                cells = [f"{1e3 * seconds:.3g} ({seconds / one.seconds:.0%})" for seconds in one.kinds.values()]
-                lines.append(
-                    f"| {phase} | {one.strategy} | {1e3 * one.seconds:.3g} | {' | '.join(cells)} "
-                    f"| {1e3 * rest:.3g} ({rest / one.seconds:.0%}) |"
-                )
+                shares = [*one.kinds.values(), rest]
+                cells = [f"{_milliseconds(seconds)} ({seconds / one.seconds:.0%})" for seconds in shares]
+                lines.append(f"| {phase} | {one.strategy} | {_milliseconds(one.seconds)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
