@@ -99,31 +99,33 @@ def _suite(file: Path, out: Path) -> None:
         raise typer.Exit(1)
 
 
+def _environment(options: Any) -> dict[str, Any]:
+    """Versions, device and threads of a bench with these options."""
+    from tokentrim.bench.runner import chosen_device, chosen_dtype, environment_of
+
+    device = chosen_device(options)
+    return environment_of(device, chosen_dtype(options, device))
+
+
 def _profile(options: Any, as_json: bool) -> None:
     """Print where each strategy's answer spends its time."""
     from tokentrim.bench.profile import profile_markdown, run_profile
-    from tokentrim.bench.runner import chosen_device, chosen_dtype, environment_of
 
-    profiles = run_profile(options)
-    device = chosen_device(options)
-    where = environment_of(device, chosen_dtype(options, device))
+    profiles, where = run_profile(options), _environment(options)
     if as_json:
-        command = f"{options.command()} --profile"
-        emit({"command": command, "environment": where, "phases": [one.to_dict() for one in profiles]})
+        phases = [one.to_dict() for one in profiles]
+        emit({"command": f"{options.command()} --profile", "environment": where, "phases": phases})
     else:
         sys.stdout.write(profile_markdown(options, profiles, where))
 
 
 def _throughput(options: Any, budget: int, as_json: bool) -> None:
     """Print every strategy's throughput at its own largest batch."""
-    from tokentrim.bench.runner import chosen_device, chosen_dtype, environment_of
     from tokentrim.bench.throughput import run_throughput, throughput_markdown
 
     if budget <= 0:
         raise ConfigError(complaint("--throughput of a bench", "be GiB above 0", budget / 2**30))
-    rows = run_throughput(options, budget)
-    device = chosen_device(options)
-    where = environment_of(device, chosen_dtype(options, device))
+    rows, where = run_throughput(options, budget), _environment(options)
     if as_json:
         command = f"{options.command()} --throughput {budget / 2**30:g}"
         emit({"command": command, "environment": where, "rows": [row.to_dict() for row in rows]})
