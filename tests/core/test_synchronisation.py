@@ -8,6 +8,7 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import tokentrim
 from tests.core.cases import SPECS, trimmed
 from tests.models import prompt, tiny_llava
 from tokentrim.config import strategy_from
@@ -26,6 +28,8 @@ _READS = {
     torch.unique, Tensor.equal, torch.equal, Tensor.allclose, torch.allclose,
 }  # fmt: skip
 STEPS = 6
+# Not "/tokentrim/": the folder of a clone is called that too, and holds everything that is installed.
+_CORE = f"{Path(tokentrim.__file__).parent}/"
 
 
 class Reads(TorchFunctionMode):
@@ -48,7 +52,7 @@ class Reads(TorchFunctionMode):
         if any("tokentrim_strategies" in file for file in files):
             return "strategy"
         last = next(file for file in reversed(files) if "/torch/" not in file and file != __file__)
-        return last.rpartition("/")[2] if "/tokentrim/" in last else "model"
+        return last.rpartition("/")[2] if last.startswith(_CORE) else "model"
 
 
 @lru_cache(maxsize=1)
