@@ -58,7 +58,8 @@ class Packing:
         if self._index is None or not isinstance(whole, Tensor) or tuple(whole.shape[:-1]) != self._rectangle:
             return None
         if self._last is None or self._last[0] is not whole:  # three projections read the same hidden states
-            self._last = whole, whole.flatten(0, 1).index_select(0, self._index).unsqueeze(0)
+            index = self._index.to(whole.device)  # layers may lie on several devices
+            self._last = whole, whole.flatten(0, 1).index_select(0, index).unsqueeze(0)
         packed = self._last[1]
         if args:
             return (packed, *args[1:]), kwargs
@@ -70,7 +71,8 @@ class Packing:
         if self._index is None or not isinstance(packed, Tensor) or tuple(packed.shape[:-1]) != (1, len(self._index)):
             return None
         rows, length = self._rectangle
-        whole = packed.new_zeros(rows * length, packed.shape[-1]).index_copy(0, self._index, packed[0])
+        whole = packed.new_zeros(rows * length, packed.shape[-1])
+        whole = whole.index_copy(0, self._index.to(packed.device), packed[0])
         whole = whole.view(rows, length, -1)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
