@@ -138,7 +138,8 @@ class Bands:
         blocks = len(spans.first)
         spare = blocks * spans.block - n
 
-        others, real = _others(stream)
+        others, real = stream.others()
+        others = others.masked_fill(~real, length)
         interval = torch.tensor(spans.first).unsqueeze(1) + torch.arange(spans.width)
         interval = interval.to(device, non_blocking=True)
         queries = F.pad(stream.vis_pos.masked_fill(~stream.vis_valid, length), (0, spare), value=length)
@@ -187,36 +188,31 @@ class Bands:
             scale=scaling,
         )
         out[sample, self.queries] = mixed.transpose(1, 2).reshape(rows, blocks * block, heads, width)
-        return out[:, :length] + self.attend_others(query, key, value, scaling)
+        out[sample, self.others] = self._of_others(query, key, value, scaling)
+        return out[:, :length]
 
     def attend_others(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """[B, T, H, D]: the attention of the tokens that are not visual; zero elsewhere. Arguments as above."""
         rows, heads, length, width = query.shape
         sample = torch.arange(rows, device=query.device).unsqueeze(1)
         out = query.new_zeros(rows, length + 1, heads, width)
-        out[sample, self.others] = F.scaled_dot_product_attention(
+        out[sample, self.others] = self._of_others(query, key, value, scaling)
+        return out[:, :length]
+
+    def _of_others(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """[B, R, H, D]."""
+        rows, heads, length, _ = query.shape
+        sample = torch.arange(rows, device=query.device).unsqueeze(1)
+        return F.scaled_dot_product_attention(
             query.transpose(1, 2)[sample, self.others.clamp(max=length - 1)].transpose(1, 2),
             _per_head(key, heads),
             _per_head(value, heads),
             attn_mask=self.before.unsqueeze(1),
             scale=scaling,
         ).transpose(1, 2)
-        return out[:, :length]
 
 
 def _per_head(states: Tensor, heads: int) -> Tensor:
     """[B, H, T, D] of [B, H_kv, T, D]: each key/value head once for every query head that reads it."""
     group = heads // states.shape[1]
     return states if group == 1 else states.repeat_interleave(group, dim=1)
-
-
-def _others(stream: Stream) -> tuple[Tensor, Tensor]:
-    """(columns int64 [B, R], T in padding; real bool [B, R]) of all real tokens that are not visual, in order."""
-    here = ~stream.visual_mask()
-    if stream.valid is not None:
-        here = here & stream.valid
-    counts = [real - n for real, n in zip(stream.real, stream.n_visual, strict=True)]
-    width = max(counts)
-    order = torch.argsort((~here).to(torch.uint8), dim=1, stable=True)[:, :width]
-    real = torch.arange(width, device=order.device) < torch.tensor(counts, device=order.device).unsqueeze(1)
-    return order.masked_fill(~real, stream.length), real

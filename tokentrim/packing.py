@@ -25,7 +25,7 @@ class Packing:
     """Packs the modules of decoder layers for the stream that it follows; its hooks are there only while it packs."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
-        self._modules = [module for layer in layers for module in _token_by_token(layer)]
+        self._layers = layers
         self._handles: list[Any] = []
         self._index: Tensor | None = None
         self._rectangle = (0, 0)
@@ -41,7 +41,7 @@ class Packing:
         self._rectangle = (rows, length)
         self._index = _real_columns(stream)
         if not self._handles:
-            for module in self._modules:
+            for module in (module for layer in self._layers for module in _token_by_token(layer)):
                 self._handles.append(module.register_forward_pre_hook(self._pick, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(self._put_back, prepend=True))
 

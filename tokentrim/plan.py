@@ -150,10 +150,14 @@ def planned_pairs(parts: Parts, shape: ModelShape, layer_tokens: tuple[int, ...]
     from tokentrim.bands import Spans  # imports torch, which arithmetic alone does not need
 
     pairs = [count * count for count in layer_tokens]
+    known: dict[tuple[int, int], int] = {}  # most layers are edited alike
     for layer, count in enumerate(layer_tokens):
         edit = editor.edit(layer, shape)
         if edit is not None and edit.radius is not None and count % size == 0:
-            pairs[layer] = Spans.raster(vision.rows, vision.cols, count // size, edit.radius).pairs
+            key = (count // size, edit.radius)
+            if key not in known:
+                known[key] = Spans.raster(vision.rows, vision.cols, *key).pairs
+            pairs[layer] = known[key]
     return tuple(pairs)
 
 

@@ -114,15 +114,22 @@ class Stream:
 
     def text(self) -> tuple[Tensor, Tensor]:
         """(columns int64 [B, T_text], valid bool [B, T_text]) of the real text tokens, in order."""
-        is_text = ~self.visual_mask()
+        return self._not_visual(with_structure=False)
+
+    def others(self) -> tuple[Tensor, Tensor]:
+        """The same of all real tokens that are not visual: text and structure."""
+        return self._not_visual(with_structure=True)
+
+    def _not_visual(self, *, with_structure: bool) -> tuple[Tensor, Tensor]:
+        here = ~self.visual_mask()
         if self.valid is not None:
-            is_text = is_text & self.valid
+            here = here & self.valid
         counts = [real - n for real, n in zip(self.real, self.n_visual, strict=True)]
-        if self.structure is not None:
-            is_text = is_text & ~self.structure.gather(1, self.columns)
+        if self.structure is not None and not with_structure:
+            here = here & ~self.structure.gather(1, self.columns)
             counts = [count - n for count, n in zip(counts, self.n_structure, strict=True)]
         width = max(counts)
-        order = torch.argsort((~is_text).to(torch.uint8), dim=1, stable=True)[:, :width]
+        order = torch.argsort((~here).to(torch.uint8), dim=1, stable=True)[:, :width]
         limit = torch.tensor(counts, device=order.device).unsqueeze(1)
         return order, torch.arange(width, device=order.device) < limit
 

@@ -15,7 +15,7 @@ from tests.core.cases import deviation, generate
 from tests.models import PAD, prompt, tiny_llava
 from tests.qwen import tiny_qwen
 from tokentrim import packing
-from tokentrim.packing import Packing
+from tokentrim.packing import _token_by_token
 from tokentrim.session import trim
 
 _model = lru_cache(maxsize=8)(tiny_llava)
@@ -137,6 +137,6 @@ def test_gradients_are_those_of_padded_rows(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_chosen_experts_are_left_alone() -> None:
     layer = tiny_qwen("qwen3_vl_moe").model.language_model.layers[0]
-    packed = Packing([layer])._modules
+    packed = _token_by_token(layer)
     assert layer.mlp not in packed
     assert layer.self_attn.q_proj in packed
