@@ -56,7 +56,7 @@ def physical_flops(n_query: int, n_keys: int, shape: ModelShape) -> int:
     query.
     """
     d = shape.hidden_size
-    queries, cached = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+    queries, cached = shape.attention_width, shape.n_kv_heads * shape.head_dim
     projections = n_query * d * 2 * (queries + cached)
     attention = 2 * n_query * n_keys * queries
     feed_forward = shape.ffn_matrices * n_query * d * shape.intermediate_size

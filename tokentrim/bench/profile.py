@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -15,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from tokentrim.bench.geometry import GEOMETRIES, build_model, build_prompt
 from tokentrim.bench.measure import generate
 from tokentrim.bench.options import BenchOptions
-from tokentrim.bench.runner import at_budget, chosen_device, chosen_dtype, threads
-from tokentrim.session import adapter_of, trim
+from tokentrim.bench.runner import at_budget, chosen_device, chosen_dtype, threads, trimmed
+from tokentrim.session import adapter_of
 from tokentrim.strategy import Strategy
 
 Phase = Literal["vision", "prefill", "decode"]
@@ -81,10 +80,7 @@ def run_profile(options: BenchOptions) -> list[Profile]:
 
 
 def _profiled(model: Any, inputs: dict[str, Tensor], strategy: Strategy | None, options: BenchOptions) -> list[Profile]:
-    def context() -> AbstractContextManager[Any]:
-        return nullcontext() if strategy is None else trim(model, strategy, compile=options.compile)
-
-    with context():
+    with trimmed(model, strategy, compiled=options.compile):
         generate(model, inputs, options.new_tokens)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler reports its own start and end on stderr
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if model.device.type == "cuda" else [])]
@@ -92,7 +88,7 @@ def _profiled(model: Any, inputs: dict[str, Tensor], strategy: Strategy | None, 
     taken_off = _marked(model, lambda first: "prefill" if first else "decode")
     taken_off += _marked(model.model.vision_tower, lambda first: "vision")
     try:
-        with context() as session, profile(activities=activities) as profiler:
+        with trimmed(model, strategy, compiled=options.compile) as session, profile(activities=activities) as profiler:
             generate(model, inputs, options.new_tokens)
     finally:
         for remove in taken_off:

@@ -55,7 +55,7 @@ class _Arm:
 
     def trimmed(self, model: Any) -> AbstractContextManager[Session | None]:
         """The context that this arm runs in."""
-        return nullcontext() if self.strategy is None else trim(model, self.strategy, compile=self.compile)
+        return trimmed(model, self.strategy, compiled=self.compile)
 
     def row(self, limits: Limits | None, batch: int, weight_bytes: int) -> BenchRow:
         """What was measured, summarised."""
@@ -81,6 +81,11 @@ class _Arm:
             decode_limit_seconds=limits and limits.decode_seconds(usage, batch),
             peak_bytes=self.peak_bytes,
         )
+
+
+def trimmed(model: Any, strategy: Strategy | None, *, compiled: bool) -> AbstractContextManager[Session | None]:
+    """The context that a strategy runs in; None leaves the model untouched."""
+    return nullcontext() if strategy is None else trim(model, strategy, compile=compiled)
 
 
 def run(options: BenchOptions) -> BenchResult:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -15,10 +14,10 @@ from tokentrim.bench.geometry import GEOMETRIES, build_model, build_prompt
 from tokentrim.bench.measure import generate, peak_bytes, timed_generate
 from tokentrim.bench.options import BenchOptions
 from tokentrim.bench.result import Spread
-from tokentrim.bench.runner import at_budget, chosen_device, chosen_dtype, threads
+from tokentrim.bench.runner import at_budget, chosen_device, chosen_dtype, threads, trimmed
 from tokentrim.config import strategy_from
 from tokentrim.errors import ConfigError, complaint
-from tokentrim.session import adapter_of, trim
+from tokentrim.session import adapter_of
 from tokentrim.strategy import Strategy
 
 
@@ -100,13 +99,10 @@ def run_throughput(options: BenchOptions, budget: int) -> list[Throughput]:
                 seed=options.seed,
             )  # fmt: skip
 
-        def trimmed(arm: Strategy | None) -> AbstractContextManager[Any]:
-            return nullcontext() if arm is None else trim(model, arm, compile=options.compile)
-
         def peak_of(arm: Strategy | None) -> Callable[[int], int]:
             def peak(batch: int) -> int:
                 prompt = inputs(batch)
-                with trimmed(arm):
+                with trimmed(model, arm, compiled=options.compile):
                     return peak_bytes(device, lambda: generate(model, prompt, options.new_tokens))
 
             return peak
@@ -118,7 +114,7 @@ def run_throughput(options: BenchOptions, budget: int) -> list[Throughput]:
         for _ in range(options.repeats):
             for rate, arm, (batch, _) in zip(rates, arms, fits, strict=True):
                 prompt = inputs(batch)
-                with trimmed(arm):
+                with trimmed(model, arm, compiled=options.compile):
                     timing = timed_generate(model, prompt, options.new_tokens)
                 steps = options.new_tokens - 1
                 seconds = timing.prefill_seconds + steps * (timing.decode_seconds_per_token or 0.0)
