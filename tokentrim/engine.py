@@ -25,6 +25,7 @@ from tokentrim.decode import Decode
 from tokentrim.editing import Editing
 from tokentrim.errors import UnsupportedError, complaint
 from tokentrim.guide import Guide
+from tokentrim.late import LateProjection
 from tokentrim.placement import Placement, encoded_elsewhere, fixed_encodings
 from tokentrim.prefill import Prefill
 from tokentrim.prompt import Prompt
@@ -89,14 +90,9 @@ class Engine:
             for block in part.wants_vision_blocks()
         ]
         self.guide = guide
-        self.vision = VisionCapture(
-            adapter,
-            layout,
-            frozenset(blocks),
-            self.clock,
-            wants_keys=Need.RANDOM in needed,
-            keeps_pixels=guide is not None,
-        )
+        self.late = LateProjection(layout.projectors if planning.projects_late(self.spatial, self.shape) else ())
+        captured = (adapter, layout, frozenset(blocks), self.clock, self.late)
+        self.vision = VisionCapture(*captured, wants_keys=Need.RANDOM in needed, keeps_pixels=guide is not None)
         self._undo: list[Callable[[], None]] = []
         self._pass: Prefill | Decode | None = None
         self._modalities: Tensor | None = None

@@ -15,6 +15,7 @@ from tokentrim.attention import Kernel
 from tokentrim.cache import TrimLayer
 from tokentrim.deciding import decide_layer
 from tokentrim.errors import AdapterError, EngineError, complaint
+from tokentrim.late import place
 from tokentrim.masks import causal_mask
 from tokentrim.packing import Packing
 from tokentrim.planning import Decision
@@ -55,7 +56,7 @@ class Prefill:
     handles: list[Any] = field(default_factory=list[Any])
 
     def __post_init__(self) -> None:
-        self.stream = self.prompt.start
+        self.stream, self.late = self.prompt.start, self.engine.late
         self.packing = Packing(() if self.engine.heads.shared else self.engine.layout.layers)
         self.at: dict[int, list[Decision]] = {}
         for decision in self.decisions:
@@ -69,15 +70,17 @@ class Prefill:
     # ------------------------------------------------------------------ entering the language model
 
     def enter(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Act at boundary 0, install what later boundaries need; returns the language model's arguments."""
+        """Act at boundary 0, install what later ones need; returns the language model's arguments."""
         if self.engine.renumbers:
             self.surplus = positions.surplus(self.position_ids, self.stream)
         kwargs = self._take_deepstack(kwargs)
-        if 0 in self.at:
-            hidden = self._prune(0, self.embeds)
-            if hidden is not self.embeds:
-                kwargs = {**kwargs, "inputs_embeds": hidden, "position_ids": self.position_ids}
-                kwargs["attention_mask"] = self._mask_for_model()
+        hidden = self._prune(0, self.embeds) if 0 in self.at else self.embeds
+        if hidden is not self.embeds:
+            kwargs = {**kwargs, "position_ids": self.position_ids, "attention_mask": self._mask_for_model()}
+        if self.late.pending:
+            self.prompt.projected = () if self._whole else self.stream.n_visual
+            hidden = self.late.fill(hidden, self.stream, whole=self._whole, doubts=self.engine.doubts)
+        kwargs["inputs_embeds"] = hidden
         inside = [b for b in self.at if b > 0]
         if inside:
             for index in range(min(inside), self.engine.shape.n_layers):
@@ -96,20 +99,27 @@ class Prefill:
         start = self.prompt.start
         n_visual = torch.tensor(start.n_visual, device=start.vis_ids.device)
         number = ((n_visual.cumsum(0) - n_visual).unsqueeze(1) + start.vis_ids).clamp(min=0, max=len(features[0]) - 1)
-        for layer, flat in zip(self.engine.layout.layers, features, strict=False):
-            self.handles.append(layer.register_forward_hook(self._adder(flat, number)))
+        for index, (layer, flat) in enumerate(zip(self.engine.layout.layers, features, strict=False)):
+            self.handles.append(layer.register_forward_hook(self._adder(index, flat, number)))
         return without
 
-    def _adder(self, flat: Tensor, number: Tensor) -> Callable[..., Any]:
+    def _adder(self, index: int, flat: Tensor, number: Tensor) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             hidden: Tensor = output[0] if isinstance(output, tuple) else output
             stream = self.stream
             chosen = flat.to(hidden.device, hidden.dtype)[number.gather(1, stream.vis_ids.clamp(min=0))]
+            if self.late.pending:
+                chosen = self.late.project(chosen, whole=self._whole, index=1 + index)
             chosen = chosen.masked_fill(~stream.vis_valid.unsqueeze(-1), 0.0)
             hidden = hidden.scatter_add(1, stream.vis_pos.unsqueeze(-1).expand_as(chosen), chosen)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return hook
+
+    @property
+    def _whole(self) -> bool:
+        """Whether every token is still there: then no bit of the model may change, not even by rounding."""
+        return self.stream is self.prompt.start
 
     def _mask_for_model(self) -> Tensor | None:
         if self.stream.valid is not None:
@@ -186,7 +196,7 @@ class Prefill:
         hidden = gather_columns(hidden, order)
         self._orders.append(order)
         if merged is not None:
-            hidden = _place(hidden, merged, self.stream)
+            hidden = place(hidden, merged, self.stream)
         return hidden
 
     _orders: list[Tensor] = field(default_factory=list[Tensor])
@@ -204,13 +214,9 @@ class Prefill:
             return
         if "position_embeddings" not in kwargs:
             raise AdapterError(
-                complaint(
-                    "decoder layers of this model",
-                    "receive position_embeddings by keyword",
-                    sorted(kwargs),
-                    "this family needs an adapter of its own",
-                )
-            )
+                complaint("decoder layers of this model", "receive position_embeddings by keyword", sorted(kwargs),
+                          "this family needs an adapter of its own")
+            )  # fmt: skip
         if renumber:
             embeddings = self.engine.layout.rotary(hidden, positions.of_rotary(self.position_ids))
         else:
@@ -240,7 +246,7 @@ class Prefill:
         self._streams[first] = self.stream
 
     def _pack(self) -> None:
-        if self.stream is not self.prompt.start:  # what keeps every token changes no bit of the model
+        if not self._whole:
             self.packing.follow(self.stream)
 
     _streams: dict[int, Stream] = field(default_factory=dict[int, Stream])
@@ -422,18 +428,12 @@ class Prefill:
         return full.scatter(1, columns.unsqueeze(-1).expand_as(hidden), hidden)[:, :length]
 
     def close(self) -> None:
-        """Remove the layer hooks."""
+        """Remove the layer hooks, and let go of what has been projected."""
+        self.late.forget()
         self.packing.stop()
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
-
-
-def _place(hidden: Tensor, merged: Tensor, stream: Stream) -> Tensor:
-    """``hidden`` with the merged vectors at the kept visual columns."""
-    spare = torch.cat([hidden, hidden[:, :1]], dim=1)
-    where = stream.vis_pos.masked_fill(~stream.vis_valid, stream.length).unsqueeze(-1).expand_as(merged)
-    return spare.scatter(1, where, merged)[:, : stream.length]
 
 
 def _pick_read(need: Need, what: Any, selection: Selection) -> Any:

@@ -43,6 +43,7 @@ class Prompt:
         step: decode forwards run so far.
         appended_valid: bool [B, A] of appended columns, None while all are real.
         trace: what was kept where.
+        projected: visual tokens of each row that passed the projector; empty = all.
         held: per decode step, per layer, visual entries of each row.
     """
 
@@ -67,6 +68,7 @@ class Prompt:
     events: int = 0
     layer_counts: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
     visual_pairs: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
+    projected: tuple[int, ...] = ()
     held: list[list[tuple[int, ...]]] = field(default_factory=list[list[tuple[int, ...]]])
     appended: list[int] = field(default_factory=list[int])
     _memo: tuple[Tensor, dict[int, tuple[Any, Any]]] | None = None

@@ -25,8 +25,8 @@ _QWEN3: Final = NativeResolution(patch=16, merge=2, min_pixels=64 * 32 * 32, max
 
 def _tower(layers: int, hidden: int, inner: int, tiling: Tiling, **more: int) -> VisionShape:
     """A vision tower, with the counts of an image of nominal size."""
-    empty = VisionShape(layers, hidden, inner, n_tokens=0, n_visual=0, rows=0, cols=0, tiling=tiling, **more)
-    return empty.for_image(*NOMINAL)
+    counted = dict.fromkeys(("n_tokens", "n_visual", "rows", "cols"), 0)
+    return VisionShape(layers, hidden, inner, tiling=tiling, projects_late=True, **counted, **more).for_image(*NOMINAL)
 
 
 def _clip(tiling: Tiling) -> VisionShape:

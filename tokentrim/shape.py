@@ -31,6 +31,7 @@ class VisionShape:
         merge: patches along each side that the projector makes one visual token.
         mergers: 0 for a two-layer projector as wide as the language model; otherwise the number of projectors that
             are as wide as the patches they merge.
+        projects_late: whether the projectors can wait until boundary 0 has chosen.
         tiling: what happens to an image's size; None where nothing is known of it.
     """
 
@@ -49,6 +50,7 @@ class VisionShape:
     window_pairs: int = 0
     merge: int = 1
     mergers: int = 0
+    projects_late: bool = False
     tiling: Tiling | None = None
 
     @property

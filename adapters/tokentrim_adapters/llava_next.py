@@ -33,6 +33,8 @@ class LlavaNextAdapter(Adapter):
 
     name: ClassVar[str] = "llava-next"
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+    projects_late: ClassVar[bool] = True
+    """Whether what the projector returns is rearranged only, before it enters the language model."""
 
     def locate(self, model: nn.Module) -> Layout:
         """Find entry, decoder and vision modules."""
@@ -42,7 +44,8 @@ class LlavaNextAdapter(Adapter):
 
     def shape(self, config: Any, *, name: str = "", bytes_per_element: int | None = None) -> ModelShape:
         """Numbers of the text and vision configs, for an image of nominal size."""
-        return _llava.model_shape(config, _anyres.tower(config, self.tiling(config)), name, bytes_per_element)
+        tower = _anyres.tower(config, self.tiling(config), projects_late=self.projects_late)
+        return _llava.model_shape(config, tower, name, bytes_per_element)
 
     def tiling(self, config: Any) -> AnyResolution:
         """What happens to an image's size."""
