@@ -48,7 +48,9 @@ class Doubts:
         """
         found, self._found = self._found, {}
         mangled, self._mangled = self._mangled, []
-        if mangled and bool(torch.stack(mangled).any()):
+        noted = [*found.values(), *mangled]  # layers may lie on several devices
+        wrong: list[bool] = torch.stack([one.to(noted[0].device) for one in noted]).tolist() if noted else []
+        if any(wrong[len(found) :]):
             raise EngineError(
                 complaint(
                     "the projector's output",
@@ -57,8 +59,7 @@ class Doubts:
                     "let the adapter's Layout name no projectors for this model",
                 )
             )
-        wrong = torch.stack(list(found.values())).tolist() if found else []
-        names = [where for where, is_wrong in zip(found, wrong, strict=True) if is_wrong]
+        names = [where for where, is_wrong in zip(found, wrong, strict=False) if is_wrong]
         if names:
             raise StrategyError(
                 complaint(

@@ -37,10 +37,9 @@ class LateProjection:
         self.allowed = False
         self._given: list[list[Tensor]] = [[] for _ in projectors]
 
-    @property
-    def pending(self) -> bool:
-        """Whether the coming prompt's visual tokens are numbers yet."""
-        return any(self._given)
+    def waits(self, index: int = 0) -> bool:
+        """Whether what a projector says of the running prompt are numbers yet."""
+        return index < len(self._given) and bool(self._given[index])
 
     def forget(self) -> None:
         """Drop what was to be projected."""

@@ -77,15 +77,15 @@ class Prefill:
         hidden = self._prune(0, self.embeds) if 0 in self.at else self.embeds
         if hidden is not self.embeds:
             kwargs = {**kwargs, "position_ids": self.position_ids, "attention_mask": self._mask_for_model()}
-        if self.late.pending:
+        if self.late.waits():
             self.prompt.projected = () if self._whole else self.stream.n_visual
             hidden = self.late.fill(hidden, self.stream, whole=self._whole, doubts=self.engine.doubts)
-        kwargs["inputs_embeds"] = hidden
+        if hidden is not self.embeds:
+            kwargs = {**kwargs, "inputs_embeds": hidden}
         inside = [b for b in self.at if b > 0]
         if inside:
             for index in range(min(inside), self.engine.shape.n_layers):
-                layer = self.engine.layout.layers[index]
-                hook = self._layer_hook(index)
+                layer, hook = self.engine.layout.layers[index], self._layer_hook(index)
                 self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
         self._record(0)
         self._pack()
@@ -108,7 +108,7 @@ class Prefill:
             hidden: Tensor = output[0] if isinstance(output, tuple) else output
             stream = self.stream
             chosen = flat.to(hidden.device, hidden.dtype)[number.gather(1, stream.vis_ids.clamp(min=0))]
-            if self.late.pending:
+            if self.late.waits(1 + index):
                 chosen = self.late.project(chosen, whole=self._whole, index=1 + index)
             chosen = chosen.masked_fill(~stream.vis_valid.unsqueeze(-1), 0.0)
             hidden = hidden.scatter_add(1, stream.vis_pos.unsqueeze(-1).expand_as(chosen), chosen)

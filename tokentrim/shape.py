@@ -80,8 +80,9 @@ class VisionShape:
         )
 
     def with_structure_visual(self) -> VisionShape:
-        """This tower where line ends count as visual tokens."""
-        return replace(self, n_visual=self.n_visual + self.n_structure, n_structure=0)
+        """This tower where line ends count as visual tokens; no projector makes those."""
+        late = self.projects_late and not self.n_structure
+        return replace(self, n_visual=self.n_visual + self.n_structure, n_structure=0, projects_late=late)
 
 
 @dataclass(frozen=True)

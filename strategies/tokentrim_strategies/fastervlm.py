@@ -22,9 +22,9 @@ class FasterVLM(KeepBudget, SpatialScorer):
     ``(1/(H P)) sum_h sum_i A[h, i, j]``. That is the variant that VisPruner's authors use there; FasterVLM itself
     defines none, so call the result by that name.
 
-    Follows the released code: the block whose output becomes the features (second to last), the projector run on every
-    token, raster order kept. The code numbers positions after pruning (``positions: renumber``); our default keeps
-    them. Several images share one ranking (ours); the code gives every crop of LLaVA-NeXT the same count.
+    Follows the released code: the block whose output becomes the features (second to last), raster order kept. The
+    code numbers positions after pruning (``positions: renumber``); our default keeps them. Several images share one
+    ranking (ours); the code gives every crop of LLaVA-NeXT the same count, and projects dropped tokens, too.
 
     When it fails: it never reads the question, so it cannot know that a small or plain region matters; it picks
     high-norm background tokens that collect attention; without a [CLS], and on families other than LLaVA, users

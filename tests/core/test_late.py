@@ -176,7 +176,7 @@ def test_a_failed_prompt_leaves_nothing_behind() -> None:
         with pytest.raises(RuntimeError, match="here"):
             generate(model, inputs, 2)
         handle.remove()
-        assert not session._engine.late.pending
+        assert not session._engine.late.waits()
         assert torch.equal(generate(model, inputs, 2)[1], wanted)
     assert "forward" not in model.model.multi_modal_projector.__dict__
 
