@@ -27,7 +27,7 @@ from tokentrim.bench import (
 from tokentrim.bench.geometry import build_model, build_prompt
 from tokentrim.bench.limits import Limits
 from tokentrim.bench.measure import Stopwatch, peak_bytes
-from tokentrim.bench.runner import at_budget
+from tokentrim.bench.subject import at_budget
 from tokentrim.cli import app
 from tokentrim.config import strategy_from
 from tokentrim.errors import ConfigError, ResultsError, StrategyError, UnknownNameError
@@ -160,20 +160,6 @@ def test_spread_is_median_and_quartiles():
     assert Spread.of([1.0, 2.0, 3.0, 4.0, 100.0]) == Spread(3.0, 2.0, 4.0, 5)
     assert Spread.of([1.0, 2.0, 3.0, 4.0, 100.0]).text(10, 1) == "30.0 ±10.0"
     assert Spread.of([2.0]).text() == "2.00"
-
-
-@pytest.mark.parametrize("name", ["scaled", "llava-1.5-7b", "llava-1.5-13b"])
-def test_geometries_see_the_published_number_of_visual_tokens(name: str):
-    assert GEOMETRIES[name].n_visual == 576
-
-
-@pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-1.5-13b"])
-def test_full_geometries_are_the_presets(name: str):
-    geometry, preset = GEOMETRIES[name], PRESETS[name]
-    for field in ("n_layers", "hidden_size", "n_heads", "intermediate_size", "vocab_size"):
-        assert getattr(geometry, field) == getattr(preset, field)
-    assert preset.vision is not None
-    assert geometry.vision_hidden_size == preset.vision.hidden_size
 
 
 def test_prompt_has_one_image_per_row_and_no_stray_placeholder():

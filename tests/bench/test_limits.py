@@ -3,45 +3,60 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from tests.bench.small import SMALL
 from tokentrim.accounting import Usage, physical_flops
 from tokentrim.adapter import Layout
-from tokentrim.bench import GEOMETRIES, BenchOptions, KernelFloor, Limits, run
+from tokentrim.bench import BenchOptions, Geometry, KernelFloor, Limits, run
 from tokentrim.bench import runner as bench_runner
 from tokentrim.bench.geometry import build_model, build_prompt
 from tokentrim.bench.limits import least_prefill_flops, measure_limits
 from tokentrim.bench.measure import generate
-from tokentrim.bench.runner import at_budget, widest
-from tokentrim.config import Spec
+from tokentrim.bench.profile import _tower
+from tokentrim.bench.runner import widest
+from tokentrim.bench.subject import at_budget, shape_for
+from tokentrim.config import Spec, strategy_from
 from tokentrim.plan import plan
 from tokentrim.session import adapter_of, trim
+from tokentrim.strategy import Strategy
 
 TEXT = 6
 BATCH = 2
 CPU = torch.device("cpu")
-TINY = GEOMETRIES["tiny"]
 PVTP = {"name": "pvtp", "start": 2, "stride": 3, "prune_ratio": 0.5}
 STRATEGIES: list[Spec] = ["none", PVTP, "fastv", "random", "st3", "text-only"]
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return build_model(TINY, CPU, torch.float32, seed=0)
+@pytest.fixture(scope="module", params=SMALL)
+def options(request: Any) -> BenchOptions:
+    return BenchOptions(geometry=request.param, prompt_tokens=TEXT)
 
 
 @pytest.fixture(scope="module")
-def layout(model: Any) -> Layout:
-    return adapter_of(model).locate(model)
+def geometry(options: BenchOptions) -> Geometry:
+    return options.sizes
 
 
 @pytest.fixture(scope="module")
-def inputs(model: Any) -> dict[str, torch.Tensor]:
-    return build_prompt(TINY, model, batch=BATCH, prompt_tokens=TEXT, seed=0)
+def model(geometry: Geometry) -> Any:
+    return build_model(geometry, CPU, torch.float32, seed=0)
+
+
+@pytest.fixture(scope="module")
+def layout(model: Any, options: BenchOptions) -> Layout:
+    found = adapter_of(model).locate(model)
+    return replace(found, shape=shape_for(found.shape, options))
+
+
+@pytest.fixture(scope="module")
+def inputs(model: Any, geometry: Geometry) -> dict[str, torch.Tensor]:
+    return build_prompt(geometry, model, batch=BATCH, prompt_tokens=TEXT, seed=0)
 
 
 class Widths:
@@ -53,8 +68,7 @@ class Widths:
         self.tower: list[nn.Module] = []
         self._handles = [layer.register_forward_hook(self._note(self.seen)) for layer in layout.layers]
         self._handles.append(model.lm_head.register_forward_hook(self._note(self.head)))
-        entry: Any = layout.entry
-        self._handles.append(entry.vision_tower.register_forward_hook(lambda tower, *_: self.tower.append(tower)))
+        self._handles.append(_tower(layout).register_forward_hook(lambda tower, *_: self.tower.append(tower)))
 
     @staticmethod
     def _note(seen: list[tuple[int, ...]]) -> Any:
@@ -73,13 +87,12 @@ class Widths:
 
 @pytest.mark.parametrize("spec", STRATEGIES, ids=str)
 def test_the_floor_runs_exactly_what_the_strategy_runs(
-    spec: Spec, model: Any, layout: Layout, inputs: dict[str, torch.Tensor]
+    spec: Spec, options: BenchOptions, model: Any, layout: Layout, inputs: dict[str, torch.Tensor]
 ):
-    options = BenchOptions(geometry="tiny", prompt_tokens=TEXT)
-    strategy = at_budget(spec, layout.shape, TINY.n_visual, options)
-    usage = plan(strategy, layout.shape, TINY.n_visual, TEXT).usage
+    strategy = at_budget(spec, layout.shape, options.n_visual, options)
+    usage = plan(strategy, layout.shape, options.n_visual, options.n_text).usage
     with torch.inference_mode():
-        floor = KernelFloor(model, layout, inputs["pixel_values"], usage.layer_totals)
+        floor = KernelFloor(model, layout, inputs, usage.layer_totals)
         with Widths(model, layout) as alone:
             logits = floor.run()
         with ExitStack() as stack:
@@ -90,40 +103,41 @@ def test_the_floor_runs_exactly_what_the_strategy_runs(
     width = layout.shape.hidden_size
     assert alone.seen == [(BATCH, n, width) for n in usage.layer_totals]
     assert alone.seen == pruned.seen
-    assert alone.head == pruned.head == [(BATCH, 1, TINY.vocab_size)]
+    assert alone.head == pruned.head == [(BATCH, 1, options.sizes.vocab_size)]
     assert len(alone.tower) == len(pruned.tower) == 1
-    assert logits.shape == (BATCH, 1, TINY.vocab_size)
+    assert logits.shape == (BATCH, 1, options.sizes.vocab_size)
     assert torch.isfinite(logits).all()
 
 
 def test_the_floor_is_causal_and_the_models_own(model: Any, layout: Layout, inputs: dict[str, torch.Tensor]):
     """On the prompt's embeddings instead of noise it gives the untouched model's logits."""
     with torch.inference_mode():
-        entry: Any = layout.entry
         embeds: list[torch.Tensor] = []
         handle = layout.language_model.register_forward_pre_hook(
             lambda module, args, kwargs: embeds.append(kwargs["inputs_embeds"]), with_kwargs=True
         )
-        logits = model(**inputs).logits
+        total = inputs["input_ids"].shape[1]
+        positions = torch.arange(total).expand(*([3] if layout.mrope else []), BATCH, total)
+        logits = model(**inputs, position_ids=positions).logits
         handle.remove()
-        floor = KernelFloor(model, layout, inputs["pixel_values"], [entry.config.image_seq_length + TEXT] * 12)
+        floor = KernelFloor(model, layout, inputs, [total] * 12)
         floor._hidden = embeds[0]  # pyright: ignore[reportPrivateUsage]
         assert torch.allclose(floor.run(), logits[:, -1:], atol=1e-5)
 
 
 def test_the_floor_takes_time(model: Any, layout: Layout, inputs: dict[str, torch.Tensor]):
     with torch.inference_mode():
-        assert KernelFloor(model, layout, inputs["pixel_values"], [8] * 12).seconds() > 0
+        assert KernelFloor(model, layout, inputs, [8] * 12).seconds() > 0
 
 
-def test_eager_attention_gets_its_mask(inputs: dict[str, torch.Tensor]):
-    model = build_model(TINY, CPU, torch.float32, seed=0)
+def test_eager_attention_gets_its_mask(geometry: Geometry, inputs: dict[str, torch.Tensor]):
+    model = build_model(geometry, CPU, torch.float32, seed=0)
     fused = adapter_of(model).locate(model)
     with torch.inference_mode():
         totals = [22] * 4 + [9] * 8
-        expected = KernelFloor(model, fused, inputs["pixel_values"], totals).run()
+        expected = KernelFloor(model, fused, inputs, totals).run()
         model.set_attn_implementation("eager")
-        found = KernelFloor(model, adapter_of(model).locate(model), inputs["pixel_values"], totals).run()
+        found = KernelFloor(model, adapter_of(model).locate(model), inputs, totals).run()
     assert torch.allclose(found, expected, atol=1e-5)
 
 
@@ -138,7 +152,9 @@ def test_limits_are_measured_on_the_models_own_matrices(model: Any, layout: Layo
     for rate in (*limits.matrix_rates.values(), *limits.bandwidths.values()):
         assert 0 < rate < float("inf")
     text = layout.shape
-    layer = 4 * text.hidden_size**2 + 3 * text.hidden_size * text.intermediate_size + 2 * text.hidden_size
+    biases = sum(p.numel() for name, p in layout.layers[0].named_parameters() if name.endswith("bias"))
+    attention = 2 * text.hidden_size * (text.n_heads + text.n_kv_heads) * text.head_dim + biases
+    layer = attention + 3 * text.hidden_size * text.intermediate_size + 2 * text.hidden_size
     head = text.hidden_size * text.vocab_size
     assert limits.weight_bytes == 4 * (text.n_layers * layer + text.hidden_size + head)
 
@@ -165,7 +181,8 @@ def test_least_flops_count_attention_under_the_diagonal_only(layout: Layout):
     assert least_prefill_flops(usage) - (usage.prefill_flops_whole - usage.prefill_flops) == slow
 
 
-def test_a_bench_with_limits_says_its_distance_to_them(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("name", SMALL)
+def test_a_bench_with_limits_says_its_distance_to_them(name: str, monkeypatch: pytest.MonkeyPatch):
     asked: list[set[int]] = []
 
     def measure(model: Any, layout: Layout, rows: set[int], **options: Any) -> Limits:
@@ -174,12 +191,12 @@ def test_a_bench_with_limits_says_its_distance_to_them(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(bench_runner, "measure_limits", measure)
     options = BenchOptions(
-        geometry="tiny", strategies=("fastv",), new_tokens=2, repeats=1, prompt_tokens=TEXT, batch=BATCH, limits=True,
+        geometry=name, strategies=("fastv",), new_tokens=2, repeats=1, prompt_tokens=TEXT, batch=BATCH, limits=True,
         memory=False, device="cpu",
     )  # fmt: skip
     result = run(options)
     untouched, fastv = result.untouched, result.rows[1]
-    full = BATCH * (TINY.n_visual + TEXT)
+    full = BATCH * (options.n_visual + options.n_text)
     assert len(asked) == 2  # before and behind the repeats
     assert asked[0] == asked[1]
     assert max(asked[0]) == full
@@ -198,10 +215,13 @@ def test_a_bench_with_limits_says_its_distance_to_them(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("spec", [PVTP, {"spatial": PVTP, "temporal": {"name": "vta", "horizon": 4}}], ids=str)
 def test_measured_usage_is_the_planned_one_where_counts_are_static(
-    spec: Spec, model: Any, layout: Layout, inputs: dict[str, torch.Tensor]
+    spec: Spec, options: BenchOptions, model: Any, layout: Layout, inputs: dict[str, torch.Tensor]
 ):
     with torch.inference_mode(), trim(model, spec) as session:
         generate(model, inputs, 4)
-    planned = plan(session.strategy, layout.shape, TINY.n_visual, TEXT, 4).usage
-    nothing = plan(at_budget("none", layout.shape, 16, BenchOptions()), layout.shape, TINY.n_visual, TEXT, 4).usage
+
+    def planned_of(strategy: Strategy) -> Usage:
+        return plan(strategy, layout.shape, options.n_visual, options.n_text, 4).usage
+
+    planned, nothing = planned_of(session.strategy), planned_of(strategy_from("none").strategy)
     assert widest(nothing, session.trace) == planned

@@ -7,10 +7,11 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from tests.bench.small import SMALL
 from tokentrim.bench.profile import KINDS, REST, _kind
 from tokentrim.cli import app
 
-WORDS = "bench --geometry tiny --strategies st3 --new-tokens 4 --prompt-tokens 6 --device cpu --profile"
+WORDS = "bench --strategies st3 --new-tokens 4 --prompt-tokens 6 --device cpu --profile"
 
 
 @pytest.mark.parametrize(
@@ -26,8 +27,10 @@ def test_kinds_of_operations(name: str, kind: str) -> None:
     assert _kind(name) == kind
 
 
-def test_phases_of_an_answer() -> None:
-    result = CliRunner().invoke(app, [*WORDS.split(), "--json"])
+@pytest.mark.parametrize("name", SMALL)
+def test_phases_of_an_answer(name: str) -> None:
+    words = [*WORDS.split(), "--geometry", name]
+    result = CliRunner().invoke(app, [*words, "--json"])
     assert result.exit_code == 0, result.output
     phases = json.loads(result.stdout)["phases"]
     assert [one["phase"] for one in phases] == ["vision", "prefill", "decode"] * 3
@@ -38,6 +41,6 @@ def test_phases_of_an_answer() -> None:
         assert 0 < one["kinds"]["matrix products"] < one["seconds"]
         assert sum(one["kinds"].values()) <= one["seconds"]
     assert phases[0]["selection"] == 0 < phases[-1]["selection"] < 1
-    table = CliRunner().invoke(app, WORDS.split()).stdout
+    table = CliRunner().invoke(app, words).stdout
     assert "| phase | strategy |" in table
     assert table.count("| decode |") == 3

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from typer.testing import CliRunner
 
+from tests.bench.small import SMALL
 from tokentrim.bench.throughput import largest_batch
 from tokentrim.cli import app
 from tokentrim.errors import ConfigError
@@ -33,8 +34,11 @@ def test_no_row_fits() -> None:
 
 
 @pytest.mark.slow
-def test_every_strategy_runs_at_what_fits() -> None:
-    words = "bench --geometry tiny --strategies fastv --new-tokens 9 --prompt-tokens 6 --repeats 1 --throughput 0.001"
+@pytest.mark.parametrize("name", SMALL)
+def test_every_strategy_runs_at_what_fits(name: str) -> None:
+    words = (
+        f"bench --geometry {name} --strategies fastv --new-tokens 9 --prompt-tokens 6 --repeats 1 --throughput 0.001"
+    )
     result = CliRunner().invoke(app, [*words.split(), "--json", "--device", "cpu"])
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)["rows"]

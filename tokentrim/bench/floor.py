@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,28 +33,31 @@ class KernelFloor:
     before it (a view, no gather), with causal attention of the model's own implementation and a plain
     ``DynamicCache``, and ends with the final norm and the head for one position. Position embeddings and masks are
     made beforehand. What a pruned ``generate`` takes beyond this is selection, gathering, bookkeeping, and the part
-    of ``generate`` itself; the untouched model's own distance shows the last alone.
+    of ``generate`` itself; the untouched model's own distance shows the last alone. All visual tokens are projected
+    here, also for a strategy that lets the projector wait: its prefill may come out a little below this floor.
     """
 
     def __init__(
-        self, model: Any, layout: Layout, pixels: Tensor, layer_totals: Sequence[int], *, seed: int = 0
+        self, model: Any, layout: Layout, inputs: Mapping[str, Tensor], layer_totals: Sequence[int], *, seed: int = 0
     ) -> None:
         """Prepare the runs.
 
         Args:
             model: a model whose language model ends in a module ``norm``, as those of the bench do.
             layout: where its modules are.
-            pixels: [B, 3, H, W], the pictures of a prompt.
+            inputs: of ``generate``: ``input_ids`` [B, T], and whatever its encoder takes of the pictures.
             layer_totals: [L] tokens, visual and text, that each layer processes; never rising.
             seed: of the hidden states.
         """
-        self._layout, self._pixels = layout, pixels
         entry: Any = layout.entry
         language_model: Any = layout.language_model
+        self._layout, self._device = layout, model.device
         self._encode, self._norm, self._head = entry.get_image_features, language_model.norm, model.lm_head
-        shape = (pixels.shape[0], layer_totals[0], layout.shape.hidden_size)
+        takes = inspect.signature(self._encode).parameters
+        self._pictures = {name: value for name, value in inputs.items() if name in takes}
+        shape = (len(inputs["input_ids"]), layer_totals[0], layout.shape.hidden_size)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        self._hidden = noise.to(pixels.device, pixels.dtype)
+        self._hidden = noise.to(model.device, model.dtype)
         widths = {n: self._width(n) for n in set(layer_totals)}
         self._widths = [widths[n] for n in layer_totals]
 
@@ -70,13 +74,14 @@ class KernelFloor:
             dtype=hidden.dtype,
             device=hidden.device,
         )
-        return _Width(n, layout.rotary(hidden, positions), positions, mask)
+        turned = positions.expand(3, len(hidden), n) if layout.mrope else positions
+        return _Width(n, layout.rotary(hidden, turned), positions, mask)
 
     def run(self) -> Tensor:
         """One prefill; returns the logits [B, 1, V]."""
         from transformers import DynamicCache
 
-        self._encode(pixel_values=self._pixels)
+        self._encode(**self._pictures)
         cache = DynamicCache(config=self._layout.text_config)
         hidden = self._hidden
         for layer, width in zip(self._layout.layers, self._widths, strict=True):
@@ -92,4 +97,4 @@ class KernelFloor:
 
     def seconds(self) -> float:
         """Seconds of one run."""
-        return timed(self._pixels.device, self.run)
+        return timed(self._device, self.run)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from tokentrim.bench.families.base import Geometry
 from tokentrim.bench.geometry import GEOMETRIES
 from tokentrim.config import Spec, strategy_from
 from tokentrim.errors import ConfigError, complaint, unknown_name
@@ -41,7 +42,7 @@ class BenchOptions:
         dtype: of the weights; auto is float32 on CPU and bfloat16 on a GPU.
         batch: equal rows per prompt.
         images: images per row.
-        prompt_tokens: text tokens of the prompt.
+        prompt_tokens: text tokens of the prompt, besides those that its images bring along.
         new_tokens: tokens that a long run generates; at least 2, so that there is something to time.
         repeats: timed runs of each strategy.
         threads: CPU threads; None = torch's own choice.
@@ -79,6 +80,35 @@ class BenchOptions:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(complaint(f"{name} of a bench", f"be one of {', '.join(known)}", getattr(self, name)))
+
+    @property
+    def sizes(self) -> Geometry:
+        """The geometry that is named."""
+        return GEOMETRIES[self.geometry]
+
+    @property
+    def n_visual(self) -> int:
+        """Visual tokens per row."""
+        return self.images * self.sizes.n_visual
+
+    @property
+    def n_text(self) -> int:
+        """All other tokens per row: the asked ones, and line ends of images or marks around them."""
+        return self.sizes.n_text(self.prompt_tokens, self.images)
+
+    def tokens(self) -> str:
+        """What a row holds, in words."""
+        marks = self.n_text - self.prompt_tokens
+        among = f" ({marks} of them {self.sizes.marks})" if marks else ""
+        return f"{self.n_visual} visual and {self.n_text} text tokens{among}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, every strategy as a dict.
+
+        Raises:
+            ConfigError: when a strategy comes with line ends to be pruned: a bench keeps them.
+        """
+        return {**asdict(self), "strategies": [strategy_from(spec).as_dict() for spec in self.strategies]}
 
     def command(self) -> str:
         """The command that measures the same; options at their defaults are left out."""

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from tokentrim.bench.geometry import GEOMETRIES, build_model, build_prompt
+from tokentrim.adapter import Layout
 from tokentrim.bench.measure import generate
 from tokentrim.bench.options import BenchOptions
-from tokentrim.bench.runner import at_budget, chosen_device, chosen_dtype, threads, trimmed
-from tokentrim.session import adapter_of
+from tokentrim.bench.runner import trimmed
+from tokentrim.bench.subject import Subject, threads
 from tokentrim.strategy import Strategy
 
 Phase = Literal["vision", "prefill", "decode"]
@@ -62,31 +62,24 @@ def run_profile(options: BenchOptions) -> list[Profile]:
         ConfigError: when the device is not there.
         StrategyError: when a strategy cannot be brought to the budget.
     """
-    device = chosen_device(options)
-    geometry = GEOMETRIES[options.geometry]
     found: list[Profile] = []
     with threads(options.threads), torch.inference_mode():
-        model = build_model(geometry, device, chosen_dtype(options, device), options.seed)
-        shape = adapter_of(model).locate(model).shape
-        inputs = build_prompt(
-            geometry, model, batch=options.batch, images=options.images, prompt_tokens=options.prompt_tokens,
-            seed=options.seed,
-        )  # fmt: skip
-        n_visual = options.images * geometry.n_visual
-        chosen = [at_budget(spec, shape, n_visual, options) for spec in ("none", *options.strategies)]
-        for strategy in (None, *dict.fromkeys(chosen)):
-            found += _profiled(model, inputs, strategy, options)
+        subject = Subject.of(options)
+        inputs = subject.inputs(options.batch)
+        for strategy in (None, *dict.fromkeys(subject.strategies())):
+            found += _profiled(subject, inputs, strategy)
     return found
 
 
-def _profiled(model: Any, inputs: dict[str, Tensor], strategy: Strategy | None, options: BenchOptions) -> list[Profile]:
+def _profiled(subject: Subject, inputs: dict[str, Tensor], strategy: Strategy | None) -> list[Profile]:
+    model, options = subject.model, subject.options
     with trimmed(model, strategy, compiled=options.compile):
         generate(model, inputs, options.new_tokens)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler reports its own start and end on stderr
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if model.device.type == "cuda" else [])]
     # Forwards are marked outside of all that a context installs, the tower inside the first of them.
     taken_off = _marked(model, lambda first: "prefill" if first else "decode")
-    taken_off += _marked(model.model.vision_tower, lambda first: "vision")
+    taken_off += _marked(_tower(subject.layout), lambda first: "vision")
     try:
         with trimmed(model, strategy, compiled=options.compile) as session, profile(activities=activities) as profiler:
             generate(model, inputs, options.new_tokens)
@@ -100,6 +93,12 @@ def _profiled(model: Any, inputs: dict[str, Tensor], strategy: Strategy | None, 
         selecting = report.selection_seconds / spent if spent else 0.0
     label = "untouched" if strategy is None else strategy.label()
     return _summary(profiler.events() or (), label, options.new_tokens - 1, selecting)
+
+
+def _tower(layout: Layout) -> nn.Module:
+    """The module, right below the entry, that holds the tower's blocks."""
+    block = layout.vision_attentions[0]
+    return next(module for module in layout.entry.children() if any(one is block for one in module.modules()))
 
 
 def _marked(module: Any, phase: Callable[[bool], str]) -> list[Callable[[], None]]:
@@ -172,8 +171,7 @@ def profile_markdown(options: BenchOptions, profiles: Sequence[Profile], where: 
     """A table for a page of documentation."""
     names = (*KINDS, REST)
     lines = [
-        f"{options.geometry}, {options.images * GEOMETRIES[options.geometry].n_visual} visual and "
-        f"{options.prompt_tokens} text tokens, batch {options.batch}; {where['device']}, {where['dtype']}, torch "
+        f"{options.geometry}, {options.tokens()}, batch {options.batch}; {where['device']}, {where['dtype']}, torch "
         f"{where['versions']['torch']}; one answer of {options.new_tokens} tokens each, under torch's profiler.",
         "",
         f"| phase | strategy | ms | {' | '.join(names)} | {HOST} |",

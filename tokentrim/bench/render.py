@@ -6,8 +6,8 @@ import math
 import textwrap
 from typing import Any
 
-from tokentrim.bench.geometry import GEOMETRIES
 from tokentrim.bench.limits import Limits
+from tokentrim.bench.options import BenchOptions
 from tokentrim.bench.result import BenchResult, BenchRow, Spread
 
 _COLUMNS = (
@@ -26,12 +26,11 @@ def markdown(result: BenchResult) -> str:
 
 def _setting(result: BenchResult) -> str:
     options, where = result.options, result.environment
-    geometry = GEOMETRIES[options["geometry"]]
-    n_visual = options["images"] * geometry.n_visual
+    asked = BenchOptions(geometry=options["geometry"], images=options["images"], prompt_tokens=options["prompt_tokens"])
     threads = f", {where['threads']} threads" if where["device"].startswith("CPU") else ""
     return (
-        f"Random weights: {geometry.n_layers} layers, hidden {geometry.hidden_size}, {n_visual} visual and "
-        f"{options['prompt_tokens']} text tokens, {where['dtype']}, batch {options['batch']}, "
+        f"Random weights: {asked.sizes.n_layers} layers, hidden {asked.sizes.hidden_size}, {asked.tokens()}, "
+        f"{where['dtype']}, batch {options['batch']}, "
         f"{'compiled decoding, ' if options['compile'] else ''}{where['device']}"
         f"{threads}, torch {where['versions']['torch']}, transformers {where['versions']['transformers']}; "
         f"{options['repeats']} interleaved repeats against the untouched model, medians with quartiles. Measured with "

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,17 +12,15 @@ from torch import Tensor
 from tokentrim.accounting import Usage
 from tokentrim.adapter import Layout
 from tokentrim.bench.floor import KernelFloor
-from tokentrim.bench.geometry import GEOMETRIES, build_model, build_prompt
 from tokentrim.bench.limits import Limits, decode_weight_bytes, measure_limits
 from tokentrim.bench.measure import Timing, generate, peak_bytes, timed_generate
 from tokentrim.bench.options import BenchOptions
 from tokentrim.bench.result import BenchResult, BenchRow, Spread
-from tokentrim.config import Spec, strategy_from
-from tokentrim.errors import ConfigError, EngineError, complaint
+from tokentrim.bench.subject import Subject, environment_of, threads
+from tokentrim.errors import EngineError, complaint
 from tokentrim.plan import Plan, plan
-from tokentrim.session import Session, adapter_of, trim
-from tokentrim.shape import ModelShape
-from tokentrim.strategy import Composition, Strategy
+from tokentrim.session import Session, trim
+from tokentrim.strategy import Strategy
 from tokentrim.trace import Trace
 
 
@@ -97,24 +92,14 @@ def run(options: BenchOptions) -> BenchResult:
     kernel floor of the one is taken right before the pair, that of the other right behind it.
 
     Raises:
-        ConfigError: when the device is not there.
+        ConfigError: when the device is not there, or a strategy comes with line ends to be pruned.
         StrategyError: when a strategy cannot be brought to the budget.
     """
-    device = chosen_device(options)
-    dtype = chosen_dtype(options, device)
-    geometry = GEOMETRIES[options.geometry]
+    asked = options.to_dict()  # first, because it may refuse
     with threads(options.threads), torch.inference_mode():
-        model = build_model(geometry, device, dtype, options.seed)
-        layout = adapter_of(model).locate(model)
-        inputs = build_prompt(
-            geometry,
-            model,
-            batch=options.batch,
-            images=options.images,
-            prompt_tokens=options.prompt_tokens,
-            seed=options.seed,
-        )
-        untouched, arms = _arms(options, layout.shape, options.images * geometry.n_visual)
+        subject = Subject.of(options)
+        model, layout, inputs = subject.model, subject.layout, subject.inputs(options.batch)
+        untouched, arms = _arms(subject)
         for arm in (untouched, *arms):
             _warm_up(arm, model, layout, inputs, options)
         limits = _limits(model, layout, arms, options) if options.limits else None
@@ -123,11 +108,11 @@ def run(options: BenchOptions) -> BenchResult:
                 _pair(untouched, arm, model, inputs, options.new_tokens)
         if limits is not None:  # once more, in case the machine was busy before
             limits = limits.best(_limits(model, layout, arms, options))
-        environment = environment_of(device, dtype)
+        environment = environment_of(options)
         weights = decode_weight_bytes(model, layout)
     return BenchResult(
         command=options.command(),
-        options={**asdict(options), "strategies": [strategy_from(spec).as_dict() for spec in options.strategies]},
+        options=asked,
         environment=environment,
         untouched=untouched.row(limits, options.batch, weights),
         rows=tuple(arm.row(limits, options.batch, weights) for arm in arms),
@@ -135,37 +120,19 @@ def run(options: BenchOptions) -> BenchResult:
     )
 
 
-def _arms(options: BenchOptions, shape: ModelShape, n_visual: int) -> tuple[_Arm, list[_Arm]]:
+def _arms(subject: Subject) -> tuple[_Arm, list[_Arm]]:
     """The untouched model, then ``none`` and the strategies, at their budgets."""
+    options = subject.options
 
     def planned(strategy: Strategy) -> Plan:
-        return plan(strategy, shape, n_visual, options.prompt_tokens, options.new_tokens)
+        return plan(strategy, subject.shape, options.n_visual, options.n_text, options.new_tokens)
 
-    nothing = strategy_from("none").strategy
-    given = [at_budget(spec, shape, n_visual, options) for spec in options.strategies]
-    strategies = [nothing, *(strategy for strategy in given if strategy != nothing)]
+    strategies = subject.strategies()
     plans = [planned(strategy) for strategy in strategies]
-    untouched = _Arm(None, planned(nothing).usage, exact=True)
+    untouched = _Arm(None, plans[0].usage, exact=True)
     return untouched, [
         _Arm(one, found.usage, found.exact, options.compile) for one, found in zip(strategies, plans, strict=True)
     ]
-
-
-def at_budget(spec: Spec, shape: ModelShape, n_visual: int, options: BenchOptions) -> Strategy:
-    """A strategy at its own budget if it has one, else at the bench's.
-
-    A strategy without a knob that acts on prefill, such as ``none`` or ``vta``, runs as it is configured.
-    """
-    found = strategy_from(spec)
-    strategy = found.strategy
-    parts = strategy.spatial if isinstance(strategy, Composition) else (strategy,)
-    tunable = any(part.budget_knob is not None and part.spatial_parts for part in parts)
-    ratios = {"layer_mean_ratio": options.layer_mean_ratio} if tunable and options.layer_mean_ratio else {}
-    budget = found.budget.ratios if found.budget else ratios
-    if not budget:
-        return strategy
-    prompt = {"n_text": options.prompt_tokens, "new_tokens": options.new_tokens}
-    return strategy.at_budget(shape, n_visual, **budget, **prompt)[0]
 
 
 def _warm_up(arm: _Arm, model: Any, layout: Layout, inputs: dict[str, Tensor], options: BenchOptions) -> None:
@@ -180,7 +147,7 @@ def _warm_up(arm: _Arm, model: Any, layout: Layout, inputs: dict[str, Tensor], o
     if options.memory:
         with arm.trimmed(model):
             arm.peak_bytes = peak_bytes(model.device, lambda: generate(model, inputs, options.new_tokens))
-    arm.kernels = KernelFloor(model, layout, inputs["pixel_values"], arm.usage.layer_totals, seed=options.seed)
+    arm.kernels = KernelFloor(model, layout, inputs, arm.usage.layer_totals, seed=options.seed)
     arm.kernels.run()
 
 
@@ -232,58 +199,3 @@ def _note(member: _Arm, first: Timing, long: Timing) -> None:
     """Both runs prefilled the same prompt: the repeat's prefill time is their mean."""
     member.prefill.append((first.prefill_seconds + long.prefill_seconds) / 2)
     member.decode.append(long.decode_seconds_per_token or 0.0)
-
-
-def chosen_device(options: BenchOptions) -> torch.device:
-    """The device of a bench.
-
-    Raises:
-        ConfigError: when it is not there.
-    """
-    if options.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            complaint("device of a bench", "be present", options.device, "torch finds no GPU: use auto or cpu")
-        )
-    return torch.device(options.device)
-
-
-def chosen_dtype(options: BenchOptions, device: torch.device) -> torch.dtype:
-    """The dtype of a bench's weights."""
-    name = options.dtype
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
-    return getattr(torch, name)
-
-
-@contextmanager
-def threads(count: int | None) -> Generator[None]:
-    """Use ``count`` CPU threads inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def environment_of(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What a reader needs to judge the times."""
-    import transformers
-
-    import tokentrim
-
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "device": gpu or f"CPU ({platform.machine()})",
-        "dtype": str(dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "cpu_count": os.cpu_count(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "tokentrim": tokentrim.__version__,
-        },
-    }

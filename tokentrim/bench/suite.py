@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tokentrim.bench.geometry import GEOMETRIES
+from tokentrim.bench.jobs import AnyJob, ThroughputJob, TimingJob
 from tokentrim.bench.options import BenchOptions, Device, DType
 from tokentrim.bench.result import BenchResult
+from tokentrim.bench.throughput import ThroughputResult
 from tokentrim.compare.results import write_atomic, write_json
 from tokentrim.config import load_yaml, strategy_from
 from tokentrim.errors import ConfigError, ResultsError, complaint
@@ -29,10 +29,14 @@ def _listed(value: Any) -> tuple[Any, ...]:
 
 
 class Setting(BaseModel):
-    """Benches of one kind: every combination of its geometries, numbers of images, batches and new tokens."""
+    """Benches of one kind: every combination of its geometries, numbers of images, batches and new tokens.
+
+    With ``throughput``, each is a throughput bench, which finds its own batches.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     grid: ClassVar[tuple[str, ...]] = ("geometry", "images", "batch", "new_tokens", "compile")
+    without_throughput: ClassVar[tuple[str, ...]] = ("batch", "memory", "limits")
 
     title: str = Field(default="", description="heading of its results")
     geometry: str | tuple[str, ...] = "scaled"
@@ -50,10 +54,19 @@ class Setting(BaseModel):
     memory: bool = True
     limits: bool = False
     seed: int = 0
+    throughput: float | None = Field(
+        default=None, gt=0, description="GiB beyond the weights: tokens per second at the largest batch that fits"
+    )
+
+    def jobs(self) -> list[AnyJob]:
+        """A bench for every combination, in the order written."""
+        gib = self.throughput
+        return [TimingJob(one) if gib is None else ThroughputJob(one, gib) for one in self.options()]
 
     def options(self) -> list[BenchOptions]:
         """Every combination, in the order written."""
-        rest = {name: getattr(self, name) for name in type(self).model_fields if name not in (*self.grid, "title")}
+        apart = (*self.grid, "title", "throughput")
+        rest = {name: getattr(self, name) for name in type(self).model_fields if name not in apart}
         axes = [_listed(getattr(self, name)) for name in self.grid]
         return [
             BenchOptions(**dict(zip(self.grid, values, strict=True)), **rest) for values in itertools.product(*axes)
@@ -73,14 +86,14 @@ class Entry:
 
     Attributes:
         title: of its setting.
-        options: what was measured.
+        job: what was measured.
         result: None where it failed.
         failure: why, or "".
     """
 
     title: str
-    options: BenchOptions
-    result: BenchResult | None
+    job: AnyJob
+    result: BenchResult | ThroughputResult | None
     failure: str = ""
 
 
@@ -101,6 +114,12 @@ def load_suite(source: str | Path) -> Suite:
 
 def _setting(item: Any, where: Where) -> Setting:
     setting = check(Setting, item, "a setting of a suite", where)
+    unused = [name for name in Setting.without_throughput if name in setting.model_fields_set]
+    if setting.throughput is not None and unused:
+        raise where.at(unused[0]).error(
+            complaint(f"{unused[0]} of a setting with throughput", "be left out", getattr(setting, unused[0]),
+                      "such a bench finds each strategy's largest batch and measures its memory")
+        )  # fmt: skip
     for index, spec in enumerate(setting.strategies):
         strategy_from(spec, where.at("strategies").at(index))
     try:
@@ -130,44 +149,28 @@ def run_suite(source: str | Path, out: str | Path, *, told: Callable[[str], None
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as cause:
         raise ResultsError(complaint(f"folder {out}", "be writable", hint=str(cause))) from cause
-    entries = [
-        _entry(setting.title, options, folder, told) for setting in suite.settings for options in setting.options()
-    ]
+    entries = [_entry(setting.title, job, folder, told) for setting in suite.settings for job in setting.jobs()]
     write_atomic(folder / PAGE, lambda part: part.write_text(page(entries), encoding="utf-8"))
     return entries
 
 
-def _entry(title: str, options: BenchOptions, folder: Path, told: Callable[[str], None]) -> Entry:
+def _entry(title: str, job: AnyJob, folder: Path, told: Callable[[str], None]) -> Entry:
     """One bench: read if it is there, else measured."""
-    from tokentrim.bench.runner import run
-
-    file = folder / f"{_key(options)}.json"
+    file = folder / f"{job.name}.json"
+    failures = folder / f"{job.name}{_FAILED}"
     if file.exists():
-        return Entry(title, options, BenchResult.read(file))
-    told(options.command())
+        return Entry(title, job, job.read(file))
+    told(job.command)
     try:
-        result = run(options)
+        result = job.measure()
     except Exception as cause:
         failure = f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else 'no message'}"
         told(f"failed: {failure}")
-        write_json(file.with_suffix(_FAILED), {"command": options.command(), "failure": failure})
-        return Entry(title, options, None, failure)
+        write_json(failures, {"command": job.command, "failure": failure})
+        return Entry(title, job, None, failure)
     write_json(file, result.to_dict())
-    file.with_suffix(_FAILED).unlink(missing_ok=True)
-    return Entry(title, options, result)
-
-
-def _key(options: BenchOptions) -> str:
-    """A name for a bench that says what it is, and a hash of all of it."""
-    digest = hashlib.sha256(options.command().encode()).hexdigest()[:8]
-    parts = [options.geometry, f"images-{options.images}", f"batch-{options.batch}", f"new-{options.new_tokens}"]
-    return "-".join([*parts, *(["compiled"] if options.compile else []), digest])
-
-
-_COLUMNS = (
-    "visual tokens", "batch", "new", "strategy", "prefill, s", "speed-up", "of implied", "decode, ms", "speed-up",
-    "of implied", "tokens per s", "end to end", "peak, MiB",
-)  # fmt: skip
+    failures.unlink(missing_ok=True)
+    return Entry(title, job, result)
 
 
 def page(entries: Sequence[Entry]) -> str:
@@ -179,50 +182,16 @@ def page(entries: Sequence[Entry]) -> str:
         lines += [
             f"{where['device']}, {where['dtype']}, " + ", ".join(f"{k} {v}" for k, v in where["versions"].items())
         ]
-    groups = itertools.groupby(entries, key=lambda entry: (entry.title, entry.options.geometry, entry.options.compile))
-    for (title, geometry, compiled), members in groups:
-        heading = title or geometry
-        lines += ["", f"## {heading}: {geometry}{', compiled decoding' if compiled else ''}", ""]
-        lines += [f"| {' | '.join(_COLUMNS)} |", f"|{' ---: |' * len(_COLUMNS)}"]
-        for entry in members:
-            lines += [f"| {' | '.join(cells)} |" for cells in _lines(entry)]
-    lines += ["", _READING, ""]
-    return "\n".join(lines)
-
-
-_READING = """\
-Speed-ups are against the untouched model, medians of interleaved pairs; *of implied*: as a share of what FLOPs imply
-for prefill (tower, projector and head counted) and bytes read for decoding. *End to end*: speed-up of prefill and all
-new tokens together."""
+    for (title, heading), members in itertools.groupby(entries, key=lambda one: (one.title, one.job.heading)):
+        section = list(members)
+        columns = section[0].job.columns
+        lines += ["", f"## {title or section[0].job.options.geometry}: {heading}", ""]
+        lines += [f"| {' | '.join(columns)} |", f"|{' ---: |' * len(columns)}"]
+        lines += [f"| {' | '.join(cells)} |" for entry in section for cells in _lines(entry)]
+    for reading in dict.fromkeys(entry.job.reading for entry in entries):
+        lines += ["", reading]
+    return "\n".join([*lines, ""])
 
 
 def _lines(entry: Entry) -> list[list[str]]:
-    options, result = entry.options, entry.result
-    if result is None:
-        what = [str(options.images), str(options.batch), str(options.new_tokens)]
-        return [[f"{what[0]} images", *what[1:], f"failed: {entry.failure}", *[""] * 8]]
-    found: list[list[str]] = []
-    whole = _seconds(result, result.untouched)
-    n_visual = options.images * GEOMETRIES[options.geometry].n_visual
-    for row in (result.untouched, *result.rows):
-        pruned, seconds = row is not result.untouched, _seconds(result, row)
-        found.append(
-            [
-                str(n_visual), str(options.batch), str(options.new_tokens), row.strategy,
-                f"{row.prefill_seconds.median:.3f}", row.speed_up.text() if pruned else "",
-                f"{row.attained:.2f}" if pruned else "",
-                f"{row.decode_seconds_per_token.median * 1000:.1f}",
-                f"{1 / row.decode_ratio.median:.2f}" if pruned else "",
-                f"{row.decode_attained:.2f}" if pruned else "",
-                f"{options.batch * options.new_tokens / seconds:.1f}",
-                f"{whole / seconds:.2f}" if pruned else "",
-                "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.0f}",
-            ]
-        )  # fmt: skip
-    return found
-
-
-def _seconds(result: BenchResult, row: Any) -> float:
-    """Seconds of one whole answer."""
-    steps = result.options["new_tokens"] - 1
-    return row.prefill_seconds.median + steps * row.decode_seconds_per_token.median
+    return [entry.job.failed(entry.failure)] if entry.result is None else entry.job.lines(entry.result)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 import torch
-from torch import Tensor
 
-from tokentrim.bench.geometry import GEOMETRIES, build_model, build_prompt
 from tokentrim.bench.measure import generate, peak_bytes, timed_generate
 from tokentrim.bench.options import BenchOptions
 from tokentrim.bench.result import Spread
-from tokentrim.bench.runner import at_budget, chosen_device, chosen_dtype, threads, trimmed
-from tokentrim.config import strategy_from
-from tokentrim.errors import ConfigError, complaint
-from tokentrim.session import adapter_of
+from tokentrim.bench.runner import trimmed
+from tokentrim.bench.subject import Subject, environment_of, threads
+from tokentrim.errors import ConfigError, ResultsError, complaint
 from tokentrim.strategy import Strategy
+
+COLUMNS: Final = ("strategy", "largest batch", "peak, MiB", "tokens per second", "against untouched")
+"""Headings of :meth:`Throughput.cells`."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,67 @@ class Throughput:
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Throughput:
+        """What :meth:`to_dict` wrote."""
+        rate = Spread(**data["tokens_per_second"])
+        return cls(data["strategy"], data["batch"], data["peak_bytes"], rate, data["ratio"])
+
+    def cells(self) -> list[str]:
+        """A line of a table with the headings :data:`COLUMNS`."""
+        peak = f"{self.peak_bytes / 2**20:.0f}"
+        return [self.strategy, str(self.batch), peak, self.tokens_per_second.text(1, 1), f"{self.ratio:.2f}"]
+
+
+@dataclass(frozen=True)
+class ThroughputResult:
+    """A finished throughput bench.
+
+    Attributes:
+        command: what measures the same again.
+        options: what was asked for, as plain data; ``batch`` was not used.
+        budget: bytes beyond the weights.
+        environment: versions, device and threads.
+        rows: the untouched model, then the strategies in the order asked for.
+    """
+
+    command: str
+    options: dict[str, Any]
+    budget: int
+    environment: dict[str, Any]
+    rows: tuple[Throughput, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; bytes, and tokens per second."""
+        return {
+            "command": self.command,
+            "options": self.options,
+            "budget": self.budget,
+            "environment": self.environment,
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+    @classmethod
+    def read(cls, path: str | Path) -> ThroughputResult:
+        """What :meth:`to_dict` gave, from a JSON file.
+
+        Raises:
+            ResultsError: when the file is missing, or is not a throughput bench of this version.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            rows = tuple(Throughput.from_dict(row) for row in data["rows"])
+            return cls(data["command"], data["options"], data["budget"], data["environment"], rows)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
+            raise ResultsError(
+                complaint(f"file {path}", "be a throughput bench of a suite", repr(cause), "delete it to run it again")
+            ) from cause
+
+
+def throughput_command(options: BenchOptions, budget: int) -> str:
+    """The command that measures the same; ``budget`` are bytes."""
+    return f"{options.command()} --throughput {budget / 2**30:g}"
 
 
 def largest_batch(budget: int, peak: Callable[[int], int], what: str) -> tuple[int, int]:
@@ -73,7 +136,7 @@ def largest_batch(budget: int, peak: Callable[[int], int], what: str) -> tuple[i
     return fits, peaks[fits]
 
 
-def run_throughput(options: BenchOptions, budget: int) -> list[Throughput]:
+def run_throughput(options: BenchOptions, budget: int) -> ThroughputResult:
     """Find every strategy's largest batch, then time all at theirs, in turn.
 
     Args:
@@ -81,29 +144,19 @@ def run_throughput(options: BenchOptions, budget: int) -> list[Throughput]:
         budget: bytes beyond the weights.
 
     Raises:
-        ConfigError: when not even one row fits.
+        ConfigError: when not even one row fits, the device is not there, or line ends are to be pruned.
+        StrategyError: when a strategy cannot be brought to the budget.
     """
-    geometry = GEOMETRIES[options.geometry]
-    device = chosen_device(options)
+    asked = options.to_dict()  # first, because it may refuse
     with threads(options.threads), torch.inference_mode():
-        model = build_model(geometry, device, chosen_dtype(options, device), options.seed)
-        shape = adapter_of(model).locate(model).shape
-        n_visual = options.images * geometry.n_visual
-        given = [at_budget(spec, shape, n_visual, options) for spec in options.strategies]
-        nothing = strategy_from("none").strategy
-        arms: list[Strategy | None] = [None, *(strategy for strategy in given if strategy != nothing)]
-
-        def inputs(batch: int) -> dict[str, Tensor]:
-            return build_prompt(
-                geometry, model, batch=batch, images=options.images, prompt_tokens=options.prompt_tokens,
-                seed=options.seed,
-            )  # fmt: skip
+        subject = Subject.of(options)
+        arms: list[Strategy | None] = [None, *subject.strategies()[1:]]  # none costs what the untouched model costs
 
         def peak_of(arm: Strategy | None) -> Callable[[int], int]:
             def peak(batch: int) -> int:
-                prompt = inputs(batch)
-                with trimmed(model, arm, compiled=options.compile):
-                    return peak_bytes(device, lambda: generate(model, prompt, options.new_tokens))
+                prompt = subject.inputs(batch)
+                with trimmed(subject.model, arm, compiled=options.compile):
+                    return peak_bytes(subject.model.device, lambda: generate(subject.model, prompt, options.new_tokens))
 
             return peak
 
@@ -113,39 +166,40 @@ def run_throughput(options: BenchOptions, budget: int) -> list[Throughput]:
         rates: list[list[float]] = [[] for _ in arms]
         for _ in range(options.repeats):
             for rate, arm, (batch, _) in zip(rates, arms, fits, strict=True):
-                prompt = inputs(batch)
-                with trimmed(model, arm, compiled=options.compile):
-                    timing = timed_generate(model, prompt, options.new_tokens)
+                prompt = subject.inputs(batch)
+                with trimmed(subject.model, arm, compiled=options.compile):
+                    timing = timed_generate(subject.model, prompt, options.new_tokens)
                 steps = options.new_tokens - 1
                 seconds = timing.prefill_seconds + steps * (timing.decode_seconds_per_token or 0.0)
                 rate.append(batch * options.new_tokens / seconds)
+        environment = environment_of(options)
     against = median(rates[0])
-    return [
-        Throughput(_label(arm), batch, peak, Spread.of(rate), median(rate) / against)
-        for arm, (batch, peak), rate in zip(arms, fits, rates, strict=True)
-    ]
+    return ThroughputResult(
+        command=throughput_command(options, budget),
+        options=asked,
+        budget=budget,
+        environment=environment,
+        rows=tuple(
+            Throughput(_label(arm), batch, peak, Spread.of(rate), median(rate) / against)
+            for arm, (batch, peak), rate in zip(arms, fits, rates, strict=True)
+        ),
+    )
 
 
 def _label(arm: Strategy | None) -> str:
     return "untouched" if arm is None else arm.label()
 
 
-def throughput_markdown(
-    options: BenchOptions, budget: int, rows: Sequence[Throughput], where: Mapping[str, Any]
-) -> str:
+def throughput_markdown(options: BenchOptions, result: ThroughputResult) -> str:
     """A table for a page of documentation."""
+    where = result.environment
     lines = [
-        f"{options.geometry}, {options.images * GEOMETRIES[options.geometry].n_visual} visual and "
-        f"{options.prompt_tokens} text tokens, {options.new_tokens} new, {budget / 2**20:.0f} MiB beyond the weights; "
-        f"{where['device']}, {where['dtype']}, torch {where['versions']['torch']}; "
+        f"{options.geometry}, {options.tokens()}, {options.new_tokens} new, {result.budget / 2**20:.0f} MiB beyond the "
+        f"weights; {where['device']}, {where['dtype']}, torch {where['versions']['torch']}; "
         f"{options.repeats} interleaved repeats.",
         "",
-        "| strategy | largest batch | peak, MiB | tokens per second | against untouched |",
+        f"| {' | '.join(COLUMNS)} |",
         "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {row.strategy} | {row.batch} | {row.peak_bytes / 2**20:.0f} | {row.tokens_per_second.text(1, 1)} "
-        f"| {row.ratio:.2f} |"
-        for row in rows
+        *(f"| {' | '.join(row.cells())} |" for row in result.rows),
     ]
     return "\n".join(lines) + "\n"

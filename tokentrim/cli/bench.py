@@ -99,19 +99,14 @@ def _suite(file: Path, out: Path) -> None:
         raise typer.Exit(1)
 
 
-def _environment(options: Any) -> dict[str, Any]:
-    """Versions, device and threads of a bench with these options."""
-    from tokentrim.bench.runner import chosen_device, chosen_dtype, environment_of
-
-    device = chosen_device(options)
-    return environment_of(device, chosen_dtype(options, device))
-
-
 def _profile(options: Any, as_json: bool) -> None:
     """Print where each strategy's answer spends its time."""
     from tokentrim.bench.profile import profile_markdown, run_profile
+    from tokentrim.bench.subject import environment_of, threads
 
-    profiles, where = run_profile(options), _environment(options)
+    profiles = run_profile(options)
+    with threads(options.threads):
+        where = environment_of(options)
     if as_json:
         phases = [one.to_dict() for one in profiles]
         emit({"command": f"{options.command()} --profile", "environment": where, "phases": phases})
@@ -125,9 +120,8 @@ def _throughput(options: Any, budget: int, as_json: bool) -> None:
 
     if budget <= 0:
         raise ConfigError(complaint("--throughput of a bench", "be GiB above 0", budget / 2**30))
-    rows, where = run_throughput(options, budget), _environment(options)
+    result = run_throughput(options, budget)
     if as_json:
-        command = f"{options.command()} --throughput {budget / 2**30:g}"
-        emit({"command": command, "environment": where, "rows": [row.to_dict() for row in rows]})
+        emit(result.to_dict())
     else:
-        sys.stdout.write(throughput_markdown(options, budget, rows, where))
+        sys.stdout.write(throughput_markdown(options, result))

@@ -9,7 +9,7 @@ processes. Both keep the same number of KV entries in every layer.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import statistics
 import subprocess
@@ -17,9 +17,10 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-BENCH = Path(__file__).resolve().parents[3] / "tokentrim" / "bench"
+ROOT = Path(__file__).resolve().parents[3]
 TEXT, KEPT, NEW = 35, 144, 33  # text tokens, visual tokens kept of 576, new tokens
 
 SIDES: dict[str, tuple[str, ...]] = {
@@ -29,14 +30,16 @@ SIDES: dict[str, tuple[str, ...]] = {
 
 
 def load(name: str) -> Any:
-    """A module of the bench by its file: it needs torch alone, and tokentrim itself wants a newer transformers."""
-    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"no module {name} in {BENCH}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    """A module of the bench."""
+    return importlib.import_module(f"tokentrim.bench.{name}")
+
+
+def stand_in() -> None:
+    """Let :func:`load` find modules that need torch alone; tokentrim itself wants a newer transformers."""
+    for package in ("tokentrim", "tokentrim.bench"):
+        module = ModuleType(package)
+        module.__path__ = [str(ROOT / package.replace(".", "/"))]
+        sys.modules[package] = module
 
 
 def context(method: str, model: Any, text: int) -> AbstractContextManager[Any]:
@@ -77,6 +80,8 @@ def measure(side: str) -> dict[str, Any]:
     import torch
     import transformers
 
+    if side == "kvpress":
+        stand_in()
     geometries, timing = load("geometry"), load("measure")
     torch.set_num_threads(2)
     geometry = geometries.GEOMETRIES["scaled"]

@@ -1,0 +1,136 @@
+"""LLaVA-1.5: a CLIP tower, a picture of one size, a decoder of Llama's make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor
+
+from tokentrim.bench.families.base import IMAGE, Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip(Geometry):
+    """A CLIP tower before a decoder of Llama's make, with as many heads for keys and values as for queries."""
+
+    @property
+    def tile_size(self) -> int:
+        """Side of what the tower encodes at once, in pixels."""
+        return self.image_size
+
+    def parts(self) -> dict[str, Any]:
+        """The configs of tower and decoder, and what all LLaVAs have in common, by name."""
+        from transformers import CLIPVisionConfig, LlamaConfig
+
+        vision = CLIPVisionConfig(
+            hidden_size=self.vision_hidden_size,
+            intermediate_size=self.vision_intermediate_size,
+            num_hidden_layers=self.vision_layers,
+            num_attention_heads=self.vision_heads,
+            image_size=self.tile_size,
+            patch_size=self.patch,
+            projection_dim=self.vision_hidden_size,
+        )
+        text = LlamaConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.n_layers,
+            num_attention_heads=self.n_heads,
+            num_key_value_heads=self.n_heads,
+            max_position_embeddings=65536,
+        )
+        return {
+            "vision_config": vision,
+            "text_config": text,
+            "image_token_id": IMAGE,
+            "vision_feature_select_strategy": "default",
+            "vision_feature_layer": -2,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llava(Clip):
+    """LLaVA-1.5: each image is one square of patches."""
+
+    architecture: ClassVar[str] = "LlavaForConditionalGeneration"
+
+    @property
+    def n_visual(self) -> int:
+        """One per patch."""
+        return (self.image_size // self.patch) ** 2
+
+    def config(self) -> Any:
+        """The transformers config."""
+        from transformers import LlavaConfig
+
+        config_class: Any = LlavaConfig  # its fields are set by a decorator that type checkers do not see through
+        return config_class(**self.parts(), image_seq_length=self.n_visual)
+
+    def pictures(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """``pixel_values`` [count, 3, S, S]."""
+        return {"pixel_values": torch.randn(count, 3, self.image_size, self.image_size, generator=generator)}
+
+
+CLIP_L: Final[Mapping[str, int]] = MappingProxyType(
+    {"vision_layers": 24, "vision_hidden_size": 1024, "vision_heads": 16, "vision_intermediate_size": 4096}
+)
+VICUNA_7B: Final[Mapping[str, int]] = MappingProxyType(
+    {"n_layers": 32, "hidden_size": 4096, "n_heads": 32, "intermediate_size": 11008, "vocab_size": 32064}
+)
+
+# The tower is scaled with the decoder, so that it keeps its 5 % of a prefill's FLOPs.
+_SCALED: Final = Llava(
+    n_layers=32,
+    hidden_size=1024,
+    n_heads=16,
+    intermediate_size=2752,
+    vocab_size=8000,
+    vision_layers=24,
+    vision_hidden_size=256,
+    vision_heads=4,
+    vision_intermediate_size=1024,
+    image_size=336,
+    summary="LLaVA-1.5-7B at a quarter of the width: the same 32 layers and 576 visual tokens",
+)
+
+GEOMETRIES: Final[Mapping[str, Geometry]] = MappingProxyType(
+    {
+        "tiny": Llava(
+            n_layers=12,
+            hidden_size=32,
+            n_heads=4,
+            intermediate_size=64,
+            vocab_size=128,
+            vision_layers=2,
+            vision_hidden_size=16,
+            vision_heads=2,
+            vision_intermediate_size=32,
+            image_size=56,
+            summary="16 visual tokens; for trying the bench itself, its times mean nothing",
+        ),
+        "scaled": _SCALED,
+        "scaled-8": replace(
+            _SCALED,
+            n_layers=8,
+            vision_layers=6,
+            summary="a quarter of the layers of scaled, for many images or large batches on a small machine",
+        ),
+        "llava-1.5-7b": Llava(**VICUNA_7B, **CLIP_L, image_size=336, summary="full size, 14 GB in 16 bits"),
+        "llava-1.5-13b": Llava(
+            n_layers=40,
+            hidden_size=5120,
+            n_heads=40,
+            intermediate_size=13824,
+            vocab_size=32064,
+            **CLIP_L,
+            image_size=336,
+            summary="full size, 27 GB in 16 bits",
+        ),
+    }
+)
+"""Geometries by name."""
