@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
+_AT_ONCE = 1 << 18
+"""Pixels of an image that are looked at together: their words take several times the memory of the pixels."""
 
 
 def mix(word: Tensor) -> Tensor:
@@ -47,6 +49,10 @@ def content_key(tokens: Tensor) -> Tensor:
 
 def pixel_key(pixels: Tensor) -> Tensor:
     """int64 [images]: checksum of each image's pixel values (their bits, summed with position weights)."""
-    flat = pixels.detach().flatten(1).to(torch.float32).contiguous().view(torch.int32).to(torch.int64)
-    places = torch.arange(1, flat.shape[1] + 1, device=flat.device)
-    return ((flat & _MASK) * (mix(places) | 1) & _MASK).sum(dim=1) & _MASK
+    flat = pixels.detach().flatten(1)
+    key = torch.zeros(len(flat), dtype=torch.int64, device=flat.device)
+    for start in range(0, flat.shape[1], _AT_ONCE):
+        bits = flat[:, start : start + _AT_ONCE].to(torch.float32).contiguous().view(torch.int32).to(torch.int64)
+        places = torch.arange(start + 1, start + 1 + bits.shape[1], device=flat.device)
+        key += ((bits & _MASK) * (mix(places) | 1) & _MASK).sum(dim=1)
+    return key & _MASK

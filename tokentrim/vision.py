@@ -125,10 +125,10 @@ class VisionCapture:
         small = {k: v for k, v in arguments.items() if not (isinstance(v, Tensor) and v.is_floating_point())}
         storages = frozenset(item.untyped_storage().data_ptr() for item in features)
         keys = None
-        if self.wants_keys:
-            each = [pixel_key(self.adapter.pixels(self.layout, encoding, item)[None]) for item in range(len(lengths))]
-            keys = torch.cat(each)
         with self.clock.timed("selection", features[0].device):
+            if self.wants_keys:
+                pictures = (self.adapter.pixels(self.layout, encoding, item) for item in range(len(lengths)))
+                keys = torch.cat([pixel_key(pixels[None]) for pixels in pictures])
             arranged = {block: self.adapter.arrange(self.layout, encoding, pieces) for block, pieces in rows.items()}
         kept = {k: v for k, v in arguments.items() if k not in small} if self.keeps_pixels else {}
         about = replace(encoding, arguments=small)

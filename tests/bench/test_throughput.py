@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from tests.bench.small import SMALL
@@ -31,6 +32,15 @@ def test_the_largest_batch_fits_and_one_more_does_not(budget: int, peak: Callabl
 def test_no_row_fits() -> None:
     with pytest.raises(ConfigError, match="hold one row of fastv"):
         largest_batch(5, _linear(10, 30), "fastv")
+
+
+def test_what_the_device_has_no_memory_for_does_not_fit() -> None:
+    def peak(batch: int) -> int:
+        if batch > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch
+
+    assert largest_batch(100, peak, "x") == (5, 5)
 
 
 @pytest.mark.slow

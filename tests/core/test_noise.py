@@ -121,3 +121,10 @@ def test_an_image_has_its_key_in_any_batch() -> None:
     assert len(set(keys.tolist())) == 3
     assert torch.equal(pixel_key(pixels[[2, 0]]), keys[[2, 0]])
     assert int(pixel_key(pixels[:1].flip(-1))) != int(keys[0])
+
+
+def test_the_key_of_a_large_image_is_the_sum_over_all_of_its_pixels() -> None:
+    pixels = torch.randn(2, 3, 310, 310, generator=torch.Generator().manual_seed(1))
+    words = pixels.flatten(1).view(torch.int32).long() & 0xFFFFFFFF
+    weights = mix(torch.arange(1, words.shape[1] + 1)) | 1
+    assert torch.equal(pixel_key(pixels), ((words * weights) & 0xFFFFFFFF).sum(1) & 0xFFFFFFFF)

@@ -86,13 +86,13 @@ class TimingJob(Job[BenchResult]):
     """Prefill, decoding and memory against the untouched model."""
 
     columns: ClassVar[tuple[str, ...]] = (
-        "visual tokens", "batch", "new", "strategy", "prefill, s", "speed-up", "of implied", "decode, ms", "speed-up",
-        "of implied", "tokens per s", "end to end", "peak, MiB",
+        "visual tokens", "batch", "new", "strategy", "prefill, s", "speed-up", "of implied", "selection", "decode, ms",
+        "speed-up", "of implied", "tokens per s", "end to end", "peak, MiB",
     )  # fmt: skip
     reading: ClassVar[str] = """\
 Speed-ups are against the untouched model, medians of interleaved pairs; *of implied*: as a share of what FLOPs imply
-for prefill (tower, projector and head counted) and bytes read for decoding. *End to end*: speed-up of prefill and all
-new tokens together."""
+for prefill (tower, projector and head counted) and bytes read for decoding. *Selection*: its share of the prefill. *End
+to end*: speed-up of prefill and all new tokens together."""
 
     @property
     def command(self) -> str:
@@ -118,6 +118,7 @@ new tokens together."""
                     *self._setting(), row.strategy,
                     f"{row.prefill_seconds.median:.3f}", row.speed_up.text() if pruned else "",
                     f"{row.attained:.2f}" if pruned else "",
+                    f"{row.selection_share:.2%}" if pruned else "",
                     f"{row.decode_seconds_per_token.median * 1000:.1f}",
                     f"{1 / row.decode_ratio.median:.2f}" if pruned else "",
                     f"{row.decode_attained:.2f}" if pruned else "",

@@ -110,7 +110,7 @@ def throughput_command(options: BenchOptions, budget: int) -> str:
 def largest_batch(budget: int, peak: Callable[[int], int], what: str) -> tuple[int, int]:
     """(largest batch whose ``peak`` stays within ``budget`` bytes, that peak).
 
-    Found by doubling and halving; every peak is measured.
+    Found by doubling and halving; every peak is measured. A batch that the device has no memory for does not fit.
 
     Raises:
         ConfigError: when not even one row fits.
@@ -122,14 +122,20 @@ def largest_batch(budget: int, peak: Callable[[int], int], what: str) -> tuple[i
                 "the memory of a throughput bench", f"hold one row of {what}, {peaks[1]} bytes", budget, "raise it"
             )
         )
+
+    def within(batch: int) -> bool:
+        try:
+            peaks[batch] = peak(batch)
+        except torch.OutOfMemoryError:
+            return False
+        return peaks[batch] <= budget
+
     fits, beyond = 1, 2
-    while (held := peak(beyond)) <= budget:
-        peaks[beyond] = held
+    while within(beyond):
         fits, beyond = beyond, 2 * beyond
     while beyond - fits > 1:
         middle = (fits + beyond) // 2
-        if (held := peak(middle)) <= budget:
-            peaks[middle] = held
+        if within(middle):
             fits = middle
         else:
             beyond = middle
