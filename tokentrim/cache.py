@@ -11,7 +11,6 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Dynam
 
 from tokentrim.errors import UnsupportedError, complaint
 from tokentrim.eviction import Moves
-from tokentrim.pages import ask_for_large_pages
 from tokentrim.stream import Stream
 
 if TYPE_CHECKING:
@@ -306,7 +305,7 @@ def _gathered(stored: Tensor, index: Tensor, capacity: int) -> Tensor:
 
 
 def _room_for(like: Tensor, capacity: int) -> Tensor:
-    return ask_for_large_pages(like.new_empty(like.shape[0], like.shape[1], capacity, like.shape[3]))
+    return like.new_empty(like.shape[0], like.shape[1], capacity, like.shape[3])
 
 
 def trimmed(cache: Any) -> bool:
