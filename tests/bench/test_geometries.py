@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +46,13 @@ def shape_of(name: str) -> ModelShape:
 def subject(request: Any) -> Subject:
     with torch.inference_mode():
         return Subject.of(options_of(request.param))
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_every_geometry_is_in_the_documentation(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    (line,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+    assert str(GEOMETRIES[name].n_visual) in line
 
 
 def test_each_family_has_a_small_one() -> None:

@@ -21,7 +21,7 @@ from tokentrim.bench.measure import timed_generate
 from tokentrim.bench.result import Spread
 
 BATCHES = ((1, 1, 1, 4), (1, 2, 3, 4), (3, 4, 4, 4), (4, 4, 4, 4))  # pictures of each row
-TEXT, REPEATS = 35, 5
+TEXT, REPEATS = 35, 3
 STRATEGY = {"name": "random", "boundary": 0, "keep_ratio": 0.25}
 ARMS = ("untouched", "padded", "packed")
 
