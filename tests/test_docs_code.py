@@ -54,6 +54,7 @@ COMMANDS_NOT_RUN = {
     "pytest": "the suite of a package that the page makes",
     "python -m tests.costs": "reads what a comparison of minutes writes",
     "python tests/": "needs another checkout, or minutes",
+    "python docs/examples/bench/": "minutes; tests/core/test_packing.py tests what it times",
     "torchrun": "starts processes",
     "hf download": "needs the network",
     "TASKS=": "part of a shell script that needs lmms-eval",
