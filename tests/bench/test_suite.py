@@ -109,6 +109,7 @@ def small(text: str) -> Any:
         setting |= {key: least[key] for key in setting if key in least}
         setting |= {key: least[key] for key in ("repeats", "prompt_tokens")}
         setting.pop("layer_mean_ratio", None)  # few layers cannot reach a small one
+        setting["strategies"] = setting["strategies"][:2]
         if "throughput" in setting:
             setting["throughput"] /= 2**13
         else:
