@@ -18,7 +18,7 @@ from torch import Tensor
 from tokentrim.adapter import Projector
 from tokentrim.deciding import Doubts
 from tokentrim.generating import replaced
-from tokentrim.stream import Stream, gather_columns
+from tokentrim.stream import Stream, gather_columns, place
 
 _BASE, _DIGITS = 128, 4
 """Numbers are written in digits that every floating-point format holds exactly (bfloat16: integers up to 256)."""
@@ -102,13 +102,6 @@ class LateProjection:
         digits = marks[..., :_DIGITS]
         doubts.note_mangled((digits != digits.round().clamp(0, _BASE - 1)).any(-1) & stream.vis_valid)
         return place(hidden, self.project(marks, whole=whole), stream)
-
-
-def place(hidden: Tensor, features: Tensor, stream: Stream) -> Tensor:
-    """``hidden`` [B, T, D] with ``features`` [B, N, D] at the visual columns of ``stream``."""
-    spare = torch.cat([hidden, hidden[:, :1]], dim=1)
-    where = stream.vis_pos.masked_fill(~stream.vis_valid, stream.length).unsqueeze(-1).expand_as(features)
-    return spare.scatter(1, where, features)[:, : stream.length]
 
 
 def _tokens(projector: Projector, states: Tensor) -> int:

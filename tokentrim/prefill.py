@@ -15,14 +15,13 @@ from tokentrim.attention import Kernel
 from tokentrim.cache import TrimLayer
 from tokentrim.deciding import decide_layer
 from tokentrim.errors import AdapterError, EngineError, complaint
-from tokentrim.late import place
 from tokentrim.masks import causal_mask
 from tokentrim.packing import Packing
 from tokentrim.planning import Decision
 from tokentrim.prompt import Prompt
 from tokentrim.selection import Selection
 from tokentrim.sites import Grid, Need
-from tokentrim.stream import Stream, gather_columns, merge_features
+from tokentrim.stream import Stream, gather_columns, merge_features, place
 
 if TYPE_CHECKING:
     from tokentrim.engine import Engine
@@ -78,7 +77,7 @@ class Prefill:
         if hidden is not self.embeds:
             kwargs = {**kwargs, "position_ids": self.position_ids, "attention_mask": self._mask_for_model()}
         if self.late.waits():
-            self.prompt.projected = () if self._whole else self.stream.n_visual
+            self.prompt.projected_late = True
             hidden = self.late.fill(hidden, self.stream, whole=self._whole, doubts=self.engine.doubts)
         if hidden is not self.embeds:
             kwargs = {**kwargs, "inputs_embeds": hidden}

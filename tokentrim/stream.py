@@ -208,6 +208,13 @@ def gather_columns(tensor: Tensor, order: Tensor) -> Tensor:
     return tensor.gather(1, index)
 
 
+def place(hidden: Tensor, features: Tensor, stream: Stream) -> Tensor:
+    """``hidden`` [B, T, D] with ``features`` [B, N, D] at the visual columns of ``stream``."""
+    spare = torch.cat([hidden, hidden[:, :1]], dim=1)
+    where = stream.vis_pos.masked_fill(~stream.vis_valid, stream.length).unsqueeze(-1).expand_as(features)
+    return spare.scatter(1, where, features)[:, : stream.length]
+
+
 def merge_features(features: Tensor, selection: Selection) -> Tensor:
     """Weighted mean (or sum, as the selection says) of each kept token and the tokens merged into it.
 
