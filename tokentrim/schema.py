@@ -29,7 +29,8 @@ def build_schema() -> dict[str, Any]:
 
 def build_compare_schema() -> dict[str, Any]:
     """The schema of a comparison's file. A strategy that cannot be imported is left out."""
-    from tokentrim.compare.config import DOWNSCALE, CompareConfig
+    from tokentrim.compare.config import CompareConfig
+    from tokentrim.compare.specs import DOWNSCALE
 
     described = CompareConfig.model_json_schema(ref_template=_REFERENCE)
     definitions: dict[str, Any] = {**_strategies(), **described.pop("$defs", {})}

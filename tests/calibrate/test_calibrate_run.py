@@ -20,8 +20,8 @@ from tokentrim.calibrate.runner import NothingFound, first_within, run
 from tokentrim.calibrate.schedule_file import read_schedule
 from tokentrim.compare.batches import model_inputs
 from tokentrim.compare.cells import Cell, locate
-from tokentrim.compare.config import TaskSpec
-from tokentrim.compare.runner import work_of
+from tokentrim.compare.specs import TaskSpec
+from tokentrim.compare.work import work_of
 from tokentrim.config import strategy_from
 from tokentrim.errors import ConfigError, DataError, EngineError, ResultsError, UnknownNameError
 from tokentrim.loading import load_model

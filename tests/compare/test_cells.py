@@ -2,8 +2,9 @@
 
 import pytest
 
-from tokentrim.compare.cells import expand, locate
+from tokentrim.compare.cells import locate
 from tokentrim.compare.config import load_compare
+from tokentrim.compare.expand import expand
 
 
 def cells_of(**changes):

@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 
 from tokentrim.compare.batches import make_batches
-from tokentrim.compare.cells import expand, locate
+from tokentrim.compare.cells import locate
 from tokentrim.compare.config import load_compare
 from tokentrim.compare.controls import ratios, shrink, smaller
 from tokentrim.compare.execute import run_cell
-from tokentrim.compare.runner import work_of
-from tokentrim.compare.work import Prompt
+from tokentrim.compare.expand import expand
+from tokentrim.compare.work import Prompt, work_of
 from tokentrim.loading import load_model
 from tokentrim.presets import shape_of
 from tokentrim.tasks import Sample

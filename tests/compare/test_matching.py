@@ -6,9 +6,11 @@ import pytest
 
 from tokentrim.compare import matching, run
 from tokentrim.compare.batches import Batch
-from tokentrim.compare.cells import expand, locate
+from tokentrim.compare.cells import locate
 from tokentrim.compare.config import load_compare
-from tokentrim.compare.results import CellResult, ResultsFolder
+from tokentrim.compare.expand import expand
+from tokentrim.compare.folder import ResultsFolder
+from tokentrim.compare.results import CellResult
 from tokentrim.compare.work import Unreachable, measured
 from tokentrim.plan import plan
 

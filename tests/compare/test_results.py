@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tokentrim.compare.config import load_compare
-from tokentrim.compare.results import ResultsFolder, write_atomic, write_json, write_lines
+from tokentrim.compare.files import write_atomic, write_json, write_lines
+from tokentrim.compare.folder import ResultsFolder
 from tokentrim.errors import ResultsError
 
 CONFIG = {"tasks": ["where"], "strategies": ["fastv"]}

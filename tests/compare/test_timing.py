@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tokentrim.bench.result import Spread
+from tokentrim.bench.spread import Spread
 from tokentrim.compare import run, timing
 from tokentrim.compare.tables import time_grid
 

@@ -2,8 +2,9 @@
 
 import math
 
-from tokentrim.compare.cells import expand, locate
+from tokentrim.compare.cells import locate
 from tokentrim.compare.config import load_compare
+from tokentrim.compare.expand import expand
 from tokentrim.compare.results import CellResult
 from tokentrim.compare.summary import Summary, build
 from tokentrim.compare.tables import overall_grid, score_text, task_grid

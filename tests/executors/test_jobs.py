@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from tokentrim.compare import cells as cells_module
-from tokentrim.compare.cells import expand, locate
+from tokentrim.compare.cells import locate
 from tokentrim.compare.config import load_compare
+from tokentrim.compare.expand import expand
 from tokentrim.errors import ConfigError, StrategyError, UnsupportedError
 from tokentrim.executors.backlog import Backlog
 from tokentrim.executors.base import Job

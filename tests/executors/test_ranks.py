@@ -2,12 +2,13 @@
 
 import json
 
-from tokentrim.compare.cells import expand, locate
+from tokentrim.compare.cells import locate
 from tokentrim.compare.config import load_compare
 from tokentrim.compare.execute import run_cell
+from tokentrim.compare.expand import expand
 from tokentrim.compare.ranks import ALONE, Ranks, join, joined
 from tokentrim.compare.results import TIMES
-from tokentrim.compare.runner import work_of
+from tokentrim.compare.work import work_of
 from tokentrim.loading import load_model
 from tokentrim.plugins import registry
 

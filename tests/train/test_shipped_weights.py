@@ -10,7 +10,7 @@ import torch
 
 import tokentrim_strategies
 from tokentrim.compare.cells import locate
-from tokentrim.compare.config import ModelSpec
+from tokentrim.compare.specs import ModelSpec
 from tokentrim.loading import load_model
 from tokentrim.plugins import registry
 from tokentrim.session import trim

@@ -10,8 +10,9 @@ from tokentrim.bench.geometry import GEOMETRIES, Geometry
 from tokentrim.bench.limits import Limits
 from tokentrim.bench.options import BenchOptions, split_strategies
 from tokentrim.bench.render import markdown
-from tokentrim.bench.result import BenchResult, BenchRow, Spread
+from tokentrim.bench.result import BenchResult, BenchRow
 from tokentrim.bench.runner import run
+from tokentrim.bench.spread import Spread
 
 __all__ = [
     "GEOMETRIES",

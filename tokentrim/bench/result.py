@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.bench.geometry import GEOMETRIES
 from tokentrim.bench.limits import Limits
+from tokentrim.bench.spread import Spread
 from tokentrim.errors import ResultsError, complaint
 
 if TYPE_CHECKING:
@@ -23,29 +23,6 @@ MOST_SELECTION: Final = 0.02
 _SPEED_UP: Final = "measured / implied speed-up"
 DECODE_WITHIN: Final = 0.01
 """How far decoding under ``none`` may be from the untouched model's."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median of repeated measurements and their quartiles."""
-
-    median: float
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Summary of at least one value."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0], 1)
-        low, _, high = quantiles(values, n=4, method="inclusive")
-        return cls(median(values), low, high, len(values))
-
-    def text(self, scale: float = 1.0, digits: int = 2) -> str:
-        """``median ±half the distance of the quartiles``; the median alone where there is one value."""
-        middle = f"{self.median * scale:.{digits}f}"
-        return middle if self.n == 1 else f"{middle} ±{(self.high - self.low) / 2 * scale:.{digits}f}"
 
 
 @dataclass(frozen=True)

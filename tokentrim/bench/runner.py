@@ -15,7 +15,8 @@ from tokentrim.bench.floor import KernelFloor
 from tokentrim.bench.limits import Limits, decode_weight_bytes, measure_limits
 from tokentrim.bench.measure import Timing, generate, peak_bytes, timed_generate
 from tokentrim.bench.options import BenchOptions
-from tokentrim.bench.result import BenchResult, BenchRow, Spread
+from tokentrim.bench.result import BenchResult, BenchRow
+from tokentrim.bench.spread import Spread
 from tokentrim.bench.subject import Subject, environment_of, threads
 from tokentrim.errors import EngineError, complaint
 from tokentrim.plan import Plan, plan

@@ -14,7 +14,7 @@ from tokentrim.bench.jobs import AnyJob, ThroughputJob, TimingJob
 from tokentrim.bench.options import BenchOptions, Device, DType
 from tokentrim.bench.result import BenchResult
 from tokentrim.bench.throughput import ThroughputResult
-from tokentrim.compare.results import write_atomic, write_json
+from tokentrim.compare.files import write_atomic, write_json
 from tokentrim.config import load_yaml, strategy_from
 from tokentrim.errors import ConfigError, ResultsError, complaint
 from tokentrim.validation import check

@@ -13,8 +13,8 @@ import torch
 
 from tokentrim.bench.measure import generate, peak_bytes, timed_generate
 from tokentrim.bench.options import BenchOptions
-from tokentrim.bench.result import Spread
 from tokentrim.bench.runner import trimmed
+from tokentrim.bench.spread import Spread
 from tokentrim.bench.subject import Subject, environment_of, threads
 from tokentrim.errors import ConfigError, ResultsError, complaint
 from tokentrim.strategy import Strategy

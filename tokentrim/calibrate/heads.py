@@ -20,9 +20,9 @@ from tokentrim.calibrate.measure import SPLIT
 from tokentrim.calibrate.options import CalibrationOptions
 from tokentrim.compare.batches import Batch, model_inputs
 from tokentrim.compare.cells import Cell, locate, versions
+from tokentrim.compare.files import write_atomic
 from tokentrim.compare.progress import Progress, Silent
-from tokentrim.compare.results import write_atomic
-from tokentrim.compare.runner import work_of
+from tokentrim.compare.work import work_of
 from tokentrim.config import strategy_from
 from tokentrim.errors import ResultsError, complaint
 from tokentrim.loading import Loaded, load_model

@@ -12,7 +12,7 @@ from transformers import LogitsProcessor
 
 from tokentrim.compare.batches import Batch, model_inputs
 from tokentrim.compare.cells import Cell
-from tokentrim.compare.execute import Work
+from tokentrim.compare.work import Work
 from tokentrim.loading import Loaded
 from tokentrim.session import trim
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from tokentrim.calibrate.likelihood import generate, likelihood
 from tokentrim.calibrate.options import CalibrationOptions, Direction, Quality
 from tokentrim.compare.cells import Cell, ModelTarget
-from tokentrim.compare.execute import Work, run_cell
-from tokentrim.compare.runner import work_of
+from tokentrim.compare.execute import run_cell
+from tokentrim.compare.work import Work, work_of
 from tokentrim.config import strategy_from
 from tokentrim.errors import EngineError
 from tokentrim.loading import Loaded, load_model

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tokentrim.compare.config import ModelSpec, TaskSpec, load_compare
+from tokentrim.compare.specs import ModelSpec, TaskSpec, asked
 from tokentrim.validation import check
 from tokentrim.yaml_reader import Where
 
@@ -99,15 +99,6 @@ def options_from(kind: type[Options], values: Mapping[str, Any]) -> Options:
         ConfigError: when a value is wrong.
         UnknownNameError: when a task is not registered.
     """
-    given = {**values}
     whom = f"calibrate {kind.method}"
-    tasks = given.get("tasks") or [task.task for task in load_compare(None).tasks]
-    given["tasks"] = tuple(
-        check(TaskSpec, {"task": task}, f"a task of {whom}", Where()) if isinstance(task, str) else task
-        for task in tasks
-    )
-    model = given.get("model", "testbed")
-    if not isinstance(model, ModelSpec):
-        named = {"model": model} if isinstance(model, str) else model
-        given["model"] = check(ModelSpec, named, f"the model of {whom}", Where())
-    return check(kind, given, whom, Where())
+    model, tasks = asked(values.get("model", "testbed"), values.get("tasks"), whom)
+    return check(kind, {**values, "model": model, "tasks": tasks}, whom, Where())

@@ -19,10 +19,10 @@ from tokentrim.calibrate.psigmoid import Depth, psigmoid, require_optuna
 from tokentrim.calibrate.schedule_file import FORMAT, MadeFor, ScheduleFile, read_schedule
 from tokentrim.calibrate.state import State
 from tokentrim.compare.cells import Cell, ModelTarget, locate, versions
-from tokentrim.compare.config import digest
-from tokentrim.compare.execute import Work
+from tokentrim.compare.files import write_atomic
 from tokentrim.compare.progress import Progress, Silent
-from tokentrim.compare.results import write_atomic
+from tokentrim.compare.specs import digest
+from tokentrim.compare.work import Work
 from tokentrim.config import strategy_from
 from tokentrim.errors import ConfigError, EngineError, ResultsError, complaint
 from tokentrim.plugins import registry

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tokentrim.compare.results import write_json
+from tokentrim.compare.files import write_json
 from tokentrim.errors import ResultsError, complaint
 
 

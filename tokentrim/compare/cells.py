@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from tokentrim.compare.config import (
-    MEASURED,
-    CompareConfig,
-    Match,
-    MethodSpec,
-    ModelSpec,
-    TaskSpec,
-    Timing,
-    digest,
-)
-from tokentrim.config import StrategySpec, strategy_from
-from tokentrim.errors import ConfigError, StrategyError, complaint
+from tokentrim.compare.specs import Match, ModelSpec, TaskSpec, Timing, digest
+from tokentrim.config import StrategySpec
+from tokentrim.errors import ConfigError, complaint
 from tokentrim.loading import device_of, fingerprint, read_config, require_supported, resolve_folder
 from tokentrim.plan import planned_layer_tokens
-from tokentrim.planning import prepare
 from tokentrim.plugins import installed_version, registry
 from tokentrim.presets import shape_of
 from tokentrim.shape import ModelShape
 from tokentrim.strategy import Strategy
 
 if TYPE_CHECKING:
-    from tokentrim.compare.results import CellResult
+    pass
 
 REFERENCE: Final = "none"
 CONTROL: Final = "random"
@@ -172,130 +161,6 @@ def locate(spec: ModelSpec) -> ModelTarget:
     if shape.vision is None:
         raise ConfigError(complaint(f"model {spec.model!r}", "have a vision tower", hint="compare a multimodal model"))
     return ModelTarget(spec, folder, fingerprint(folder), shape)
-
-
-def expand(config: CompareConfig, models: list[ModelTarget]) -> list[Cell]:
-    """All cells, in the order in which they run: by model, then task, the unpruned run first."""
-    cells: list[Cell] = []
-    for model in models:
-        variants = list(_variants(config, model))
-        for task in config.tasks:
-            cells += [_cell(config, model, task, variant) for variant in variants]
-    return cells
-
-
-def _cell(config: CompareConfig, model: ModelTarget, task: TaskSpec, variant: Variant) -> Cell:
-    """One variant on one task."""
-    limit = task.max_new_tokens or config.max_new_tokens or registry("task").get(task.task).max_new_tokens
-    return Cell(
-        model, task, config.samples_of(task), config.split, variant.method, variant.strategy, variant.match,
-        variant.budget, variant.seed, variant.boundary, max_new_tokens=limit, batch_size=config.batch_size,
-        pictures=config.pictures, control=variant.control,
-        timing=(config.timing or Timing()) if variant.match == MEASURED else None,
-    )  # fmt: skip
-
-
-class Variant(NamedTuple):
-    """One row of one model, whatever the task."""
-
-    method: str
-    strategy: StrategySpec
-    match: Match
-    budget: float | None = None
-    seed: int | None = None
-    boundary: int | None = None
-    control: str | None = None
-
-
-def _variants(config: CompareConfig, model: ModelTarget) -> Iterator[Variant]:
-    """Every row of one model that is known before anything has run."""
-    boundaries: set[int] = set()
-    methods = config.methods
-    for method in methods:
-        match: Match = matched_by(method, config)
-        budgets: Sequence[float | None] = [None] if match == "fixed" else method.budgets or config.budgets.values
-        for seed, strategy in _seeded(method, config.seeds):
-            prepare(strategy.strategy, model.shape)  # missing weights are noticed before anything runs
-            for budget in budgets:
-                boundary = _expected_boundary(strategy, model.shape, match, budget)
-                if boundary is not None and method.name != TEXT_ONLY:
-                    boundaries.add(boundary)
-                yield Variant(method.name, strategy, match, budget, seed, boundary, method.control)
-    if config.text_only and all(method.name != TEXT_ONLY for method in methods):
-        yield from (text_only(boundary) for boundary in sorted(boundaries))
-
-
-def text_only(boundary: int) -> Variant:
-    """The row without any visual token from ``boundary`` on."""
-    return Variant(TEXT_ONLY, strategy_from({"name": TEXT_ONLY, "k": boundary}), "fixed", boundary=boundary)
-
-
-def further_text_only(config: CompareConfig, cells: Sequence[Cell], finished: Mapping[str, CellResult]) -> list[Cell]:
-    """Text-only cells that only the finished cells ask for: where a method began to drop was not to be foreseen.
-
-    Args:
-        config: the comparison.
-        cells: its cells.
-        finished: their results by key.
-    """
-    if not config.text_only or any(method.name == TEXT_ONLY for method in config.methods):
-        return []
-    there = {(cell.model.name, cell.task.task, cell.boundary) for cell in cells if cell.method == TEXT_ONLY}
-    wanted = {
-        (cell.model.name, cell.task.task, boundary): cell
-        for cell in cells
-        if cell.key in finished and (boundary := finished[cell.key].head.get("boundary")) is not None
-    }
-    missing = sorted(wanted.keys() - there)
-    return [_cell(config, wanted[place].model, wanted[place].task, text_only(place[2])) for place in missing]
-
-
-def _expected_boundary(spec: StrategySpec, shape: ModelShape, match: Match, budget: float | None) -> int | None:
-    """The first boundary at which a method will drop tokens, by its plan for the model's usual picture.
-
-    None as well where only running it can tell: a knob that is solved by measuring, counts that depend on the data.
-    """
-    if match == MEASURED:
-        return None
-    ratios: dict[str, Any] = {} if spec.budget is None else dict(spec.budget.ratios)
-    if budget is not None:
-        ratios = {match: budget}
-    strategy = spec.strategy
-    n_visual = shape.vision.n_visual if shape.vision else 1
-    if ratios:
-        try:
-            strategy = strategy.at_budget(shape, n_visual, **ratios)[0]
-        except StrategyError:  # out of reach: its cells will say so
-            return None
-    return first_boundary(strategy, shape, n_visual)
-
-
-def matched_by(method: MethodSpec, config: CompareConfig) -> Match:
-    """Which share a method's budgets mean.
-
-    A method without a knob, or with a budget of its own, runs as it is configured. One that acts on the cache alone
-    has the same layer-mean tokens whatever it does, so its budgets are shares of the cache.
-    """
-    if method.match is not None:
-        return method.match
-    if method.control is not None:
-        return config.budgets.match
-    strategy = method.chosen.strategy
-    parts = [*strategy.spatial_parts, *([strategy.temporal_part] if strategy.temporal_part else [])]
-    if method.chosen.budget is not None or all(part.budget_knob is None for part in (strategy, *parts)):
-        return "fixed"
-    return config.budgets.match if strategy.spatial_parts else "kv_ratio"
-
-
-def _seeded(method: MethodSpec, seeds: tuple[int, ...]) -> Iterator[tuple[int | None, StrategySpec]]:
-    """A method once per seed, where it has one to set and does not set it."""
-    spec = method.chosen
-    fields = type(spec.strategy).model_fields
-    if "seed" not in fields or "seed" in spec.strategy.model_fields_set:
-        yield None, spec
-        return
-    for seed in seeds:
-        yield seed, strategy_from({**spec.as_dict(), "seed": seed})
 
 
 def first_boundary(strategy: Strategy, shape: ModelShape, n_visual: int | None = None) -> int | None:

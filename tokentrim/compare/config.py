@@ -2,73 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from tokentrim.compare.specs import (
+    DOWNSCALE,
+    Match,
+    ModelSpec,
+    Part,
+    Share,
+    TaskSpec,
+    Timing,
+    digest,
+    usual_comparison,
+)
 from tokentrim.config import StrategySpec, load_yaml, strategy_from
-from tokentrim.errors import ConfigError, complaint
+from tokentrim.errors import complaint
 from tokentrim.executors.base import Executor
 from tokentrim.executors.choosing import executor_from
-from tokentrim.loading import DeviceName, DTypeName
 from tokentrim.plugins import registry
 from tokentrim.tasks import Split
 from tokentrim.validation import check
 from tokentrim.yaml_reader import Where
 
-Share: TypeAlias = Literal["layer_mean_ratio", "kv_ratio", "flops_ratio", "prefill_time_ratio"]
-Match: TypeAlias = Share | Literal["fixed"]
 Correction: TypeAlias = Literal["holm", "bonferroni", "fdr_bh", "none"]
 Control: TypeAlias = Literal["downscale"]
-MEASURED: Final = "prefill_time_ratio"
-"""The share that no plan knows: a knob is solved for it by measuring."""
-DOWNSCALE: Final = "downscale"
-DEFAULT: Final = "default.yaml"
 CONTROLS: Final = ("random", "uniform", "pool", DOWNSCALE)
 _WHOM: Final = "the comparison"
 
 
-class _Part(BaseModel):
-    """Frozen, closed, and writable as one word where only its first key matters."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-    shorthand: ClassVar[str] = ""
-    whom: ClassVar[str] = ""
-
-
-class ModelSpec(_Part):
-    """One model to compare on."""
-
-    shorthand: ClassVar[str] = "model"
-    whom: ClassVar[str] = "a model"
-    model: str = Field(description="a registered model, such as testbed, or a model folder")
-    device: DeviceName = Field(default="auto", description="auto takes a GPU where there is one")
-    dtype: DTypeName = Field(default="auto", description="auto takes the one that the model was saved in")
-
-
-class TaskSpec(_Part):
-    """One task, with what differs from the comparison's own settings."""
-
-    shorthand: ClassVar[str] = "task"
-    whom: ClassVar[str] = "a task"
-    task: str = Field(description="a registered task; see 'tokentrim ls task'")
-    samples: int | None = Field(default=None, ge=1, description="questions asked of every method")
-    max_new_tokens: int | None = Field(default=None, ge=1, description="default: the task's own limit")
-
-    @field_validator("task")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        registry("task").entry(value)
-        return value
-
-
-class MethodSpec(_Part):
+class MethodSpec(Part):
     """One strategy, or a control that acts before the processor, and how its budgets are matched."""
 
     shorthand: ClassVar[str] = "strategy"
@@ -125,7 +92,7 @@ class MethodSpec(_Part):
         return self.chosen.as_dict()
 
 
-class Budgets(_Part):
+class Budgets(Part):
     """The budgets that every method is brought to."""
 
     match: Share = Field(
@@ -140,17 +107,7 @@ class Budgets(_Part):
         return _checked_shares(value)
 
 
-class Timing(_Part):
-    """How time is measured, in a pass of its own after the answers."""
-
-    whom: ClassVar[str] = "timing"
-    repeats: int = Field(default=5, ge=3, description="pairs of runs, unpruned and pruned, of each method and budget")
-    questions: int = Field(default=8, ge=1, description="questions of one timed run, in one batch")
-    new_tokens: int = Field(default=16, ge=2, description="new tokens of each timed run")
-    memory: bool = Field(default=True, description="also measure peak memory, in one more run")
-
-
-class CompareConfig(_Part):
+class CompareConfig(Part):
     """A whole comparison."""
 
     models: tuple[ModelSpec, ...] = Field(default=(ModelSpec(model="testbed"),), min_length=1)
@@ -242,12 +199,6 @@ class CompareConfig(_Part):
         return digest(self.to_dict())
 
 
-def digest(data: Any) -> str:
-    """Short hash of plain data."""
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def is_comparison(data: object) -> bool:
     """Whether what a YAML file holds is meant as a comparison rather than as a configuration."""
     return isinstance(data, Mapping) and bool({"tasks", "strategies", "models", "budgets"} & set(data))
@@ -266,8 +217,8 @@ def load_compare(source: str | Path | Mapping[str, Any] | CompareConfig | None =
     if isinstance(source, CompareConfig):
         return source
     if source is None:
-        document = load_yaml((resources.files("tokentrim.compare") / DEFAULT).read_text(encoding="utf-8"))
-        data, where = document.data, Where(DEFAULT, (), document.where.lines)
+        document = usual_comparison()
+        data, where = document.data, document.where
     elif isinstance(source, Mapping):
         data, where = source, Where()
     else:
@@ -284,14 +235,14 @@ def load_compare(source: str | Path | Mapping[str, Any] | CompareConfig | None =
     return check(CompareConfig, values, _WHOM, where, context=where.at("executor"))
 
 
-def _parts(listed: Any, part: type[_Part], where: Where) -> tuple[_Part, ...]:
+def _parts(listed: Any, part: type[Part], where: Where) -> tuple[Part, ...]:
     """The parts of one list, each checked at its own place; a single one needs no list."""
     if not isinstance(listed, list | tuple):
         listed = [listed]
     return tuple(_part(item, part, where.at(index)) for index, item in enumerate(listed))
 
 
-def _part(item: Any, part: type[_Part], where: Where) -> _Part:
+def _part(item: Any, part: type[Part], where: Where) -> Part:
     """One part from its short or its long form."""
     if isinstance(item, part):
         return item
@@ -317,18 +268,3 @@ def _checked_shares(values: tuple[float, ...]) -> tuple[float, ...]:
     if not values or any(not 0 < value <= 1 for value in values):
         raise ValueError(complaint("budgets", "be shares in (0, 1]", list(values), "write 0.3 to keep 30 %"))
     return tuple(sorted(set(values), reverse=True))
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a results folder.
-
-    Raises:
-        ConfigError: when it is not one.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
-        raise ConfigError(complaint(str(path), "hold a JSON object", hint=str(cause))) from cause
-    if not isinstance(data, dict):
-        raise ConfigError(complaint(str(path), "hold a JSON object", data))
-    return data

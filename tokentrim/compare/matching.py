@@ -15,10 +15,11 @@ from typing import Any, Final, Protocol
 from tokentrim.budgeting import Knob, find_knob
 from tokentrim.compare.batches import Batch
 from tokentrim.compare.cells import Cell, Solved, versions
-from tokentrim.compare.config import MEASURED, digest
 from tokentrim.compare.controls import EQUAL
+from tokentrim.compare.folder import ResultsFolder
 from tokentrim.compare.progress import Progress
-from tokentrim.compare.results import CellResult, ResultsFolder
+from tokentrim.compare.results import CellResult
+from tokentrim.compare.specs import MEASURED, digest
 from tokentrim.compare.timing import Arm, pairs, timed_task, timed_work
 from tokentrim.config import strategy_from
 from tokentrim.errors import StrategyError, complaint
@@ -92,7 +93,7 @@ def _spec(cell: Cell) -> dict[str, Any]:
 
 def _measurer(unpruned: Arm, cell: Cell, known: dict[Strategy, dict[str, Any]]) -> Share:
     """Measures the share of prefill time that a strategy takes; settings that were measured before are remembered."""
-    from tokentrim.bench.result import Spread
+    from tokentrim.bench.spread import Spread
 
     repeats = 0 if cell.timing is None else cell.timing.repeats
 

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tokentrim.compare.config import digest
 from tokentrim.compare.gallery import SCHEMA, Gallery
 from tokentrim.compare.readback import KNOWN, Run
+from tokentrim.compare.specs import digest
 from tokentrim.errors import ResultsError, complaint
 
 KINDS: Final = ("models", "tasks", "versions", "placement", "statistics")

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
+from tokentrim.compare.files import write_atomic
 from tokentrim.compare.gallery import Gallery, Question, opened
 from tokentrim.compare.kept import Kept
 from tokentrim.compare.planes import Cells
-from tokentrim.compare.results import write_atomic
 from tokentrim.compare.shade import shade
 from tokentrim.compare.style import FAINT, INK, Look, figure_style, looks
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
-from tokentrim.compare.results import write_atomic
+from tokentrim.compare.files import write_atomic
 from tokentrim.compare.rows import Row
 from tokentrim.compare.style import FAINT, INK, Look, figure_style, looks
 from tokentrim.compare.summary import Summary

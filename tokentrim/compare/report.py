@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tokentrim.compare.results import write_atomic, write_json, write_lines
+from tokentrim.compare.files import write_atomic, write_json, write_lines
 from tokentrim.compare.tables import markdown, overall_grid, split_grid, task_grid, time_grid
 from tokentrim.errors import ConfigError, UnsupportedError, complaint, suggestion
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from tokentrim.compare import stats
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY, Cell
-from tokentrim.compare.config import MEASURED
 from tokentrim.compare.index import Index, Scores, matrix, mean_scores, place_of
+from tokentrim.compare.specs import MEASURED
 from tokentrim.compare.split import Split, split
 from tokentrim.plugins import registry
 

@@ -10,22 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokentrim.compare.batches import expected_new_tokens, make_batches
-from tokentrim.compare.cells import Cell, ModelTarget, expand, further_text_only, locate, versions
+from tokentrim.compare.cells import Cell, ModelTarget, locate, versions
 from tokentrim.compare.config import CompareConfig, load_compare
+from tokentrim.compare.expand import expand, further_text_only
+from tokentrim.compare.folder import ResultsFolder
 from tokentrim.compare.gallery import gallery_of
 from tokentrim.compare.matching import solve_measured
 from tokentrim.compare.progress import Progress, Silent
 from tokentrim.compare.ranks import ALONE, Ranks, join, started
 from tokentrim.compare.report import publish, require_formats
-from tokentrim.compare.results import CellResult, ResultsFolder, failed
+from tokentrim.compare.results import CellResult, failed
 from tokentrim.compare.summary import Summary, build
 from tokentrim.compare.timing import time_cells
-from tokentrim.compare.work import Work
-from tokentrim.errors import DataError, UnsupportedError, complaint
+from tokentrim.errors import UnsupportedError, complaint
 from tokentrim.executors import Executor, choose
 from tokentrim.executors.workplace import job_of, packed
-from tokentrim.loading import Loaded, device_of
+from tokentrim.loading import device_of
 from tokentrim.plugins import registry
 from tokentrim.sites import Need
 
@@ -161,23 +161,6 @@ class _Session:
                 name = self.executor.name
                 raise UnsupportedError(complaint(f"executor {name!r}", "yield an outcome of every job", cell.where))
         return done
-
-
-def work_of(cell: Cell, loaded: Loaded) -> Work:
-    """The questions of a cell's task as inputs of its model.
-
-    Raises:
-        DataError: when the split has fewer questions.
-    """
-    task = registry("task").get(cell.task.task)
-    samples = task.samples(cell.split, cell.n)
-    if len(samples) < cell.n:
-        raise DataError(
-            complaint(f"task {task.name!r}", f"have {cell.n} questions in its {cell.split} split", len(samples),
-                      "lower 'samples'")
-        )  # fmt: skip
-    batches = make_batches(loaded, samples, cell.batch_size)
-    return Work(loaded, task, samples, batches, expected_new_tokens(loaded, samples, cell.max_new_tokens))
 
 
 def _store(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
-from tokentrim.compare.config import MEASURED
+from tokentrim.compare.specs import MEASURED
 
 if TYPE_CHECKING:
     from rich.table import Table

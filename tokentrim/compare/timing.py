@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare.batches import Batch, evidence_of, expected_new_tokens, make_batches, model_inputs
 from tokentrim.compare.cells import TEXT_ONLY, Cell
-from tokentrim.compare.config import CompareConfig, Timing, digest
+from tokentrim.compare.config import CompareConfig
 from tokentrim.compare.controls import smaller
+from tokentrim.compare.folder import ResultsFolder
 from tokentrim.compare.progress import Progress
-from tokentrim.compare.results import CellResult, ResultsFolder
+from tokentrim.compare.results import CellResult
+from tokentrim.compare.specs import Timing, digest
 from tokentrim.compare.work import Unreachable, Work, solve
 from tokentrim.loading import Loaded, load_model
 from tokentrim.plugins import registry
 from tokentrim.sites import Need
 
 if TYPE_CHECKING:
-    from tokentrim.bench.result import Spread
+    from tokentrim.bench.spread import Spread
     from tokentrim.session import Session
     from tokentrim.strategy import Strategy
 
@@ -205,7 +207,7 @@ def arm_of(cell: Cell, work: Work) -> Arm:
 
 def _row(cell: Cell, unpruned: Arm, unpruned_peak: int | None, settings: Timing) -> dict[str, Any] | None:
     """One method at one budget; None where it cannot be brought to its budget on these questions."""
-    from tokentrim.bench.result import Spread
+    from tokentrim.bench.spread import Spread
 
     try:
         arm = arm_of(cell, unpruned.work)

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tokentrim.compare.batches import Batch
+from tokentrim.compare.batches import Batch, expected_new_tokens, make_batches
 from tokentrim.compare.cells import Cell
-from tokentrim.compare.config import MEASURED
-from tokentrim.errors import StrategyError, complaint
+from tokentrim.compare.specs import MEASURED
+from tokentrim.errors import DataError, StrategyError, complaint
 from tokentrim.loading import Loaded
+from tokentrim.plugins import registry
 from tokentrim.tasks import Sample, Task
 
 if TYPE_CHECKING:
@@ -50,6 +51,23 @@ class Work:
     batches: Sequence[Batch]
     new_tokens: int
     full: Mapping[int, Prompt] = field(default_factory=dict[int, Prompt])
+
+
+def work_of(cell: Cell, loaded: Loaded) -> Work:
+    """The questions of a cell's task as inputs of its model.
+
+    Raises:
+        DataError: when the split has fewer questions.
+    """
+    task = registry("task").get(cell.task.task)
+    samples = task.samples(cell.split, cell.n)
+    if len(samples) < cell.n:
+        raise DataError(
+            complaint(f"task {task.name!r}", f"have {cell.n} questions in its {cell.split} split", len(samples),
+                      "lower 'samples'")
+        )  # fmt: skip
+    batches = make_batches(loaded, samples, cell.batch_size)
+    return Work(loaded, task, samples, batches, expected_new_tokens(loaded, samples, cell.max_new_tokens))
 
 
 class Unreachable(Exception):

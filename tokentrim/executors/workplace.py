@@ -17,8 +17,8 @@ from tokentrim.plugins import LIMIT_VARIABLE, registry
 
 if TYPE_CHECKING:
     from tokentrim.compare.cells import Cell, ModelTarget
-    from tokentrim.compare.execute import Work
     from tokentrim.compare.results import CellResult
+    from tokentrim.compare.work import Work
     from tokentrim.loading import Loaded
 
 
@@ -71,7 +71,7 @@ class Workplace:
     def _work_of(self, cell: Cell) -> Work:
         """The questions of a cell's task, kept as long as jobs ask for the same ones."""
         from tokentrim.compare.execute import warm_up
-        from tokentrim.compare.runner import work_of
+        from tokentrim.compare.work import work_of
 
         asked = (cell.model, cell.task, cell.split, cell.n, cell.batch_size, cell.max_new_tokens)
         if self._work is None or asked != self._asked:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from tokentrim.compare.results import write_atomic, write_json
+from tokentrim.compare.files import write_atomic, write_json
 from tokentrim.compare.style import figure_style
 from tokentrim.errors import ResultsError, complaint
 from tokentrim.explain.gather import Explanation

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tokentrim.compare.cells import versions
-from tokentrim.compare.results import write_json
+from tokentrim.compare.files import write_json
 from tokentrim.harness.answering import Answerer
 from tokentrim.harness.costs import Costs
 from tokentrim.loading import describe

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from tokentrim.compare.cells import locate, versions
-from tokentrim.compare.config import ModelSpec, digest, load_compare
 from tokentrim.compare.progress import Progress, Silent
+from tokentrim.compare.specs import asked, digest
 from tokentrim.config import Spec, strategy_from
 from tokentrim.errors import PluginError, ResultsError, StrategyError, complaint
 from tokentrim.loading import Loaded, load_model
@@ -151,14 +151,8 @@ def options_of(kind: type[Trainer], values: Mapping[str, Any], whom: str) -> Tra
         ConfigError: when a value is wrong.
         UnknownNameError: when a task or model is not known.
     """
-    given = dict(values)
-    given["tasks"] = tuple(given.get("tasks") or (task.task for task in load_compare(None).tasks))
-    for name in given["tasks"]:
-        registry("task").entry(name)
-    model = given.get("model", "testbed")
-    if not isinstance(model, ModelSpec):
-        named = {"model": model} if isinstance(model, str) else model
-        given["model"] = check(ModelSpec, named, f"the model of {whom}", Where())
+    model, tasks = asked(values.get("model", "testbed"), values.get("tasks"), whom)
+    given = {**values, "model": model, "tasks": tuple(task.task for task in tasks)}
     return check(kind.Options, given, whom, Where())
 
 

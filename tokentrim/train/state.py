@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tokentrim.compare.config import digest
-from tokentrim.compare.results import write_atomic
+from tokentrim.compare.files import write_atomic
+from tokentrim.compare.specs import digest
 from tokentrim.errors import ResultsError, complaint
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from tokentrim.compare.config import ModelSpec
+from tokentrim.compare.specs import ModelSpec
 from tokentrim.shape import ModelShape
 from tokentrim.trainable import Trainable
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from tokentrim import packing, trim
 from tokentrim.bench.geometry import GEOMETRIES, build_model
 from tokentrim.bench.measure import timed_generate
-from tokentrim.bench.result import Spread
+from tokentrim.bench.spread import Spread
 
 BATCHES = ((1, 1, 1, 4), (1, 2, 3, 4), (3, 4, 4, 4), (4, 4, 4, 4))  # pictures of each row
 TEXT, REPEATS = 35, 5

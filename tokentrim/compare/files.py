@@ -1,0 +1,42 @@
+"""Files that appear whole or not at all, so that a run may be killed at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from tokentrim.errors import ResultsError, complaint
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines, whole or not at all."""
+    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write one JSON object, whole or not at all."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, then put it in place; a reader sees the old or the new one.
+
+    Raises:
+        ResultsError: when the file cannot be written.
+    """
+    # The process number keeps two runs in one folder from writing the same temporary file.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    try:
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as cause:
+        raise ResultsError(complaint(f"{path}", "be writable", hint=f"{cause}; free space, then run again")) from cause
+    finally:
+        part.unlink(missing_ok=True)
