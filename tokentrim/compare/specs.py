@@ -72,6 +72,12 @@ def usual_comparison() -> Document:
     return Document(document.data, Where(_USUAL, (), document.where.lines))
 
 
+def _usual_tasks() -> list[str]:
+    """Names of the tasks in :func:`usual_comparison`; how many questions it asks is no matter of others."""
+    listed: list[Any] = usual_comparison().data["tasks"]
+    return [one["task"] if isinstance(one, dict) else one for one in listed]
+
+
 def asked(model: Any, tasks: Any, whom: str) -> tuple[ModelSpec, tuple[TaskSpec, ...]]:
     """The model and tasks that somebody names; without tasks, those of the comparison that comes with tokentrim.
 
@@ -86,7 +92,7 @@ def asked(model: Any, tasks: Any, whom: str) -> tuple[ModelSpec, tuple[TaskSpec,
     """
     wanted = tuple(
         task if isinstance(task, TaskSpec) else check(TaskSpec, {"task": task}, f"a task of {whom}", Where())
-        for task in tasks or usual_comparison().data["tasks"]
+        for task in tasks or _usual_tasks()
     )
     if isinstance(model, ModelSpec):
         return model, wanted
