@@ -10,7 +10,7 @@ import torch
 import tokentrim
 from tokentrim import hookspecs
 from tokentrim.abilities import of_strategy
-from tokentrim.presets import PRESETS
+from tokentrim.published import PRESETS
 from tokentrim.testing import small_model
 from tokentrim.trainable import Trainable
 

@@ -13,12 +13,12 @@ import torch
 import yaml
 
 from tokentrim.calibrate import measure, runner
-from tokentrim.calibrate.likelihood import answer_tokens, likelihood
+from tokentrim.calibrate.likelihood import likelihood
 from tokentrim.calibrate.measure import SPLIT, divergence
 from tokentrim.calibrate.options import VTW, GSearch, PSigmoid, options_from
 from tokentrim.calibrate.runner import NothingFound, first_within, run
 from tokentrim.calibrate.schedule_file import read_schedule
-from tokentrim.compare.batches import model_inputs
+from tokentrim.compare.batches import answer_tokens, model_inputs
 from tokentrim.compare.cells import Cell, locate
 from tokentrim.compare.specs import TaskSpec
 from tokentrim.compare.work import work_of

@@ -11,7 +11,7 @@ from torch import Tensor
 from tokentrim.config import strategy_from
 from tokentrim.errors import StrategyError
 from tokentrim.plan import Plan, layer_runs, plan, plan_table
-from tokentrim.presets import PRESETS
+from tokentrim.published import PRESETS
 from tokentrim.schedule import Schedule
 from tokentrim.selection import Selection, top_selection
 from tokentrim.shape import ModelShape

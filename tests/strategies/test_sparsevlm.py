@@ -18,7 +18,7 @@ from tests.strategies.sites_factory import counts_tensor, layer_site, model_shap
 from tokentrim.config import load_config
 from tokentrim.errors import StrategyError, UnknownNameError
 from tokentrim.plan import plan
-from tokentrim.presets import PRESETS as MODELS
+from tokentrim.published import PRESETS as MODELS
 from tokentrim.randomness import uniform
 from tokentrim.selection import Selection
 from tokentrim.sites import Need

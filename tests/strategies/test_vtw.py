@@ -13,7 +13,7 @@ from tests.models import prompt, tiny_llava
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape
 from tokentrim.errors import StrategyError
 from tokentrim.plan import plan
-from tokentrim.presets import PRESETS
+from tokentrim.published import PRESETS
 from tokentrim.schedule import Schedule
 from tokentrim.session import trim
 from tokentrim_strategies.vtw import VTW

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from tokentrim.compare.batches import Batch, model_inputs
+from tokentrim.compare.batches import Batch, answer_tokens, model_inputs
 from tokentrim.compare.cells import Cell
 from tokentrim.compare.work import Work
 from tokentrim.loading import Loaded
@@ -26,13 +26,6 @@ def likelihood(cell: Cell, work: Work) -> float:
         generate(cell, work.loaded, batch, max(map(len, answers)), logits_processor=[forced])
         found += forced.per_token()
     return statistics.fmean(found)
-
-
-def answer_tokens(loaded: Loaded, answer: str) -> list[int]:
-    """An answer as the model would have to say it: its tokens, as they are without context, and the end token."""
-    ends: Any = loaded.model.generation_config.eos_token_id
-    tokens: list[int] = loaded.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return [*tokens, *([] if ends is None else [ends] if isinstance(ends, int) else ends[:1])]
 
 
 class Forced(LogitsProcessor):

@@ -37,9 +37,9 @@ def plan(
             complaint("--strategy", "be given", hint="such as --strategy st3; see 'tokentrim ls strategy'")
         )
     from tokentrim.config import strategy_from
+    from tokentrim.loading import shape_of
     from tokentrim.plan import plan as make_plan
     from tokentrim.plan import plan_table
-    from tokentrim.presets import shape_of
     from tokentrim.tilings import NOMINAL
 
     spec = strategy_from(strategy)

@@ -121,6 +121,13 @@ def expected_new_tokens(loaded: Loaded, samples: Sequence[Sample], limit: int) -
     return max(1, min(limit, round(sum(lengths) / len(lengths)) + 1))
 
 
+def answer_tokens(loaded: Loaded, answer: str) -> list[int]:
+    """An answer as the model would have to say it: its tokens, as they are without context, and the end token."""
+    ends: Any = loaded.model.generation_config.eos_token_id
+    tokens: list[int] = loaded.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return [*tokens, *([] if ends is None else [ends] if isinstance(ends, int) else ends[:1])]
+
+
 def evidence_of(task: Task, batch: Batch) -> Callable[[Grid], list[Tensor]]:
     """How much the answer needs each visual token, once the prompt's grid is known: one row per sample.
 

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from tokentrim.compare.specs import Match, ModelSpec, TaskSpec, Timing, digest
 from tokentrim.config import StrategySpec
 from tokentrim.errors import ConfigError, complaint
-from tokentrim.loading import device_of, fingerprint, read_config, require_supported, resolve_folder
+from tokentrim.loading import device_of, fingerprint, read_config, require_supported, resolve_folder, shape_of
 from tokentrim.plan import planned_layer_tokens
 from tokentrim.plugins import installed_version, registry
-from tokentrim.presets import shape_of
 from tokentrim.shape import ModelShape
 from tokentrim.strategy import Strategy
 

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokentrim.calibrate.likelihood import answer_tokens
-from tokentrim.compare.batches import sample_inputs
+from tokentrim.compare.batches import answer_tokens, sample_inputs
 from tokentrim.loading import Loaded
 from tokentrim.plugins import registry
 from tokentrim.tasks import Sample
