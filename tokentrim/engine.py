@@ -25,7 +25,6 @@ from tokentrim.decode import Decode
 from tokentrim.editing import Editing
 from tokentrim.errors import UnsupportedError, complaint
 from tokentrim.guide import Guide
-from tokentrim.late import LateProjection
 from tokentrim.placement import Placement, encoded_elsewhere, fixed_encodings
 from tokentrim.prefill import Prefill
 from tokentrim.prompt import Prompt
@@ -90,8 +89,7 @@ class Engine:
             for block in part.wants_vision_blocks()
         ]
         self.guide = guide
-        self.late = LateProjection(layout.projectors if planning.projects_late(self.spatial, self.shape) else ())
-        captured = (adapter, layout, frozenset(blocks), self.clock, self.late)
+        captured = (adapter, layout, frozenset(blocks), self.clock)
         self.vision = VisionCapture(*captured, wants_keys=Need.RANDOM in needed, keeps_pixels=guide is not None)
         self._undo: list[Callable[[], None]] = []
         self._pass: Prefill | Decode | None = None

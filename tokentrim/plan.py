@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from tokentrim.accounting import Usage
 from tokentrim.errors import StrategyError, complaint
-from tokentrim.planning import projects_late
 from tokentrim.shape import ModelShape
 from tokentrim.strategy import Parts, Spatial, Strategy, Temporal
 
@@ -109,12 +108,11 @@ def plan(
     layer_tokens = planned_layer_tokens(parts.spatial, shape, n_visual)
     cached = planned_cached(parts.temporal, shape, layer_tokens, new_tokens - 1)
     exact = is_static(strategy)
-    late = layer_tokens[0] < n_visual and projects_late(parts.spatial, shape)
     pairs = planned_pairs(parts, shape, layer_tokens)
     return Plan(
         strategy=strategy.label(),
         spec=strategy.spec(),
-        usage=Usage(shape, n_visual, n_text, layer_tokens, cached, pairs, layer_tokens[0] if late else None),
+        usage=Usage(shape, n_visual, n_text, layer_tokens, cached, pairs),
         new_tokens=new_tokens,
         exact=exact,
         notes=() if exact else ("counts depend on the data: every number here is an upper bound",),

@@ -70,19 +70,6 @@ def decisions(parts: Sequence[Spatial], shape: ModelShape, n_visual: Sequence[in
     return [decision for _, _, decision in sorted(found, key=lambda item: item[:2])]
 
 
-def projects_late(parts: Sequence[Spatial], shape: ModelShape) -> bool:
-    """Whether boundary 0 chooses without looking at projected features, and nobody else does.
-
-    What is dropped there is then never projected, where the model allows that (:mod:`tokentrim.late`).
-    """
-    if shape.vision is None or not shape.vision.projects_late:
-        return False
-    n_visual = shape.vision.n_visual
-    first = [decision.part for decision in decisions(parts, shape, (n_visual,)) if decision.boundary == 0]
-    looks = any(Need.FEATURES in part.needed() for part in parts)
-    return bool(first) and not looks and not any(part.merges or Need.HIDDEN in part.needed() for part in first)
-
-
 def check(
     strategy: Strategy, shape: ModelShape, *, vision_blocks: int, unserved: Mapping[Need, str] | None = None
 ) -> None:

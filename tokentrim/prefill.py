@@ -55,7 +55,7 @@ class Prefill:
     handles: list[Any] = field(default_factory=list[Any])
 
     def __post_init__(self) -> None:
-        self.stream, self.late = self.prompt.start, self.engine.late
+        self.stream = self.prompt.start
         self.packing = Packing(() if self.engine.heads.shared else self.engine.layout.layers)
         self.at: dict[int, list[Decision]] = {}
         for decision in self.decisions:
@@ -75,12 +75,8 @@ class Prefill:
         kwargs = self._take_deepstack(kwargs)
         hidden = self._prune(0, self.embeds) if 0 in self.at else self.embeds
         if hidden is not self.embeds:
-            kwargs = {**kwargs, "position_ids": self.position_ids, "attention_mask": self._mask_for_model()}
-        if self.late.waits():
-            self.prompt.projected_late = True
-            hidden = self.late.fill(hidden, self.stream, whole=self._whole, doubts=self.engine.doubts)
-        if hidden is not self.embeds:
-            kwargs = {**kwargs, "inputs_embeds": hidden}
+            mask = self._mask_for_model()
+            kwargs = {**kwargs, "inputs_embeds": hidden, "position_ids": self.position_ids, "attention_mask": mask}
         inside = [b for b in self.at if b > 0]
         if inside:
             for index in range(min(inside), self.engine.shape.n_layers):
@@ -98,27 +94,20 @@ class Prefill:
         start = self.prompt.start
         n_visual = torch.tensor(start.n_visual, device=start.vis_ids.device)
         number = ((n_visual.cumsum(0) - n_visual).unsqueeze(1) + start.vis_ids).clamp(min=0, max=len(features[0]) - 1)
-        for index, (layer, flat) in enumerate(zip(self.engine.layout.layers, features, strict=False)):
-            self.handles.append(layer.register_forward_hook(self._adder(index, flat, number)))
+        for layer, flat in zip(self.engine.layout.layers, features, strict=False):
+            self.handles.append(layer.register_forward_hook(self._adder(flat, number)))
         return without
 
-    def _adder(self, index: int, flat: Tensor, number: Tensor) -> Callable[..., Any]:
+    def _adder(self, flat: Tensor, number: Tensor) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             hidden: Tensor = output[0] if isinstance(output, tuple) else output
             stream = self.stream
             chosen = flat.to(hidden.device, hidden.dtype)[number.gather(1, stream.vis_ids.clamp(min=0))]
-            if self.late.waits(1 + index):
-                chosen = self.late.project(chosen, whole=self._whole, index=1 + index)
             chosen = chosen.masked_fill(~stream.vis_valid.unsqueeze(-1), 0.0)
             hidden = hidden.scatter_add(1, stream.vis_pos.unsqueeze(-1).expand_as(chosen), chosen)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return hook
-
-    @property
-    def _whole(self) -> bool:
-        """Whether every token is still there: then no bit of the model may change, not even by rounding."""
-        return self.stream is self.prompt.start
 
     def _mask_for_model(self) -> Tensor | None:
         if self.stream.valid is not None:
@@ -245,7 +234,7 @@ class Prefill:
         self._streams[first] = self.stream
 
     def _pack(self) -> None:
-        if not self._whole:
+        if self.stream is not self.prompt.start:  # with every token there, no bit of the model may change by rounding
             self.packing.follow(self.stream)
 
     _streams: dict[int, Stream] = field(default_factory=dict[int, Stream])
@@ -427,8 +416,7 @@ class Prefill:
         return full.scatter(1, columns.unsqueeze(-1).expand_as(hidden), hidden)[:, :length]
 
     def close(self) -> None:
-        """Remove the layer hooks, and let go of what has been projected."""
-        self.late.forget()
+        """Remove the layer hooks."""
         self.packing.stop()
         for handle in self.handles:
             handle.remove()

@@ -31,7 +31,6 @@ class VisionShape:
         merge: patches along each side that the projector makes one visual token.
         mergers: 0 for a two-layer projector as wide as the language model; otherwise the number of projectors that
             are as wide as the patches they merge.
-        projects_late: whether the projectors can wait until boundary 0 has chosen.
         tiling: what happens to an image's size; None where nothing is known of it.
     """
 
@@ -50,7 +49,6 @@ class VisionShape:
     window_pairs: int = 0
     merge: int = 1
     mergers: int = 0
-    projects_late: bool = False
     tiling: Tiling | None = None
 
     @property
@@ -81,8 +79,7 @@ class VisionShape:
 
     def with_structure_visual(self) -> VisionShape:
         """This tower where line ends count as visual tokens; no projector makes those."""
-        late = self.projects_late and not self.n_structure
-        return replace(self, n_visual=self.n_visual + self.n_structure, n_structure=0, projects_late=late)
+        return replace(self, n_visual=self.n_visual + self.n_structure, n_structure=0)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def resolutions_of(config: Any) -> tuple[tuple[int, int], ...]:
     return tuple((int(height), int(width)) for height, width in config.image_grid_pinpoints)
 
 
-def tower(config: Any, tiling: AnyResolution, *, projects_late: bool) -> VisionShape:
+def tower(config: Any, tiling: AnyResolution) -> VisionShape:
     """The tower's numbers, for an image of nominal size."""
     vision = config.vision_config
     return VisionShape(
@@ -31,7 +31,6 @@ def tower(config: Any, tiling: AnyResolution, *, projects_late: bool) -> VisionS
         n_visual=0,
         rows=0,
         cols=0,
-        projects_late=projects_late,
         tiling=tiling,
     ).for_image(*NOMINAL)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokentrim.adapter import Layout, Projector, child, decoder_shape
+from tokentrim.adapter import Layout, child, decoder_shape
 from tokentrim.errors import AdapterError, complaint
 from tokentrim.shape import ModelShape, VisionShape
 
@@ -40,7 +40,6 @@ def locate(model: nn.Module, shape: ModelShape, *, structured: bool = False) -> 
         has_cls=any(hasattr(module, "class_embedding") or hasattr(module, "cls_token") for module in embeddings),
         shape=shape,
         structured=structured,
-        projectors=_projectors(entry, shape),
     )
 
 
@@ -80,12 +79,6 @@ def vision_of(layout: Layout) -> VisionShape:
 def entry_of(model: nn.Module) -> nn.Module:
     """The model without its head."""
     return child(model, "model", type(model).__name__) if hasattr(model, "lm_head") else model
-
-
-def _projectors(entry: nn.Module, shape: ModelShape) -> tuple[Projector, ...]:
-    if shape.vision is None or not shape.vision.projects_late:
-        return ()
-    return (Projector(child(entry, "multi_modal_projector", type(entry).__name__), shape.hidden_size),)
 
 
 def _vision_attentions(tower: nn.Module) -> tuple[nn.Module, ...]:

@@ -51,7 +51,6 @@ class LlavaAdapter(Adapter):
             n_visual=0,
             rows=0,
             cols=0,
-            projects_late=True,
             tiling=FixedGrid(vision.image_size, side, cls, kept),
         )
         return _llava.model_shape(config, tower.for_image(*NOMINAL), name, bytes_per_element)

@@ -38,7 +38,6 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
 
     name: ClassVar[str] = "llava-onevision"
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
-    projects_late: ClassVar[bool] = False  # tiles and frames are scaled down behind the projector
 
     def tiling(self, config: Any) -> AnyResolution:
         """What happens to an image's size."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokentrim.adapter import Adapter, Encoding, Layout, Places, Projector, child, decoder_shape
+from tokentrim.adapter import Adapter, Encoding, Layout, Places, child, decoder_shape
 from tokentrim.errors import AdapterError, complaint
 from tokentrim.shape import ModelShape, VisionShape
 from tokentrim.tilings import NOMINAL, NativeResolution
@@ -78,10 +78,6 @@ class QwenVLAdapter(Adapter):
             shape=self.shape(config, bytes_per_element=next(language.parameters()).element_size()),
             full_blocks=_full_blocks(tower.config),
             mrope=True,
-            projectors=tuple(
-                Projector(module, language.config.hidden_size, tower.config.spatial_merge_size**2)
-                for module in (child(tower, "merger", "the vision tower"), *getattr(tower, "deepstack_merger_list", ()))
-            ),
         )
 
     def shape(self, config: Any, *, name: str = "", bytes_per_element: int | None = None) -> ModelShape:
@@ -104,7 +100,6 @@ class QwenVLAdapter(Adapter):
             windowed_layers=0 if full is None else vision.depth - len(full),
             merge=merge,
             mergers=1 + len(getattr(vision, "deepstack_visual_indexes", ())),
-            projects_late=True,
             tiling=NativeResolution(patch, merge, least, largest, window=getattr(vision, "window_size", 0)),
         )
         return decoder_shape(
