@@ -249,7 +249,7 @@ def _from_mapping(values: dict[Any, Any], where: Where) -> StrategySpec:
 
 def _compose(values: Mapping[Any, Any], where: Where) -> Strategy:
     """One strategy from spatial parts and a temporal part."""
-    from tokentrim.strategy import compose
+    from tokentrim.compose import compose
 
     spatial, temporal = values.get("spatial"), values.get("temporal")
     below = where.at("spatial")

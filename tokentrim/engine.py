@@ -24,6 +24,7 @@ from tokentrim.deciding import Doubts, begin_states
 from tokentrim.decode import Decode
 from tokentrim.editing import Editing
 from tokentrim.errors import UnsupportedError, complaint
+from tokentrim.extras import PromptInfo
 from tokentrim.guide import Guide
 from tokentrim.placement import Placement, encoded_elsewhere, fixed_encodings
 from tokentrim.prefill import Prefill
@@ -31,7 +32,7 @@ from tokentrim.prompt import Prompt
 from tokentrim.shape import ModelShape
 from tokentrim.sharding import Heads
 from tokentrim.sites import Grid, Need
-from tokentrim.strategy import PromptInfo, Strategy
+from tokentrim.strategy import Strategy
 from tokentrim.stream import Stream
 from tokentrim.trace import Trace
 from tokentrim.untouched import Untouched

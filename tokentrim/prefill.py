@@ -20,13 +20,11 @@ from tokentrim.packing import Packing
 from tokentrim.planning import Decision
 from tokentrim.prompt import Prompt
 from tokentrim.selection import Selection
-from tokentrim.sites import Grid, Need
+from tokentrim.sites import FROM_LAYER_BEFORE, Grid, Need
 from tokentrim.stream import Stream, gather_columns, merge_features, place
 
 if TYPE_CHECKING:
     from tokentrim.engine import Engine
-
-_ROW_NEEDS = frozenset({Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.KEYS, Need.VALUES})
 
 
 @dataclass
@@ -62,7 +60,7 @@ class Prefill:
             self.at.setdefault(decision.boundary, []).append(decision)
         self.wanted: dict[int, frozenset[Need]] = {}
         for boundary, here in self.at.items():
-            needs = frozenset().union(*(d.part.needed() for d in here)) & _ROW_NEEDS
+            needs = frozenset().union(*(d.part.needed() for d in here)) & FROM_LAYER_BEFORE
             if boundary > 0 and needs:
                 self.wanted[boundary - 1] = needs
 
@@ -323,7 +321,7 @@ class Prefill:
     def _providers(self, decision: Decision, hidden: Tensor) -> dict[Need, Callable[[], Any]]:
         stream, engine, prompt = self.stream, self.engine, self.prompt
         ids = stream.vis_ids.clamp(min=0)
-        before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: self.read[n]) for need in _ROW_NEEDS}
+        before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: self.read[n]) for need in FROM_LAYER_BEFORE}
 
         def vision() -> Tensor:
             blocks = [engine.layout.vision_block(block) for block in decision.part.wants_vision_blocks()]

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from tokentrim.tilings import Tiling
 
+_USUAL_VISUAL = 576
+
 
 @dataclass(frozen=True)
 class VisionShape:
@@ -111,6 +113,11 @@ class ModelShape:
     ffn_matrices: int = 3
     vision: VisionShape | None = None
     name: str = ""
+
+    @property
+    def usual_visual(self) -> int:
+        """Visual tokens of one image as the vision tower describes it; those of LLaVA-1.5 where none is known."""
+        return _USUAL_VISUAL if self.vision is None else self.vision.n_visual
 
     @property
     def attention_width(self) -> int:

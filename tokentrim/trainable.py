@@ -21,9 +21,10 @@ from torch import nn
 from typing_extensions import Self
 
 from tokentrim.errors import StrategyError, complaint
+from tokentrim.extras import PromptInfo
 from tokentrim.shape import ModelShape
 from tokentrim.sketch import difference, is_same
-from tokentrim.strategy import PromptInfo, Spatial
+from tokentrim.strategy import Spatial
 from tokentrim.weights import Header, read_header, read_weights, write_weights
 
 

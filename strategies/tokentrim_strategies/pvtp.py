@@ -10,10 +10,11 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from tokentrim.budget import prune_count
+from tokentrim.extras import PromptInfo
 from tokentrim.schedule import Schedule
 from tokentrim.shape import ModelShape
 from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import PromptInfo, SpatialScorer, Stage
+from tokentrim.strategy import SpatialScorer, Stage
 from tokentrim_strategies._budget import check_boundary
 from tokentrim_strategies._scores import text_row_mean
 

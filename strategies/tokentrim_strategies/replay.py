@@ -10,19 +10,12 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from tokentrim.errors import StrategyError, complaint
+from tokentrim.extras import PromptInfo
 from tokentrim.schedule import Schedule
 from tokentrim.selection import Selection
 from tokentrim.shape import ModelShape
 from tokentrim.sites import LayerSite, StepSite
-from tokentrim.strategy import (
-    Parts,
-    PositionPolicy,
-    PromptInfo,
-    SpatialSelector,
-    Stage,
-    Strategy,
-    TemporalSelector,
-)
+from tokentrim.strategy import Parts, PositionPolicy, SpatialSelector, Stage, Strategy, TemporalSelector
 from tokentrim.trace import Trace
 
 

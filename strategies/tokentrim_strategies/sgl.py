@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from tokentrim.extras import GuideRequest
 from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import GuideRequest, SpatialScorer, Stage
+from tokentrim.strategy import SpatialScorer, Stage
 from tokentrim_strategies._budget import KeepBudget
 
 

@@ -17,11 +17,12 @@ from torch import Tensor
 from tokentrim.arithmetic import density_peaks, within
 from tokentrim.budget import exact, keep_count
 from tokentrim.errors import StrategyError, complaint, unknown_name
+from tokentrim.extras import PromptInfo
 from tokentrim.schedule import Schedule
 from tokentrim.selection import Selection
 from tokentrim.shape import ModelShape
 from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import PromptInfo, SpatialSelector, Stage
+from tokentrim.strategy import SpatialSelector, Stage
 from tokentrim_strategies._budget import check_boundary
 
 Version = Literal["paper", "v1.0", "v1.5", "plus"]

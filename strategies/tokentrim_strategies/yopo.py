@@ -11,11 +11,12 @@ from torch import Tensor
 
 from tokentrim.budget import keep_count
 from tokentrim.errors import complaint
+from tokentrim.extras import AttentionEdit, AttentionEditor
 from tokentrim.schedule import Schedule
 from tokentrim.selection import Selection
 from tokentrim.shape import ModelShape
 from tokentrim.sites import LayerSite
-from tokentrim.strategy import AttentionEdit, AttentionEditor, Parts, SpatialSelector, Stage
+from tokentrim.strategy import Parts, SpatialSelector, Stage
 
 
 class YOPO(SpatialSelector, AttentionEditor):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.strategies.sites_factory import model_shape
-from tokentrim.budgeting import turned
 from tokentrim.errors import StrategyError
+from tokentrim.knobs import turned
 from tokentrim.strategy import Strategy
 from tokentrim_strategies._budget import KeepBudget
 from tokentrim_strategies.fastv import FastV
@@ -44,7 +44,7 @@ def test_survives_its_spec_and_the_budget_solver(cls: type[KeepBudget], given: d
     spec = strategy.spec()
     assert spec.pop("name") == cls.name
     assert cls(**spec) == strategy
-    assert turned(strategy, "keep_ratio", 0.3125) == cls(**{**given, "keep_count": None, "keep_ratio": 0.3125})
+    assert turned(strategy, "keep_ratio", 0.3125, "any") == cls(**{**given, "keep_count": None, "keep_ratio": 0.3125})
 
 
 def test_label_names_only_what_differs():

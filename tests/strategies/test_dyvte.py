@@ -13,10 +13,10 @@ from tests.core.cases import generate
 from tests.models import alone, prompt, tiny_llava
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape
 from tokentrim.errors import StrategyError
+from tokentrim.extras import PromptInfo
 from tokentrim.plan import is_static
 from tokentrim.session import trim
 from tokentrim.sites import Need
-from tokentrim.strategy import PromptInfo
 from tokentrim.weights import Header, read_weights, write_weights
 from tokentrim_strategies._dyvte_training import Constant, of_prompt
 from tokentrim_strategies.dyvte import DyVTE, Routers, router_input
