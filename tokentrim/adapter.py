@@ -300,7 +300,7 @@ def decoder_shape(
     )
 
 
-def child(module: nn.Module, name: str, whose: str) -> Any:
+def submodule(module: nn.Module, name: str, whose: str) -> Any:
     """A submodule by name.
 
     Raises:

@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokentrim.adapter import Encoding, Places
-from tokentrim.errors import AdapterError, complaint
-from tokentrim.shape import ModelShape, VisionShape
-from tokentrim.tilings import NOMINAL, AnyResolution, Assembled
+from tokentrim import (
+    NOMINAL_SIZE,
+    AdapterError,
+    AnyResolution,
+    Assembled,
+    Encoding,
+    ModelShape,
+    Places,
+    VisionShape,
+    complaint,
+)
 
 
 def resolutions_of(config: Any) -> tuple[tuple[int, int], ...]:
@@ -32,7 +39,7 @@ def tower(config: Any, tiling: AnyResolution) -> VisionShape:
         rows=0,
         cols=0,
         tiling=tiling,
-    ).for_image(*NOMINAL)
+    ).for_image(*NOMINAL_SIZE)
 
 
 def with_resolutions(shape: ModelShape, pinpoints: Any) -> ModelShape:
@@ -42,7 +49,7 @@ def with_resolutions(shape: ModelShape, pinpoints: Any) -> ModelShape:
         return shape
     resolutions = tuple((int(height), int(width)) for height, width in pinpoints)
     changed = replace(vision, tiling=replace(vision.tiling, resolutions=resolutions))
-    return replace(shape, vision=changed.for_image(*NOMINAL))
+    return replace(shape, vision=changed.for_image(*NOMINAL_SIZE))
 
 
 def sizes_of(encoding: Encoding) -> list[tuple[int, int]]:

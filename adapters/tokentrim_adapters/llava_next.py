@@ -7,9 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tokentrim.adapter import Adapter, Encoding, Layout, Places
-from tokentrim.shape import ModelShape
-from tokentrim.tilings import AnyResolution
+from tokentrim import Adapter, AnyResolution, Encoding, Layout, ModelShape, Places
 from tokentrim_adapters import _anyres, _llava
 
 

@@ -2,8 +2,7 @@
 
 from typing import Final
 
-from tokentrim import hookimpl
-from tokentrim.hookspecs import Register
+from tokentrim import Register, hookimpl
 
 # name, target in this package, stage (as in the class), summary
 _STRATEGIES: Final = (

@@ -7,11 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from tokentrim.budget import resolve_count
-from tokentrim.errors import StrategyError, complaint
-from tokentrim.schedule import Schedule
-from tokentrim.shape import ModelShape
-from tokentrim.strategy import Spatial, Strategy
+from tokentrim import ModelShape, Schedule, Spatial, Strategy, StrategyError, complaint, resolve_count
 
 
 def check_boundary(strategy: Strategy, parameter: str, boundary: int, shape: ModelShape) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from tokentrim.extras import GuideRequest
-from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import SpatialScorer, Stage
+from tokentrim import GuideRequest, LayerSite, Need, SpatialScorer, Stage
 from tokentrim_strategies._budget import KeepBudget
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SGL(KeepBudget, SpatialScorer):

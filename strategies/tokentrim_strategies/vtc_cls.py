@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import SpatialScorer, Stage
+from tokentrim import LayerSite, Need, SpatialScorer, Stage
 from tokentrim_strategies._budget import KeepBudget
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class VTCCLS(KeepBudget, SpatialScorer):

@@ -18,8 +18,9 @@ from tokentrim.plan import is_static
 from tokentrim.session import trim
 from tokentrim.sites import Need
 from tokentrim.weights import Header, read_weights, write_weights
+from tokentrim_strategies._dyvte_module import Routers, router_input
 from tokentrim_strategies._dyvte_training import Constant, of_prompt
-from tokentrim_strategies.dyvte import DyVTE, Routers, router_input
+from tokentrim_strategies.dyvte import DyVTE
 from tokentrim_strategies.vtw import VTW
 
 WIDTH = 6

@@ -19,8 +19,9 @@ from tokentrim.lattice import windows_of
 from tokentrim.schedule import Schedule
 from tokentrim.sites import LayerSite, Need
 from tokentrim.train.runner import trainer_of
+from tokentrim_strategies._quecc_module import Compressor
 from tokentrim_strategies._quecc_training import PromptOnly
-from tokentrim_strategies.quecc import Compressor, QueCC
+from tokentrim_strategies.quecc import QueCC
 
 WIDTH = 16
 

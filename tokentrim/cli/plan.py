@@ -13,7 +13,7 @@ from tokentrim.cli.output import AsJson, StrategyOption, console, emit
 from tokentrim.errors import ConfigError, UnsupportedError, complaint
 from tokentrim.plan import NEW_TOKENS, TEXT_TOKENS, Plan
 from tokentrim.plan import plan as make_plan
-from tokentrim.tilings import NOMINAL
+from tokentrim.tilings import NOMINAL_SIZE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,7 +52,7 @@ def plan(
         raise UnsupportedError(
             complaint(f"model {model!r}", "have a vision tower of known size", hint="plan another model")
         )
-    size = NOMINAL if image_size is None else _size(image_size)
+    size = NOMINAL_SIZE if image_size is None else _size(image_size)
     shape = replace(shape, vision=shape.vision.for_image(*size, images=max(1, images)))
     if structure == "prune" and shape.vision is not None:
         shape = replace(shape, vision=shape.vision.with_structure_visual())
