@@ -1,5 +1,6 @@
 """What importing costs: neither ``import tokentrim`` nor ``--help`` may load torch or transformers."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ HEAVY = ("torch", "transformers", "numpy", "matplotlib", "pandas", "scipy")
 def loaded_after(code):
     """Heavy modules that a fresh interpreter has loaded after running ``code``."""
     report = f"import sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=False)
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # the very files that are tested
+    command = [sys.executable, "-c", f"{code}\n{report}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=here)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1].split()
 
