@@ -8,7 +8,7 @@ import yaml
 
 from tokentrim.config import load_config, resolve
 from tokentrim.plan import plan
-from tokentrim.presets import PRESETS
+from tokentrim.published import PRESETS
 
 DOCS = Path(__file__).parent.parent / "docs"
 CONFIGS = DOCS / "examples/configs/published"

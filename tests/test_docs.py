@@ -424,7 +424,7 @@ from tokentrim import LayerSite, ModelShape, Need, Schedule, keep_count
 )
 def test_the_example_strategies_plan_as_they_say(page, marker):
     from tokentrim import plan
-    from tokentrim.presets import PRESETS
+    from tokentrim.published import PRESETS
 
     names = {"__name__": "example"}
     exec(_IMPORTS + next(block for block in python_blocks(page) if marker in block), names)

@@ -96,7 +96,7 @@ def names():
 
     import tokentrim
     from tokentrim.loading import load_model, prompt_inputs
-    from tokentrim.presets import PRESETS
+    from tokentrim.published import PRESETS
     from tokentrim.trainable import Trainable
 
     if shipped_model() is None:

@@ -16,7 +16,7 @@ _FLAGS: Final = ("count_is_static", "merges", "trainable")
 _ABILITIES: Final = ("name", "stage", "needs", "budget_knob", *_FLAGS)
 
 
-def of_strategy(found: type[Strategy], tags: Mapping[str, Any]) -> str:
+def wrong_in_strategy(found: type[Strategy], tags: Mapping[str, Any]) -> str:
     """What is wrong with the declarations of a strategy's class, or with its tags; "" when nothing is."""
     shadowed = sorted(set(_ABILITIES) & set(found.model_fields))
     if shadowed:
@@ -26,7 +26,7 @@ def of_strategy(found: type[Strategy], tags: Mapping[str, Any]) -> str:
     return next(filter(None, problems), "")
 
 
-def of_adapter(found: type[Adapter], tags: Mapping[str, Any]) -> str:
+def wrong_in_adapter(found: type[Adapter], tags: Mapping[str, Any]) -> str:
     """What is wrong with an adapter's class or its tags; "" when nothing is."""
     types: Any = found.model_types
     if not isinstance(types, tuple) or not all(isinstance(kind, str) for kind in types):

@@ -28,13 +28,16 @@ __all__ = ["KINDS", "LIMIT_VARIABLE", "PluginInfo", "PluginWarning", "Plugins", 
 
 KINDS: Final = (
     Kind(
-        "strategy", "tokentrim_strategies", base="tokentrim.strategy:Strategy", check="tokentrim.abilities:of_strategy"
+        "strategy",
+        "tokentrim_strategies",
+        base="tokentrim.strategy:Strategy",
+        check="tokentrim.abilities:wrong_in_strategy",
     ),
     Kind(
         "adapter",
         "tokentrim_adapters",
         base="tokentrim.adapter:Adapter",
-        check="tokentrim.abilities:of_adapter",
+        check="tokentrim.abilities:wrong_in_adapter",
         exclusive="model_types",
     ),
     Kind("task", "tokentrim_tasks", base="tokentrim.tasks:Task", instances=True),

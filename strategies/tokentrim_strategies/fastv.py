@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from tokentrim import LayerSite, Need, SpatialScorer, Stage
-from tokentrim_strategies._budget import KeepBudget
+from tokentrim_strategies._keeping import Keeping
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class FastV(KeepBudget, SpatialScorer):
+class FastV(Keeping, SpatialScorer):
     """Keep the visual tokens that get the most attention in layer k-1; drop the others before layer k.
 
     Score of visual token j, with A the softmax over all keys in layer k-1, H heads and T prompt tokens:

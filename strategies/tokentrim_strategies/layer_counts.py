@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tokentrim import LayerSite, ModelShape, Need, Schedule, SpatialScorer, Stage, complaint, keep_count
 from tokentrim.calibrate import MadeFor, Query, falling, read_schedule
-from tokentrim_strategies._budget import check_boundary
+from tokentrim_strategies._keeping import check_boundary
 from tokentrim_strategies._scores import text_row_mean
 
 if TYPE_CHECKING:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from tokentrim import LayerSite, Need, SpatialScorer, Stage
-from tokentrim_strategies._budget import BoundaryBudget
+from tokentrim_strategies._keeping import KeepingAtBoundary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Oracle(BoundaryBudget, SpatialScorer):
+class Oracle(KeepingAtBoundary, SpatialScorer):
     """Keep the visual tokens that the task says the answer needs.
 
     Score: the relevance that the task supplies for every token; ties go to the lower number. No deployable method:

@@ -10,13 +10,13 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar
 
 from tokentrim import LayerSite, ModelShape, Need, Schedule, Selection, SpatialSelector, Stage, StrategyError, complaint
-from tokentrim_strategies._budget import KeepBudget
+from tokentrim_strategies._keeping import Keeping
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Pool(KeepBudget, SpatialSelector):
+class Pool(Keeping, SpatialSelector):
     """Average the visual tokens of rectangular cells of the grid, at the language model's input.
 
     A grid of R x C tokens becomes r x c cells: of all r <= R, c <= C with ``r c <= m``, m the tokens asked for per

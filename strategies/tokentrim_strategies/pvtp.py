@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from tokentrim import LayerSite, ModelShape, Need, PromptInfo, Schedule, SpatialScorer, Stage, prune_count
-from tokentrim_strategies._budget import check_boundary
+from tokentrim_strategies._keeping import check_boundary
 from tokentrim_strategies._scores import text_row_mean
 
 if TYPE_CHECKING:

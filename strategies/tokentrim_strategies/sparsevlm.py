@@ -26,7 +26,7 @@ from tokentrim import (
     keep_count,
     unknown_name,
 )
-from tokentrim_strategies._budget import check_boundary
+from tokentrim_strategies._keeping import check_boundary
 
 if TYPE_CHECKING:
     from torch import Tensor

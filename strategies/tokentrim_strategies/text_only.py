@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from tokentrim import LayerSite, ModelShape, Schedule, Selection, SpatialSelector, Stage
-from tokentrim_strategies._budget import check_boundary
+from tokentrim_strategies._keeping import check_boundary
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from tokentrim import LayerSite, Selection, SpatialSelector, Stage, pad_rows
-from tokentrim_strategies._budget import BoundaryBudget
+from tokentrim_strategies._keeping import KeepingAtBoundary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Uniform(BoundaryBudget, SpatialSelector):
+class Uniform(KeepingAtBoundary, SpatialSelector):
     """Keep visual tokens at even distances in raster order.
 
     Of N tokens, the i-th of m kept ones is number ``floor((2i + 1) N / (2m))``: the middle of the i-th of m equal

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from tokentrim import LayerSite, Need, Selection, SpatialSelector, Stage, keep_count
-from tokentrim_strategies._budget import KeepBudget
+from tokentrim_strategies._keeping import Keeping
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class VisPruner(KeepBudget, SpatialSelector):
+class VisPruner(Keeping, SpatialSelector):
     """Keep T tokens at boundary 0: some because [CLS] attends to them, the others because they are unlike each other.
 
     - Important: the ``floor(T important)`` tokens with the highest ``(1/H) sum_h A[h, CLS, j]``, A the softmax in block

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from tokentrim import LayerSite, Need, SpatialScorer, Stage
-from tokentrim_strategies._budget import KeepBudget
+from tokentrim_strategies._keeping import Keeping
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class VTCCLS(KeepBudget, SpatialScorer):
+class VTCCLS(Keeping, SpatialScorer):
     """Keep the visual tokens that [CLS] attends to most over the last blocks of the vision tower; drop the rest.
 
     Score of visual token j, with A_l the softmax in block l, H heads, and K blocks that end at block ``last``:

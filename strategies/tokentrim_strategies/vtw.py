@@ -17,13 +17,13 @@ from tokentrim import (
     complaint,
     keep_count,
 )
-from tokentrim_strategies._budget import check_boundary
+from tokentrim_strategies._keeping import check_boundary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class VTW(SpatialSelector):
+class Withdrawal(SpatialSelector):
     """Drop every visual token at boundary K: layers 0..K-1 see the image, the rest what text took from it.
 
     Count: 0 at boundary K, so the layer-mean is ``N K / L`` tokens. No score and no attention row; layers below K

@@ -31,7 +31,7 @@ from tokentrim.bench.subject import at_budget
 from tokentrim.cli import app
 from tokentrim.config import strategy_from
 from tokentrim.errors import ConfigError, ResultsError, StrategyError, UnknownNameError
-from tokentrim.presets import PRESETS
+from tokentrim.published import PRESETS
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,7 @@ from tokentrim.config import StrategySpec, strategy_from
 from tokentrim.errors import ConfigError
 from tokentrim.loading import require_supported
 from tokentrim.plugins import registry
-from tokentrim.presets import PRESETS
+from tokentrim.published import PRESETS
 from tokentrim.session import trim
 from tokentrim.shape import ModelShape
 

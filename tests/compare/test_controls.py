@@ -11,8 +11,7 @@ from tokentrim.compare.controls import ratios, shrink, smaller
 from tokentrim.compare.execute import run_cell
 from tokentrim.compare.runner import work_of
 from tokentrim.compare.work import Prompt
-from tokentrim.loading import load_model
-from tokentrim.presets import shape_of
+from tokentrim.loading import load_model, shape_of
 from tokentrim.tasks import Sample
 
 

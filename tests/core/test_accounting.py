@@ -17,7 +17,7 @@ from tokentrim.accounting import (
     vision_flops,
 )
 from tokentrim.errors import EngineError
-from tokentrim.presets import PRESETS
+from tokentrim.published import PRESETS
 from tokentrim.shape import ModelShape, VisionShape
 
 LLAVA = PRESETS["llava-1.5-7b"]

@@ -15,7 +15,7 @@ from tokentrim.budgeting import roundest, solve
 from tokentrim.config import strategy_from
 from tokentrim.errors import StrategyError
 from tokentrim.plan import plan
-from tokentrim.presets import PRESETS
+from tokentrim.published import PRESETS
 from tokentrim.schedule import Schedule
 from tokentrim.shape import ModelShape
 from tokentrim.sites import LayerSite

@@ -12,7 +12,7 @@ from tokentrim.cli.plan import layer_runs, plan_table
 from tokentrim.config import strategy_from
 from tokentrim.errors import StrategyError
 from tokentrim.plan import Plan, plan
-from tokentrim.presets import PRESETS
+from tokentrim.published import PRESETS
 from tokentrim.schedule import Schedule
 from tokentrim.selection import Selection, top_selection
 from tokentrim.shape import ModelShape

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tokentrim.errors import DataError, UnknownNameError, UnsupportedError
+from tokentrim.loading import shape_of
 from tokentrim.plugins import registry
-from tokentrim.presets import PRESETS, shape_of
+from tokentrim.published import PRESETS
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
 from tokentrim.errors import DataError
-from tokentrim.presets import PRESETS
+from tokentrim.published import PRESETS
 from tokentrim.testbed.families import FAMILIES
 from tokentrim.testbed.processors import build_tokenizer
 from tokentrim.tilings import AnyResolution, FixedGrid, NativeResolution, Tiling

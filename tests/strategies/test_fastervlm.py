@@ -9,7 +9,7 @@ from tests.models import prompt, tiny_llava
 from tests.strategies.sites_factory import attention, layer_site, model_shape
 from tokentrim.errors import UnsupportedError
 from tokentrim.plan import plan
-from tokentrim.presets import PRESETS
+from tokentrim.published import PRESETS
 from tokentrim.schedule import Schedule
 from tokentrim.selection import top_selection
 from tokentrim.session import trim

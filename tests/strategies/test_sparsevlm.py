@@ -19,7 +19,7 @@ from tokentrim.config import load_config
 from tokentrim.errors import StrategyError, UnknownNameError
 from tokentrim.extras import PromptInfo
 from tokentrim.plan import plan
-from tokentrim.presets import PRESETS as MODELS
+from tokentrim.published import PRESETS as MODELS
 from tokentrim.randomness import uniform
 from tokentrim.selection import Selection
 from tokentrim.sites import Need

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.strategies.sites_factory import attention, counts_tensor, layer_site
-from tokentrim.presets import PRESETS
+from tokentrim.published import PRESETS
 from tokentrim.selection import Selection
 from tokentrim.sites import Need
 from tokentrim_strategies.vispruner import VisPruner

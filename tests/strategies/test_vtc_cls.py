@@ -10,7 +10,7 @@ from tests.core.cases import generate
 from tests.models import prompt, tiny_llava
 from tests.strategies.sites_factory import attention, layer_site
 from tokentrim.errors import UnsupportedError
-from tokentrim.presets import PRESETS
+from tokentrim.published import PRESETS
 from tokentrim.selection import top_selection
 from tokentrim.session import trim
 from tokentrim.sites import Need

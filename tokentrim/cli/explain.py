@@ -140,9 +140,9 @@ def _question(image: list[Path], prompt: str | None, task: str | None, model: st
 def _check_fit(specs: list[Any], model: str, n_images: int) -> None:
     """Refuse what does not fit the model before its weights are loaded."""
     from tokentrim.config import resolve
+    from tokentrim.loading import shape_of
     from tokentrim.plan import plan
     from tokentrim.planning import prepare
-    from tokentrim.presets import shape_of
 
     shape = shape_of(model)
     if shape.vision is None:

@@ -41,7 +41,7 @@ def plan(
             complaint("--strategy", "be given", hint="such as --strategy st3; see 'tokentrim ls strategy'")
         )
     from tokentrim.config import strategy_from
-    from tokentrim.presets import shape_of
+    from tokentrim.loading import shape_of
 
     spec = strategy_from(strategy)
     structure = structure or spec.structure or "keep"

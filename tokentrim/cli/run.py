@@ -60,10 +60,9 @@ def run(
     name, spec = _chosen(strategy, config, model)
     named: str = structure or spec.structure or "keep"
     from tokentrim.config import resolve
-    from tokentrim.loading import load_image, load_model
+    from tokentrim.loading import load_image, load_model, shape_of
     from tokentrim.plan import plan
     from tokentrim.planning import prepare
-    from tokentrim.presets import shape_of
 
     quiet_libraries()
     check_words(device, dtype, named)

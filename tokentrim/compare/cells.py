@@ -22,11 +22,10 @@ from tokentrim.compare.config import (
 )
 from tokentrim.config import StrategySpec, strategy_from
 from tokentrim.errors import ConfigError, StrategyError, complaint
-from tokentrim.loading import device_of, fingerprint, read_config, require_supported, resolve_folder
+from tokentrim.loading import device_of, fingerprint, read_config, require_supported, resolve_folder, shape_of
 from tokentrim.plan import planned_layer_tokens
 from tokentrim.planning import prepare
 from tokentrim.plugins import installed_version, registry
-from tokentrim.presets import shape_of
 from tokentrim.shape import ModelShape
 from tokentrim.strategy import Strategy
 
