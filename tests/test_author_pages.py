@@ -9,7 +9,7 @@ import torch
 
 import tokentrim
 from tokentrim import hookspecs
-from tokentrim.abilities import of_strategy
+from tokentrim.abilities import wrong_in_strategy
 from tokentrim.published import PRESETS
 from tokentrim.testing import small_model
 from tokentrim.trainable import Trainable
@@ -37,7 +37,7 @@ def strategies(page):
 
 def test_the_page_grows_from_narrow_to_trainable(page):
     assert list(strategies(page)) == ["feature-norm", "last-row", "runs", "fading", "learned-runs"]
-    assert not [found.name for found in strategies(page).values() if of_strategy(found, {})]
+    assert not [found.name for found in strategies(page).values() if wrong_in_strategy(found, {})]
 
 
 def test_the_shortest_strategy_has_twelve_lines(page):

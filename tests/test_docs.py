@@ -18,9 +18,8 @@ from tokentrim import hookspecs
 from tokentrim.cli import app
 from tokentrim.cli.validate import read
 from tokentrim.errors import ConfigError
-from tokentrim.planning import SPATIAL_NEEDS, TEMPORAL_NEEDS
 from tokentrim.plugins import KINDS, registry
-from tokentrim.sites import LayerSite, Need, StepSite
+from tokentrim.sites import AT_BOUNDARIES, AT_STEPS, LayerSite, Need, StepSite
 from tokentrim.testbed import MODELS, model_folder
 
 ROOT = Path(__file__).parent.parent
@@ -108,7 +107,7 @@ def needs_table():
     """Every need, and the property of a site under which it is read."""
     lines = ["| need | at | read as | what it is |", "|---|---|---|---|"]
     for need in Need:
-        views = [(LayerSite, "boundary", SPATIAL_NEEDS), (StepSite, "step", TEMPORAL_NEEDS)]
+        views = [(LayerSite, "boundary", AT_BOUNDARIES), (StepSite, "step", AT_STEPS)]
         views = [(view, where) for view, where, served in views if need in served]
         view = views[0][0]
         reads = f"site.{need.name.lower()}" if need is not Need.RANDOM else "site.random(seed, salt)"

@@ -1,5 +1,6 @@
 """What importing costs: neither ``import tokentrim`` nor ``--help`` may load torch or transformers."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ HEAVY = ("torch", "transformers", "numpy", "matplotlib", "pandas", "scipy")
 def loaded_after(code):
     """Heavy modules that a fresh interpreter has loaded after running ``code``."""
     report = f"import sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=False)
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # the very files that are tested
+    command = [sys.executable, "-c", f"{code}\n{report}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=here)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1].split()
 
@@ -40,3 +43,18 @@ def test_help_is_light():
         "try:\n    main()\nexcept SystemExit as end:\n    assert end.code in (None, 0)"
     )
     assert loaded_after(code) == []
+
+
+def test_plans_need_neither_torch_nor_transformers():
+    """Of every built-in strategy that needs no file: on a published model, without its weights."""
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom tokentrim.cli.app import app\n"
+        "from tokentrim.plugins import only_builtins, registry\nonly_builtins()\n"
+        "specs = ['st3', '{name: fastv, k: 3}', '{spatial: fastv, temporal: vta, budget: {flops_ratio: 0.5}}']\n"
+        "specs += [name for name in registry('strategy').names() if name not in ('replay', 'layer-counts')]\n"
+        "for spec in specs:\n"
+        "    done = CliRunner().invoke(app, ['plan', '--model', 'llava-1.5-7b', '--strategy', spec, '--json'])\n"
+        "    assert done.exit_code == 0, (spec, done.output, done.exception)\n"
+        "    assert not {'torch', 'transformers'} & set(sys.modules), spec"
+    )
+    assert not {"torch", "transformers"} & set(loaded_after(code))

@@ -11,13 +11,22 @@ transformers.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from tokentrim.adapter import Adapter as Adapter
+    from tokentrim.adapter import Encoding as Encoding
+    from tokentrim.adapter import Layout as Layout
+    from tokentrim.adapter import Modality as Modality
+    from tokentrim.adapter import Places as Places
+    from tokentrim.adapter import decoder_shape as decoder_shape
+    from tokentrim.adapter import submodule as submodule
+    from tokentrim.arithmetic import density_peaks as density_peaks
+    from tokentrim.arithmetic import greedy_diverse as greedy_diverse
+    from tokentrim.arithmetic import thin_similar as thin_similar
     from tokentrim.budget import keep_count as keep_count
+    from tokentrim.budget import prune_count as prune_count
+    from tokentrim.budget import resolve_count as resolve_count
     from tokentrim.config import TrimConfig as TrimConfig
     from tokentrim.config import load_config as load_config
     from tokentrim.errors import AdapterError as AdapterError
@@ -30,45 +39,77 @@ if TYPE_CHECKING:
     from tokentrim.errors import TokentrimError as TokentrimError
     from tokentrim.errors import UnknownNameError as UnknownNameError
     from tokentrim.errors import UnsupportedError as UnsupportedError
+    from tokentrim.errors import complaint as complaint
+    from tokentrim.errors import unknown_name as unknown_name
+    from tokentrim.extras import AttentionEdit as AttentionEdit
+    from tokentrim.extras import AttentionEditor as AttentionEditor
+    from tokentrim.extras import GuideRequest as GuideRequest
+    from tokentrim.extras import PromptInfo as PromptInfo
+    from tokentrim.hookspecs import Register as Register
+    from tokentrim.hookspecs import hookimpl as hookimpl
+    from tokentrim.lattice import windows_of as windows_of
     from tokentrim.plan import plan as plan
-    from tokentrim.plugins import hookimpl as hookimpl
     from tokentrim.schedule import Schedule as Schedule
     from tokentrim.selection import Selection as Selection
+    from tokentrim.selection import pad_rows as pad_rows
+    from tokentrim.selection import top_selection as top_selection
     from tokentrim.session import Session as Session
     from tokentrim.session import apply as apply
     from tokentrim.session import restore as restore
     from tokentrim.session import trim as trim
     from tokentrim.shape import ModelShape as ModelShape
+    from tokentrim.shape import VisionShape as VisionShape
+    from tokentrim.sites import Grid as Grid
     from tokentrim.sites import LayerSite as LayerSite
     from tokentrim.sites import Need as Need
     from tokentrim.sites import StepSite as StepSite
+    from tokentrim.strategy import Parts as Parts
+    from tokentrim.strategy import PositionPolicy as PositionPolicy
+    from tokentrim.strategy import Spatial as Spatial
     from tokentrim.strategy import SpatialScorer as SpatialScorer
     from tokentrim.strategy import SpatialSelector as SpatialSelector
+    from tokentrim.strategy import Stage as Stage
     from tokentrim.strategy import Strategy as Strategy
+    from tokentrim.strategy import Temporal as Temporal
     from tokentrim.strategy import TemporalScorer as TemporalScorer
     from tokentrim.strategy import TemporalSelector as TemporalSelector
+    from tokentrim.tilings import NOMINAL_SIZE as NOMINAL_SIZE
+    from tokentrim.tilings import AnyResolution as AnyResolution
+    from tokentrim.tilings import Assembled as Assembled
+    from tokentrim.tilings import FixedGrid as FixedGrid
+    from tokentrim.tilings import NativeResolution as NativeResolution
+    from tokentrim.tilings import Tiling as Tiling
     from tokentrim.trace import Trace as Trace
+    from tokentrim.trainable import Trainable as Trainable
 
 __version__: Final = "0.1.0"
 
-# One row per module; tests hold it equal to the imports above.
+# One row per module, which may be of a room ("contracts.sites"); tests hold it equal to the imports above.
 _MODULES: Final = {
-    "adapter": ("Adapter",),
-    "budget": ("keep_count",),
+    "adapter": ("Adapter", "Encoding", "Layout", "Modality", "Places", "decoder_shape", "submodule"),
+    "arithmetic": ("density_peaks", "greedy_diverse", "thin_similar"),
+    "budget": ("keep_count", "prune_count", "resolve_count"),
     "config": ("TrimConfig", "load_config"),
     "errors": (
         "AdapterError", "ConfigError", "DataError", "EngineError", "PluginError", "ResultsError", "StrategyError",
-        "TokentrimError", "UnknownNameError", "UnsupportedError",
+        "TokentrimError", "UnknownNameError", "UnsupportedError", "complaint", "unknown_name",
     ),
+    "extras": ("AttentionEdit", "AttentionEditor", "GuideRequest", "PromptInfo"),
+    "hookspecs": ("Register", "hookimpl"),
+    "lattice": ("windows_of",),
     "plan": ("plan",),
-    "plugins": ("hookimpl",),
     "schedule": ("Schedule",),
-    "selection": ("Selection",),
+    "selection": ("Selection", "pad_rows", "top_selection"),
     "session": ("Session", "apply", "restore", "trim"),
-    "shape": ("ModelShape",),
-    "sites": ("LayerSite", "Need", "StepSite"),
-    "strategy": ("SpatialScorer", "SpatialSelector", "Strategy", "TemporalScorer", "TemporalSelector"),
+    "shape": ("ModelShape", "VisionShape"),
+    "sites": ("Grid", "LayerSite", "Need", "StepSite"),
+    "strategy": (
+        "Parts", "PositionPolicy", "Spatial", "SpatialScorer", "SpatialSelector", "Stage", "Strategy", "Temporal",
+        "TemporalScorer", "TemporalSelector",
+    ),
+    "tilings": ("NOMINAL_SIZE", "AnyResolution", "Assembled", "FixedGrid", "NativeResolution", "Tiling"),
     "trace": ("Trace",),
+    "trainable": ("Trainable",),
 }  # fmt: skip
 _HOME: Final = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -87,19 +128,3 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """Public names, imported or not."""
     return sorted({*globals(), *_HOME})
-
-
-class _Package(ModuleType):
-    """The package as a module in which a public name wins over a submodule that is spelt the same.
-
-    Importing a submodule binds it to its package's attribute of that name. Without this, ``tokentrim.plan`` would be
-    the function or the module, depending on what was imported first.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOME and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
-from tokentrim.adapter import Adapter
 from tokentrim.errors import complaint, nearest, suggestion
-from tokentrim.planning import SPATIAL_NEEDS, TEMPORAL_NEEDS
-from tokentrim.sites import Need
+from tokentrim.sites import AT_BOUNDARIES, AT_STEPS, Need
 from tokentrim.strategy import Spatial, SpatialScorer, Stage, Strategy, Temporal
+
+if TYPE_CHECKING:  # it needs torch, which plans do not
+    from tokentrim.adapter import Adapter
 
 _FLAGS: Final = ("count_is_static", "merges", "trainable")
 _ABILITIES: Final = ("name", "stage", "needs", "budget_knob", *_FLAGS)
 
 
-def of_strategy(found: type[Strategy], tags: Mapping[str, Any]) -> str:
+def wrong_in_strategy(found: type[Strategy], tags: Mapping[str, Any]) -> str:
     """What is wrong with the declarations of a strategy's class, or with its tags; "" when nothing is."""
     shadowed = sorted(set(_ABILITIES) & set(found.model_fields))
     if shadowed:
@@ -25,7 +26,7 @@ def of_strategy(found: type[Strategy], tags: Mapping[str, Any]) -> str:
     return next(filter(None, problems), "")
 
 
-def of_adapter(found: type[Adapter], tags: Mapping[str, Any]) -> str:
+def wrong_in_adapter(found: type[Adapter], tags: Mapping[str, Any]) -> str:
     """What is wrong with an adapter's class or its tags; "" when nothing is."""
     types: Any = found.model_types
     if not isinstance(types, tuple) or not all(isinstance(kind, str) for kind in types):
@@ -63,7 +64,7 @@ def _needs(found: type[Strategy]) -> str:
     spatial, temporal = issubclass(found, Spatial), issubclass(found, Temporal)
     if spatial == temporal:  # whole strategies, whose parts are checked by themselves
         return ""
-    served, where = (SPATIAL_NEEDS, "at a boundary") if spatial else (TEMPORAL_NEEDS, "at a decode step")
+    served, where = (AT_BOUNDARIES, "at a boundary") if spatial else (AT_STEPS, "at a decode step")
     missing = sorted(need.name for need in needs - served)
     there = ", ".join(sorted(need.name for need in served))
     return complaint("needs", f"be available {where}", missing, f"There: {there}") if missing else ""

@@ -93,18 +93,18 @@ def vision_flops(shape: ModelShape, n_images: int = 1) -> int:
     return 2 * n_images * tower.pieces * (weights + 2 * d * pairs)
 
 
-def projector_flops(shape: ModelShape, n_visual: int, projected: int | None = None) -> int:
+def projector_flops(shape: ModelShape, n_visual: int) -> int:
     """FLOPs of the projector; 0 where the vision tower is unknown.
 
     ``2 n (d_v d + d^2)`` for two layers as wide as the language model; where patches are merged, ``2 n (w^2 + w d)``
-    per merger, with w the width of the patches of one visual token together. n are the tokens that pass it: all of a
-    tiled image's, its padding among them, or the ``projected`` ones where it waited until boundary 0 had chosen.
+    per merger, with w the width of the patches of one visual token together. n are the tokens that pass it, of a
+    tiled image its padding among them.
     """
     tower = shape.vision
     if tower is None:
         return 0
-    n = n_visual if projected is None else projected
-    if projected is None and tower.n_projected is not None and tower.n_visual:
+    n = n_visual
+    if tower.n_projected is not None and tower.n_visual:
         n = images_of(shape, n_visual) * tower.n_projected
     d = shape.hidden_size
     if not tower.mergers:
@@ -140,7 +140,6 @@ class Usage:
         cached: [S][L] visual entries that each layer attended to in decode forward 1..S.
         visual_pairs: [L] pairs of visual tokens, in the square's convention (causal attention counts them all), whose
             attention each layer computed in prefill; empty = the square of ``layer_tokens``.
-        projected: visual tokens that passed the projector, where it waited for boundary 0; None = all of them.
     """
 
     shape: ModelShape
@@ -149,7 +148,6 @@ class Usage:
     layer_tokens: tuple[int, ...]
     cached: tuple[tuple[int, ...], ...] = ()
     visual_pairs: tuple[int, ...] = ()
-    projected: int | None = None
 
     def __post_init__(self) -> None:
         layers = self.shape.n_layers
@@ -177,7 +175,7 @@ class Usage:
     def unpruned(self) -> Usage:
         """The same run with every visual token kept everywhere."""
         full = (self.n_visual,) * self.shape.n_layers
-        return replace(self, layer_tokens=full, cached=(full,) * len(self.cached), visual_pairs=(), projected=None)
+        return replace(self, layer_tokens=full, cached=(full,) * len(self.cached), visual_pairs=())
 
     @property
     def n_steps(self) -> int:
@@ -231,7 +229,7 @@ class Usage:
     def prefill_flops_whole(self) -> int:
         """FLOPs of the first forward: vision tower, projector, decoder layers, head for one position."""
         tower = vision_flops(self.shape, images_of(self.shape, self.n_visual))
-        projector = projector_flops(self.shape, self.n_visual, self.projected)
+        projector = projector_flops(self.shape, self.n_visual)
         return tower + projector + self.prefill_flops + head_flops(self.shape)
 
     @property

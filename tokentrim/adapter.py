@@ -20,24 +20,6 @@ MODALITIES: tuple[Modality, ...] = ("image", "video")
 
 
 @dataclass(frozen=True)
-class Projector:
-    """A module that makes visual tokens of the language model out of the tower's, each on its own.
-
-    What it returns the model may only rearrange on the way to the language model: split, reorder, leave out or put
-    other tokens between. Then the engine can let it wait until boundary 0 has chosen.
-
-    Attributes:
-        module: takes [..., D_tower] and returns one row per visual token.
-        width: of a returned row.
-        merges: rows of its input, one after another, that become one token.
-    """
-
-    module: nn.Module
-    width: int
-    merges: int = 1
-
-
-@dataclass(frozen=True)
 class Layout:
     """The modules of one model that the engine hooks.
 
@@ -57,8 +39,6 @@ class Layout:
         structured: whether some placeholders are structure (line ends and the like), which is never pruned.
         mrope: whether position ids have one row per axis (time, height, width).
         unserved: what strategies may not ask for on this model, with the reason of each.
-        projectors: that of the visual tokens, then one for each layer that DeepStack feeds, in order; empty where they
-            do not work token by token.
     """
 
     entry: nn.Module
@@ -75,7 +55,6 @@ class Layout:
     structured: bool = False
     mrope: bool = False
     unserved: Mapping[Need, str] = field(default_factory=dict[Need, str])
-    projectors: tuple[Projector, ...] = ()
 
     def vision_block(self, block: int) -> int:
         """The vision block (0-based) that stands in for ``block``: itself, or the nearest earlier (else later) one
@@ -264,10 +243,6 @@ class Adapter(ABC):
         """
         return arguments, []
 
-    def bind(self, layout: Layout, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The entry forward's arguments by name, however the caller passed them."""
-        return bind(layout.entry.forward, args, kwargs)
-
 
 def bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a call by name; ``**kwargs`` of the function are flattened in.
@@ -325,7 +300,7 @@ def decoder_shape(
     )
 
 
-def child(module: nn.Module, name: str, whose: str) -> Any:
+def submodule(module: nn.Module, name: str, whose: str) -> Any:
     """A submodule by name.
 
     Raises:

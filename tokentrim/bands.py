@@ -17,65 +17,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tokentrim.sites import Grid
+from tokentrim.spans import Spans, block_of
 from tokentrim.stream import Stream
 
 Host: TypeAlias = NDArray[np.int64]
 
-# Whole grid rows, at least this many tokens: smaller blocks leave more out, larger ones compute faster.
-_LEAST_BLOCK = 96
 
+def spans_of(plane: Host, row: Host, cols: int, radius: int, *, least: int | None = None) -> Spans:
+    """The spans of samples that run through attention together.
 
-@dataclass(frozen=True)
-class Spans:
-    """Intervals of visual tokens, in raster order, that hold the neighbours of each block of them.
-
-    Attributes:
-        block: tokens per block (the last one may be shorter).
-        first: [blocks], first token of each interval.
-        width: tokens of the widest interval; every block computes this many.
-        n: visual tokens.
+    Args:
+        plane: [B, N], number of the plane that each token lies in; negative in padding.
+        row: [B, N], its row there, from -1 (no place) on.
+        cols: tokens of a grid row, about.
+        radius: a token's neighbours lie at most this many rows away in its plane.
+        least: tokens that a block has at least, in whole grid rows; None = as plans assume.
     """
-
-    block: int
-    first: tuple[int, ...]
-    width: int
-    n: int
-
-    @property
-    def pairs(self) -> int:
-        """Pairs of visual tokens that the blocks compute, in the convention in which causal attention counts n^2.
-
-        Causal attention sees half of what it counts, so what blocks see counts twice.
-        """
-        return min(2 * self.n * self.width, self.n**2)
-
-    @classmethod
-    def raster(cls, rows: int, cols: int, planes: int, radius: int) -> Spans:
-        """The spans of a prompt with so many pictures of ``rows`` x ``cols`` tokens."""
-        place = np.arange(planes * rows * cols)[None]
-        return cls.of(place // (rows * cols), place % (rows * cols) // cols, cols, radius)
-
-    @classmethod
-    def of(cls, plane: Host, row: Host, cols: int, radius: int, *, least: int = _LEAST_BLOCK) -> Spans:
-        """The spans of samples that run through attention together.
-
-        Args:
-            plane: [B, N], number of the plane that each token lies in; negative in padding.
-            row: [B, N], its row there, from -1 (no place) on.
-            cols: tokens of a grid row, about.
-            radius: a token's neighbours lie at most this many rows away in its plane.
-            least: tokens that a block has at least, in whole grid rows.
-        """
-        n = plane.shape[1]
-        if not n:
-            return cls(1, (), 0, 0)
-        block = max(1, min(n, cols * -(-least // max(cols, 1))))
-        lowest, highest = _reach(plane, row, radius)
-        starts = range(0, n, block)
-        first = [int(lowest[:, at : at + block].min()) for at in starts]
-        last = [int(highest[:, at : at + block].max()) for at in starts]
-        width = max((b + 1 - a for a, b in zip(first, last, strict=True)), default=0)
-        return cls(block, tuple(min(a, n - width) for a in first), width, n)
+    n = plane.shape[1]
+    block = block_of(n, cols) if least is None else block_of(n, cols, least)
+    if not n:
+        return Spans.over(block, [], [], n)
+    lowest, highest = _reach(plane, row, radius)
+    starts = range(0, n, block)
+    first = [int(lowest[:, at : at + block].min()) for at in starts]
+    last = [int(highest[:, at : at + block].max()) for at in starts]
+    return Spans.over(block, first, last, n)
 
 
 def _reach(plane: Host, row: Host, radius: int) -> tuple[Host, Host]:
@@ -130,9 +96,9 @@ class Bands:
         plane = np.unique(host[:3], axis=1, return_inverse=True)[1].reshape(rows, n)
         used = np.arange(n) < np.array(stream.n_visual)[:, None]
         plane, row, cols = np.where(used, plane, -1), host[3].reshape(rows, n), int(host[4].max())
-        spans = Spans.of(plane, row, cols, radius)
+        spans = spans_of(plane, row, cols, radius)
         alone = [
-            Spans.of(plane[one : one + 1, :count], row[one : one + 1, :count], cols, radius).pairs
+            spans_of(plane[one : one + 1, :count], row[one : one + 1, :count], cols, radius).pairs
             for one, count in enumerate(stream.n_visual)
         ]
         blocks = len(spans.first)

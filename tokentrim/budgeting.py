@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
-from pydantic import ValidationError
-
+from tokentrim.counted import Counted
 from tokentrim.errors import StrategyError, complaint
 from tokentrim.plan import NEW_TOKENS, TEXT_TOKENS, plan
 from tokentrim.shape import ModelShape
-from tokentrim.strategy import Composition, Spatial, Strategy
 
-_DECIMALS: Final = 6  # a step of 1e-6 tells counts apart up to a million visual tokens
-_COUNT_OF_RATIO: Final = {"keep_ratio": "keep_count"}  # the pair that tokentrim.budget.resolve_count reads
+DECIMALS: Final = 6
+"""Of a ratio that is searched: a step of 1e-6 tells counts apart up to a million visual tokens."""
 
-Turn = Callable[[Any], Strategy]
+Whole = TypeVar("Whole", bound=Counted)
+Whole_co = TypeVar("Whole_co", covariant=True)
 
 
 @dataclass(frozen=True)
-class Knob:
+class Knob(Generic[Whole_co]):
     """One monotone parameter and the grid of values on which it is searched.
 
     Attributes:
@@ -31,6 +30,7 @@ class Knob:
         steps: number of grid steps; the largest value is ``low + steps * step``.
         step: distance between neighbouring values, an exact decimal.
         integer: whether values are counts.
+        whole: the whole strategy, as it is.
         turn: the whole strategy with the parameter set.
     """
 
@@ -40,20 +40,33 @@ class Knob:
     steps: int
     step: Decimal
     integer: bool
-    turn: Turn
+    whole: Whole_co
+    turn: Callable[[Any], Whole_co]
 
     def value(self, index: int) -> float | int:
         """The grid value of an index in 0..steps."""
         exact = self.low + index * self.step
         return int(exact) if self.integer else float(exact)
 
-    def at(self, index: int) -> Strategy:
+    def at(self, index: int) -> Whole_co:
         """The strategy at a grid index."""
         return self.turn(self.value(index))
 
 
+class Tunable(Counted, Protocol[Whole_co]):
+    """What a budget can be solved for."""
+
+    def knob(self, largest_count: int) -> Knob[Whole_co]:
+        """Its one budget knob; ``largest_count`` ends the search where an integer parameter declares no end.
+
+        Raises:
+            StrategyError: when there is none, or more than one.
+        """
+        ...
+
+
 def solve(
-    strategy: Strategy,
+    strategy: Tunable[Whole],
     shape: ModelShape,
     n_visual: int,
     *,
@@ -62,7 +75,7 @@ def solve(
     flops_ratio: float | None = None,
     n_text: int = TEXT_TOKENS,
     new_tokens: int = NEW_TOKENS,
-) -> tuple[Strategy, float]:
+) -> tuple[Whole, float]:
     """The strategy whose planned cost is the highest achievable one not above the target, and that cost.
 
     Exactly one target is given, each a share of the unpruned run:
@@ -75,7 +88,7 @@ def solve(
     counts depend on the data, the plan's upper bounds are matched, and the realised value is an upper bound too.
 
     Args:
-        strategy: has one ``budget_knob``, itself or in one of its parts.
+        strategy: has one budget knob, itself or in one of its parts.
         shape: the model's numbers.
         n_visual: visual tokens of the prompt.
         layer_mean_ratio: target, or None.
@@ -92,14 +105,14 @@ def solve(
     # Decode forwards are planned only where the target looks at them: they are most of a plan's work.
     new_tokens = new_tokens if measure == "kv_mean_ratio" else 1
 
-    def realised(candidate: Strategy) -> float:
+    def realised(candidate: Counted) -> float:
         return getattr(plan(candidate, shape, n_visual, n_text, new_tokens).usage, measure)
 
-    knob = find_knob(strategy, max(n_visual, shape.n_layers))
+    knob = strategy.knob(max(n_visual, shape.n_layers))
     ends = realised(knob.at(0)), realised(knob.at(knob.steps))
     if ends[0] == ends[1]:
         if ends[0] == target or n_visual == 0:
-            return strategy, realised(strategy)
+            return knob.whole, realised(strategy)
         raise StrategyError(
             complaint(
                 f"{measure} of strategy {knob.whom!r}",
@@ -142,8 +155,8 @@ def _measure(layer_mean_ratio: float | None, kv_ratio: float | None, flops_ratio
 
 
 def _search(
-    knob: Knob, realised: Callable[[Strategy], float], target: float, *, rising: bool
-) -> tuple[Strategy, float]:
+    knob: Knob[Whole], realised: Callable[[Counted], float], target: float, *, rising: bool
+) -> tuple[Whole, float]:
     """Bisect for the highest realised value <= target, then take the roundest knob value that gives it."""
 
     def cost(index: int) -> float:
@@ -167,9 +180,9 @@ def _last_index(steps: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-def roundest(knob: Knob, first: int, last: int) -> int:
+def roundest(knob: Knob[Any], first: int, last: int) -> int:
     """The index in first..last whose value has the fewest decimals: 0.2 rather than 0.200781."""
-    for decimals in range(_DECIMALS):
+    for decimals in range(DECIMALS):
         unit = Decimal(1).scaleb(-decimals)
         if unit <= knob.step:
             break
@@ -179,135 +192,3 @@ def roundest(knob: Knob, first: int, last: int) -> int:
         if first <= index <= last:
             return index
     return last
-
-
-def find_knob(strategy: Strategy, largest_count: int) -> Knob:
-    """The one budget knob of a strategy or, in a composition, of its parts.
-
-    A composition's spatial parts come first: its temporal part is turned when no spatial part has a knob.
-
-    Args:
-        strategy: what to search.
-        largest_count: upper end of the search where an integer parameter declares none.
-
-    Raises:
-        StrategyError: when there is no knob, or several spatial parts have one.
-    """
-    if not isinstance(strategy, Composition):
-        return _own_knob(strategy, largest_count, lambda changed: changed)
-    tunable = [index for index, part in enumerate(strategy.spatial) if part.budget_knob is not None]
-    if len(tunable) > 1:
-        names = [f"{strategy.spatial[index].name}.{strategy.spatial[index].budget_knob}" for index in tunable]
-        raise StrategyError(
-            complaint(
-                f"strategy {strategy.label()!r}",
-                "have one budget knob",
-                names,
-                f"leave the budget out, and set {' and '.join(names)} by hand",
-            )
-        )
-    if tunable:
-        place = tunable[0]
-
-        def put(part: Strategy) -> Strategy:
-            if not isinstance(part, Spatial):  # turning a knob never changes a strategy's class
-                raise StrategyError(complaint(f"part {part.label()!r}", "stay a spatial strategy", type(part)))
-            parts = (*strategy.spatial[:place], part, *strategy.spatial[place + 1 :])
-            return Composition(spatial=parts, temporal=strategy.temporal)
-
-        return _own_knob(strategy.spatial[place], largest_count, put)
-    if strategy.temporal is not None:
-        return _own_knob(
-            strategy.temporal,
-            largest_count,
-            lambda part: Composition(spatial=strategy.spatial, temporal=part.temporal_part),
-        )
-    return _own_knob(strategy, largest_count, lambda changed: changed)
-
-
-def _own_knob(strategy: Strategy, largest_count: int, put: Callable[[Strategy], Strategy]) -> Knob:
-    """The knob that a single strategy declares; ``put`` sets the changed strategy in its place."""
-    name = strategy.budget_knob
-    if name is None:
-        raise StrategyError(
-            complaint(
-                f"strategy {strategy.label()!r}",
-                "declare a budget_knob to be matched to a budget",
-                None,
-                "leave the budget out, or choose a strategy with a keep_ratio",
-            )
-        )
-    fields = type(strategy).model_fields
-    if name not in fields:
-        raise StrategyError(
-            complaint(
-                f"budget_knob of strategy {strategy.name!r}",
-                "name one of its parameters",
-                name,
-                f"its parameters are {', '.join(sorted(fields))}",
-            )
-        )
-    integer = int in _members(fields[name].annotation) and float not in _members(fields[name].annotation)
-    low, high = _bounds(fields[name].metadata, integer, largest_count)
-    step = Decimal(1) if integer else Decimal(1).scaleb(-_DECIMALS)
-    low = low if _inclusive(fields[name].metadata, "gt", low) else low + step
-    high = high if _inclusive(fields[name].metadata, "lt", high) else high - step
-    return Knob(
-        whom=strategy.label(),
-        name=name,
-        low=low,
-        steps=int((high - low) / step),
-        step=step,
-        integer=integer,
-        turn=lambda value: put(turned(strategy, name, value)),
-    )
-
-
-def turned(strategy: Strategy, name: str, value: float) -> Strategy:
-    """``strategy`` with one parameter set, validated anew; a ratio takes the place of its fixed count.
-
-    Raises:
-        StrategyError: when the strategy's own validation refuses the value.
-    """
-    given = {field: getattr(strategy, field) for field in strategy.model_fields_set}
-    rival = _COUNT_OF_RATIO.get(name)
-    if rival in type(strategy).model_fields:
-        given[rival] = None
-    try:
-        return type(strategy)(**{**given, name: value})
-    except ValidationError as cause:
-        raise StrategyError(
-            complaint(
-                f"{name} of strategy {strategy.label()!r}",
-                "be valid over its declared range",
-                value,
-                str(cause.errors()[0]["msg"]),
-            )
-        ) from cause
-
-
-def _members(annotation: Any) -> set[Any]:
-    """The types that an annotation admits: itself, or the members of a union."""
-    arguments: tuple[Any, ...] = getattr(annotation, "__args__", ())
-    return {annotation, *arguments}
-
-
-def _bounds(metadata: list[Any], integer: bool, largest_count: int) -> tuple[Decimal, Decimal]:
-    """The declared range of a parameter; [0, 1] for a ratio and [0, largest_count] for a count by default."""
-    low, high = Decimal(0), Decimal(largest_count if integer else 1)
-    for constraint in metadata:
-        for name in ("ge", "gt"):
-            low = _decimal(getattr(constraint, name, None), low)
-        for name in ("le", "lt"):
-            high = _decimal(getattr(constraint, name, None), high)
-    return low, high
-
-
-def _decimal(value: Any, default: Decimal) -> Decimal:
-    return default if value is None else Decimal(repr(value))
-
-
-def _inclusive(metadata: list[Any], name: str, bound: Decimal) -> bool:
-    """Whether no exclusive constraint ``name`` (gt or lt) sits on ``bound``."""
-    exclusive = [getattr(constraint, name, None) for constraint in metadata]
-    return all(value is None or Decimal(repr(value)) != bound for value in exclusive)

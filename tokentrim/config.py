@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
+from typing import Any, Final, Literal, TypeAlias, cast, get_args
 
 from pydantic import (
     BaseModel,
@@ -22,14 +22,13 @@ from pydantic import (
     model_validator,
 )
 
+from tokentrim.compose import compose
 from tokentrim.errors import ConfigError, TokentrimError, complaint, suggestion
 from tokentrim.plugins import registry
+from tokentrim.shape import ModelShape
+from tokentrim.strategy import Strategy
 from tokentrim.validation import check
 from tokentrim.yaml_reader import Document, Where, is_file, is_inline, load_yaml
-
-if TYPE_CHECKING:
-    from tokentrim.shape import ModelShape
-    from tokentrim.strategy import Strategy
 
 __all__ = ["Budget", "Document", "Spec", "StrategySpec", "TrimConfig", "Where", "load_config", "load_yaml", "resolve",
            "strategy_from"]  # fmt: skip
@@ -129,8 +128,6 @@ def strategy_from(spec: Spec, where: Where = Where()) -> StrategySpec:  # noqa: 
         UnknownNameError: when no strategy has that name.
         PluginError: when the strategy's plugin is broken.
     """
-    from tokentrim.strategy import Strategy  # needs torch, which a configuration's text does not
-
     if isinstance(spec, Strategy):
         return StrategySpec(spec)
     if isinstance(spec, StrategySpec):
@@ -249,8 +246,6 @@ def _from_mapping(values: dict[Any, Any], where: Where) -> StrategySpec:
 
 def _compose(values: Mapping[Any, Any], where: Where) -> Strategy:
     """One strategy from spatial parts and a temporal part."""
-    from tokentrim.strategy import compose
-
     spatial, temporal = values.get("spatial"), values.get("temporal")
     below = where.at("spatial")
     if isinstance(spatial, list):
@@ -318,10 +313,3 @@ def _paths_near(strategy: type[Strategy], values: Mapping[Any, Any], where: Wher
 def _class_hint(spec: object) -> str:
     """What to do when a class is given where an object is meant."""
     return f"call the class: {spec.__name__}(...)" if isinstance(spec, type) else ""
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON schema of a configuration, with every strategy that is registered, for editors."""
-    from tokentrim.schema import build_schema  # it describes the classes of this module
-
-    return build_schema()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokentrim import recording
-from tokentrim.errors import EngineError, StrategyError, TokentrimError, complaint
+from tokentrim.errors import StrategyError, TokentrimError, complaint
 from tokentrim.selection import Selection, top_selection
 from tokentrim.shape import ModelShape
 from tokentrim.sites import LayerSite, Need, StepSite
@@ -20,46 +20,29 @@ Providers = Mapping[Need, Callable[[], Any]]
 
 
 class Doubts:
-    """What only the device knows of a prefill, noted as it comes and read when an answer is there: whether scores held
-    NaN, and whether the model arranged what waits for its projector instead of calculating with it.
+    """Whether scores held NaN, which only the device knows: noted as they come, and read when an answer is there.
 
     Reading at once would make the host wait in the middle of the prefill.
     """
 
     def __init__(self) -> None:
         self._found: dict[str, Tensor] = {}
-        self._mangled: list[Tensor] = []
 
     def note(self, where: str, scores: Tensor, valid: Tensor) -> None:
         """``scores`` [B, N] of the part and boundary that ``where`` names; ``valid`` is False in padding."""
         wrong = (scores.isnan() & valid).any()
         self._found[where] = self._found[where] | wrong if where in self._found else wrong
 
-    def note_mangled(self, wrong: Tensor) -> None:
-        """``wrong``: True where a visual token that waits for its projector does not tell its number any more."""
-        self._mangled.append(wrong.any())
-
     def settle(self) -> None:
         """Forget what was noted.
 
         Raises:
             StrategyError: when there were NaN among the scores; names the parts and boundaries.
-            EngineError: when visual tokens were not what they were taken for.
         """
         found, self._found = self._found, {}
-        mangled, self._mangled = self._mangled, []
-        noted = [*found.values(), *mangled]  # layers may lie on several devices
+        noted = list(found.values())  # layers may lie on several devices
         wrong: list[bool] = torch.stack([one.to(noted[0].device) for one in noted]).tolist() if noted else []
-        if any(wrong[len(found) :]):
-            raise EngineError(
-                complaint(
-                    "the projector's output",
-                    "only be rearranged on its way to the language model",
-                    "features that were calculated with",
-                    "let the adapter's Layout name no projectors for this model",
-                )
-            )
-        names = [where for where, is_wrong in zip(found, wrong, strict=False) if is_wrong]
+        names = [where for where, is_wrong in zip(found, wrong, strict=True) if is_wrong]
         if names:
             raise StrategyError(
                 complaint(

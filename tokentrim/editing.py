@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from tokentrim.attention import Kernel
 from tokentrim.bands import Bands
 from tokentrim.errors import StrategyError, UnsupportedError, complaint
+from tokentrim.extras import AttentionEdit, AttentionEditor
 from tokentrim.shape import ModelShape
 from tokentrim.sites import Grid
-from tokentrim.strategy import AttentionEdit, AttentionEditor
 from tokentrim.stream import Stream
 
 _KERNELS = ("sdpa", "eager")

@@ -24,15 +24,15 @@ from tokentrim.deciding import Doubts, begin_states
 from tokentrim.decode import Decode
 from tokentrim.editing import Editing
 from tokentrim.errors import UnsupportedError, complaint
+from tokentrim.extras import PromptInfo
 from tokentrim.guide import Guide
-from tokentrim.late import LateProjection
 from tokentrim.placement import Placement, encoded_elsewhere, fixed_encodings
 from tokentrim.prefill import Prefill
 from tokentrim.prompt import Prompt
 from tokentrim.shape import ModelShape
 from tokentrim.sharding import Heads
 from tokentrim.sites import Grid, Need
-from tokentrim.strategy import PromptInfo, Strategy
+from tokentrim.strategy import Strategy
 from tokentrim.stream import Stream
 from tokentrim.trace import Trace
 from tokentrim.untouched import Untouched
@@ -90,8 +90,7 @@ class Engine:
             for block in part.wants_vision_blocks()
         ]
         self.guide = guide
-        self.late = LateProjection(layout.projectors if planning.projects_late(self.spatial, self.shape) else ())
-        captured = (adapter, layout, frozenset(blocks), self.clock, self.late)
+        captured = (adapter, layout, frozenset(blocks), self.clock)
         self.vision = VisionCapture(*captured, wants_keys=Need.RANDOM in needed, keeps_pixels=guide is not None)
         self._undo: list[Callable[[], None]] = []
         self._pass: Prefill | Decode | None = None

@@ -77,11 +77,6 @@ class Options:
         return Call(columns, chunk is not None and chunk < columns - begun, self.assisted, limit)
 
     @property
-    def encoded(self) -> bool:
-        """Whether it brings embeddings or encoded pictures, which the caller may look at."""
-        return self.arguments.get("inputs_embeds") is not None or bool(self.arguments.get("mm_encoder_outputs"))
-
-    @property
     def assisted(self) -> bool:
         """Whether tokens are guessed ahead, by whatever means."""
         names = ("assistant_model", "prompt_lookup_num_tokens", *_GUESSERS)
@@ -105,15 +100,13 @@ def watch(host: nn.Module, engine: Engine) -> Callable[[], None]:
             exits = Exits.of(host, options, threshold)
             call = replace(call, exits=exits) if call is not None else None
         outer, engine.call = engine.call, call
-        engine.late.allowed = not (assisted or options.encoded)  # others would be shown what has not been projected
         try:
             with _no_guess_within_the_prompt(host) if pruning and assisted else nullcontext():
                 output = generate(*args, **kwargs)
         except Exited:
             output = None
         finally:
-            engine.call, engine.late.allowed = outer, False
-            engine.late.forget()
+            engine.call = outer
         engine.doubts.settle()
         return output if exits is None else exits.joined(output)
 

@@ -17,8 +17,9 @@ from tokentrim.adapter import Layout
 from tokentrim.budget import keep_count
 from tokentrim.errors import StrategyError, UnsupportedError, complaint
 from tokentrim.exiting import Answers, Attended, Chances, Exits, likelihood
+from tokentrim.extras import GuideRequest
 from tokentrim.generating import answer_lengths
-from tokentrim.strategy import GuideRequest, Strategy
+from tokentrim.strategy import Strategy
 from tokentrim.stream import Stream
 
 if TYPE_CHECKING:

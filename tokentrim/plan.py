@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokentrim.accounting import Usage
+from tokentrim.counted import Counted, CountedParts, SpatialCounts, TemporalCounts
 from tokentrim.errors import StrategyError, complaint
-from tokentrim.planning import projects_late
 from tokentrim.shape import ModelShape
-from tokentrim.strategy import Parts, Spatial, Strategy, Temporal
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from tokentrim.spans import Spans
 
 TEXT_TOKENS = 35
 """Text tokens of a prompt where nobody says otherwise: what the published FLOPs columns assume."""
@@ -84,7 +82,7 @@ class Plan:
 
 
 def plan(
-    strategy: Strategy,
+    strategy: Counted,
     shape: ModelShape,
     n_visual: int,
     n_text: int = TEXT_TOKENS,
@@ -109,26 +107,25 @@ def plan(
     layer_tokens = planned_layer_tokens(parts.spatial, shape, n_visual)
     cached = planned_cached(parts.temporal, shape, layer_tokens, new_tokens - 1)
     exact = is_static(strategy)
-    late = layer_tokens[0] < n_visual and projects_late(parts.spatial, shape)
     pairs = planned_pairs(parts, shape, layer_tokens)
     return Plan(
         strategy=strategy.label(),
         spec=strategy.spec(),
-        usage=Usage(shape, n_visual, n_text, layer_tokens, cached, pairs, layer_tokens[0] if late else None),
+        usage=Usage(shape, n_visual, n_text, layer_tokens, cached, pairs),
         new_tokens=new_tokens,
         exact=exact,
         notes=() if exact else ("counts depend on the data: every number here is an upper bound",),
     )
 
 
-def is_static(strategy: Strategy) -> bool:
+def is_static(strategy: Counted) -> bool:
     """Whether every count, of the strategy and of all its parts, follows from configuration and prompt shape."""
     parts = strategy.parts()
     members = [*parts.spatial, *([parts.temporal] if parts.temporal else [])]
     return strategy.count_is_static and all(member.count_is_static for member in members)
 
 
-def planned_layer_tokens(parts: tuple[Spatial, ...], shape: ModelShape, n_visual: int) -> tuple[int, ...]:
+def planned_layer_tokens(parts: Sequence[SpatialCounts], shape: ModelShape, n_visual: int) -> tuple[int, ...]:
     """[L] visual tokens of each layer: every part plans from the prompt, and no part brings a token back.
 
     Each part is told the prompt's original count, whatever an earlier part left, and its own counts are clipped
@@ -141,7 +138,7 @@ def planned_layer_tokens(parts: tuple[Spatial, ...], shape: ModelShape, n_visual
     return tuple(layers)
 
 
-def planned_pairs(parts: Parts, shape: ModelShape, layer_tokens: tuple[int, ...]) -> tuple[int, ...]:
+def planned_pairs(parts: CountedParts, shape: ModelShape, layer_tokens: tuple[int, ...]) -> tuple[int, ...]:
     """[L] pairs of visual tokens that each layer computes (see :class:`tokentrim.accounting.Usage`); empty = all.
 
     Where the prompt's pictures are not whole grids of the shape's (tiled ones are not), all are counted.
@@ -150,8 +147,6 @@ def planned_pairs(parts: Parts, shape: ModelShape, layer_tokens: tuple[int, ...]
     size = 0 if vision is None else vision.rows * vision.cols
     if editor is None or vision is None or not size:
         return ()
-    from tokentrim.bands import Spans  # imports torch, which arithmetic alone does not need
-
     pairs = [count * count for count in layer_tokens]
     known: dict[tuple[int, int], int] = {}  # most layers are edited alike
     for layer, count in enumerate(layer_tokens):
@@ -165,7 +160,7 @@ def planned_pairs(parts: Parts, shape: ModelShape, layer_tokens: tuple[int, ...]
 
 
 def planned_cached(
-    part: Temporal | None, shape: ModelShape, layer_tokens: tuple[int, ...], steps: int
+    part: TemporalCounts | None, shape: ModelShape, layer_tokens: tuple[int, ...], steps: int
 ) -> tuple[tuple[int, ...], ...]:
     """[S][L] visual entries that each layer attends to in decode forward 1..S; they never rise over steps."""
     if part is None:
@@ -177,61 +172,3 @@ def planned_cached(
         current = tuple(min(count, held) for count, held in zip(wanted, current, strict=True))
         rows.append(current)
     return tuple(rows)
-
-
-def plan_table(plan: Plan) -> Table:
-    """The plan for a terminal: runs of equal layers, then the totals against the unpruned run."""
-    from rich.table import Table  # only a terminal needs it
-
-    usage, model = plan.usage, plan.shape.name or "this model"
-    bound = "" if plan.exact else "at most "
-    tokens = f"{usage.n_visual} visual + {usage.n_text} text tokens, {plan.new_tokens} new"
-    table = Table(title=f"{plan.strategy} on {model}: {tokens}", caption="; ".join(plan.notes) or None)
-    for name in ("what", "planned", "unpruned", "share"):
-        table.add_column(name, justify="left" if name == "what" else "right")
-    for first, end, count in layer_runs(usage.layer_tokens):
-        layers = f"layer {first}" if first == end else f"layers {first}-{end}"
-        share = f"{count / usage.n_visual:.1%}" if usage.n_visual else "-"
-        table.add_row(f"visual tokens in {layers}", f"{bound}{count}", str(usage.n_visual), share)
-    table.add_section()
-    for name, planned, unpruned, share in _totals(usage):
-        table.add_row(name, bound + planned, unpruned, f"{share:.1%}")
-    return table
-
-
-def _totals(usage: Usage) -> list[tuple[str, str, str, float]]:
-    """Rows ``(what, planned, unpruned, share)`` of the figures that sum over layers."""
-    full, last = usage.unpruned(), usage.n_steps
-
-    def row(name: str, values: tuple[float, float], scale: float, unit: str, share: float) -> Any:
-        planned, unpruned = (f"{value / scale:,.2f}{unit}" for value in values)
-        return name, planned, unpruned, share
-
-    def mebibytes(name: str, planned: float, unpruned: float, share: float) -> Any:
-        return row(name, (planned, unpruned), 1024 * 1024, " MiB", share)
-
-    peak, visual = usage.kv_visual_bytes(0), full.kv_visual_bytes(0)
-    mean, end = usage.kv_mean_ratio, usage.kv_visual_bytes(last)
-    tokens = usage.layer_mean_tokens, full.layer_mean_tokens
-    macs = usage.macs_per_layer, full.macs_per_layer
-    flops = usage.prefill_flops, full.prefill_flops
-    return [
-        row("layer-mean visual tokens", tokens, 1, "", usage.layer_mean_ratio),
-        row("MACs per layer, field", macs, 1e9, " G", usage.flops_ratio_field),
-        row("prefill FLOPs, physical", flops, 1e12, " T", usage.flops_ratio),
-        mebibytes("visual KV, end of prefill", peak, visual, usage.kv_peak_ratio),
-        mebibytes("visual KV, mean over decoding", mean * visual, visual, mean),
-        mebibytes("visual KV, last forward", end, visual, usage.kv_end_ratio),
-        mebibytes("all KV, mean over decoding", usage.kv_bytes_mean, full.kv_bytes_mean, usage.kv_total_mean_ratio),
-    ]
-
-
-def layer_runs(counts: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """``(first layer, last layer, count)`` for every run of neighbouring layers with equal counts."""
-    runs: list[tuple[int, int, int]] = []
-    for layer, count in enumerate(counts):
-        if runs and runs[-1][2] == count:
-            runs[-1] = (runs[-1][0], layer, count)
-        else:
-            runs.append((layer, layer, count))
-    return runs

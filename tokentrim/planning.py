@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tokentrim.compose import require_one_policy
 from tokentrim.errors import StrategyError, UnsupportedError, complaint
 from tokentrim.shape import ModelShape
-from tokentrim.sites import Need
+from tokentrim.sites import AT_BOUNDARIES, AT_STEPS, FROM_LAYER_BEFORE, Need
 from tokentrim.strategy import Spatial, Strategy, TemporalScorer
-
-_FROM_PREVIOUS_LAYER = frozenset(
-    {Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.KEYS, Need.VALUES}
-)
-"""Needs that read layer b-1, and so do not exist at boundary 0."""
-
-SPATIAL_NEEDS = frozenset(Need) - {Need.PROMPT_ROW}
-TEMPORAL_NEEDS = frozenset({Need.LAST_ROW, Need.PROMPT_ROW, Need.KEYS, Need.VALUES, Need.RANDOM})
 
 
 @dataclass(frozen=True)
@@ -70,19 +63,6 @@ def decisions(parts: Sequence[Spatial], shape: ModelShape, n_visual: Sequence[in
     return [decision for _, _, decision in sorted(found, key=lambda item: item[:2])]
 
 
-def projects_late(parts: Sequence[Spatial], shape: ModelShape) -> bool:
-    """Whether boundary 0 chooses without looking at projected features, and nobody else does.
-
-    What is dropped there is then never projected, where the model allows that (:mod:`tokentrim.late`).
-    """
-    if shape.vision is None or not shape.vision.projects_late:
-        return False
-    n_visual = shape.vision.n_visual
-    first = [decision.part for decision in decisions(parts, shape, (n_visual,)) if decision.boundary == 0]
-    looks = any(Need.FEATURES in part.needed() for part in parts)
-    return bool(first) and not looks and not any(part.merges or Need.HIDDEN in part.needed() for part in first)
-
-
 def check(
     strategy: Strategy, shape: ModelShape, *, vision_blocks: int, unserved: Mapping[Need, str] | None = None
 ) -> None:
@@ -100,20 +80,10 @@ def check(
     """
     spatial, temporal = strategy.spatial_parts, strategy.temporal_part
     _check_served(strategy, unserved or {})
-    n_visual = shape.vision.n_visual if shape.vision else 576
-    policies = {part.positions for part in spatial}
-    if len(policies) > 1:
-        raise StrategyError(
-            complaint(
-                "spatial parts of one strategy",
-                "share one position policy",
-                sorted(policies),
-                "set the same 'positions' on each part",
-            )
-        )
-    for decision in decisions(spatial, shape, (n_visual,)):
-        _check_needs(decision.part.label(), decision.part.needed(), SPATIAL_NEEDS, "at a boundary")
-        early = decision.part.needed() & _FROM_PREVIOUS_LAYER
+    require_one_policy(spatial)
+    for decision in decisions(spatial, shape, (shape.usual_visual,)):
+        _check_needs(decision.part.label(), decision.part.needed(), AT_BOUNDARIES, "at a boundary")
+        early = decision.part.needed() & FROM_LAYER_BEFORE
         if decision.boundary == 0 and early:
             raise UnsupportedError(
                 complaint(
@@ -136,7 +106,7 @@ def check(
                         )
                     )
     if temporal is not None:
-        _check_needs(temporal.label(), temporal.needed(), TEMPORAL_NEEDS, "at a decode step")
+        _check_needs(temporal.label(), temporal.needed(), AT_STEPS, "at a decode step")
         if isinstance(temporal, TemporalScorer) and temporal.ranks_once() and Need.LAST_ROW in temporal.needed():
             raise UnsupportedError(
                 complaint(
@@ -155,7 +125,7 @@ def prepare(strategy: Strategy, shape: ModelShape) -> None:
     Raises:
         TokentrimError: when a part has not what it needs.
     """
-    for part in (*strategy.spatial_parts, *([strategy.temporal_part] if strategy.temporal_part is not None else [])):
+    for part in strategy.parts().deciders:
         part.prepare(shape)
 
 

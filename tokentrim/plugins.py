@@ -9,14 +9,11 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any, Final, Literal
 
 import pluggy
@@ -31,13 +28,16 @@ __all__ = ["KINDS", "LIMIT_VARIABLE", "PluginInfo", "PluginWarning", "Plugins", 
 
 KINDS: Final = (
     Kind(
-        "strategy", "tokentrim_strategies", base="tokentrim.strategy:Strategy", check="tokentrim.abilities:of_strategy"
+        "strategy",
+        "tokentrim_strategies",
+        base="tokentrim.strategy:Strategy",
+        check="tokentrim.abilities:wrong_in_strategy",
     ),
     Kind(
         "adapter",
         "tokentrim_adapters",
         base="tokentrim.adapter:Adapter",
-        check="tokentrim.abilities:of_adapter",
+        check="tokentrim.abilities:wrong_in_adapter",
         exclusive="model_types",
     ),
     Kind("task", "tokentrim_tasks", base="tokentrim.tasks:Task", instances=True),
@@ -45,15 +45,6 @@ KINDS: Final = (
     Kind("model", "tokentrim_models"),
 )
 LIMIT_VARIABLE: Final = "TOKENTRIM_PLUGINS"
-
-# Also the entry points of our own pyproject.toml; repeated here for a checkout that nobody installed.
-_BUILTINS: Final = {
-    "builtin-strategies": "tokentrim_strategies",
-    "builtin-adapters": "tokentrim_adapters",
-    "builtin-testbed": "tokentrim.testbed.plugin",
-    "builtin-executors": "tokentrim.executors.plugin",
-    "builtin-harness": "tokentrim.harness.plugin",
-}
 
 Status = Literal["loaded", "broken", "failed", "skipped", "missing"]
 
@@ -226,10 +217,10 @@ def _import(point: EntryPoint, origin: Origin) -> Any:
 
 
 def _origin(point: EntryPoint) -> Origin:
-    """Who an entry point belongs to; one without a distribution is a built-in of an uninstalled checkout."""
-    if point.dist is not None:
-        return Origin(point.name, point.dist.name, point.dist.version)
-    return Origin(point.name, PROJECT, "(not installed)")
+    """Who an entry point belongs to."""
+    if point.dist is None:
+        raise PluginError(complaint(f"entry point {point.name!r}", "belong to a distribution", point.value))
+    return Origin(point.name, point.dist.name, point.dist.version)
 
 
 def _is_builtin(origin: Origin) -> bool:
@@ -237,22 +228,16 @@ def _is_builtin(origin: Origin) -> bool:
 
 
 def discover() -> list[EntryPoint]:
-    """Entry points of the group ``tokentrim``: built-ins first, then by distribution and name."""
-    found = list(entry_points(group=PROJECT))
-    installed = {point.name for point in found if _is_builtin(_origin(point))}
-    for name, value in _BUILTINS.items():
-        if name not in installed:
-            _find_in_checkout(value)
-            found.append(EntryPoint(name, value, PROJECT))
+    """Entry points of the group ``tokentrim``: built-ins first, then by distribution and name.
+
+    Raises:
+        PluginError: when tokentrim itself is not installed, so that nobody says what comes with it.
+    """
+    found = entry_points(group=PROJECT)
+    if not any(_is_builtin(_origin(point)) for point in found):
+        raise PluginError(complaint(PROJECT, "be installed", hint="run 'pip install -e .' in its checkout"))
     # A fixed order, so that the same installation gives the same registry in every process.
     return sorted(found, key=lambda point: (not _is_builtin(origin := _origin(point)), origin.distribution, point.name))
-
-
-def _find_in_checkout(module: str) -> None:
-    """Make a built-in package of a checkout that nobody installed importable."""
-    folder = Path(__file__).parent.parent / module.removeprefix("tokentrim_")
-    if "." not in module and folder.is_dir() and find_spec(module) is None:
-        sys.path.append(str(folder))
 
 
 def parse_limit(text: str | None) -> frozenset[str] | None:
@@ -328,8 +313,5 @@ def only_builtins() -> None:
 
 
 def installed_version() -> str:
-    """The installed version of tokentrim, or ``"0+unknown"`` in a checkout that nobody installed."""
-    try:
-        return version(PROJECT)
-    except PackageNotFoundError:
-        return "0+unknown"
+    """The installed version of tokentrim."""
+    return version(PROJECT)

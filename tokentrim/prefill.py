@@ -20,13 +20,11 @@ from tokentrim.packing import Packing
 from tokentrim.planning import Decision
 from tokentrim.prompt import Prompt
 from tokentrim.selection import Selection
-from tokentrim.sites import Grid, Need
+from tokentrim.sites import FROM_LAYER_BEFORE, Grid, Need
 from tokentrim.stream import Stream, gather_columns, merge_features, place
 
 if TYPE_CHECKING:
     from tokentrim.engine import Engine
-
-_ROW_NEEDS = frozenset({Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.KEYS, Need.VALUES})
 
 
 @dataclass
@@ -55,14 +53,14 @@ class Prefill:
     handles: list[Any] = field(default_factory=list[Any])
 
     def __post_init__(self) -> None:
-        self.stream, self.late = self.prompt.start, self.engine.late
+        self.stream = self.prompt.start
         self.packing = Packing(() if self.engine.heads.shared else self.engine.layout.layers)
         self.at: dict[int, list[Decision]] = {}
         for decision in self.decisions:
             self.at.setdefault(decision.boundary, []).append(decision)
         self.wanted: dict[int, frozenset[Need]] = {}
         for boundary, here in self.at.items():
-            needs = frozenset().union(*(d.part.needed() for d in here)) & _ROW_NEEDS
+            needs = frozenset().union(*(d.part.needed() for d in here)) & FROM_LAYER_BEFORE
             if boundary > 0 and needs:
                 self.wanted[boundary - 1] = needs
 
@@ -75,12 +73,8 @@ class Prefill:
         kwargs = self._take_deepstack(kwargs)
         hidden = self._prune(0, self.embeds) if 0 in self.at else self.embeds
         if hidden is not self.embeds:
-            kwargs = {**kwargs, "position_ids": self.position_ids, "attention_mask": self._mask_for_model()}
-        if self.late.waits():
-            self.prompt.projected_late = True
-            hidden = self.late.fill(hidden, self.stream, whole=self._whole, doubts=self.engine.doubts)
-        if hidden is not self.embeds:
-            kwargs = {**kwargs, "inputs_embeds": hidden}
+            mask = self._mask_for_model()
+            kwargs = {**kwargs, "inputs_embeds": hidden, "position_ids": self.position_ids, "attention_mask": mask}
         inside = [b for b in self.at if b > 0]
         if inside:
             for index in range(min(inside), self.engine.shape.n_layers):
@@ -98,27 +92,20 @@ class Prefill:
         start = self.prompt.start
         n_visual = torch.tensor(start.n_visual, device=start.vis_ids.device)
         number = ((n_visual.cumsum(0) - n_visual).unsqueeze(1) + start.vis_ids).clamp(min=0, max=len(features[0]) - 1)
-        for index, (layer, flat) in enumerate(zip(self.engine.layout.layers, features, strict=False)):
-            self.handles.append(layer.register_forward_hook(self._adder(index, flat, number)))
+        for layer, flat in zip(self.engine.layout.layers, features, strict=False):
+            self.handles.append(layer.register_forward_hook(self._adder(flat, number)))
         return without
 
-    def _adder(self, index: int, flat: Tensor, number: Tensor) -> Callable[..., Any]:
+    def _adder(self, flat: Tensor, number: Tensor) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             hidden: Tensor = output[0] if isinstance(output, tuple) else output
             stream = self.stream
             chosen = flat.to(hidden.device, hidden.dtype)[number.gather(1, stream.vis_ids.clamp(min=0))]
-            if self.late.waits(1 + index):
-                chosen = self.late.project(chosen, whole=self._whole, index=1 + index)
             chosen = chosen.masked_fill(~stream.vis_valid.unsqueeze(-1), 0.0)
             hidden = hidden.scatter_add(1, stream.vis_pos.unsqueeze(-1).expand_as(chosen), chosen)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return hook
-
-    @property
-    def _whole(self) -> bool:
-        """Whether every token is still there: then no bit of the model may change, not even by rounding."""
-        return self.stream is self.prompt.start
 
     def _mask_for_model(self) -> Tensor | None:
         if self.stream.valid is not None:
@@ -245,7 +232,7 @@ class Prefill:
         self._streams[first] = self.stream
 
     def _pack(self) -> None:
-        if not self._whole:
+        if self.stream is not self.prompt.start:  # with every token there, no bit of the model may change by rounding
             self.packing.follow(self.stream)
 
     _streams: dict[int, Stream] = field(default_factory=dict[int, Stream])
@@ -334,7 +321,7 @@ class Prefill:
     def _providers(self, decision: Decision, hidden: Tensor) -> dict[Need, Callable[[], Any]]:
         stream, engine, prompt = self.stream, self.engine, self.prompt
         ids = stream.vis_ids.clamp(min=0)
-        before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: self.read[n]) for need in _ROW_NEEDS}
+        before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: self.read[n]) for need in FROM_LAYER_BEFORE}
 
         def vision() -> Tensor:
             blocks = [engine.layout.vision_block(block) for block in decision.part.wants_vision_blocks()]
@@ -427,8 +414,7 @@ class Prefill:
         return full.scatter(1, columns.unsqueeze(-1).expand_as(hidden), hidden)[:, :length]
 
     def close(self) -> None:
-        """Remove the layer hooks, and let go of what has been projected."""
-        self.late.forget()
+        """Remove the layer hooks."""
         self.packing.stop()
         for handle in self.handles:
             handle.remove()

@@ -43,7 +43,6 @@ class Prompt:
         step: decode forwards run so far.
         appended_valid: bool [B, A] of appended columns, None while all are real.
         trace: what was kept where.
-        projected_late: whether the projector waited until boundary 0 had chosen.
         held: per decode step, per layer, visual entries of each row.
     """
 
@@ -68,7 +67,6 @@ class Prompt:
     events: int = 0
     layer_counts: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
     visual_pairs: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
-    projected_late: bool = False
     held: list[list[tuple[int, ...]]] = field(default_factory=list[list[tuple[int, ...]]])
     appended: list[int] = field(default_factory=list[int])
     _memo: tuple[Tensor, dict[int, tuple[Any, Any]]] | None = None

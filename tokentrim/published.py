@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from tokentrim.shape import ModelShape, VisionShape
-from tokentrim.tilings import NOMINAL, AnyResolution, FixedGrid, NativeResolution, Tiling
+from tokentrim.tilings import NOMINAL_SIZE, AnyResolution, FixedGrid, NativeResolution, Tiling
 
 _NEXT: Final = AnyResolution(
     pixels=336, side=24, resolutions=((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)), cls=1
@@ -26,7 +26,7 @@ _QWEN3: Final = NativeResolution(patch=16, merge=2, min_pixels=64 * 32 * 32, max
 def _tower(layers: int, hidden: int, inner: int, tiling: Tiling, **more: int) -> VisionShape:
     """A vision tower, with the counts of an image of nominal size."""
     counted = dict.fromkeys(("n_tokens", "n_visual", "rows", "cols"), 0)
-    return VisionShape(layers, hidden, inner, tiling=tiling, projects_late=True, **counted, **more).for_image(*NOMINAL)
+    return VisionShape(layers, hidden, inner, tiling=tiling, **counted, **more).for_image(*NOMINAL_SIZE)
 
 
 def _clip(tiling: Tiling) -> VisionShape:

@@ -12,9 +12,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tokentrim.selection import Selection
     from tokentrim.sites import LayerSite, StepSite
     from tokentrim.strategy import Spatial, Temporal

@@ -110,8 +110,7 @@ def usages(prompt: Prompt, shape: ModelShape, new_tokens: Sequence[int] | None =
         steps = prompt.held if new_tokens is None else prompt.held[: max(0, new_tokens[row] - 1)]
         cached = tuple(tuple(layer[row] for layer in step) for step in steps)
         pairs = tuple(layer[row] for layer in prompt.visual_pairs)
-        projected = layer_tokens[0] if prompt.projected_late and layer_tokens[0] < n_visual else None
-        found.append(Usage(shape, n_visual, prompt.n_text[row], layer_tokens, cached, pairs, projected))
+        found.append(Usage(shape, n_visual, prompt.n_text[row], layer_tokens, cached, pairs))
     return found
 
 

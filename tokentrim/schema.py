@@ -11,11 +11,12 @@ from typing import Any, Final
 
 from pydantic.json_schema import models_json_schema
 
+import tokentrim
 from tokentrim.config import Budget, TrimConfig
 from tokentrim.errors import PluginError
 from tokentrim.plugins import registry
 
-SHIPPED: Final = Path(__file__).parent / "schemas"
+SHIPPED: Final = Path(tokentrim.__file__).parent / "schemas"
 """Folder of the schemas of the built-ins, a file for each of ``SCHEMAS``."""
 _DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
 _REFERENCE: Final = "#/$defs/{model}"

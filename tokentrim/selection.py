@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from tokentrim.errors import StrategyError, complaint
+
+if TYPE_CHECKING:  # imported where something is decided: a plan imports strategies, and decides nothing
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Selection:
             n_current: current visual tokens of each row.
             static: the counts that a static schedule promised, or None when counts may depend on the data.
         """
+        import torch
+
         rows = len(n_current)
         if self.kept.dtype != torch.int64 or self.kept.dim() != 2 or self.kept.shape[0] != rows:
             raise StrategyError(
@@ -94,8 +97,8 @@ class Selection:
         for row, (count, n) in enumerate(zip(self.counts, n_current, strict=True)):
             indices = self.kept[row, :count]
             if self.gone is not None:
-                both = torch.cat([indices, self.gone[row]]).sort().values
-                if both.tolist() != list(range(n)):
+                both: list[int] = [*indices.tolist(), *self.gone[row].tolist()]
+                if sorted(both) != list(range(n)):
                     raise StrategyError(
                         complaint(
                             f"Selection.gone of row {row}",
@@ -121,12 +124,14 @@ class Selection:
         """Selection that keeps where ``mask`` [batch, N_current] is True; ``counts`` are its row sums."""
         width = max(counts, default=0)
         # A stable sort of "dropped?" lists the kept positions first, in raster order.
-        order = torch.argsort((~mask).to(torch.uint8), dim=-1, stable=True)[:, :width]
+        order = (~mask).byte().argsort(dim=-1, stable=True)[:, :width]
         return cls(pad_rows(order, counts), counts)
 
     @classmethod
     def everything(cls, n_current: tuple[int, ...], device: torch.device) -> Selection:
         """Selection that keeps all current tokens."""
+        import torch
+
         width = max(n_current, default=0)
         kept = torch.arange(width, device=device).expand(len(n_current), width)
         return cls(pad_rows(kept, n_current), n_current)
@@ -134,6 +139,8 @@ class Selection:
 
 def pad_rows(kept: Tensor, counts: tuple[int, ...]) -> Tensor:
     """``kept`` [batch, width] with -1 in the slots past each row's count (returned as is when no row is short)."""
+    import torch
+
     width = kept.shape[1]
     if all(count == width for count in counts):
         return kept
@@ -144,8 +151,8 @@ def pad_rows(kept: Tensor, counts: tuple[int, ...]) -> Tensor:
 def _sorted(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Indices of the ``count`` highest scores of each row, ascending, and of the others, in any order."""
     # argsort(stable) rather than topk: topk leaves the order of ties to the device.
-    order = torch.argsort(scores, dim=-1, descending=True, stable=True)
-    return torch.sort(order[:, :count], dim=-1).values, order[:, count:]
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    return order[:, :count].sort(dim=-1).values, order[:, count:]
 
 
 def _highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -154,6 +161,8 @@ def _highest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Above the last score that is kept, or at the best one that is not, everything is decided; of the scores that equal
     it the lowest indices are kept.
     """
+    import torch
+
     width = scores.shape[1]
     if 2 * count <= width:
         threshold = torch.topk(scores, count, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
@@ -179,6 +188,8 @@ def top_selection(scores: Tensor, counts: tuple[int, ...], n_current: tuple[int,
         counts: tokens to keep per row.
         n_current: real tokens per row.
     """
+    import torch
+
     width = max(counts, default=0)
     if any(n != scores.shape[1] for n in n_current):
         limit = torch.tensor(n_current, device=scores.device).unsqueeze(1)

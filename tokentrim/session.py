@@ -16,11 +16,12 @@ from tokentrim.adapter import Adapter, Layout
 from tokentrim.config import Spec, Structure, resolve, strategy_from
 from tokentrim.engine import Engine
 from tokentrim.errors import AdapterError, ConfigError, DataError, UnsupportedError, complaint
+from tokentrim.extras import GuideRequest
 from tokentrim.plugins import registry
 from tokentrim.prompt import Prompt
 from tokentrim.report import Report, Tally, make_report
 from tokentrim.sites import Grid
-from tokentrim.strategy import GuideRequest, Strategy
+from tokentrim.strategy import Strategy
 from tokentrim.trace import Trace
 
 M = TypeVar("M", bound=nn.Module)
@@ -56,8 +57,7 @@ class Session:
         chosen = strategy_from(strategy)
         self.layout: Layout = _layout_of(layout, structure or chosen.structure or "keep")
         shape = self.layout.shape
-        n_visual = shape.vision.n_visual if shape.vision else 576
-        self.strategy: Strategy = resolve(chosen, shape, n_visual)
+        self.strategy: Strategy = resolve(chosen, shape, shape.usual_visual)
         request = guides.request_of(self.strategy)
         asked = None if request is None else self._guide(request, guide)
         self._engine = Engine(self.adapter, self.layout, self.strategy, record=record, guide=asked, compiled=compile)

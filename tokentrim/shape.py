@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from tokentrim.tilings import Tiling
 
+_USUAL_VISUAL = 576
+
 
 @dataclass(frozen=True)
 class VisionShape:
@@ -31,7 +33,6 @@ class VisionShape:
         merge: patches along each side that the projector makes one visual token.
         mergers: 0 for a two-layer projector as wide as the language model; otherwise the number of projectors that
             are as wide as the patches they merge.
-        projects_late: whether the projectors can wait until boundary 0 has chosen.
         tiling: what happens to an image's size; None where nothing is known of it.
     """
 
@@ -50,7 +51,6 @@ class VisionShape:
     window_pairs: int = 0
     merge: int = 1
     mergers: int = 0
-    projects_late: bool = False
     tiling: Tiling | None = None
 
     @property
@@ -81,8 +81,7 @@ class VisionShape:
 
     def with_structure_visual(self) -> VisionShape:
         """This tower where line ends count as visual tokens; no projector makes those."""
-        late = self.projects_late and not self.n_structure
-        return replace(self, n_visual=self.n_visual + self.n_structure, n_structure=0, projects_late=late)
+        return replace(self, n_visual=self.n_visual + self.n_structure, n_structure=0)
 
 
 @dataclass(frozen=True)
@@ -114,6 +113,11 @@ class ModelShape:
     ffn_matrices: int = 3
     vision: VisionShape | None = None
     name: str = ""
+
+    @property
+    def usual_visual(self) -> int:
+        """Visual tokens of one image as the vision tower describes it; those of LLaVA-1.5 where none is known."""
+        return _USUAL_VISUAL if self.vision is None else self.vision.n_visual
 
     @property
     def attention_width(self) -> int:

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.errors import StrategyError, complaint
-from tokentrim.randomness import uniform
 from tokentrim.recording import Note
 from tokentrim.shape import ModelShape
+
+if TYPE_CHECKING:  # plans look at needs, and need no torch
+    import torch
+    from torch import Tensor
 
 
 class Need(str, Enum):
@@ -56,6 +56,16 @@ class Need(str, Enum):
     """Attention that a second model, which answered the prompt first, gave to every visual token."""
     EVIDENCE = "evidence"
     """Relevance of every visual token, supplied by a task that knows it (testbed only)."""
+
+
+ATTENTION_ROWS: Final = frozenset({Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN})
+"""Needs that are attention of the decoder layer before a boundary."""
+FROM_LAYER_BEFORE: Final = ATTENTION_ROWS | {Need.KEYS, Need.VALUES}
+"""Needs that read layer b-1 of a boundary b, and so do not exist at boundary 0."""
+AT_BOUNDARIES: Final = frozenset(Need) - {Need.PROMPT_ROW}
+"""Needs that a :class:`LayerSite` can serve."""
+AT_STEPS: Final = frozenset({Need.LAST_ROW, Need.PROMPT_ROW, Need.KEYS, Need.VALUES, Need.RANDOM})
+"""Needs that a :class:`StepSite` can serve."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +142,8 @@ class _Site:
         A counter-based generator keyed by (seed, salt, content of the sample, raster number): the same sample draws
         the same noise in any batch, on any device, and torch's global generator is never touched.
         """
+        from tokentrim.randomness import uniform  # it computes with torch
+
         self._get(Need.RANDOM)
         return uniform(self.keys_of_rows, self.ids, seed=seed, salt=salt)
 

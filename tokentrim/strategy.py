@@ -1,4 +1,4 @@
-"""The interface of a strategy: four ways to decide, one way to combine them.
+"""The interface of a strategy: four ways to decide.
 
 Read this file, then write one class: give it a name, its parameters, its ``needs``, a ``schedule`` (or ``count``) and
 a ``score``. A strategy is frozen configuration; it never touches the model, the cache, positions or masks, and never
@@ -9,16 +9,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
 
-from tokentrim.errors import StrategyError, complaint
+from tokentrim.budgeting import Knob, solve
+from tokentrim.extras import AttentionEditor, GuideRequest, PromptInfo
+from tokentrim.knobs import knob_of
+from tokentrim.plan import NEW_TOKENS, TEXT_TOKENS
 from tokentrim.schedule import Schedule
-from tokentrim.selection import Selection
 from tokentrim.shape import ModelShape
 from tokentrim.sites import LayerSite, Need, StepSite
+
+if TYPE_CHECKING:  # what decides needs torch; plans do not
+    from torch import Tensor, nn
+
+    from tokentrim.selection import Selection
 
 PositionPolicy = Literal["keep", "renumber"]
 Stage = Literal["input", "prefill", "decode", "none"]
@@ -32,71 +38,10 @@ class Parts:
     temporal: Temporal | None = None
     attention: AttentionEditor | None = None
 
-
-@dataclass(frozen=True)
-class AttentionEdit:
-    """What is edited in one decoder layer's attention.
-
-    Attributes:
-        radius: a visual query sees, of the visual keys, those whose row and column in its plane differ by at most
-            this, earlier and later ones alike; None = as in the model.
-        heads: [H]; where False, the head's weights on visual keys count nothing (the others are not rescaled), and it
-            adds nothing to visual tokens. None = all heads as in the model.
-    """
-
-    radius: int | None = None
-    heads: tuple[bool, ...] | None = None
-
     @property
-    def acts(self) -> bool:
-        """Whether anything is edited."""
-        return self.radius is not None or (self.heads is not None and not all(self.heads))
-
-
-class AttentionEditor(ABC):
-    """The third ability, beside deciding at boundaries and at decode steps: changing what attention sees.
-
-    Tokens stay where they are. Neighbourhoods are computed in blocks that leave the rest out; heads are recomputed.
-    """
-
-    @abstractmethod
-    def edit(self, layer: int, shape: ModelShape) -> AttentionEdit | None:
-        """What is edited in decoder layer ``layer`` (0-based); None = nothing."""
-
-
-@dataclass(frozen=True)
-class GuideRequest:
-    """A second model that answers every prompt first, and what is read of its attention (``Need.GUIDE``).
-
-    Attributes:
-        model: a registered model or a model folder; ``"self"`` for the trimmed model itself, unpruned.
-        new_tokens: most tokens of its answer.
-        rows: whose attention is summed: the text behind the last visual token of the prompt, the generated tokens,
-            both, or the last prompt token alone.
-        layers: decoder layers that are summed over (negative = from the end); None = all.
-        exit_threshold: in ``generate``, the guide gives a row's answer where its score is above this; None = never.
-        consistency_ratio: share of the visual tokens with which it is asked again for that score.
-    """
-
-    model: str
-    new_tokens: int = 16
-    rows: Literal["prompt", "generated", "both", "last"] = "both"
-    layers: tuple[int, ...] | None = None
-    exit_threshold: float | None = None
-    consistency_ratio: float = 0.05
-
-
-@dataclass(frozen=True)
-class PromptInfo:
-    """What is known of a prompt before any of it has run.
-
-    Attributes:
-        n_visual: visual tokens of each row.
-        shape: the model's numbers.
-    """
-
-    n_visual: tuple[int, ...]
-    shape: ModelShape
+    def deciders(self) -> tuple[Spatial | Temporal, ...]:
+        """The spatial deciders in the order of their declaration, then the temporal one."""
+        return self.spatial if self.temporal is None else (*self.spatial, self.temporal)
 
 
 class Strategy(BaseModel, ABC):
@@ -104,20 +49,13 @@ class Strategy(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
-    name: ClassVar[str] = ""
-    """Name under which the registry knows the class."""
-    stage: ClassVar[Stage] = "none"
-    """Where it acts: at the language model's input, during prefill, during decode."""
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    """All that the class may ask for; :meth:`needed` narrows it for one configuration."""
-    count_is_static: ClassVar[bool] = True
-    """Whether the counts are known from configuration and prompt shape alone."""
-    merges: ClassVar[bool] = False
-    """Whether kept tokens are changed by dropped ones."""
-    trainable: ClassVar[bool] = False
-    """Whether it carries trained weights."""
-    budget_knob: ClassVar[str | None] = None
-    """The one monotone parameter that budget matching may turn."""
+    name: ClassVar[str] = ""  # under which the registry knows the class
+    stage: ClassVar[Stage] = "none"  # where it acts: at the language model's input, during prefill, during decode
+    needs: ClassVar[frozenset[Need]] = frozenset()  # all that it may ask for; needed() narrows it
+    count_is_static: ClassVar[bool] = True  # whether configuration and prompt shape alone say the counts
+    merges: ClassVar[bool] = False  # whether kept tokens are changed by dropped ones
+    trainable: ClassVar[bool] = False  # whether it carries trained weights
+    budget_knob: ClassVar[str | None] = None  # the one monotone parameter that budget matching may turn
 
     @abstractmethod
     def parts(self) -> Parts:
@@ -164,37 +102,20 @@ class Strategy(BaseModel, ABC):
         """What edits attention, if anything does."""
         return self.parts().attention
 
+    def knob(self, largest_count: int) -> Knob[Strategy]:
+        """The ``budget_knob`` with its range, or StrategyError; ``largest_count`` ends that of an unbounded integer."""
+        return knob_of(self, self.budget_knob, self.label(), largest_count)
+
     def at_budget(
-        self,
-        shape: ModelShape,
-        n_visual: int,
-        *,
-        layer_mean_ratio: float | None = None,
-        kv_ratio: float | None = None,
-        flops_ratio: float | None = None,
-        n_text: int = 35,
-        new_tokens: int = 64,
-    ) -> tuple[Strategy, float]:
-        """This strategy with its budget knob solved on the plan, and the value that was realised.
+        self, shape: ModelShape, n_visual: int, *, layer_mean_ratio: float | None = None, kv_ratio: float | None = None,
+        flops_ratio: float | None = None, n_text: int = TEXT_TOKENS, new_tokens: int = NEW_TOKENS,
+    ) -> tuple[Strategy, float]:  # fmt: skip
+        """This strategy with its knob solved on the plan for one of the ratios, and the value that was realised.
 
-        Exactly one ratio is given, each a share of the unpruned run: layer-mean visual tokens, mean visual KV
-        entries over the decode steps, or prefill FLOPs of the language model (physical convention).
-
-        Raises:
-            StrategyError: when the strategy has no budget knob, or more than one ratio is given.
+        See :func:`tokentrim.budgeting.solve`, which says what the ratios are shares of and which errors are raised.
         """
-        from tokentrim.budgeting import solve  # the solver needs plan(), which needs this module
-
-        return solve(
-            self,
-            shape,
-            n_visual,
-            layer_mean_ratio=layer_mean_ratio,
-            kv_ratio=kv_ratio,
-            flops_ratio=flops_ratio,
-            n_text=n_text,
-            new_tokens=new_tokens,
-        )
+        targets = {"layer_mean_ratio": layer_mean_ratio, "kv_ratio": kv_ratio, "flops_ratio": flops_ratio}
+        return solve(self, shape, n_visual, n_text=n_text, new_tokens=new_tokens, **targets)
 
 
 class Spatial(Strategy, ABC):
@@ -205,10 +126,7 @@ class Spatial(Strategy, ABC):
 
     @abstractmethod
     def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
-        """boundary -> keep_count for a prompt with ``n_visual`` visual tokens.
-
-        Where ``count_is_static`` is False the counts are upper bounds and the boundaries still hold.
-        """
+        """boundary -> keep_count for ``n_visual`` visual tokens; upper bounds where ``count_is_static`` is False."""
 
     def wants_vision_blocks(self) -> tuple[int, ...]:
         """Vision-tower blocks whose rows ``Need.VISION_ROWS`` wants (negative = from the end)."""
@@ -250,13 +168,8 @@ class Temporal(Strategy, ABC):
 
     @abstractmethod
     def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
-        """Visual entries that layer ``layer`` may still hold when decode forward ``step`` (1, 2, ...) attends.
-
-        Args:
-            step: decode forward, 1 = the first after prefill.
-            layer: decoder layer, 0-based.
-            n_prefill: visual entries of this layer and sample at the end of prefill.
-            shape: the model's numbers.
+        """Visual entries that ``layer`` (0-based) may still hold when decode forward ``step`` attends (1 = the first
+        after prefill); ``n_prefill`` of one sample's were there at the end of prefill.
         """
 
     def parts(self) -> Parts:
@@ -286,87 +199,3 @@ class TemporalSelector(Temporal, ABC):
     @abstractmethod
     def select(self, site: StepSite, count: Tensor) -> Selection:
         """Decide. ``count`` is int64 [B] on the host: entries that each row may keep."""
-
-
-class Composition(Strategy):
-    """Several spatial parts at different boundaries and at most one temporal part, acting as one strategy."""
-
-    name: ClassVar[str] = "composition"
-    stage: ClassVar[Stage] = "prefill"
-    spatial: tuple[Spatial, ...] = ()
-    temporal: Temporal | None = None
-
-    def parts(self) -> Parts:
-        """The parts as given."""
-        return Parts(self.spatial, self.temporal)
-
-    def needed(self) -> frozenset[Need]:
-        """Union over the parts."""
-        members: list[Strategy] = [*self.spatial, *([self.temporal] if self.temporal else [])]
-        return frozenset().union(*(member.needed() for member in members)) if members else frozenset()
-
-    def label(self) -> str:
-        """The parts' labels joined by ``+``."""
-        members: list[Strategy] = [*self.spatial, *([self.temporal] if self.temporal else [])]
-        return " + ".join(member.label() for member in members) or "none"
-
-    def spec(self) -> dict[str, Any]:
-        """``{spatial: [...], temporal: {...}}``."""
-        return {
-            "spatial": [part.spec() for part in self.spatial],
-            **({"temporal": self.temporal.spec()} if self.temporal else {}),
-        }
-
-
-def compose(spatial: tuple[Strategy, ...] = (), temporal: Strategy | None = None) -> Strategy:
-    """Combine parts into one strategy.
-
-    Args:
-        spatial: strategies with spatial parts only.
-        temporal: a strategy with a temporal part only, or None.
-
-    Raises:
-        StrategyError: when a part is of the other kind, or two spatial parts disagree on the position policy.
-    """
-    for strategy in (*spatial, *([temporal] if temporal else [])):
-        if strategy.attention_part is not None:
-            raise StrategyError(
-                complaint(
-                    f"part {strategy.label()!r}",
-                    "not edit attention: such a strategy acts alone",
-                    strategy.name,
-                    "use it by its name, without 'spatial:' and 'temporal:'",
-                )
-            )
-    deciders: list[Spatial] = []
-    for strategy in spatial:
-        if strategy.temporal_part is not None:
-            raise StrategyError(
-                complaint(
-                    f"spatial part {strategy.label()!r}",
-                    "act during prefill only",
-                    "a temporal strategy",
-                    "move it to 'temporal:'",
-                )
-            )
-        deciders.extend(strategy.spatial_parts)
-    if temporal is not None and (temporal.spatial_parts or temporal.temporal_part is None):
-        raise StrategyError(
-            complaint(
-                f"temporal part {temporal.label()!r}",
-                "act at decode steps only",
-                "a spatial strategy",
-                "move it to 'spatial:'",
-            )
-        )
-    policies = {part.positions for part in deciders}
-    if len(policies) > 1:
-        raise StrategyError(
-            complaint(
-                "spatial parts of one strategy",
-                "share one position policy",
-                sorted(policies),
-                "set the same 'positions' on each part",
-            )
-        )
-    return Composition(spatial=tuple(deciders), temporal=temporal.temporal_part if temporal else None)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from tokentrim.errors import DataError, complaint
 
-NOMINAL = (672, 672)
+NOMINAL_SIZE = (672, 672)
 """Size of the image that a model's shape describes where nobody names one: the largest square of LLaVA-NeXT."""
 
 _MAX_ASPECT = 200

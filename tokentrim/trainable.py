@@ -13,18 +13,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from pydantic import Field, PrivateAttr
-from torch import nn
 from typing_extensions import Self
 
 from tokentrim.errors import StrategyError, complaint
+from tokentrim.extras import PromptInfo
 from tokentrim.shape import ModelShape
-from tokentrim.sketch import difference, is_same
-from tokentrim.strategy import PromptInfo, Spatial
+from tokentrim.strategy import Spatial
 from tokentrim.weights import Header, read_header, read_weights, write_weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 class Trainable(Spatial, ABC):
@@ -78,6 +80,8 @@ class Trainable(Spatial, ABC):
         """
         if self._held is not None or self.any_model:
             return
+        from tokentrim.sketch import difference, is_same  # it needs torch, which plans do not
+
         path = self.file_for(shape)
         about = read_header(path).model
         if not about:
@@ -104,6 +108,8 @@ class Trainable(Spatial, ABC):
         Raises:
             StrategyError: see :meth:`prepare`.
         """
+        import torch
+
         if self._held is not None:
             return Held(self, shape, None, ())
         path = self.file_for(shape)
@@ -156,6 +162,8 @@ class Trainable(Spatial, ABC):
 
     def fresh(self, shape: ModelShape, seed: int, sizes: Mapping[str, int]) -> nn.Module:
         """An untrained module, a function of the seed alone; torch's own generator is left as it was."""
+        import torch
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.build(shape, **sizes)
@@ -210,7 +218,7 @@ def _loaded(
     finite = all(bool(tensor.isfinite().all()) for tensor in tensors.values())
     _require(finite, f"the tensors in {path}", "be finite", "NaN or infinity")
     module.load_state_dict(tensors)
-    return module.to(device, torch.float32).eval().requires_grad_(False)
+    return module.float().to(device).eval().requires_grad_(False)
 
 
 def _differing(these: Mapping[str, Any], those: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from tokentrim import attention, generating
 from tokentrim.adapter import MODALITIES, Adapter, Encoding, Layout, Modality, bind
 from tokentrim.clock import Clock
 from tokentrim.errors import EngineError, complaint
-from tokentrim.late import LateProjection
 from tokentrim.placement import Placement
 from tokentrim.randomness import content_key, mix, pixel_key
 from tokentrim.rows import attention_rows, received
@@ -46,7 +45,6 @@ class VisionCapture:
         layout: the located modules.
         blocks: vision blocks (0-based, resolved) whose rows are wanted.
         clock: receives the encoding's time under ``vision`` and the rows' under ``selection``.
-        late: lets projectors wait.
         wants_keys: whether content keys are wanted.
         keeps_pixels: whether pixels are kept until the next pictures come (a guide must see them, too).
     """
@@ -55,7 +53,6 @@ class VisionCapture:
     layout: Layout
     blocks: frozenset[int]
     clock: Clock
-    late: LateProjection
     wants_keys: bool
     keeps_pixels: bool = False
     _seen: dict[Modality, _Seen] = field(default_factory=dict[Modality, _Seen])
@@ -88,7 +85,7 @@ class VisionCapture:
                 return function(*args, **kwargs)
             arguments = bind(function, args, kwargs)
             self._seen.pop(modality, None)
-            with self.late.waiting(), self._capturing(arguments) as rows:
+            with self._capturing(arguments) as rows:
                 output = function(*args, **kwargs)
                 self._note(modality, arguments, output, rows)
             return output

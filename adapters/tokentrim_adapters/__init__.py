@@ -1,7 +1,6 @@
 """The adapters that come with tokentrim: one model family per file, registered like a stranger's."""
 
-from tokentrim import hookimpl
-from tokentrim.hookspecs import Register
+from tokentrim import Register, hookimpl
 
 
 @hookimpl

@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokentrim.adapter import Encoding, Places
-from tokentrim.errors import AdapterError, complaint
-from tokentrim.shape import ModelShape, VisionShape
-from tokentrim.tilings import NOMINAL, AnyResolution, Assembled
+from tokentrim import (
+    NOMINAL_SIZE,
+    AdapterError,
+    AnyResolution,
+    Assembled,
+    Encoding,
+    ModelShape,
+    Places,
+    VisionShape,
+    complaint,
+)
 
 
 def resolutions_of(config: Any) -> tuple[tuple[int, int], ...]:
@@ -20,7 +27,7 @@ def resolutions_of(config: Any) -> tuple[tuple[int, int], ...]:
     return tuple((int(height), int(width)) for height, width in config.image_grid_pinpoints)
 
 
-def tower(config: Any, tiling: AnyResolution, *, projects_late: bool) -> VisionShape:
+def tower(config: Any, tiling: AnyResolution) -> VisionShape:
     """The tower's numbers, for an image of nominal size."""
     vision = config.vision_config
     return VisionShape(
@@ -31,9 +38,8 @@ def tower(config: Any, tiling: AnyResolution, *, projects_late: bool) -> VisionS
         n_visual=0,
         rows=0,
         cols=0,
-        projects_late=projects_late,
         tiling=tiling,
-    ).for_image(*NOMINAL)
+    ).for_image(*NOMINAL_SIZE)
 
 
 def with_resolutions(shape: ModelShape, pinpoints: Any) -> ModelShape:
@@ -43,7 +49,7 @@ def with_resolutions(shape: ModelShape, pinpoints: Any) -> ModelShape:
         return shape
     resolutions = tuple((int(height), int(width)) for height, width in pinpoints)
     changed = replace(vision, tiling=replace(vision.tiling, resolutions=resolutions))
-    return replace(shape, vision=changed.for_image(*NOMINAL))
+    return replace(shape, vision=changed.for_image(*NOMINAL_SIZE))
 
 
 def sizes_of(encoding: Encoding) -> list[tuple[int, int]]:

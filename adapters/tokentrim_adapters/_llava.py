@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokentrim.adapter import Layout, Projector, child, decoder_shape
-from tokentrim.errors import AdapterError, complaint
-from tokentrim.shape import ModelShape, VisionShape
+from tokentrim import AdapterError, Layout, ModelShape, VisionShape, complaint, decoder_shape, submodule
 
 
 def locate(model: nn.Module, shape: ModelShape, *, structured: bool = False) -> Layout:
@@ -24,29 +22,28 @@ def locate(model: nn.Module, shape: ModelShape, *, structured: bool = False) -> 
         AdapterError: when its layout has drifted.
     """
     entry = entry_of(model)
-    language = child(entry, "language_model", type(entry).__name__)
-    layers = tuple(child(language, "layers", "the language model").children())
-    tower = child(entry, "vision_tower", type(entry).__name__)
+    language = submodule(entry, "language_model", type(entry).__name__)
+    layers = tuple(submodule(language, "layers", "the language model").children())
+    tower = submodule(entry, "vision_tower", type(entry).__name__)
     embeddings = [module for name, module in tower.named_modules() if name.endswith("embeddings")]
     return Layout(
         entry=entry,
         language_model=language,
         layers=layers,
-        attentions=tuple(child(layer, "self_attn", "a decoder layer") for layer in layers),
+        attentions=tuple(submodule(layer, "self_attn", "a decoder layer") for layer in layers),
         text_config=language.config,
-        rotary=child(language, "rotary_emb", "the language model"),
+        rotary=submodule(language, "rotary_emb", "the language model"),
         vision_attentions=_vision_attentions(tower),
         vision_config=tower.config,
         has_cls=any(hasattr(module, "class_embedding") or hasattr(module, "cls_token") for module in embeddings),
         shape=shape,
         structured=structured,
-        projectors=_projectors(entry, shape),
     )
 
 
 def element_size(model: nn.Module) -> int:
     """Bytes of one number of the model's language model, which its cache will have too."""
-    return next(child(entry_of(model), "language_model", type(model).__name__).parameters()).element_size()
+    return next(submodule(entry_of(model), "language_model", type(model).__name__).parameters()).element_size()
 
 
 def model_shape(config: Any, vision: VisionShape, name: str, bytes_per_element: int | None) -> ModelShape:
@@ -79,13 +76,7 @@ def vision_of(layout: Layout) -> VisionShape:
 
 def entry_of(model: nn.Module) -> nn.Module:
     """The model without its head."""
-    return child(model, "model", type(model).__name__) if hasattr(model, "lm_head") else model
-
-
-def _projectors(entry: nn.Module, shape: ModelShape) -> tuple[Projector, ...]:
-    if shape.vision is None or not shape.vision.projects_late:
-        return ()
-    return (Projector(child(entry, "multi_modal_projector", type(entry).__name__), shape.hidden_size),)
+    return submodule(model, "model", type(model).__name__) if hasattr(model, "lm_head") else model
 
 
 def _vision_attentions(tower: nn.Module) -> tuple[nn.Module, ...]:

@@ -10,10 +10,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokentrim.adapter import Adapter, Encoding, Layout, Places, decoder_shape
-from tokentrim.errors import AdapterError, UnsupportedError, complaint
-from tokentrim.shape import ModelShape
-from tokentrim.sites import Need
+from tokentrim import (
+    Adapter,
+    AdapterError,
+    Encoding,
+    Layout,
+    ModelShape,
+    Need,
+    Places,
+    UnsupportedError,
+    complaint,
+    decoder_shape,
+)
 
 _SERVED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 _NO_DECODER = ("vision", "visual", "projector", "connector", "perceiver", "resampler", "qformer", "image")

@@ -7,9 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tokentrim.adapter import Adapter, Encoding, Layout, Modality, Places
-from tokentrim.shape import ModelShape, VisionShape
-from tokentrim.tilings import NOMINAL, FixedGrid
+from tokentrim import NOMINAL_SIZE, Adapter, Encoding, FixedGrid, Layout, Modality, ModelShape, Places, VisionShape
 from tokentrim_adapters import _llava
 
 
@@ -51,10 +49,9 @@ class LlavaAdapter(Adapter):
             n_visual=0,
             rows=0,
             cols=0,
-            projects_late=True,
             tiling=FixedGrid(vision.image_size, side, cls, kept),
         )
-        return _llava.model_shape(config, tower.for_image(*NOMINAL), name, bytes_per_element)
+        return _llava.model_shape(config, tower.for_image(*NOMINAL_SIZE), name, bytes_per_element)
 
     def fixed_length(self, layout: Layout, modality: Modality) -> int | None:
         """Every image becomes the same number of tokens."""

@@ -7,9 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tokentrim.adapter import Adapter, Encoding, Layout, Places
-from tokentrim.shape import ModelShape
-from tokentrim.tilings import AnyResolution
+from tokentrim import Adapter, AnyResolution, Encoding, Layout, ModelShape, Places
 from tokentrim_adapters import _anyres, _llava
 
 
@@ -33,8 +31,6 @@ class LlavaNextAdapter(Adapter):
 
     name: ClassVar[str] = "llava-next"
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
-    projects_late: ClassVar[bool] = True
-    """Whether what the projector returns is rearranged only, before it enters the language model."""
 
     def locate(self, model: nn.Module) -> Layout:
         """Find entry, decoder and vision modules."""
@@ -44,7 +40,7 @@ class LlavaNextAdapter(Adapter):
 
     def shape(self, config: Any, *, name: str = "", bytes_per_element: int | None = None) -> ModelShape:
         """Numbers of the text and vision configs, for an image of nominal size."""
-        tower = _anyres.tower(config, self.tiling(config), projects_late=self.projects_late)
+        tower = _anyres.tower(config, self.tiling(config))
         return _llava.model_shape(config, tower, name, bytes_per_element)
 
     def tiling(self, config: Any) -> AnyResolution:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tokentrim.adapter import Encoding, Layout, Places
+from tokentrim import Encoding, Layout, Places
 from tokentrim_adapters import _anyres, _llava
 from tokentrim_adapters.llava_next import LlavaNextAdapter
 

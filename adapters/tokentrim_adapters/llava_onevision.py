@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tokentrim.adapter import Encoding, Layout, Places
-from tokentrim.tilings import AnyResolution
+from tokentrim import AnyResolution, Encoding, Layout, Places
 from tokentrim_adapters import _anyres, _llava
 from tokentrim_adapters.llava_next import LlavaNextAdapter
 
@@ -38,7 +37,6 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
 
     name: ClassVar[str] = "llava-onevision"
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
-    projects_late: ClassVar[bool] = False  # tiles and frames are scaled down behind the projector
 
     def tiling(self, config: Any) -> AnyResolution:
         """What happens to an image's size."""

@@ -9,10 +9,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokentrim.adapter import Adapter, Encoding, Layout, Places, Projector, child, decoder_shape
-from tokentrim.errors import AdapterError, complaint
-from tokentrim.shape import ModelShape, VisionShape
-from tokentrim.tilings import NOMINAL, NativeResolution
+from tokentrim import (
+    NOMINAL_SIZE,
+    Adapter,
+    AdapterError,
+    Encoding,
+    Layout,
+    ModelShape,
+    NativeResolution,
+    Places,
+    VisionShape,
+    complaint,
+    decoder_shape,
+    submodule,
+)
 
 # Least and largest area in pixels of the published processors; a folder's own preprocessor_config.json goes before.
 _LIMITS = {"qwen2_vl": (3136, 12845056), "qwen2_5_vl": (3136, 12845056)}
@@ -59,29 +69,25 @@ class QwenVLAdapter(Adapter):
 
     def locate(self, model: nn.Module) -> Layout:
         """Find entry, decoder and vision modules."""
-        entry = child(model, "model", "a Qwen-VL model") if hasattr(model, "lm_head") else model
-        language = child(entry, "language_model", "a Qwen-VL model")
-        tower = child(entry, "visual", "a Qwen-VL model")
-        layers = tuple(child(language, "layers", "the language model").children())
-        blocks = child(tower, "blocks", "the vision tower").children()
+        entry = submodule(model, "model", "a Qwen-VL model") if hasattr(model, "lm_head") else model
+        language = submodule(entry, "language_model", "a Qwen-VL model")
+        tower = submodule(entry, "visual", "a Qwen-VL model")
+        layers = tuple(submodule(language, "layers", "the language model").children())
+        blocks = submodule(tower, "blocks", "the vision tower").children()
         config: Any = entry.config
         return Layout(
             entry=entry,
             language_model=language,
             layers=layers,
-            attentions=tuple(child(layer, "self_attn", "a decoder layer") for layer in layers),
+            attentions=tuple(submodule(layer, "self_attn", "a decoder layer") for layer in layers),
             text_config=language.config,
-            rotary=child(language, "rotary_emb", "the language model"),
-            vision_attentions=tuple(child(block, "attn", "a vision block") for block in blocks),
+            rotary=submodule(language, "rotary_emb", "the language model"),
+            vision_attentions=tuple(submodule(block, "attn", "a vision block") for block in blocks),
             vision_config=tower.config,
             has_cls=False,
             shape=self.shape(config, bytes_per_element=next(language.parameters()).element_size()),
             full_blocks=_full_blocks(tower.config),
             mrope=True,
-            projectors=tuple(
-                Projector(module, language.config.hidden_size, tower.config.spatial_merge_size**2)
-                for module in (child(tower, "merger", "the vision tower"), *getattr(tower, "deepstack_merger_list", ()))
-            ),
         )
 
     def shape(self, config: Any, *, name: str = "", bytes_per_element: int | None = None) -> ModelShape:
@@ -104,7 +110,6 @@ class QwenVLAdapter(Adapter):
             windowed_layers=0 if full is None else vision.depth - len(full),
             merge=merge,
             mergers=1 + len(getattr(vision, "deepstack_visual_indexes", ())),
-            projects_late=True,
             tiling=NativeResolution(patch, merge, least, largest, window=getattr(vision, "window_size", 0)),
         )
         return decoder_shape(
@@ -113,7 +118,7 @@ class QwenVLAdapter(Adapter):
             name=name,
             bytes_per_element=bytes_per_element,
             dtype=torch.bfloat16,
-            vision=tower.for_image(*NOMINAL),
+            vision=tower.for_image(*NOMINAL_SIZE),
             width=experts * text.moe_intermediate_size if experts else None,
         )
 
@@ -123,7 +128,7 @@ class QwenVLAdapter(Adapter):
         if vision is None or not isinstance(vision.tiling, NativeResolution):
             return shape
         limited = replace(vision, tiling=vision.tiling.with_limits(settings))
-        return replace(shape, vision=limited.for_image(*NOMINAL))
+        return replace(shape, vision=limited.for_image(*NOMINAL_SIZE))
 
     def places(self, layout: Layout, encoding: Encoding, item: int) -> Places:
         """One plane of merged tokens per temporal patch."""

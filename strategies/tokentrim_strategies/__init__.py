@@ -2,8 +2,7 @@
 
 from typing import Final
 
-from tokentrim import hookimpl
-from tokentrim.hookspecs import Register
+from tokentrim import Register, hookimpl
 
 # name, target in this package, stage (as in the class), summary
 _STRATEGIES: Final = (
@@ -19,7 +18,12 @@ _STRATEGIES: Final = (
     ("dyvte", "dyvte:DyVTE", "prefill", "DyVTE: trained routers decide per prompt after which layer the image leaves"),
     ("quecc", "quecc:QueCC", "input", "QueCC: a trained module merges a picture into 1 to 36 tokens for its question"),
     ("sgl", "sgl:SGL", "prefill", "SGL: a small model answers first, and what it looked at stays"),
-    ("vtw", "vtw:VTW", "prefill", "VTW: withdraw every visual token at half of the depth, or where a search says"),
+    (
+        "vtw",
+        "vtw:Withdrawal",
+        "prefill",
+        "VTW: withdraw every visual token at half of the depth, or where a search says",
+    ),
     ("sparsevlm", "sparsevlm:SparseVLM", "prefill", "SparseVLM: a few cuts, rated by relevant words; recycles some"),
     ("fastervlm", "fastervlm:FasterVLM", "input", "FasterVLM: what the vision tower's [CLS] attends to"),
     ("vispruner", "vispruner:VisPruner", "input", "VisPruner: what [CLS] attends to, and tokens unlike each other"),

@@ -9,11 +9,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from tokentrim.session import trim
-from tokentrim.train.answering import answer_logits, per_sample
-from tokentrim.train.data import IGNORE, Answered
-from tokentrim.train.trainer import Trainer, TrainOptions
-from tokentrim.trainable import Trainable
+from tokentrim import Trainable, trim
+from tokentrim.train import IGNORE, Answered, Trainer, TrainOptions, answer_logits, per_sample
 
 if TYPE_CHECKING:
     import numpy as np

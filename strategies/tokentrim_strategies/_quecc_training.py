@@ -8,13 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tokentrim.session import trim
-from tokentrim.train.answering import Answering, answer_logits
-from tokentrim.train.data import Answered
-from tokentrim.train.trainer import Group, TrainOptions
+from tokentrim import trim
+from tokentrim.train import Answered, Answering, Group, TrainOptions, answer_logits
 
 if TYPE_CHECKING:
-    from tokentrim_strategies.quecc import Compressor
+    from tokentrim_strategies._quecc_module import Compressor
 
 
 class QueCCOptions(TrainOptions):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from tokentrim.sites import LayerSite
+from tokentrim import LayerSite
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def text_row_mean(site: LayerSite) -> Tensor:

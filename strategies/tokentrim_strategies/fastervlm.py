@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import SpatialScorer, Stage
-from tokentrim_strategies._budget import KeepBudget
+from tokentrim import LayerSite, Need, SpatialScorer, Stage
+from tokentrim_strategies._keeping import Keeping
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class FasterVLM(KeepBudget, SpatialScorer):
+class FasterVLM(Keeping, SpatialScorer):
     """Keep the visual tokens that [CLS] attends to most in one block of the vision tower; drop the rest at boundary 0.
 
     Score of visual token j, with A the softmax in that block, over all its keys, and H heads:

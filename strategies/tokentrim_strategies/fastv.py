@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import SpatialScorer, Stage
-from tokentrim_strategies._budget import KeepBudget
+from tokentrim import LayerSite, Need, SpatialScorer, Stage
+from tokentrim_strategies._keeping import Keeping
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class FastV(KeepBudget, SpatialScorer):
+class FastV(Keeping, SpatialScorer):
     """Keep the visual tokens that get the most attention in layer k-1; drop the others before layer k.
 
     Score of visual token j, with A the softmax over all keys in layer k-1, H heads and T prompt tokens:

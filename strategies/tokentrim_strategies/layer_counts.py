@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor
 
-from tokentrim.budget import keep_count
-from tokentrim.calibrate.schedule_file import MadeFor, Query, falling, read_schedule
-from tokentrim.errors import complaint
-from tokentrim.schedule import Schedule
-from tokentrim.shape import ModelShape
-from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import SpatialScorer, Stage
-from tokentrim_strategies._budget import check_boundary
+from tokentrim import LayerSite, ModelShape, Need, Schedule, SpatialScorer, Stage, complaint, keep_count
+from tokentrim.calibrate import MadeFor, Query, falling, read_schedule
+from tokentrim_strategies._keeping import check_boundary
 from tokentrim_strategies._scores import text_row_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _INLINE: Final = ("rates", "counts", "made_for")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tokentrim.strategy import Parts, Stage, Strategy
+from tokentrim import Parts, Stage, Strategy
 
 
 class NoPruning(Strategy):

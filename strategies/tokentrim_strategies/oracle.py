@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
+from tokentrim import LayerSite, Need, SpatialScorer, Stage
+from tokentrim_strategies._keeping import KeepingAtBoundary
 
-from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import SpatialScorer, Stage
-from tokentrim_strategies._budget import BoundaryBudget
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class Oracle(BoundaryBudget, SpatialScorer):
+class Oracle(KeepingAtBoundary, SpatialScorer):
     """Keep the visual tokens that the task says the answer needs.
 
     Score: the relevance that the task supplies for every token; ties go to the lower number. No deployable method:

@@ -7,21 +7,16 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
+from tokentrim import LayerSite, ModelShape, Need, Schedule, Selection, SpatialSelector, Stage, StrategyError, complaint
+from tokentrim_strategies._keeping import Keeping
 
-from tokentrim.errors import StrategyError, complaint
-from tokentrim.schedule import Schedule
-from tokentrim.selection import Selection
-from tokentrim.shape import ModelShape
-from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import SpatialSelector, Stage
-from tokentrim_strategies._budget import KeepBudget
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class Pool(KeepBudget, SpatialSelector):
+class Pool(Keeping, SpatialSelector):
     """Average the visual tokens of rectangular cells of the grid, at the language model's input.
 
     A grid of R x C tokens becomes r x c cells: of all r <= R, c <= C with ``r c <= m``, m the tokens asked for per
@@ -56,6 +51,8 @@ class Pool(KeepBudget, SpatialSelector):
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
         """Every token into the representative of its cell."""
+        import torch
+
         counts = tuple(int(kept) for kept in count)
         kept = torch.full((len(counts), max(counts, default=0)), -1, dtype=torch.int64)
         target = torch.full(site.ids.shape, -1, dtype=torch.int64)
@@ -90,6 +87,8 @@ def _grid_of(shape: ModelShape, n_visual: int) -> tuple[int, int]:
 
 def _cells(site: LayerSite, row: int, wanted: int) -> tuple[Tensor, Tensor]:
     """Cell of each token of a sample (-1: none), and its squared distance from the cell's centre, in half steps."""
+    import torch
+
     grid, n = site.grid, site.n_visual[row]
     image, frame, plane, y, x, height, width = (
         part[row, :n].cpu() for part in (grid.image, grid.frame, grid.plane, grid.row, grid.col, grid.rows, grid.cols)
@@ -137,6 +136,8 @@ def _from_centre(place: Tensor, part: Tensor, parts: Tensor | int, size: int) ->
 
 def _merge(cells: Tensor, distances: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
     """Representatives in raster order, and the slot that each token goes into (-1: none)."""
+    import torch
+
     n, beyond = len(cells), torch.iinfo(torch.int64).max
     if wanted == n:  # nothing to pool, whatever the grid
         return torch.arange(n), torch.arange(n)
@@ -152,6 +153,6 @@ def _merge(cells: Tensor, distances: Tensor, wanted: int) -> tuple[Tensor, Tenso
                 "keep fewer tokens, and let no other strategy prune the input before it",
             )
         )
-    kept, by_place = torch.sort(nearest % n)
-    slots = torch.argsort(by_place)
+    kept, by_place = (nearest % n).sort()
+    slots = by_place.argsort()
     return kept, slots[cells.clamp(min=0)].masked_fill(~placed, -1)

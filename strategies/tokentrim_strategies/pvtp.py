@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from pydantic import BaseModel, Field
-from torch import Tensor
 
-from tokentrim.budget import prune_count
-from tokentrim.schedule import Schedule
-from tokentrim.shape import ModelShape
-from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import PromptInfo, SpatialScorer, Stage
-from tokentrim_strategies._budget import check_boundary
+from tokentrim import LayerSite, ModelShape, Need, PromptInfo, Schedule, SpatialScorer, Stage, prune_count
+from tokentrim_strategies._keeping import check_boundary
 from tokentrim_strategies._scores import text_row_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class PVTPParameters(BaseModel):
@@ -51,6 +48,8 @@ class Inheritance:
 
     def store(self, scores: Tensor, ids: Tensor, rows: set[int]) -> None:
         """Remember new ``scores`` [B, N] of the tokens ``ids`` [B, N] (-1: padding), for ``rows`` alone."""
+        import torch
+
         width = max(self.n_visual)
         # One more column, into which padding is written.
         scattered = scores.new_zeros(len(self.n_visual), width + 1).scatter(1, ids.masked_fill(ids < 0, width), scores)
@@ -60,6 +59,8 @@ class Inheritance:
 
     def inherited(self, fresh: Callable[[], Tensor], ids: Tensor) -> Tensor:
         """float [B, N]: remembered scores of the tokens ``ids``; rows without a ranking get ``fresh`` ones."""
+        import torch
+
         if self.scores is None:
             return fresh()
         found = self.scores.gather(1, ids.masked_fill(ids < 0, max(self.n_visual)))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import SpatialScorer, Stage
-from tokentrim_strategies._budget import BoundaryBudget
+from tokentrim import LayerSite, Need, SpatialScorer, Stage
+from tokentrim_strategies._keeping import KeepingAtBoundary
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class Random(BoundaryBudget, SpatialScorer):
+class Random(KeepingAtBoundary, SpatialScorer):
     """Keep visual tokens drawn at random, without replacement.
 
     Score: uniform noise in [0, 1) that depends on (seed, boundary, the sample's content, the token's number) and on

@@ -9,21 +9,23 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from tokentrim.errors import StrategyError, complaint
-from tokentrim.schedule import Schedule
-from tokentrim.selection import Selection
-from tokentrim.shape import ModelShape
-from tokentrim.sites import LayerSite, StepSite
-from tokentrim.strategy import (
+from tokentrim import (
+    LayerSite,
+    ModelShape,
     Parts,
     PositionPolicy,
     PromptInfo,
+    Schedule,
+    Selection,
     SpatialSelector,
     Stage,
+    StepSite,
     Strategy,
+    StrategyError,
     TemporalSelector,
+    Trace,
+    complaint,
 )
-from tokentrim.trace import Trace
 
 
 class Replay(Strategy):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import GuideRequest, SpatialScorer, Stage
-from tokentrim_strategies._budget import KeepBudget
+from tokentrim import GuideRequest, LayerSite, Need, SpatialScorer, Stage
+from tokentrim_strategies._keeping import Keeping
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class SGL(KeepBudget, SpatialScorer):
+class SGL(Keeping, SpatialScorer):
     """Keep the visual tokens that a guide model attends to while it answers the same prompt; drop the rest before k.
 
     Score of visual token j, with A the guide's softmax over all keys, L' its layers and H' its heads:

@@ -8,21 +8,28 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from tokentrim.arithmetic import density_peaks, within
-from tokentrim.budget import exact, keep_count
-from tokentrim.errors import StrategyError, complaint, unknown_name
-from tokentrim.schedule import Schedule
-from tokentrim.selection import Selection
-from tokentrim.shape import ModelShape
-from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import PromptInfo, SpatialSelector, Stage
-from tokentrim_strategies._budget import check_boundary
+from tokentrim import (
+    LayerSite,
+    ModelShape,
+    Need,
+    PromptInfo,
+    Schedule,
+    Selection,
+    SpatialSelector,
+    Stage,
+    StrategyError,
+    complaint,
+    keep_count,
+    unknown_name,
+)
+from tokentrim_strategies._keeping import check_boundary
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Version = Literal["paper", "v1.0", "v1.5", "plus"]
 Tokens = Literal[192, 128, 96, 64]
@@ -75,7 +82,7 @@ class SparseVLM(SpatialSelector):
     visual tokens; the text tokens behind the image with ``r_i > mean(r)`` rate (``>=`` in ``paper``; all, where none
     is above, ours). *Score* of visual token j at boundary b: the mean over raters i and heads of ``A[h, i, j]``, A the
     softmax in layer b-1. *Recycling*: of the p tokens dropped at a cut, the ``floor(0.3 p) + 1`` with the highest
-    scores are clustered by density peaks (:func:`tokentrim.arithmetic.density_peaks` on hidden states, k = C) into
+    scores are clustered by density peaks (:func:`tokentrim.density_peaks` on hidden states, k = C) into
     ``C = floor(that / 10) + 1`` tokens, which go on.
 
     ====== ============================================ ============== =========================================
@@ -230,7 +237,7 @@ class SparseVLM(SpatialSelector):
             above = knots[min(knots)]
             knots[tokens] = tuple(min(pair) for pair in zip(tops, above, strict=True))
         knots[0] = (0, 0, 0)
-        nominal = exact(self.keep_ratio) * _OF[0]
+        nominal = Fraction(str(self.keep_ratio)) * _OF[0]
         low = max(knot for knot in knots if knot <= nominal)
         high = min(knot for knot in knots if knot >= nominal)
         part = (nominal - low) / (high - low) if high > low else Fraction(0)
@@ -257,6 +264,8 @@ class SparseVLM(SpatialSelector):
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
         """The highest scores; of the others, the best ones merged into cluster centres."""
+        import torch
+
         state: _Prompt = site.state
         if not max(site.n_visual, default=0):
             return Selection.everything(site.n_visual, site.device)
@@ -283,6 +292,8 @@ class SparseVLM(SpatialSelector):
 
     def _raters(self, site: LayerSite, after: Tensor) -> Tensor:
         """bool [B, T]: the text tokens of ``after`` that are relevant to the image."""
+        import torch
+
         text, _ = site.text_embeds
         relevance = torch.matmul(site.features.float(), text.float().transpose(1, 2))  # [B, N, T]
         relevance = relevance.masked_fill(~after.unsqueeze(1), float("-inf")).softmax(dim=-1).nan_to_num(0.0)
@@ -325,6 +336,8 @@ class SparseVLM(SpatialSelector):
 
         The tolerance is that of ``torch.linalg.matrix_rank`` for raters x visual tokens, whatever the padding.
         """
+        import torch
+
         singular = torch.linalg.svdvals(rated.float())
         raters: Tensor = site.state.raters.sum(dim=1)
         longest = torch.maximum(raters, torch.tensor(site.n_visual, device=site.device))
@@ -333,15 +346,21 @@ class SparseVLM(SpatialSelector):
 
     def _keep(self, site: LayerSite, scores: Tensor, tops: list[int], recycled: list[int]) -> Selection:
         """The ``tops`` highest scores, and the best of the others merged into ``recycled`` clusters."""
+        import torch
+
+        from tokentrim import density_peaks
+
         width = scores.shape[1]
         order = scores.masked_fill(~site.valid, float("-inf")).argsort(dim=-1, descending=True, stable=True)
-        mask = torch.zeros_like(site.valid).scatter(1, order, within(tops, width, site.device))
+        first = torch.tensor(tops, device=site.device).unsqueeze(1)
+        best = torch.arange(width, device=site.device) < first
+        mask = torch.zeros_like(site.valid).scatter(1, order, best)
         counts = tuple(top + new for top, new in zip(tops, recycled, strict=True))
         ragged = zip(site.n_visual, tops, recycled, strict=True)
         sizes = [max(_candidates(n - top), new) if new else 0 for n, top, new in ragged]
         if not any(sizes):
             return Selection.from_mask(mask, counts)
-        places = torch.arange(max(sizes), device=site.device) + torch.tensor(tops, device=site.device).unsqueeze(1)
+        places = torch.arange(max(sizes), device=site.device) + first
         pool = order.gather(1, places.clamp(max=width - 1))  # [B, R]: what is recycled, best first
         own = density_peaks(
             _rows_at(site.hidden, pool),
@@ -364,6 +383,8 @@ class SparseVLM(SpatialSelector):
 
     def _distances(self, site: LayerSite, unseen: Tensor, n_text: int) -> Tensor:
         """[B, T, N]: g at the distance of each text token behind the image from each visual token."""
+        import torch
+
         state: _Prompt = site.state
         if self.positions == "keep":
             before, ids = state.n_visual, site.ids
@@ -403,6 +424,8 @@ def _rows_at(tensor: Tensor, index: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def _gravity(head_dim: int, base: float, farthest: int) -> Tensor:
     """float32 [farthest + 1] on the host: ``2 sum_m cos(d base^(-2m/head_dim)) / sqrt(head_dim)``."""
+    import torch
+
     frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     distance = torch.arange(farthest + 1, dtype=torch.float64).unsqueeze(1)
     return (2 * torch.cos(distance * frequency).sum(dim=1) / head_dim**0.5).float()

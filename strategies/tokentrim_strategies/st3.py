@@ -8,9 +8,7 @@ from typing import Any, ClassVar, Final
 
 from pydantic import Field
 
-from tokentrim.errors import unknown_name
-from tokentrim.sites import Need
-from tokentrim.strategy import Parts, PositionPolicy, Stage, Strategy
+from tokentrim import Need, Parts, PositionPolicy, Stage, Strategy, unknown_name
 from tokentrim_strategies.pvtp import PVTP, PVTPParameters
 from tokentrim_strategies.vta import VTA, VTAParameters
 

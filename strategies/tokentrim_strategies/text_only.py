@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from tokentrim.schedule import Schedule
-from tokentrim.selection import Selection
-from tokentrim.shape import ModelShape
-from tokentrim.sites import LayerSite
-from tokentrim.strategy import SpatialSelector, Stage
-from tokentrim_strategies._budget import check_boundary
+from tokentrim import LayerSite, ModelShape, Schedule, Selection, SpatialSelector, Stage
+from tokentrim_strategies._keeping import check_boundary
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TextOnly(SpatialSelector):
@@ -50,4 +47,4 @@ class TextOnly(SpatialSelector):
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
         """The empty selection."""
-        return Selection.from_mask(torch.zeros_like(site.valid), (0,) * len(site.n_visual))
+        return Selection.from_mask(site.valid.new_zeros(site.valid.shape), (0,) * len(site.n_visual))

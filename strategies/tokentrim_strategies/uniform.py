@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
+from tokentrim import LayerSite, Selection, SpatialSelector, Stage, pad_rows
+from tokentrim_strategies._keeping import KeepingAtBoundary
 
-from tokentrim.selection import Selection, pad_rows
-from tokentrim.sites import LayerSite
-from tokentrim.strategy import SpatialSelector, Stage
-from tokentrim_strategies._budget import BoundaryBudget
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class Uniform(BoundaryBudget, SpatialSelector):
+class Uniform(KeepingAtBoundary, SpatialSelector):
     """Keep visual tokens at even distances in raster order.
 
     Of N tokens, the i-th of m kept ones is number ``floor((2i + 1) N / (2m))``: the middle of the i-th of m equal
@@ -30,6 +28,8 @@ class Uniform(BoundaryBudget, SpatialSelector):
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
         """The middles of equal stretches."""
+        import torch
+
         counts = tuple(int(kept) for kept in count)
         slots = torch.arange(max(counts, default=0), device=site.device)
         totals = torch.tensor(site.n_visual, device=site.device).unsqueeze(1)

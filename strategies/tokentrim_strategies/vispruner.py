@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from tokentrim.arithmetic import thin_similar
-from tokentrim.budget import keep_count
-from tokentrim.selection import Selection
-from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import SpatialSelector, Stage
-from tokentrim_strategies._budget import KeepBudget
+from tokentrim import LayerSite, Need, Selection, SpatialSelector, Stage, keep_count
+from tokentrim_strategies._keeping import Keeping
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class VisPruner(KeepBudget, SpatialSelector):
+class VisPruner(Keeping, SpatialSelector):
     """Keep T tokens at boundary 0: some because [CLS] attends to them, the others because they are unlike each other.
 
     - Important: the ``floor(T important)`` tokens with the highest ``(1/H) sum_h A[h, CLS, j]``, A the softmax in block
@@ -68,6 +65,10 @@ class VisPruner(KeepBudget, SpatialSelector):
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
         """The important tokens, and what is left of the others when near-duplicates are gone."""
+        import torch
+
+        from tokentrim import thin_similar
+
         counts: tuple[int, ...] = tuple(count.tolist())
         important = [keep_count(self.important, kept) for kept in counts]
         score = site.vision_rows[:, 0].mean(dim=1).masked_fill(~site.valid, float("-inf"))

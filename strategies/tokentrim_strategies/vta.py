@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import ClassVar, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from pydantic import BaseModel, Field
-from torch import Tensor
 
-from tokentrim.budget import keep_count
-from tokentrim.shape import ModelShape
-from tokentrim.sites import Need, StepSite
-from tokentrim.strategy import TemporalScorer
+from tokentrim import ModelShape, Need, StepSite, TemporalScorer, keep_count
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Cosines and exponentials are rounded: where the true product is a whole number (a cosine at half of the horizon), the
 # float may lie just below. 1e-9 of a token is far above that error and far below any true distance that matters.

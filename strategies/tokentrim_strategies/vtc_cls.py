@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
-from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import SpatialScorer, Stage
-from tokentrim_strategies._budget import KeepBudget
+from tokentrim import LayerSite, Need, SpatialScorer, Stage
+from tokentrim_strategies._keeping import Keeping
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class VTCCLS(KeepBudget, SpatialScorer):
+class VTCCLS(Keeping, SpatialScorer):
     """Keep the visual tokens that [CLS] attends to most over the last blocks of the vision tower; drop the rest.
 
     Score of visual token j, with A_l the softmax in block l, H heads, and K blocks that end at block ``last``:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from tokentrim.budget import keep_count
-from tokentrim.errors import StrategyError, complaint
-from tokentrim.schedule import Schedule
-from tokentrim.selection import Selection
-from tokentrim.shape import ModelShape
-from tokentrim.sites import LayerSite
-from tokentrim.strategy import SpatialSelector, Stage
-from tokentrim_strategies._budget import check_boundary
+from tokentrim import (
+    LayerSite,
+    ModelShape,
+    Schedule,
+    Selection,
+    SpatialSelector,
+    Stage,
+    StrategyError,
+    complaint,
+    keep_count,
+)
+from tokentrim_strategies._keeping import check_boundary
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class VTW(SpatialSelector):
+class Withdrawal(SpatialSelector):
     """Drop every visual token at boundary K: layers 0..K-1 see the image, the rest what text took from it.
 
     Count: 0 at boundary K, so the layer-mean is ``N K / L`` tokens. No score and no attention row; layers below K
@@ -102,7 +107,7 @@ class VTW(SpatialSelector):
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
         """The empty selection."""
-        return Selection.from_mask(torch.zeros_like(site.valid), (0,) * len(site.n_visual))
+        return Selection.from_mask(site.valid.new_zeros(site.valid.shape), (0,) * len(site.n_visual))
 
     def label(self) -> str:
         """As everywhere, without the depth that ``k`` has replaced."""

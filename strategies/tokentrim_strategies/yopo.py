@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from pydantic import Field, field_validator
-from torch import Tensor
 
-from tokentrim.budget import keep_count
-from tokentrim.errors import complaint
-from tokentrim.schedule import Schedule
-from tokentrim.selection import Selection
-from tokentrim.shape import ModelShape
-from tokentrim.sites import LayerSite
-from tokentrim.strategy import AttentionEdit, AttentionEditor, Parts, SpatialSelector, Stage
+from tokentrim import (
+    AttentionEdit,
+    AttentionEditor,
+    LayerSite,
+    ModelShape,
+    Parts,
+    Schedule,
+    Selection,
+    SpatialSelector,
+    Stage,
+    complaint,
+    keep_count,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class YOPO(SpatialSelector, AttentionEditor):
@@ -91,7 +98,7 @@ class YOPO(SpatialSelector, AttentionEditor):
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
         """The empty selection."""
-        return Selection.from_mask(torch.zeros_like(site.valid), (0,) * len(site.n_visual))
+        return Selection.from_mask(site.valid.new_zeros(site.valid.shape), (0,) * len(site.n_visual))
 
     def edit(self, layer: int, shape: ModelShape) -> AttentionEdit | None:
         """The same neighbourhood in every layer that sees the image, and the layer's own heads."""

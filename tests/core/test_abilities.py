@@ -5,7 +5,7 @@ from typing import ClassVar
 import pytest
 
 from tokentrim import Need, Schedule, SpatialScorer, SpatialSelector, Strategy, TemporalScorer
-from tokentrim.abilities import of_adapter, of_strategy
+from tokentrim.abilities import wrong_in_adapter, wrong_in_strategy
 from tokentrim.errors import PluginError
 from tokentrim.plugins import KINDS, registry
 from tokentrim.registry import Origin, Registry
@@ -55,14 +55,14 @@ class Chooser(SpatialSelector):
 
 @pytest.mark.parametrize("kind", ["strategy", "adapter"])
 def test_everything_registered_declares_what_it_can(kind):
-    check = {"strategy": of_strategy, "adapter": of_adapter}[kind]
+    check = {"strategy": wrong_in_strategy, "adapter": wrong_in_adapter}[kind]
     for entry in registry(kind):
         assert check(registry(kind).get(entry.name), entry.tags) == ""
 
 
 @pytest.mark.parametrize("found", [Scorer, Fading, Chooser])
 def test_what_is_right_is_left_alone(found):
-    assert of_strategy(found, {"stage": found.stage, "summary": "x"}) == ""
+    assert wrong_in_strategy(found, {"stage": found.stage, "summary": "x"}) == ""
 
 
 WRONG = [
@@ -94,11 +94,11 @@ def test_a_wrong_ability_is_named(base, change, message):
 def test_an_ability_that_is_annotated_as_a_parameter():
     with pytest.warns(UserWarning, match="shadows"):
         found = type("Wrong", (Scorer,), {"__module__": __name__, "__annotations__": {"merges": bool}, "merges": True})
-    assert "merges must be declared of the class and be no parameter" in of_strategy(found, {})
+    assert "merges must be declared of the class and be no parameter" in wrong_in_strategy(found, {})
 
 
 def test_a_tag_that_contradicts_the_class():
-    assert "the tag stage must equal the class's, 'prefill'" in of_strategy(Scorer, {"stage": "input"})
+    assert "the tag stage must equal the class's, 'prefill'" in wrong_in_strategy(Scorer, {"stage": "input"})
 
 
 def test_a_strategy_that_is_neither_spatial_nor_temporal_may_need_both():
@@ -108,7 +108,7 @@ def test_a_strategy_that_is_neither_spatial_nor_temporal_may_need_both():
         def parts(self):
             raise NotImplementedError
 
-    assert of_strategy(Both, {}) == ""
+    assert wrong_in_strategy(Both, {}) == ""
 
 
 def adapter(**change):
@@ -127,7 +127,7 @@ def adapter(**change):
 def test_what_an_adapter_declares(change, tags, message):
     import re
 
-    assert re.search(message, of_adapter(adapter(**change), tags))
+    assert re.search(message, wrong_in_adapter(adapter(**change), tags))
 
 
 def test_a_family_has_one_adapter():

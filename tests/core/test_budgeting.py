@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tokentrim.budget import keep_count
-from tokentrim.budgeting import find_knob, roundest, solve
+from tokentrim.budgeting import roundest, solve
 from tokentrim.config import strategy_from
 from tokentrim.errors import StrategyError
 from tokentrim.plan import plan
@@ -83,7 +83,7 @@ def test_realised_is_the_highest_not_above_the_target(spec: Any, n_visual: int, 
     assert realised <= ratio
     assert realised == getattr(plan(solved, SMALL, n_visual, new_tokens=1).usage, measure)
     # The next setting of the knob that changes anything overshoots.
-    knob = find_knob(solved, n_visual)
+    knob = solved.knob(n_visual)
     at = round(getattr(solved, knob.name) / float(knob.step))
     higher = [_cost(knob.at(index), n_visual, measure) for index in _around(at, knob.steps)]
     assert all(cost <= realised or cost > ratio for cost in higher)
@@ -221,7 +221,7 @@ def test_strategies_offer_the_solver_themselves():
 
 
 def test_roundest_looks_from_few_decimals_to_many():
-    knob = find_knob(made("random"), 576)
+    knob = made("random").knob(576)
     assert knob.value(roundest(knob, 199_653, 201_388)) == 0.2
     assert knob.value(roundest(knob, 263_800, 263_900)) == 0.2638
     assert knob.value(roundest(knob, 0, 10)) == 0.0

@@ -7,8 +7,9 @@ import pytest
 from pydantic import BaseModel, Field
 
 from tokentrim import plugins
-from tokentrim.config import Budget, StrategySpec, TrimConfig, json_schema, load_config, resolve, strategy_from
+from tokentrim.config import Budget, StrategySpec, TrimConfig, load_config, resolve, strategy_from
 from tokentrim.errors import ConfigError, TokentrimError, UnknownNameError
+from tokentrim.schema import build_schema
 from tokentrim.validation import check
 from tokentrim.yaml_reader import Where, load_yaml
 
@@ -282,7 +283,7 @@ def test_traps_and_other_errors_are_told_in_one_go():
 
 
 def test_schema_tells_strategies_apart_by_name():
-    schema = json_schema()
+    schema = build_schema()
     json.dumps(schema)
     definitions = schema["$defs"]
     union = definitions["strategy"]["anyOf"][0]

@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 from torch import Tensor
 
+from tokentrim.cli.plan import layer_runs, plan_table
 from tokentrim.config import strategy_from
 from tokentrim.errors import StrategyError
-from tokentrim.plan import Plan, layer_runs, plan, plan_table
+from tokentrim.plan import Plan, plan
 from tokentrim.published import PRESETS
 from tokentrim.schedule import Schedule
 from tokentrim.selection import Selection, top_selection

@@ -2,7 +2,7 @@
 
 import sys
 import textwrap
-from importlib.metadata import EntryPoint, distributions
+from importlib.metadata import distributions
 
 import pytest
 
@@ -48,19 +48,19 @@ def status(loaded, distribution):
 def test_builtins_come_by_the_public_door():
     loaded = Plugins(discover(), frozenset())
     assert not loaded.failures
-    assert {info.name for info in loaded.infos if info.distribution == "tokentrim"} == set(plugins._BUILTINS)
+    assert {info.name for info in loaded.infos if info.distribution == "tokentrim"} == {
+        f"builtin-{what}" for what in ("strategies", "adapters", "testbed", "executors", "harness")
+    }
     assert {"none", "random", "fastv", "st3"} <= set(loaded.registries["strategy"].names())
     assert "llava" in loaded.registries["adapter"].names()
     assert {"testbed", "testbed-plain"} <= set(loaded.registries["model"].names())
     assert {"color", "where", "list-where"} <= set(loaded.registries["task"].names())
 
 
-def test_an_uninstalled_checkout_has_its_builtins(monkeypatch):
+def test_an_uninstalled_checkout_says_what_to_do(monkeypatch):
     monkeypatch.setattr(plugins, "entry_points", lambda group: [])
-    loaded = Plugins(discover())
-    assert not loaded.failures
-    assert "fastv" in loaded.registries["strategy"]
-    assert "(not installed)" in {info.version for info in loaded.infos}
+    with pytest.raises(PluginError, match="tokentrim must be installed.*pip install -e"):
+        discover()
 
 
 @pytest.mark.parametrize("kind", ["strategy", "adapter", "task", "model"])
@@ -193,10 +193,10 @@ def test_registry_of_an_unknown_kind():
 
 def test_builtins_come_first_and_the_order_is_fixed(install, monkeypatch):
     points = [install("zeta", GOOD.format(name="z")), install("alpha", GOOD.format(name="a"))]
-    ours = EntryPoint("builtin-strategies", "tokentrim_strategies", "tokentrim")
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [*points, ours])
+    ours = list(plugins.entry_points(group="tokentrim", name="builtin-strategies"))
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [*points, *ours])
     order = [plugins._origin(point).distribution for point in discover()]
-    assert order == ["tokentrim"] * len(plugins._BUILTINS) + ["alpha", "zeta"]
+    assert order == ["tokentrim", "alpha", "zeta"]
 
 
 def test_hookspecs_stay_short_and_documented():

@@ -1,9 +1,9 @@
 """The package's public names are lazy, complete, and the same for type checkers."""
 
 import ast
-import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 
@@ -16,7 +16,7 @@ ROOT = Path(tokentrim.__file__).parent
 def test_every_public_name_resolves(name):
     found = getattr(tokentrim, name)
     assert not isinstance(found, ModuleType)
-    if name != "__version__":
+    if name != "__version__" and not get_args(found):  # a choice of words has no docstring
         assert found.__doc__
 
 
@@ -30,12 +30,6 @@ def test_type_checkers_see_the_same_names():
         if alias.asname == alias.name
     }
     assert seen == {name: f"tokentrim.{module}" for name, module in tokentrim._HOME.items()}
-
-
-def test_a_public_name_wins_over_a_submodule():
-    module = importlib.import_module("tokentrim.plan")
-    assert isinstance(module, ModuleType)
-    assert tokentrim.plan is module.plan
 
 
 def test_an_unknown_name():

@@ -9,12 +9,13 @@ import torch
 
 from tests.core.cases import SPECS, generate, trimmed
 from tests.models import prompt, tiny_llava
+from tokentrim.compose import compose
 from tokentrim.errors import DataError, StrategyError, UnsupportedError
 from tokentrim.schedule import Schedule
 from tokentrim.selftest.subject import state
 from tokentrim.session import apply, restore, session_of, trim
 from tokentrim.sites import LayerSite, Need, StepSite
-from tokentrim.strategy import SpatialScorer, TemporalScorer, compose
+from tokentrim.strategy import SpatialScorer, TemporalScorer
 
 
 class Broken(SpatialScorer):

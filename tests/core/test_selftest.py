@@ -142,9 +142,6 @@ def test_cache_sees_entries_of_another_form() -> None:
 
 def test_keep_everything_sees_a_changed_bit() -> None:
     class Meddling(Sound):
-        def locate(self, model: Any) -> Layout:
-            return replace(super().locate(model), projectors=())  # one that waits would take the place of the change
-
         def take_deepstack(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
             embeds = arguments["inputs_embeds"]
             return {**arguments, "inputs_embeds": embeds * 1.001}, [torch.zeros(300, embeds.shape[-1])] * 3

@@ -12,9 +12,9 @@ from torch import Tensor
 from tests.core.probes import Probe, StepProbe
 from tests.core.reference import embeddings
 from tests.models import IMAGE, alone, prompt, tiny_llava
+from tokentrim.compose import compose
 from tokentrim.errors import StrategyError
 from tokentrim.session import trim
-from tokentrim.strategy import compose
 from tokentrim_strategies.fastv import FastV
 
 _model = lru_cache(maxsize=8)(tiny_llava)

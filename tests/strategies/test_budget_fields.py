@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.strategies.sites_factory import model_shape
-from tokentrim.budgeting import turned
 from tokentrim.errors import StrategyError
+from tokentrim.knobs import turned
 from tokentrim.strategy import Strategy
-from tokentrim_strategies._budget import KeepBudget
+from tokentrim_strategies._keeping import Keeping
 from tokentrim_strategies.fastv import FastV
 from tokentrim_strategies.oracle import Oracle
 from tokentrim_strategies.pool import Pool
@@ -24,11 +24,11 @@ from tokentrim_strategies.text_only import TextOnly
 from tokentrim_strategies.uniform import Uniform
 from tokentrim_strategies.vta import VTA
 
-ONE_CUT: list[type[KeepBudget]] = [FastV, Oracle, Pool, Random, Uniform]
+ONE_CUT: list[type[Keeping]] = [FastV, Oracle, Pool, Random, Uniform]
 
 
 @pytest.mark.parametrize("cls", ONE_CUT)
-def test_ratio_and_count_exclude_each_other(cls: type[KeepBudget]):
+def test_ratio_and_count_exclude_each_other(cls: type[Keeping]):
     assert cls().keep_ratio == (0.5 if cls is FastV else 0.25)
     assert cls(keep_count=7).keep_ratio is None
     assert cls(keep_count=7) == cls(keep_ratio=None, keep_count=7)
@@ -39,12 +39,12 @@ def test_ratio_and_count_exclude_each_other(cls: type[KeepBudget]):
 
 @pytest.mark.parametrize("cls", ONE_CUT)
 @pytest.mark.parametrize("given", [{}, {"keep_count": 7}, {"keep_ratio": 0.125}, {"positions": "renumber"}])
-def test_survives_its_spec_and_the_budget_solver(cls: type[KeepBudget], given: dict[str, Any]):
+def test_survives_its_spec_and_the_budget_solver(cls: type[Keeping], given: dict[str, Any]):
     strategy = cls(**given)
     spec = strategy.spec()
     assert spec.pop("name") == cls.name
     assert cls(**spec) == strategy
-    assert turned(strategy, "keep_ratio", 0.3125) == cls(**{**given, "keep_count": None, "keep_ratio": 0.3125})
+    assert turned(strategy, "keep_ratio", 0.3125, "any") == cls(**{**given, "keep_count": None, "keep_ratio": 0.3125})
 
 
 def test_label_names_only_what_differs():
@@ -55,20 +55,20 @@ def test_label_names_only_what_differs():
 
 @pytest.mark.parametrize("cls", ONE_CUT)
 @given(n=st.integers(0, 5000), share=st.integers(0, 1000))
-def test_ratio_is_floored_exactly(cls: type[KeepBudget], n: int, share: int):
+def test_ratio_is_floored_exactly(cls: type[Keeping], n: int, share: int):
     assert cls(keep_ratio=share / 1000).count_of(n) == n * Fraction(share, 1000) // 1
 
 
 @pytest.mark.parametrize("cls", [FastV, Oracle, Random, Uniform])
 @given(n=st.integers(0, 700), count=st.integers(0, 700))
-def test_count_is_never_above_what_is_there(cls: type[KeepBudget], n: int, count: int):
+def test_count_is_never_above_what_is_there(cls: type[Keeping], n: int, count: int):
     ((_, kept),) = cls(keep_count=count).schedule(model_shape(), n)
     assert kept == min(count, n)
 
 
 @pytest.mark.parametrize("ratio", [1.7, -0.1, math.nan, math.inf, "half"])
 @pytest.mark.parametrize("cls", ONE_CUT)
-def test_bad_ratio_is_refused(cls: type[KeepBudget], ratio: object):
+def test_bad_ratio_is_refused(cls: type[Keeping], ratio: object):
     with pytest.raises(ValidationError):
         cls.model_validate({"keep_ratio": ratio})
 

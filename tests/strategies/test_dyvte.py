@@ -13,14 +13,15 @@ from tests.core.cases import generate
 from tests.models import alone, prompt, tiny_llava
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape
 from tokentrim.errors import StrategyError
+from tokentrim.extras import PromptInfo
 from tokentrim.plan import is_static
 from tokentrim.session import trim
 from tokentrim.sites import Need
-from tokentrim.strategy import PromptInfo
 from tokentrim.weights import Header, read_weights, write_weights
+from tokentrim_strategies._dyvte_module import Routers, router_input
 from tokentrim_strategies._dyvte_training import Constant, of_prompt
-from tokentrim_strategies.dyvte import DyVTE, Routers, router_input
-from tokentrim_strategies.vtw import VTW
+from tokentrim_strategies.dyvte import DyVTE
+from tokentrim_strategies.vtw import Withdrawal
 
 WIDTH = 6
 
@@ -101,7 +102,7 @@ def test_a_constant_router_is_vtw(k: int):
     with trim(model, DyVTE().holding(Constant(k))) as session:
         ids, logits = generate(model, inputs, 5)
         trace = session.trace
-    with trim(model, VTW(k=k)) as session:
+    with trim(model, Withdrawal(k=k)) as session:
         expected_ids, expected = generate(model, inputs, 5)
         for layer in range(6):
             for row in range(3):

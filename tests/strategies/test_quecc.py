@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape, raster_grid
 from tokentrim.errors import StrategyError
+from tokentrim.extras import PromptInfo
 from tokentrim.lattice import windows_of
 from tokentrim.schedule import Schedule
 from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import PromptInfo
 from tokentrim.train.runner import trainer_of
+from tokentrim_strategies._quecc_module import Compressor
 from tokentrim_strategies._quecc_training import PromptOnly
-from tokentrim_strategies.quecc import Compressor, QueCC
+from tokentrim_strategies.quecc import QueCC
 
 WIDTH = 16
 

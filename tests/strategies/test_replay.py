@@ -8,8 +8,9 @@ from torch import Tensor
 
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape, step_site
 from tokentrim.errors import DataError, StrategyError
+from tokentrim.extras import PromptInfo
 from tokentrim.schedule import Schedule
-from tokentrim.strategy import Parts, PromptInfo
+from tokentrim.strategy import Parts
 from tokentrim.trace import Trace
 from tokentrim_strategies.replay import Replay, ReplaySpatial, ReplayTemporal
 

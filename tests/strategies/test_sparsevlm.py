@@ -17,12 +17,12 @@ from torch import Tensor
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape
 from tokentrim.config import load_config
 from tokentrim.errors import StrategyError, UnknownNameError
+from tokentrim.extras import PromptInfo
 from tokentrim.plan import plan
 from tokentrim.published import PRESETS as MODELS
 from tokentrim.randomness import uniform
 from tokentrim.selection import Selection
 from tokentrim.sites import Need
-from tokentrim.strategy import PromptInfo
 from tokentrim.stream import merge_features
 from tokentrim_strategies.sparsevlm import PRESETS, SparseVLM
 

@@ -16,7 +16,7 @@ from tests.core.cases import deviation, generate
 from tests.core.reference import embeddings
 from tests.models import IMAGE, alone, prompt, tiny_llava
 from tokentrim.accounting import prefill_flops
-from tokentrim.bands import Spans
+from tokentrim.bands import spans_of
 from tokentrim.bench.limits import least_prefill_flops
 from tokentrim.errors import TokentrimError, UnsupportedError
 from tokentrim.plan import plan
@@ -168,7 +168,7 @@ def test_blocks_hold_every_neighbour(samples: list[list[tuple[int, int]]], radiu
     for number, sample in enumerate(tokens):
         for place, (plane, row, _) in enumerate(sample):
             planes[number, place], rows[number, place] = plane, row
-    spans = Spans.of(planes, rows, 5, radius, least=least)
+    spans = spans_of(planes, rows, 5, radius, least=least)
     assert spans.pairs <= n * n
     for sample in tokens:
         for place, near in enumerate(_near(sample, radius)):

@@ -33,8 +33,7 @@ class KernelFloor:
     before it (a view, no gather), with causal attention of the model's own implementation and a plain
     ``DynamicCache``, and ends with the final norm and the head for one position. Position embeddings and masks are
     made beforehand. What a pruned ``generate`` takes beyond this is selection, gathering, bookkeeping, and the part
-    of ``generate`` itself; the untouched model's own distance shows the last alone. All visual tokens are projected
-    here, also for a strategy that lets the projector wait: its prefill may come out a little below this floor.
+    of ``generate`` itself; the untouched model's own distance shows the last alone.
     """
 
     def __init__(

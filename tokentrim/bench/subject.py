@@ -15,11 +15,12 @@ from torch import Tensor
 from tokentrim.adapter import Layout
 from tokentrim.bench.geometry import build_model, build_prompt
 from tokentrim.bench.options import BenchOptions
+from tokentrim.compose import Composition
 from tokentrim.config import Spec, strategy_from
 from tokentrim.errors import ConfigError, complaint
 from tokentrim.session import adapter_of
 from tokentrim.shape import ModelShape
-from tokentrim.strategy import Composition, Strategy
+from tokentrim.strategy import Strategy
 
 
 @dataclass(frozen=True)

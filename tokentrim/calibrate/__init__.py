@@ -20,22 +20,29 @@ if TYPE_CHECKING:
     from tokentrim.calibrate.options import options_from as options_from
     from tokentrim.calibrate.runner import Calibration as Calibration
     from tokentrim.calibrate.runner import run as run
+    from tokentrim.calibrate.schedule_file import MadeFor as MadeFor
+    from tokentrim.calibrate.schedule_file import Query as Query
     from tokentrim.calibrate.schedule_file import ScheduleFile as ScheduleFile
+    from tokentrim.calibrate.schedule_file import falling as falling
     from tokentrim.calibrate.schedule_file import read_schedule as read_schedule
 
 # Lazy, so that the command line's help needs neither torch nor optuna.
 _HOME: Final = {
     "Calibration": "runner",
     "GSearch": "options",
+    "MadeFor": "schedule_file",
     "PSigmoid": "options",
+    "Query": "schedule_file",
     "ScheduleFile": "schedule_file",
     "VTW": "options",
+    "falling": "schedule_file",
     "options_from": "options",
     "read_schedule": "schedule_file",
     "run": "runner",
 }
 
-__all__ = ["VTW", "Calibration", "GSearch", "PSigmoid", "ScheduleFile", "options_from", "read_schedule", "run"]
+__all__ = ["VTW", "Calibration", "GSearch", "MadeFor", "PSigmoid", "Query", "ScheduleFile", "falling", "options_from",
+           "read_schedule", "run"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

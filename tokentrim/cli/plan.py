@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from tokentrim.accounting import Usage
 from tokentrim.cli.output import AsJson, StrategyOption, console, emit
 from tokentrim.errors import ConfigError, UnsupportedError, complaint
+from tokentrim.plan import NEW_TOKENS, TEXT_TOKENS, Plan
+from tokentrim.plan import plan as make_plan
+from tokentrim.tilings import NOMINAL_SIZE
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from tokentrim.shape import VisionShape
 
-_TEXT_TOKENS = 35  # as tokentrim.plan has them; repeated, because importing it needs torch and --help must not
-_NEW_TOKENS = 64
 _SIZE = re.compile(r"\s*(\d+)\s*[xX]\s*(\d+)\s*")
 
 
@@ -24,11 +28,11 @@ def plan(
     model: Annotated[
         str, typer.Option(help="A preset such as llava-1.5-7b, a registered model, or a folder.")
     ] = "testbed",
-    text_tokens: Annotated[int, typer.Option(help="Tokens of the prompt that are not visual.")] = _TEXT_TOKENS,
+    text_tokens: Annotated[int, typer.Option(help="Tokens of the prompt that are not visual.")] = TEXT_TOKENS,
     image_size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the image, in pixels.")] = None,
     images: Annotated[int, typer.Option(help="Images in the prompt.", min=0)] = 1,
     structure: Annotated[str | None, typer.Option(help="Line ends of tiled images: keep or prune.")] = None,
-    new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = _NEW_TOKENS,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = NEW_TOKENS,
     as_json: AsJson = False,
 ) -> None:
     """Tokens per layer, FLOPs and KV bytes of a strategy on one prompt, from shapes alone."""
@@ -38,9 +42,6 @@ def plan(
         )
     from tokentrim.config import strategy_from
     from tokentrim.loading import shape_of
-    from tokentrim.plan import plan as make_plan
-    from tokentrim.plan import plan_table
-    from tokentrim.tilings import NOMINAL
 
     spec = strategy_from(strategy)
     structure = structure or spec.structure or "keep"
@@ -51,7 +52,7 @@ def plan(
         raise UnsupportedError(
             complaint(f"model {model!r}", "have a vision tower of known size", hint="plan another model")
         )
-    size = NOMINAL if image_size is None else _size(image_size)
+    size = NOMINAL_SIZE if image_size is None else _size(image_size)
     shape = replace(shape, vision=shape.vision.for_image(*size, images=max(1, images)))
     if structure == "prune" and shape.vision is not None:
         shape = replace(shape, vision=shape.vision.with_structure_visual())
@@ -94,3 +95,61 @@ def _size(text: str) -> tuple[int, int]:
     if found is None or not (int(found[1]) and int(found[2])):
         raise ConfigError(complaint("--image-size", "read HEIGHTxWIDTH in pixels", text, "such as 336x336"))
     return int(found[1]), int(found[2])
+
+
+def plan_table(made: Plan) -> Table:
+    """The plan for a terminal: runs of equal layers, then the totals against the unpruned run."""
+    from rich.table import Table  # only a terminal needs it
+
+    usage, model = made.usage, made.shape.name or "this model"
+    bound = "" if made.exact else "at most "
+    tokens = f"{usage.n_visual} visual + {usage.n_text} text tokens, {made.new_tokens} new"
+    table = Table(title=f"{made.strategy} on {model}: {tokens}", caption="; ".join(made.notes) or None)
+    for name in ("what", "planned", "unpruned", "share"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    for first, end, count in layer_runs(usage.layer_tokens):
+        layers = f"layer {first}" if first == end else f"layers {first}-{end}"
+        share = f"{count / usage.n_visual:.1%}" if usage.n_visual else "-"
+        table.add_row(f"visual tokens in {layers}", f"{bound}{count}", str(usage.n_visual), share)
+    table.add_section()
+    for name, planned, unpruned, share in _totals(usage):
+        table.add_row(name, bound + planned, unpruned, f"{share:.1%}")
+    return table
+
+
+def _totals(usage: Usage) -> list[tuple[str, str, str, float]]:
+    """Rows ``(what, planned, unpruned, share)`` of the figures that sum over layers."""
+    full, last = usage.unpruned(), usage.n_steps
+
+    def row(name: str, values: tuple[float, float], scale: float, unit: str, share: float) -> Any:
+        planned, unpruned = (f"{value / scale:,.2f}{unit}" for value in values)
+        return name, planned, unpruned, share
+
+    def mebibytes(name: str, planned: float, unpruned: float, share: float) -> Any:
+        return row(name, (planned, unpruned), 1024 * 1024, " MiB", share)
+
+    peak, visual = usage.kv_visual_bytes(0), full.kv_visual_bytes(0)
+    mean, end = usage.kv_mean_ratio, usage.kv_visual_bytes(last)
+    tokens = usage.layer_mean_tokens, full.layer_mean_tokens
+    macs = usage.macs_per_layer, full.macs_per_layer
+    flops = usage.prefill_flops, full.prefill_flops
+    return [
+        row("layer-mean visual tokens", tokens, 1, "", usage.layer_mean_ratio),
+        row("MACs per layer, field", macs, 1e9, " G", usage.flops_ratio_field),
+        row("prefill FLOPs, physical", flops, 1e12, " T", usage.flops_ratio),
+        mebibytes("visual KV, end of prefill", peak, visual, usage.kv_peak_ratio),
+        mebibytes("visual KV, mean over decoding", mean * visual, visual, mean),
+        mebibytes("visual KV, last forward", end, visual, usage.kv_end_ratio),
+        mebibytes("all KV, mean over decoding", usage.kv_bytes_mean, full.kv_bytes_mean, usage.kv_total_mean_ratio),
+    ]
+
+
+def layer_runs(counts: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """``(first layer, last layer, count)`` for every run of neighbouring layers with equal counts."""
+    runs: list[tuple[int, int, int]] = []
+    for layer, count in enumerate(counts):
+        if runs and runs[-1][2] == count:
+            runs[-1] = (runs[-1][0], layer, count)
+        else:
+            runs.append((layer, layer, count))
+    return runs

@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any, Final, Protocol
 
-from tokentrim.budgeting import Knob, find_knob
+from tokentrim.budgeting import Knob
 from tokentrim.compare.batches import Batch
 from tokentrim.compare.cells import Cell, Solved, versions
 from tokentrim.compare.controls import EQUAL
@@ -112,7 +112,7 @@ def _solve(cell: Cell, batch: Batch, share: Share) -> dict[str, Any]:
     target, shape = cell.budget or 1.0, cell.model.shape
     probes: list[dict[str, Any]] = []
     try:
-        knob = find_knob(strategy_from(_spec(cell)).strategy, max(batch.n_visual, shape.n_layers))
+        knob = strategy_from(_spec(cell)).strategy.knob(max(batch.n_visual, shape.n_layers))
     except StrategyError as reason:
         return {"strategy": None, "reason": str(reason), "about": None}
 
@@ -171,7 +171,7 @@ def _bisect(
     return low, high
 
 
-def _unreachable(knob: Knob, probes: Sequence[dict[str, Any]], must: str, got: str) -> dict[str, Any]:
+def _unreachable(knob: Knob[Strategy], probes: Sequence[dict[str, Any]], must: str, got: str) -> dict[str, Any]:
     reason = complaint(
         f"budget knob {knob.name!r} of strategy {knob.whom!r}", must, got, "raise the budget, or match another cost"
     )

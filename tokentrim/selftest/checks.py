@@ -8,18 +8,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from tokentrim.compose import compose
 from tokentrim.errors import UnsupportedError
 from tokentrim.selftest.masked import masked_logits
 from tokentrim.selftest.probes import Fade, Noisy, Scatter, reader
 from tokentrim.selftest.subject import STEPS, TOLERANCE, Subject, deviation, generate, state
 from tokentrim.selftest.verdict import Failed, Skipped
-from tokentrim.sites import Need
-from tokentrim.strategy import Strategy, compose
+from tokentrim.sites import ATTENTION_ROWS, Need
+from tokentrim.strategy import Strategy
 from tokentrim.trace import Trace
 
 Check = Callable[[Subject], str]
 
-_ROW_NEEDS: Final = frozenset({Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.PROMPT_ROW})
 _SMALL_WINDOW: Final = 8
 _LEAST_EFFECT: Final = 1e-3
 _PROBED_CELLS: Final = 7
@@ -223,7 +223,7 @@ CHECKS: Final[tuple[tuple[str, Check, frozenset[Need]], ...]] = (
     ("renumbered", renumbered, frozenset()),
     ("row is batch", row_is_batch, frozenset()),
     ("restored", restored, frozenset()),
-    ("attention rows", attention_rows, _ROW_NEEDS),
+    ("attention rows", attention_rows, ATTENTION_ROWS | {Need.PROMPT_ROW}),
     ("noise", noise_is_the_samples, frozenset({Need.RANDOM})),
     ("grid", grid, frozenset({Need.GRID})),
 )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tokentrim.accounting import mean_ratios
 from tokentrim.adapter import Adapter
+from tokentrim.compose import compose
 from tokentrim.errors import AdapterError, UnsupportedError
 from tokentrim.plan import plan
 from tokentrim.plugins import registry
@@ -23,7 +24,7 @@ from tokentrim.selftest.checks import CHECKS
 from tokentrim.selftest.probes import Fade, Scatter, reader
 from tokentrim.selftest.subject import TOLERANCE, Subject, deviation, generate, state
 from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import Strategy, compose
+from tokentrim.strategy import Strategy
 from tokentrim.testing.case import Beam, best_beams
 from tokentrim.testing.outcome import ADAPTERS, Check, Failed, Skipped, checks, require, unlike
 from tokentrim.testing.subjects import Example, example_subject

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from tokentrim.accounting import Usage, mean_ratios
+from tokentrim.compose import compose
 from tokentrim.plan import is_static, plan
 from tokentrim.selftest.masked import masked_logits
 from tokentrim.selftest.subject import TOLERANCE, deviation, state
 from tokentrim.sites import StepSite
-from tokentrim.strategy import Strategy, compose
+from tokentrim.strategy import Strategy
 from tokentrim.testing.case import STEPS, Beam, Case, Run, answer, best_beams, subjected
 from tokentrim.testing.outcome import STRATEGIES, Skipped, checks, unlike
 from tokentrim.testing.subjects import forget_small_models

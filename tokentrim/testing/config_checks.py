@@ -8,14 +8,15 @@ from typing import Any, Final, cast, get_args
 import yaml
 from pydantic import ValidationError
 
-from tokentrim.budgeting import find_knob, solve
+from tokentrim.budgeting import solve
+from tokentrim.compose import Composition
 from tokentrim.config import strategy_from
 from tokentrim.errors import StrategyError, TokentrimError
 from tokentrim.plan import is_static, plan
-from tokentrim.planning import SPATIAL_NEEDS, TEMPORAL_NEEDS
 from tokentrim.plugins import registry
 from tokentrim.schedule import Schedule
-from tokentrim.strategy import Composition, Spatial, Stage, Strategy
+from tokentrim.sites import AT_BOUNDARIES, AT_STEPS
+from tokentrim.strategy import Spatial, Stage, Strategy
 from tokentrim.testing.case import Case
 from tokentrim.testing.outcome import STRATEGIES, Skipped, checks
 
@@ -127,7 +128,7 @@ def abilities_are_declared(case: Case) -> None:
         wanted = {"decode": ("decode",), "prefill": ("input", "prefill"), None: get_args(Stage)}[decides]
         case.require(part.stage in wanted, "stage", f"be {' or '.join(map(repr, wanted))}, where its parts act",
                      part.stage, hint="set the class's stage", see=_SCORE)  # fmt: skip
-        for decider, served in (*((one, SPATIAL_NEEDS) for one in parts.spatial), (parts.temporal, TEMPORAL_NEEDS)):
+        for decider, served in (*((one, AT_BOUNDARIES) for one in parts.spatial), (parts.temporal, AT_STEPS)):
             if decider is not None:
                 missing = decider.needed() - served
                 case.require(not missing, "needed()", f"ask for what there is ({_words(served)})", _words(missing),
@@ -186,7 +187,7 @@ def knob_is_monotone(case: Case) -> None:
     """Turning the budget knob over its range never makes the plan's cost go up and down again."""
     _require_knob(case)
     shape, n = case.shape, case.n_visual
-    knob = find_knob(case.strategy, n)
+    knob = case.strategy.knob(n)
     costs: list[tuple[float, float]] = []
     for point in range(_POINTS + 1):
         usage = plan(knob.at(point * knob.steps // _POINTS), shape, n, new_tokens=8).usage

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokentrim.compose import compose
 from tokentrim.errors import StrategyError, TokentrimError, UnsupportedError
 from tokentrim.plan import is_static
 from tokentrim.schedule import Schedule
@@ -17,7 +18,6 @@ from tokentrim.selftest.probes import Scatter
 from tokentrim.selftest.subject import deviation
 from tokentrim.session import Session
 from tokentrim.sites import Need
-from tokentrim.strategy import compose
 from tokentrim.testing.case import STEPS, Case, answer, subjected
 from tokentrim.testing.outcome import STRATEGIES, Failed, Skipped, checks
 from tokentrim.testing.supplies import sparsest

@@ -12,11 +12,12 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from tokentrim.budgeting import find_knob, turned
+from tokentrim.compose import Composition
 from tokentrim.errors import TokentrimError
+from tokentrim.knobs import turned
 from tokentrim.plan import plan
 from tokentrim.shape import ModelShape
-from tokentrim.strategy import Composition, Strategy
+from tokentrim.strategy import Strategy
 from tokentrim.trainable import Trainable
 from tokentrim.weights import read_weights, write_weights
 
@@ -92,7 +93,7 @@ def keeping_all(strategy: Strategy, shape: ModelShape, n_visual: int) -> Strateg
     for name, field in type(strategy).model_fields.items():
         for end in _ends(field.metadata):
             try:
-                changed = turned(best, name, end)
+                changed = turned(best, name, end, best.label())
                 now = share(changed, shape, n_visual)
             except (TokentrimError, ValueError):
                 continue
@@ -104,7 +105,7 @@ def keeping_all(strategy: Strategy, shape: ModelShape, n_visual: int) -> Strateg
 def sparsest(strategy: Strategy, shape: ModelShape, n_visual: int) -> Strategy:
     """The strategy with its budget knob at the end where its plan keeps less; as it is where there is no one knob."""
     try:
-        knob = find_knob(strategy, n_visual)
+        knob = strategy.knob(n_visual)
         ends = knob.at(0), knob.at(knob.steps)
         return min(ends, key=lambda end: share(end, shape, n_visual))
     except TokentrimError:

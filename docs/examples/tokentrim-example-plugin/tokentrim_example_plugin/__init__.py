@@ -1,7 +1,6 @@
 """A plugin for tokentrim: one strategy, ``feature-norm``."""
 
-from tokentrim import hookimpl
-from tokentrim.hookspecs import Register
+from tokentrim import Register, hookimpl
 
 
 @hookimpl

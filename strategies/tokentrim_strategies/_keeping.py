@@ -7,11 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from tokentrim.budget import resolve_count
-from tokentrim.errors import StrategyError, complaint
-from tokentrim.schedule import Schedule
-from tokentrim.shape import ModelShape
-from tokentrim.strategy import Spatial, Strategy
+from tokentrim import ModelShape, Schedule, Spatial, Strategy, StrategyError, complaint, resolve_count
 
 
 def check_boundary(strategy: Strategy, parameter: str, boundary: int, shape: ModelShape) -> None:
@@ -27,7 +23,7 @@ def check_boundary(strategy: Strategy, parameter: str, boundary: int, shape: Mod
         )
 
 
-class KeepBudget(Spatial, ABC):
+class Keeping(Spatial, ABC):
     """A spatial strategy that keeps a share, or a number, of the visual tokens at one boundary.
 
     ``keep_count`` takes the place of the default ``keep_ratio``; writing both is an error.
@@ -83,8 +79,8 @@ class KeepBudget(Spatial, ABC):
         return super().label().replace("keep_ratio=None, ", "")
 
 
-class BoundaryBudget(KeepBudget, ABC):
-    """A :class:`KeepBudget` whose boundary is a parameter."""
+class KeepingAtBoundary(Keeping, ABC):
+    """A :class:`Keeping` whose boundary is a parameter."""
 
     boundary: int = Field(
         default=0, ge=0, description="decoder layer (0-based) before which it acts; 0 = the language model's input"
