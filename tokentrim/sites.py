@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tokentrim.errors import StrategyError, complaint
 from tokentrim.randomness import uniform
-from tokentrim.recording import Note
 from tokentrim.shape import ModelShape
 
 
@@ -85,6 +84,19 @@ class Grid:
     col: Tensor
     rows: Tensor
     cols: Tensor
+
+
+@dataclass(frozen=True)
+class Note:
+    """Scores that a selector ranked by, as it told its site.
+
+    Attributes:
+        scores: float [B, N], higher = better.
+        about: what they decide, where they do not decide everything.
+    """
+
+    scores: Tensor
+    about: str = ""
 
 
 @dataclass(frozen=True)
