@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -242,21 +241,6 @@ class Adapter(ABC):
             tokens behind that layer. An empty list where the family has none.
         """
         return arguments, []
-
-
-def bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a call by name; ``**kwargs`` of the function are flattened in.
-
-    Some model classes pass ``input_ids`` and friends to their inner model by position, others by keyword.
-    """
-    if not args:
-        return dict(kwargs)
-    names = [
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def decoder_shape(

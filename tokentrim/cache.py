@@ -52,7 +52,7 @@ class TrimLayer(CacheLayerMixin):
         self.ranked = False
         self.keeps_size = False
         self.reordered = False
-        self._faded: tuple[int, ...] | None = None
+        self._unmasked: tuple[int, ...] | None = None
         self._settling: Callable[[tuple[int, ...]], None] | None = None
         self._buffers: tuple[Tensor, Tensor] | None = None
         self._start = 0
@@ -139,21 +139,21 @@ class TrimLayer(CacheLayerMixin):
     @property
     def n_visual(self) -> tuple[int, ...]:
         """Visual entries of each row, those that are only masked not counted."""
-        return self.held_stream.n_visual if self._faded is None else self._faded
+        return self.held_stream.n_visual if self._unmasked is None else self._unmasked
 
     @property
     def masked(self) -> int:
         """Columns of the fullest row whose entries are masked, but still there."""
-        return 0 if self._faded is None else max(self.held_stream.n_visual) - max(self._faded)
+        return 0 if self._unmasked is None else max(self.held_stream.n_visual) - max(self._unmasked)
 
-    def fade(self, counts: tuple[int, ...], settling: Callable[[tuple[int, ...]], None]) -> None:
+    def evict_later(self, counts: tuple[int, ...], settling: Callable[[tuple[int, ...]], None]) -> None:
         """All but ``counts`` visual entries are masked; ``settling`` evicts them when it is time."""
-        self._faded, self._settling = counts, settling
+        self._unmasked, self._settling = counts, settling
 
     def settle(self) -> None:
         """Evict what is masked."""
-        counts, settling = self._faded, self._settling
-        self._faded = self._settling = None
+        counts, settling = self._unmasked, self._settling
+        self._unmasked = self._settling = None
         if counts is not None and settling is not None and counts != self.held_stream.n_visual:
             settling(counts)
 
@@ -239,7 +239,7 @@ class TrimLayer(CacheLayerMixin):
         """Forget everything; the next update starts a prompt."""
         self.keys = self.values = self._buffers = self.stream = self.prompt_row = None
         self._start = self._length = 0
-        self._faded = self._settling = None
+        self._unmasked = self._settling = None
         self.ranked = self.keeps_size = self.reordered = self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -296,6 +296,39 @@ class TrimLayer(CacheLayerMixin):
             self.batch_select_indices(rows)
 
 
+class FixedLayer(CacheLayerMixin):
+    """One layer's buffers of fixed size, as compiled steps see them."""
+
+    is_compileable = True
+    is_sliding = False
+
+    def __init__(self, keys: Tensor, values: Tensor, slot: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self.slot = keys, values, slot
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the new entry into its column; attention sees the whole buffer, under a mask."""
+        self.keys.index_copy_(2, self.slot, key_states)  # type: ignore[union-attr]
+        self.values.index_copy_(2, self.slot, value_states)  # type: ignore[union-attr]
+        return self.keys, self.values  # type: ignore[return-value]
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the buffers are there."""
+
+    def get_seq_length(self) -> int:
+        """Columns of the buffer: where the sequence stands is given by position ids."""
+        return self.keys.shape[2]  # type: ignore[union-attr]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """All columns."""
+        return self.keys.shape[2], 0  # type: ignore[union-attr]
+
+    def get_max_length(self) -> int:
+        """Columns of the buffer."""
+        return self.keys.shape[2]  # type: ignore[union-attr]
+
+
 def _gathered(stored: Tensor, index: Tensor, capacity: int) -> Tensor:
     """Columns ``index`` [B, T] of ``stored`` [B, H, _, D], in a buffer of ``capacity`` columns."""
     buffer = _room_for(stored, capacity)
@@ -306,6 +339,16 @@ def _gathered(stored: Tensor, index: Tensor, capacity: int) -> Tensor:
 
 def _room_for(like: Tensor, capacity: int) -> Tensor:
     return like.new_empty(like.shape[0], like.shape[1], capacity, like.shape[3])
+
+
+def plain(config: Any) -> DynamicCache:
+    """An empty cache, as a model with the text config ``config`` makes it for itself."""
+    return DynamicCache(config=config)
+
+
+def fixed(layers: list[FixedLayer]) -> Cache:
+    """A cache of buffers of fixed size."""
+    return Cache(layers=list[Any](layers))
 
 
 def trimmed(cache: Any) -> bool:

@@ -9,27 +9,27 @@ use it again. A step that cannot run so runs as without compiling, and the reaso
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, CacheLayerMixin
 
-from tokentrim.fading import Fading, attend, fades, in_use
-from tokentrim.generating import replaced
+from tokentrim import cache
+from tokentrim.ability import Ability
+from tokentrim.adapter import Layout
+from tokentrim.decode import Decode
+from tokentrim.fading import MaskedEviction, attend_and_evict, evicts_under_mask, in_use
+from tokentrim.passes import Passes
+from tokentrim.prompt import Prompt
+from tokentrim.seams_private import attention_set, register_attention
 from tokentrim.strategy import TemporalScorer
-
-if TYPE_CHECKING:
-    from tokentrim.cache import TrimLayer
-    from tokentrim.decode import Decode
-    from tokentrim.engine import Engine
+from tokentrim.undo import replaced
 
 _NAME: Final = "tokentrim_compiled"
-_NAME_FADING: Final = "tokentrim_compiled_fading"
+_NAME_EVICTING: Final = "tokentrim_compiled_evicting"
 _STATE: Final = "tokentrim_state"
-_FADING: Final = "tokentrim_fading"
+_EVICTION: Final = "tokentrim_masked_eviction"
 _KERNELS: Final = ("sdpa", "eager")
 _UNUSABLE: Final = ("output_hidden_states", "output_attentions")
 _GRAPHS: Final = 64
@@ -47,45 +47,12 @@ def bucket(columns: int) -> int:
     return octave + -(-(columns - octave) // step) * step
 
 
-class _Slots(CacheLayerMixin):
-    """One layer's buffers, as compiled code sees them."""
-
-    is_compileable = True
-    is_sliding = False
-
-    def __init__(self, keys: Tensor, values: Tensor, slot: Tensor) -> None:
-        super().__init__()
-        self.keys, self.values, self.slot = keys, values, slot
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the new entry into its column; attention sees the whole buffer, under a mask."""
-        self.keys.index_copy_(2, self.slot, key_states)  # type: ignore[union-attr]
-        self.values.index_copy_(2, self.slot, value_states)  # type: ignore[union-attr]
-        return self.keys, self.values  # type: ignore[return-value]
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: the buffers are there."""
-
-    def get_seq_length(self) -> int:
-        """Columns of the buffer: where the sequence stands is given by position ids."""
-        return self.keys.shape[2]  # type: ignore[union-attr]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """All columns."""
-        return self.keys.shape[2], 0  # type: ignore[union-attr]
-
-    def get_max_length(self) -> int:
-        """Columns of the buffer."""
-        return self.keys.shape[2]  # type: ignore[union-attr]
-
-
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
     """One query per row over the columns in use. ``state`` [L, 1 + B] says which: the newest, and each row's first."""
     layer: Any = module.layer_idx
-    seen = in_use(options[_STATE], layer, key, options[_FADING])
+    seen = in_use(options[_STATE], layer, key, options[_EVICTION])
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -95,19 +62,15 @@ def _attention(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def _fading_attention(
+def _evicting_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
     """The same, where the step lets entries go."""
     scaling = options.get("scaling") or query.shape[-1] ** -0.5
-    return attend(module, query, key, value, options[_STATE], options[_FADING], scaling), None
+    return attend_and_evict(module, query, key, value, options[_STATE], options[_EVICTION], scaling), None
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    return None
-
-
-class Compiled:
+class Compiled(Ability):
     """Compiled decode steps of one model.
 
     Attributes:
@@ -115,39 +78,42 @@ class Compiled:
         reasons: why others did not, with how many.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        for name, function in ((_NAME, _attention), (_NAME_FADING, _fading_attention)):
-            AttentionInterface.register(name, function)
-            AttentionMaskInterface.register(name, _no_mask)
-        self._engine = engine
-        self._model = engine.layout.language_model
+    def __init__(self, layout: Layout, passes: Passes) -> None:
+        register_attention(_NAME, _attention)
+        register_attention(_NAME_EVICTING, _evicting_attention)
+        self._passes, self._config, self._model = passes, layout.text_config, layout.language_model
         self._forward: Callable[..., Any] = self._model.forward
         cuda = next(self._model.parameters()).device.type == "cuda"
         self._run = torch.compile(self._forward, dynamic=False, mode="reduce-overhead" if cuda else None)
         self._dynamo: Any = torch._dynamo  # pyright: ignore[reportPrivateUsage]  # its config has no public door
-        self._cache: Cache | None = None
+        self._undo: Callable[[], None] = lambda: None
+        self._cache: Any = None
         self._held: list[tuple[Tensor, Tensor]] = []
         self._numbers: list[list[int]] = []
         self._state: Tensor | None = None
-        self._fading: Fading | None = None
+        self._eviction: MaskedEviction | None = None
         self.steps = 0
         self.reasons: dict[str, int] = {}
 
-    def install(self) -> Callable[[], None]:
-        """Stand in front of the language model's ``forward``; returns what puts it back."""
+    def attach(self) -> None:
+        """Stand in front of the language model's ``forward``."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            run = self._engine.decoding
+            run = self._passes.decoding
             if run is None or torch.compiler.is_compiling():
                 return self._forward(*args, **kwargs)
             reason = self._unfit(run, args, kwargs)
             if reason is not None:
                 self.reasons[reason] = self.reasons.get(reason, 0) + 1
-                self._engine.catch_up(run)
+                self._passes.catch_up(run)
                 return self._forward(*args, **kwargs)
             return self._step(run, kwargs)
 
-        return replaced(self._model, "forward", forward)
+        self._undo = replaced(self._model, "forward", forward)
+
+    def detach(self) -> None:
+        """Put the language model's ``forward`` back."""
+        self._undo()
 
     def notes(self) -> list[str]:
         """For the report: what ran compiled, and why the rest did not."""
@@ -159,18 +125,18 @@ class Compiled:
 
     def _unfit(self, run: Decode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Why a step cannot run compiled; None where it can."""
-        engine, prompt = self._engine, run.prompt
+        context, prompt = run.context, run.prompt
         if run.queries != 1:
             return "several new tokens at once"
-        if run.acting and not fades(prompt.temporal):
+        if run.acting and not evicts_under_mask(prompt.temporal):
             return "a temporal part that reads more than the current row, or whose counts depend on the data"
-        if engine.editing is not None:
+        if context.edits_attention:
             return "edited attention"
         if any(layer.shift is not None for layer in run.layers):
             return "renumbered positions"
         if prompt.appended_valid is not None:
             return "padding behind the prompt"
-        if engine.implementation not in _KERNELS or engine.heads.group is not None:
+        if context.implementation not in _KERNELS or context.heads.shared:
             return "an attention implementation other than sdpa and eager on one device"
         if torch.is_grad_enabled():
             return "gradients"
@@ -181,30 +147,25 @@ class Compiled:
         return None
 
     def _step(self, run: Decode, kwargs: dict[str, Any]) -> Any:
-        cache = kwargs["past_key_values"]
+        past = kwargs["past_key_values"]
         self._prepare(run)
         options = {name: value for name, value in kwargs.items() if value is not None}
-        options["past_key_values"], options[_STATE], options[_FADING] = self._cache, self._state, self._fading
-        config = self._engine.layout.text_config
-        name = _NAME_FADING if run.acting else _NAME
-        before, config._attn_implementation_internal = config._attn_implementation_internal, name
-        try:
+        options["past_key_values"], options[_STATE], options[_EVICTION] = self._cache, self._state, self._eviction
+        limits = self._dynamo.config.patch(recompile_limit=_GRAPHS, fail_on_recompile_limit_hit=True)
+        with attention_set(self._config, _NAME_EVICTING if run.acting else _NAME), limits:
             torch.compiler.cudagraph_mark_step_begin()
-            with self._dynamo.config.patch(recompile_limit=_GRAPHS, fail_on_recompile_limit_hit=True):
-                output = self._run(**options)
-        finally:
-            config._attn_implementation_internal = before
+            output = self._run(**options)
         for layer in run.layers:
             layer.written(1)
-        if run.acting and self._fading is not None:
-            now = self._fading.now.clone()
+        if run.acting and self._eviction is not None:
+            now = self._eviction.now.clone()
             for index, counts in run.acting.items():
-                self._fading.note(index, run.layers[index], counts)
+                self._eviction.note(index, run.layers[index], counts)
                 run.note(index, now[index])
         self.steps += 1
         if isinstance(output, tuple):
-            return tuple(cache if part is self._cache else part for part in output)
-        output.past_key_values = cache
+            return tuple(past if part is self._cache else part for part in output)
+        output.past_key_values = past
         return output
 
     def _prepare(self, run: Decode) -> None:
@@ -220,14 +181,16 @@ class Compiled:
         if self._state is None or not known:
             device = layers[0].device
             self._state = torch.zeros(len(layers), 1 + run.streams[0].rows, dtype=torch.int64, device=device)
-            self._held, self._numbers, self._fading = buffers, [], None
-            slots: list[Any] = [_Slots(*pair, self._state[index, :1]) for index, pair in enumerate(buffers)]
-            self._cache = Cache(layers=slots)
+            self._held, self._numbers, self._eviction = buffers, [], None
+            slots = (self._state[index, :1] for index in range(len(buffers)))
+            self._cache = cache.fixed(
+                [cache.FixedLayer(*pair, slot) for pair, slot in zip(buffers, slots, strict=True)]
+            )
             if device.type == "cuda":
                 for one in (self._state, *(tensor for pair in buffers for tensor in pair)):
                     self._dynamo.mark_static_address(one)
-        if self._fading is not None and not self._fading.describes(layers):
-            self._fading = None
+        if self._eviction is not None and not self._eviction.describes(layers):
+            self._eviction = None
         if run.acting and isinstance(prompt.temporal, TemporalScorer):
             self._let_go(run, prompt.temporal)
         numbers = [layer.places() for layer in layers]
@@ -239,22 +202,22 @@ class Compiled:
 
     def _let_go(self, run: Decode, part: TemporalScorer) -> None:
         """How many entries of each layer may stay."""
-        if self._fading is None:
-            self._fading = Fading(part, run.layers)
+        if self._eviction is None:
+            self._eviction = MaskedEviction(part, run.layers)
             if run.layers[0].device.type == "cuda":
-                for one in self._fading.tensors:
+                for one in self._eviction.tensors:
                     self._dynamo.mark_static_address(one)
         held = [run.acting.get(index, layer.n_visual) for index, layer in enumerate(run.layers)]
-        self._fading.allowed.copy_(torch.tensor(held))
-
-    def _left(self, prompt: Any) -> int:
-        """New tokens that buffers should have room for."""
-        call = self._engine.call
-        limit = None if call is None else call.new_tokens
-        return _AHEAD if limit is None else max(1, limit - sum(prompt.appended) + 1)
+        self._eviction.allowed.copy_(torch.tensor(held))
 
     @staticmethod
-    def _wasteful(layers: list[TrimLayer]) -> bool:
+    def _left(prompt: Prompt) -> int:
+        """New tokens that buffers should have room for; past the limit (another turn) as many as without one."""
+        limit, appended = prompt.new_tokens, sum(prompt.appended)
+        return _AHEAD if limit is None or limit < appended else limit - appended + 1
+
+    @staticmethod
+    def _wasteful(layers: list[cache.TrimLayer]) -> bool:
         """Whether most of the buffers' columns were given up or are masked."""
         held = sum(layer.buffers[0].shape[2] for layer in layers)
         return sum(layer.given_up + layer.masked for layer in layers) > held / 2

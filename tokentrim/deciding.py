@@ -13,7 +13,7 @@ from tokentrim.errors import StrategyError, TokentrimError, complaint
 from tokentrim.selection import Selection, top_selection
 from tokentrim.shape import ModelShape
 from tokentrim.sites import LayerSite, Need, StepSite
-from tokentrim.strategy import Spatial, SpatialScorer, Strategy, Temporal, TemporalScorer
+from tokentrim.strategy import Spatial, SpatialScorer, Temporal, TemporalScorer
 from tokentrim.stream import Stream
 
 Providers = Mapping[Need, Callable[[], Any]]
@@ -23,9 +23,13 @@ class Doubts:
     """Whether scores held NaN, which only the device knows: noted as they come, and read when an answer is there.
 
     Reading at once would make the host wait in the middle of the prefill.
+
+    Attributes:
+        check_indices: check every Selection's indices on the device (costs a synchronisation; for tests).
     """
 
     def __init__(self) -> None:
+        self.check_indices = False
         self._found: dict[str, Tensor] = {}
 
     def note(self, where: str, scores: Tensor, valid: Tensor) -> None:
@@ -181,11 +185,3 @@ class _blamed:
                 "the cause is attached",
             )
         ) from error
-
-
-def begin_states(
-    spatial: tuple[Spatial, ...], temporal: Temporal | None, make: Callable[[Strategy], Any]
-) -> dict[int, Any]:
-    """The state object of every part, by ``id`` (of the very objects that will be asked to decide)."""
-    members: list[Strategy] = [*spatial, *([temporal] if temporal is not None else [])]
-    return {id(part): make(part) for part in members}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,14 @@ from tokentrim import positions
 from tokentrim import rows as rows_of
 from tokentrim.attention import Kernel
 from tokentrim.cache import TrimLayer
+from tokentrim.context import Context
 from tokentrim.deciding import Providers, decide_order, decide_step
 from tokentrim.eviction import evict, evict_first, fronted
 from tokentrim.masks import causal_mask
-from tokentrim.prompt import Prompt
+from tokentrim.prompt import TEMPORAL, Prompt
 from tokentrim.sites import Need, StepSite
 from tokentrim.strategy import Temporal, TemporalScorer
 from tokentrim.stream import Stream
-
-if TYPE_CHECKING:
-    from tokentrim.engine import Engine
 
 _MASKLESS = ("sdpa", "flash")
 """Kernels that take no mask for one query over unpadded keys, whatever the length of each layer."""
@@ -34,7 +32,7 @@ _SOFTMAX = ("sdpa", "eager")
 class Decode:
     """One pass over new tokens."""
 
-    engine: Engine
+    context: Context
     prompt: Prompt
     layers: list[TrimLayer]
     queries: int
@@ -43,12 +41,12 @@ class Decode:
     handles: list[Any] = field(default_factory=list[Any])
 
     def __post_init__(self) -> None:
-        if self.engine.compiled is None or self.queries != 1:
+        if not self.context.compiles or self.queries != 1:
             self._settle()
         self.streams = [layer.held_stream for layer in self.layers]
         self.plan_evictions()
         if self.acting:
-            with self.engine.clock.timed("selection", self.streams[0].vis_pos.device), torch.no_grad():
+            with self.context.clock.timed("selection", self.streams[0].vis_pos.device), torch.no_grad():
                 self._arrange()
                 self._evict_ranked()
         self.observes = self._observes()
@@ -66,15 +64,14 @@ class Decode:
     def _observes(self) -> bool:
         """Whether this step's attention has to be read, masked or edited."""
         unpadded = self.prompt.appended_valid is None and all(s.valid is None for s in self.streams)
-        plain = unpadded and self.queries == 1 and self.engine.implementation.startswith(_MASKLESS)
+        plain = unpadded and self.queries == 1 and self.context.implementation.startswith(_MASKLESS)
         # A window that is exactly full hides nothing, but the model makes a mask of it: of the first layer's length.
-        plain = plain and (self.engine.window is None or self.layers[0].get_seq_length() + 1 < self.engine.window)
-        editing = self.engine.editing
-        return bool(self.acting) or not plain or (editing is not None and editing.acts_on_decode)
+        plain = plain and (self.context.window is None or self.layers[0].get_seq_length() + 1 < self.context.window)
+        return bool(self.acting) or not plain or self.context.edits_steps
 
     def plan_evictions(self) -> None:
         """Which layers hold more visual entries than the temporal part allows at this step."""
-        part, prompt, shape = self.prompt.temporal, self.prompt, self.engine.shape
+        part, prompt, shape = self.prompt.temporal, self.prompt, self.context.shape
         if part is None:
             return
         for index, layer in enumerate(self.layers):
@@ -125,14 +122,14 @@ class Decode:
                 if id(shift) not in made:
                     hidden = args[0] if args else kwargs["hidden_states"]
                     ids = position_ids - shift.unsqueeze(1)
-                    embeddings = self.engine.layout.rotary(hidden, positions.of_rotary(ids))
+                    embeddings = self.context.layout.rotary(hidden, positions.of_rotary(ids))
                     made[id(shift)] = (positions.of_layers(ids), embeddings)
                 ids, embeddings = made[id(shift)]
                 return args, {**kwargs, "position_ids": ids, "position_embeddings": embeddings}
 
             return hook
 
-        for layer, module in zip(self.layers, self.engine.layout.layers, strict=True):
+        for layer, module in zip(self.layers, self.context.layout.layers, strict=True):
             if layer.shift is not None:
                 self.handles.append(module.register_forward_pre_hook(make(layer.shift), with_kwargs=True, prepend=True))
 
@@ -152,7 +149,7 @@ class Decode:
         """Evict what has to go, then attend to the rest under this layer's own mask."""
         held = self.layers[layer]
         if layer in self.acting:
-            with self.engine.clock.timed("selection", query.device), torch.no_grad():
+            with self.context.clock.timed("selection", query.device), torch.no_grad():
                 weights = self._evict(layer, held, query, key, options)
             if held.keys is not None and held.values is not None:
                 key, value = held.keys, held.values
@@ -160,14 +157,12 @@ class Decode:
                 return rows_of.attend(weights, value, query), None
         stream = held.held_stream
         mask = self._mask(stream, key, query)
-        editing = self.engine.editing
-        if editing is None or not any(stream.n_visual):
-            return kernel(module, query, key, value, mask, **options)
-        return editing.decode(layer, kernel, module, query, key, value, mask, options, stream=stream)
+        kernel = self.context.around_attention(layer, kernel, stream, self.prompt)
+        return kernel(module, query, key, value, mask, **options)
 
     def _may_reuse(self, query: Tensor, options: dict[str, Any]) -> bool:
         """Whether attention is nothing but the weights that were read times the values, at the kernel's precision."""
-        plain = self.engine.implementation in _SOFTMAX and self.engine.editing is None
+        plain = self.context.implementation in _SOFTMAX and not self.context.edits_attention
         altered = options.get("dropout") or any(options.get(name) is not None for name in ("softcap", "s_aux"))
         # In half precision the fused kernels keep more digits of the weights.
         return plain and not altered and self.queries == 1 and query.dtype == torch.float32
@@ -187,11 +182,11 @@ class Decode:
         def current_row() -> Tensor:
             valid = self._valid(stream, key.shape[2])
             read.append(rows_of.last_row(query, key, scaling, None, valid))
-            return self.engine.heads.whole(rows_of.pick_visual(read[0], stream.vis_pos)[:, :, 0])
+            return self.context.heads.whole(rows_of.pick_visual(read[0], stream.vis_pos)[:, :, 0])
 
         site = self._site(part, layer, held, {Need.LAST_ROW: current_row})
         selection = decide_step(part, self.acting[layer], stream, site)
-        if self.engine.check_indices:
+        if self.context.doubts.check_indices:
             selection.check_indices(stream.n_visual)
         if selection.counts == stream.n_visual:
             return read[0] if read else None
@@ -209,13 +204,13 @@ class Decode:
 
     def _site(self, part: Temporal, layer: int, held: TrimLayer, brought: Providers) -> StepSite:
         """What a temporal part may see in one layer; ``brought`` provides what only this step knows."""
-        prompt, stream, whole = self.prompt, held.held_stream, self.engine.heads.whole
+        prompt, stream, whole = self.prompt, held.held_stream, self.context.heads.whole
         return StepSite(
-            shape=self.engine.shape,
+            shape=self.context.shape,
             n_visual=stream.n_visual,
             ids=stream.vis_ids,
             valid=stream.vis_valid,
-            state=prompt.states.get(id(part)),
+            state=prompt.state_of(TEMPORAL),
             keys_of_rows=prompt.sample_keys,
             needs=part.needed(),
             providers={
@@ -247,8 +242,8 @@ class Decode:
         where = (id(stream), key.shape[2])
         if where not in self.masks:
             self.masks[where] = causal_mask(
-                self.engine.implementation,
-                self.engine.layout.text_config,
+                self.context.implementation,
+                self.context.layout.text_config,
                 batch=query.shape[0],
                 queries=query.shape[2],
                 keys=key.shape[2],

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tokentrim.ability import Ability
 from tokentrim.attention import Kernel
 from tokentrim.bands import Bands
 from tokentrim.errors import StrategyError, UnsupportedError, complaint
 from tokentrim.extras import AttentionEdit, AttentionEditor
+from tokentrim.prompt import Prompt
 from tokentrim.shape import ModelShape
-from tokentrim.sites import Grid
 from tokentrim.stream import Stream
 
 _KERNELS = ("sdpa", "eager")
 
 
 @dataclass
-class Editing:
+class Editing(Ability):
     """The edits of one strategy on one model, applied inside attention.
 
     Attributes:
@@ -30,6 +32,7 @@ class Editing:
     """
 
     edits: Mapping[int, AttentionEdit]
+    edits_attention: ClassVar[bool] = True
     _stream: Stream | None = None
     _bands: dict[int, Bands] = field(default_factory=dict[int, Bands])
 
@@ -61,80 +64,63 @@ class Editing:
         return cls(edits)
 
     @property
-    def acts_on_decode(self) -> bool:
+    def edits_steps(self) -> bool:
         """Whether decode steps are edited: new tokens are text, so only their heads are."""
         return any(edit.heads is not None for edit in self.edits.values())
 
-    def prefill(
+    def around_attention(self, layer: int, kernel: Kernel, stream: Stream, prompt: Prompt) -> Kernel:
+        """The layer's attention, edited; as it is where nothing is, or no visual token is left."""
+        edit = self.edits.get(layer)
+        if edit is None or not any(stream.n_visual):
+            return kernel
+        return functools.partial(self._edited, edit, kernel, stream, prompt)
+
+    def _edited(
         self,
-        layer: int,
+        edit: AttentionEdit,
         kernel: Kernel,
+        stream: Stream,
+        prompt: Prompt,
         module: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         mask: Any,
-        options: dict[str, Any],
-        *,
-        stream: Stream,
-        grid: Callable[[], Grid],
+        **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """The layer's attention over a prompt, edited."""
-        edit = self.edits[layer]
-        bands = None if edit.radius is None else self._bands_of(edit.radius, stream, grid)
+        """Attention of a prompt, or of new tokens behind one."""
+        begins = key.shape[2] == stream.length
+        bands = self._bands_of(edit.radius, stream, prompt) if begins and edit.radius is not None else None
         if bands is not None:
             output, weights = bands.attend(query, key, value, options.get("scaling")), None
         else:
             output, weights = kernel(module, query, key, value, mask, **options)
         if edit.heads is None:
             return output, weights
-        visual = stream.visual_mask()
+        visual = stream.visual_mask(key.shape[2])
         inactive = _Inactive.of(edit.heads, query, key, value, visual)
-        if bands is None:
-            mixed = inactive.attend(mask, options).masked_fill(visual[:, :, None, None], 0.0)
-        else:
+        if bands is not None:
             mixed = bands.attend_others(inactive.query, inactive.key, inactive.value, options.get("scaling"))
+        else:
+            mixed = inactive.attend(mask, options).masked_fill(visual[:, -query.shape[2] :, None, None], 0.0)
         return inactive.placed(output, mixed), None
 
-    def decode(
-        self,
-        layer: int,
-        kernel: Kernel,
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        options: dict[str, Any],
-        *,
-        stream: Stream,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The layer's attention of new tokens, edited."""
-        output, weights = kernel(module, query, key, value, mask, **options)
-        edit = self.edits.get(layer)
-        if edit is None or edit.heads is None:
-            return output, weights
-        inactive = _Inactive.of(edit.heads, query, key, value, stream.visual_mask(key.shape[2]))
-        return inactive.placed(output, inactive.attend(mask, options)), None
+    def after_prompt(self, prompt: Prompt) -> None:
+        """Note the pairs of visual tokens that each layer computed, where not all of them are.
 
-    def pairs(self, stream: Stream, counts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """[L][B] pairs of visual tokens that each layer computed; empty where all of them are.
-
-        Args:
-            stream: the prompt's, whose visual tokens all reach the layers that are edited.
-            counts: [L][B], visual tokens of each layer.
+        All visual tokens of the prompt reach the layers that are edited.
         """
-        if self._stream is not stream or not self._bands:
-            return []
-        found = {n: self._bands[edit.radius].pairs for n, edit in self.edits.items() if edit.radius is not None}
-        return [found.get(layer, tuple(n * n for n in rows)) for layer, rows in enumerate(counts)]
+        if self._stream is prompt.start and self._bands:
+            found = {n: self._bands[edit.radius].pairs for n, edit in self.edits.items() if edit.radius is not None}
+            counts = enumerate(prompt.layer_counts)
+            prompt.visual_pairs = [found.get(layer, tuple(n * n for n in rows)) for layer, rows in counts]
 
-    def _bands_of(self, radius: int, stream: Stream, grid: Callable[[], Grid]) -> Bands:
+    def _bands_of(self, radius: int, stream: Stream, prompt: Prompt) -> Bands:
         """Who sees whom in this prompt; a visual query sees earlier and later neighbours alike, as in released code."""
         if self._stream is not stream:
             self._stream, self._bands = stream, {}
         if radius not in self._bands:
-            self._bands[radius] = Bands.of(radius, stream, grid())
+            self._bands[radius] = Bands.of(radius, stream, prompt.grid(stream.vis_ids.clamp(min=0), stream.vis_valid))
         return self._bands[radius]
 
 

@@ -8,11 +8,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokentrim.errors import DataError, StrategyError, complaint
+from tokentrim.ability import Ability, Asked
+from tokentrim.errors import DataError, complaint
+from tokentrim.prompt import Prompt
 from tokentrim.stream import Stream
 
 
-def aligned(given: Iterable[Any], stream: Stream) -> Tensor:
+class Evidence(Ability):
+    """Takes evidence for the next prompt.
+
+    Attributes:
+        given: float [B, N], a list of rows, or a function of the prompt's grid; None while there is none.
+    """
+
+    def __init__(self) -> None:
+        self.given: Any = None
+
+    def before_prompt(self, prompt: Prompt, asked: Asked) -> None:
+        """Give the prompt its rows.
+
+        Raises:
+            DataError: when they do not fit the prompt.
+        """
+        given, self.given = self.given, None
+        if given is not None:
+            rows: Any = given(prompt.grid()) if callable(given) else given
+            prompt.evidence = _aligned(rows, prompt.start)
+
+
+def _aligned(given: Iterable[Any], stream: Stream) -> Tensor:
     """float [B, N] of a prompt's rows, from one vector per sample (rows may be repeats of samples, as for beams).
 
     Raises:
@@ -43,21 +67,3 @@ def aligned(given: Iterable[Any], stream: Stream) -> Tensor:
             )
         full[row, :n] = line
     return full.to(stream.vis_pos.device)
-
-
-def of_tokens(evidence: Tensor | None, ids: Tensor) -> Tensor:
-    """Relevance of the current tokens ``ids`` [B, N].
-
-    Raises:
-        StrategyError: when the prompt came without evidence.
-    """
-    if evidence is None:
-        raise StrategyError(
-            complaint(
-                "a strategy that reads evidence",
-                "be given it before each prompt",
-                None,
-                "call session.annotate(evidence=...); only tasks that know the answer's place can",
-            )
-        )
-    return evidence.gather(1, ids)

@@ -8,26 +8,21 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
 from tokentrim.budget import keep_count
+from tokentrim.calls import Options
 from tokentrim.errors import UnsupportedError, complaint
 from tokentrim.schedule import Schedule
 from tokentrim.shape import ModelShape
 from tokentrim.sites import LayerSite, Need
 from tokentrim.strategy import SpatialScorer, Stage
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tokentrim.generating import Options
-    from tokentrim.prompt import Prompt
 
 # What one greedy answer per row rules out; the values that change nothing.
 _PLAIN: Final[dict[str, tuple[Any, ...]]] = {
@@ -70,17 +65,6 @@ class Exited(Exception):
     """Leaves a forward that need not run: every row has its answer."""
 
 
-def leave(prompt: Prompt, on_prompt: Callable[[Prompt], None]) -> None:
-    """Leave the forward of a prompt that need not run.
-
-    Raises:
-        Exited: where the guide answers every row.
-    """
-    if prompt.skipped:
-        on_prompt(prompt)
-        raise Exited
-
-
 @dataclass
 class Exits:
     """Early exit in one call of ``generate``.
@@ -110,26 +94,20 @@ class Exits:
         Raises:
             UnsupportedError: when the call asks for more than one greedy answer per row.
         """
-        _refuse(options)
+        ids = _ids_of(options)
         config: Any = copy.deepcopy(options.arguments.get("generation_config") or host.generation_config)
         given = {k: v for k, v in options.arguments.items() if hasattr(config, k) and k != "generation_config"}
         config.update(**{**given, "do_sample": False, "num_beams": 1})  # one object: both ways at once are deprecated
         ends: Any = options.get("eos_token_id")
         known = frozenset[int]() if ends is None else frozenset([ends] if isinstance(ends, int) else map(int, ends))
         pad = options.get("pad_token_id")
-        ids = options.arguments.get("input_ids")
         return cls(
             threshold,
             {"generation_config": config},
-            options.arguments["inputs"] if ids is None else ids,
+            ids,
             known,
             int(min(known, default=0) if pad is None else pad),
         )
-
-    def lengths(self, new: Tensor) -> tuple[int, ...]:
-        """Tokens of every row of ``new`` [B, A] up to its end token."""
-        rows: list[list[int]] = new.tolist()
-        return tuple(next((i + 1 for i, token in enumerate(row) if token in self.ends), len(row)) for row in rows)
 
     def decide(self, answers: Answers, n_visual: Sequence[int]) -> bool:
         """Note which rows exit; whether all do. A row without a picture has nothing to save."""
@@ -154,7 +132,7 @@ class Exits:
             exits = torch.zeros(len(lengths), dtype=torch.bool, device=tokens.device)
             exits[list(self.rows)] = True
             tokens = torch.where(exits.unsqueeze(1), tokens, own)
-            own_lengths = self.lengths(own)
+            own_lengths = lengths_to_end(own, self.ends)
             lengths = [n if row in self.rows else own_lengths[row] for row, n in enumerate(lengths)]
         tokens = tokens[:, : max(lengths)].clone()
         past = (
@@ -163,8 +141,14 @@ class Exits:
         return torch.cat([self.ids, tokens.masked_fill(past, self.pad)], dim=1)
 
 
-def _refuse(options: Options) -> None:
-    """Raise UnsupportedError for a call that one greedy answer per row does not serve."""
+def lengths_to_end(new: Tensor, ends: Container[int]) -> list[int]:
+    """Tokens of every row of ``new`` [B, A] up to the first one among ``ends``."""
+    rows: list[list[int]] = new.tolist()
+    return [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in rows]
+
+
+def _ids_of(options: Options) -> Tensor:
+    """The prompt of a call that one greedy answer per row serves; raises UnsupportedError for any other."""
     for name, plain in _PLAIN.items():
         value = options.get(name)
         if value is not None and value not in plain:
@@ -181,12 +165,14 @@ def _refuse(options: Options) -> None:
             )  # fmt: skip
     past = options.arguments.get("past_key_values")
     continued = past is not None and past.get_seq_length() > 0
-    if options.assisted or continued or options.call is None:
+    ids = options.ids
+    if options.assisted or continued or ids is None:
         got = "an assistant" if options.assisted else "a continued cache" if continued else "no input_ids"
         raise UnsupportedError(
             complaint("a call of generate under early exit", "be a new prompt of input_ids, decoded plainly", got,
                       _WITHOUT)
         )  # fmt: skip
+    return ids
 
 
 @dataclass

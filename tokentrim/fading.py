@@ -9,28 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tokentrim import rows as rows_of
+from tokentrim.cache import TrimLayer
 from tokentrim.eviction import evict
 from tokentrim.selection import Selection
 from tokentrim.sites import Need
 from tokentrim.strategy import Temporal, TemporalScorer
 
-if TYPE_CHECKING:
-    from tokentrim.cache import TrimLayer
 
-
-def fades(part: Temporal | None) -> bool:
+def evicts_under_mask(part: Temporal | None) -> bool:
     """Whether a part can evict in compiled code: by scores that read the current row alone, to known counts."""
     return isinstance(part, TemporalScorer) and part.count_is_static and part.needed() == frozenset({Need.LAST_ROW})
 
 
-class Seen:
+class SeenStep:
     """What a temporal scorer sees of a compiled step: of its :class:`~tokentrim.sites.StepSite`, what it declared.
 
     Attributes:
@@ -43,7 +41,7 @@ class Seen:
         self.last_row, self.ids, self.valid = last_row, ids, valid
 
 
-class Fading:
+class MaskedEviction:
     """What is masked in every layer's buffers. L layers, B rows, C columns and N visual entries of a layer.
 
     Attributes:
@@ -81,7 +79,7 @@ class Fading:
 
     def note(self, index: int, layer: TrimLayer, counts: tuple[int, ...]) -> None:
         """A compiled step has let all but ``counts`` of a layer's entries go."""
-        layer.fade(counts, partial(self._settle, index, layer))
+        layer.evict_later(counts, partial(self._settle, index, layer))
 
     def _settle(self, index: int, layer: TrimLayer, counts: tuple[int, ...]) -> None:
         """Evict what is masked."""
@@ -89,38 +87,44 @@ class Fading:
         layer.evict(*evict(layer.held_stream, Selection.from_mask(there, counts)))
 
 
-def in_use(state: Tensor, layer: int, key: Tensor, fading: Fading | None) -> Tensor:
+def in_use(state: Tensor, layer: int, key: Tensor, eviction: MaskedEviction | None) -> Tensor:
     """bool [B, C]: columns that the query of a step may see.
 
     Args:
         state: int64 [L, 1 + B], per layer the newest column and each row's first.
         layer: number of the decoder layer.
         key: [B, H_kv, C, head_dim].
-        fading: what is masked besides, if anything.
+        eviction: what is masked besides, if anything.
     """
     columns = torch.arange(key.shape[2], device=key.device)
     seen = (columns <= state[layer, 0]) & (columns >= state[layer, 1:].unsqueeze(1))
-    return seen if fading is None else seen & fading.alive[layer][:, :-1]
+    return seen if eviction is None else seen & eviction.alive[layer][:, :-1]
 
 
-def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, state: Tensor, fading: Fading, scaling: float
+def attend_and_evict(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: Tensor,
+    eviction: MaskedEviction,
+    scaling: float,
 ) -> Tensor:
     """[B, 1, H, head_dim]: one step of one layer; reads the row, lets the lowest go, and attends to the rest."""
     layer: Any = module.layer_idx
-    alive, columns, ids = fading.alive[layer], fading.columns[layer], fading.ids[layer]
-    seen = in_use(state, layer, key, fading)
+    alive, columns, ids = eviction.alive[layer], eviction.columns[layer], eviction.ids[layer]
+    seen = in_use(state, layer, key, eviction)
     weights = rows_of.attention_rows(query, key, scaling, seen[:, None, None])
     row = functional.pad(weights, (0, 1))[:, :, 0]
     row = row.gather(2, columns.unsqueeze(1).expand(-1, row.shape[1], -1))
     there = alive.gather(1, columns) & (ids >= 0)
-    site: Any = Seen(row, ids.masked_fill(~there, -1), there)
-    scores = fading.part.score(site).masked_fill(~there, float("-inf"))
+    site: Any = SeenStep(row, ids.masked_fill(~there, -1), there)
+    scores = eviction.part.score(site).masked_fill(~there, float("-inf"))
     order = torch.argsort(scores, dim=-1, descending=True, stable=True)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     rank = torch.zeros_like(order).scatter(1, order, places)
-    stays = (rank < fading.allowed[layer].unsqueeze(1)) & there
+    stays = (rank < eviction.allowed[layer].unsqueeze(1)) & there
     alive.scatter_(1, columns, stays)
-    fading.now[layer, :, : ids.shape[1]] = ids.masked_fill(~stays, -1)
-    left = in_use(state, layer, key, fading)
+    eviction.now[layer, :, : ids.shape[1]] = ids.masked_fill(~stays, -1)
+    left = in_use(state, layer, key, eviction)
     return rows_of.attend(weights.masked_fill(~left[:, None, None], 0.0), value, query)

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokentrim import attention
+from tokentrim import attention, loading
 from tokentrim import rows as rows_of
+from tokentrim.ability import Ability, Asked
 from tokentrim.accounting import Usage, head_flops
-from tokentrim.adapter import Layout
+from tokentrim.adapter import Adapter, Layout
 from tokentrim.budget import keep_count
-from tokentrim.errors import StrategyError, UnsupportedError, complaint
-from tokentrim.exiting import Answers, Attended, Chances, Exits, likelihood
+from tokentrim.calls import Options
+from tokentrim.engine_session import Session
+from tokentrim.errors import UnsupportedError, complaint
+from tokentrim.exiting import Answers, Attended, Chances, Exited, Exits, lengths_to_end, likelihood
 from tokentrim.extras import GuideRequest
 from tokentrim.generating import answer_lengths
+from tokentrim.placement import encoded_elsewhere
+from tokentrim.prompt import Prompt
 from tokentrim.strategy import Strategy
 from tokentrim.stream import Stream
-
-if TYPE_CHECKING:
-    from tokentrim.prompt import Prompt
 
 _TEXTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 _KEPT_LOADED = 2
@@ -31,37 +33,58 @@ _LOADED: dict[tuple[str, str, str], Any] = {}
 
 
 @dataclass
-class Guide:
+class Guide(Ability):
     """A model that answers a prompt before the trimmed one does.
 
     Attributes:
         model: answers with the caller's own ``generate`` machinery, greedily.
-        layout: where its adapter found things.
+        adapter: of its family.
+        layout: where the adapter found things.
         request: what is read of it.
     """
 
     model: Any
+    adapter: Adapter
     layout: Layout
     request: GuideRequest
+    _exits: Exits | None = None
 
-    def answer(
-        self,
-        prompt: Prompt,
-        arguments: Mapping[str, Any],
-        sources: Mapping[str, Any],
-        mask: Tensor | None,
-        exits: Exits | None = None,
-    ) -> None:
-        """Let the guide answer a prompt as the trimmed model got it; what it attended to is noted there.
+    def around_call(self, host: nn.Module, options: Options, run: Callable[[], Any]) -> Any:
+        """Put the guide's answers in the place of the model's, where the request lets it and it is sure enough.
 
-        Args:
-            prompt: neighbouring rows may be one sample (beams); each sample is answered once.
-            arguments: of the entry module's forward.
-            sources: from which its pictures were encoded.
-            mask: the prompt's mask.
-            exits: where the guide's answer may stand in for the model's.
+        Raises:
+            UnsupportedError: when the call asks for more than one greedy answer per row.
         """
-        start, repeats = prompt.start, prompt.placement.repeats if prompt.placement else 1
+        if self.request.exit_threshold is None:
+            return run()
+        outer = self._exits
+        self._exits = exits = Exits.of(host, options, self.request.exit_threshold)
+        try:
+            output = run()
+        except Exited:
+            output = None
+        finally:
+            self._exits = outer
+        return exits.joined(output)
+
+    def before_prompt(self, prompt: Prompt, asked: Asked) -> None:
+        """Answer a prompt as the trimmed model got it, and note there what was attended to; that time is selection.
+
+        Neighbouring rows may be one sample (beams); each sample is answered once.
+
+        Raises:
+            UnsupportedError: when the prompt's pictures were encoded elsewhere, or the guide cannot take it.
+        """
+        sources, device = asked.pictures(), prompt.start.vis_pos.device
+        if not sources:
+            raise encoded_elsewhere("the prompt of a guide")
+        with asked.clock.timed("selection", device), asked.clock.timed("prefill", device):
+            self._answer(prompt, asked.arguments, sources, asked.mask)
+
+    def _answer(
+        self, prompt: Prompt, arguments: Mapping[str, Any], sources: Mapping[str, Any], mask: Tensor | None
+    ) -> None:
+        exits, start, repeats = self._exits, prompt.start, prompt.placement.repeats if prompt.placement else 1
         texts = {name: value[::repeats] for name in _TEXTS if (value := arguments.get(name)) is not None}
         visual = start.visual_mask()[::repeats]
         if mask is not None:
@@ -99,7 +122,7 @@ class Guide:
             with attention.observing(watch.observers(), self.layout.text_config):
                 output = self.model.generate(**inputs, **how)
             tokens = output[:, visual.shape[1] :]
-            lengths = answer_lengths(self.model, tokens) if exits is None else list(exits.lengths(tokens))
+            lengths = answer_lengths(self.model, tokens) if exits is None else lengths_to_end(tokens, exits.ends)
             scores = watch.total(lengths)
             if exits is not None:
                 consistency = self._consistency(inputs, scores, stream.n_visual, tokens, lengths)
@@ -119,8 +142,6 @@ class Guide:
         self, inputs: Mapping[str, Any], scores: Tensor, n_visual: Sequence[int], tokens: Tensor, lengths: Sequence[int]
     ) -> Tensor:
         """float [B]: how likely the guide finds its own answer when it sees few of the visual tokens."""
-        from tokentrim.session import trim  # which loads guides
-
         grown, given = dict(inputs), tokens[:, :-1]
         for name in _TEXTS:
             if (before := grown.get(name)) is not None:
@@ -128,7 +149,7 @@ class Guide:
                 more = {"input_ids": given, "attention_mask": torch.ones_like(given)}.get(name, torch.zeros_like(given))
                 grown[name] = torch.cat([before, more.to(before)], dim=1)
         few = Attended(keep_ratio=self.request.consistency_ratio)
-        with trim(self.model, few, record=False, structure="keep" if self.layout.structured else "prune") as session:
+        with Session(self.model, few, adapter=self.adapter, layout=self.layout, record=False) as session:
             session.annotate(evidence=[row[:n] for row, n in zip(scores.cpu(), n_visual, strict=True)])
             logits = self.model(**grown, use_cache=False, logits_to_keep=tokens.shape[1]).logits
         return likelihood(logits, tokens, lengths)
@@ -239,19 +260,6 @@ class _Watch:
         return total.masked_fill(~stream.vis_valid, 0.0)
 
 
-def attended(guided: Tensor | None, ids: Tensor) -> Tensor:
-    """float32 [B, N]: what a guide attended to, of the current tokens ``ids`` [B, N].
-
-    Raises:
-        StrategyError: when no guide was asked.
-    """
-    if guided is None:
-        raise StrategyError(
-            complaint("a strategy that reads a guide", "name one", None, "return a GuideRequest from wants_guide()")
-        )
-    return guided.gather(1, ids)
-
-
 def request_of(strategy: Strategy) -> GuideRequest | None:
     """What a strategy's parts ask of a guide.
 
@@ -273,12 +281,10 @@ def load(request: GuideRequest, beside: Any) -> Any:
     Raises:
         UnknownNameError, UnsupportedError, DataError: as :func:`tokentrim.loading.load_model`.
     """
-    from tokentrim.loading import load_model, resolve_folder
-
-    folder: Path = resolve_folder(request.model)
+    folder: Path = loading.resolve_folder(request.model)
     key = (str(folder.resolve()), str(beside.device), str(beside.dtype))
     if key not in _LOADED:
         while len(_LOADED) >= _KEPT_LOADED:
             _LOADED.pop(next(iter(_LOADED)))
-        _LOADED[key] = load_model(str(folder), "cpu").model.to(beside.device, beside.dtype)
+        _LOADED[key] = loading.load_model(str(folder), "cpu").model.to(beside.device, beside.dtype)
     return _LOADED[key]

@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokentrim.ability import Ability
+from tokentrim.prompt import Prompt
 from tokentrim.stream import Stream
 
 LEAST_PADDING = 1 / 16
 """Share of a batch that has to be padding: below it, picking tokens and putting them back costs what it saves."""
 
 
-class Packing:
-    """Packs the modules of decoder layers for the stream that it follows; its hooks are there only while it packs."""
+class Packing(Ability):
+    """Packs the modules of decoder layers from a prompt's first cut on; its hooks are there only while it packs."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self._layers = layers
@@ -31,12 +33,12 @@ class Packing:
         self._rectangle = (0, 0)
         self._last: tuple[Tensor, Tensor] | None = None
 
-    def follow(self, stream: Stream) -> None:
-        """From here on tokens stand as ``stream`` says."""
+    def before_layer(self, layer: int, stream: Stream) -> None:
+        """Pack from here on, where enough of ``stream`` is padding."""
         rows, length, real = stream.rows, stream.length, sum(stream.real)
         self._last = None
         if stream.valid is None or real > (1 - LEAST_PADDING) * rows * length:
-            self.stop()
+            self._stop()
             return
         self._rectangle = (rows, length)
         self._index = _real_columns(stream)
@@ -45,8 +47,11 @@ class Packing:
                 self._handles.append(module.register_forward_pre_hook(self._pick, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(self._put_back, prepend=True))
 
-    def stop(self) -> None:
+    def after_prompt(self, prompt: Prompt) -> None:
         """Take the hooks out."""
+        self._stop()
+
+    def _stop(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -19,11 +19,13 @@ class Decision:
     Attributes:
         boundary: before this decoder layer.
         part: who decides.
+        place: the part's number among the spatial ones.
         counts: keep_count of each row by the part's schedule (an upper bound where the count is data-dependent).
     """
 
     boundary: int
     part: Spatial
+    place: int
     counts: tuple[int, ...]
 
 
@@ -59,7 +61,7 @@ def decisions(parts: Sequence[Spatial], shape: ModelShape, n_visual: Sequence[in
                     )
                 )
             counts = tuple(schedules[n].count_at(boundary) if n else 0 for n in n_visual)
-            found.append((boundary, order, Decision(boundary, part, counts)))
+            found.append((boundary, order, Decision(boundary, part, order, counts)))
     return [decision for _, _, decision in sorted(found, key=lambda item: item[:2])]
 
 

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokentrim import evidence, guide, positions
+from tokentrim import positions
 from tokentrim import rows as rows_of
 from tokentrim.attention import Kernel
 from tokentrim.cache import TrimLayer
+from tokentrim.context import Context
 from tokentrim.deciding import decide_layer
 from tokentrim.errors import AdapterError, EngineError, complaint
 from tokentrim.masks import causal_mask
-from tokentrim.packing import Packing
 from tokentrim.planning import Decision
 from tokentrim.prompt import Prompt
 from tokentrim.selection import Selection
-from tokentrim.sites import FROM_LAYER_BEFORE, Grid, Need
+from tokentrim.sites import FROM_LAYER_BEFORE, Need
 from tokentrim.stream import Stream, gather_columns, merge_features, place
-
-if TYPE_CHECKING:
-    from tokentrim.engine import Engine
 
 
 @dataclass
-class _Context:
+class _Handed:
     """What every layer after a boundary must be handed instead of what the model's loop hands it."""
 
     position_embeddings: tuple[Tensor, Tensor]
@@ -40,21 +37,20 @@ class _Context:
 class Prefill:
     """One pass over a prompt."""
 
-    engine: Engine
+    context: Context
     prompt: Prompt
     decisions: list[Decision]
     cache: Any
     embeds: Tensor
     position_ids: Tensor
     stream: Stream = field(init=False)
-    context: _Context | None = None
+    handed: _Handed | None = None
     surplus: Tensor | None = None
     read: dict[Need, Any] = field(default_factory=dict[Need, Any])
     handles: list[Any] = field(default_factory=list[Any])
 
     def __post_init__(self) -> None:
         self.stream = self.prompt.start
-        self.packing = Packing(() if self.engine.heads.shared else self.engine.layout.layers)
         self.at: dict[int, list[Decision]] = {}
         for decision in self.decisions:
             self.at.setdefault(decision.boundary, []).append(decision)
@@ -68,7 +64,7 @@ class Prefill:
 
     def enter(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Act at boundary 0, install what later ones need; returns the language model's arguments."""
-        if self.engine.renumbers:
+        if self.context.renumbers:
             self.surplus = positions.surplus(self.position_ids, self.stream)
         kwargs = self._take_deepstack(kwargs)
         hidden = self._prune(0, self.embeds) if 0 in self.at else self.embeds
@@ -77,22 +73,21 @@ class Prefill:
             kwargs = {**kwargs, "inputs_embeds": hidden, "position_ids": self.position_ids, "attention_mask": mask}
         inside = [b for b in self.at if b > 0]
         if inside:
-            for index in range(min(inside), self.engine.shape.n_layers):
-                layer, hook = self.engine.layout.layers[index], self._layer_hook(index)
+            for index in range(min(inside), self.context.shape.n_layers):
+                layer, hook = self.context.layout.layers[index], self._layer_hook(index)
                 self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
         self._record(0)
-        self._pack()
         return kwargs
 
     def _take_deepstack(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Add the features for deeper layers ourselves where the model would look for tokens that are gone."""
-        without, features = self.engine.adapter.take_deepstack(kwargs)
+        without, features = self.context.adapter.take_deepstack(kwargs)
         if not features or min(self.at, default=len(features)) >= len(features):
             return kwargs
         start = self.prompt.start
         n_visual = torch.tensor(start.n_visual, device=start.vis_ids.device)
         number = ((n_visual.cumsum(0) - n_visual).unsqueeze(1) + start.vis_ids).clamp(min=0, max=len(features[0]) - 1)
-        for layer, flat in zip(self.engine.layout.layers, features, strict=False):
+        for layer, flat in zip(self.context.layout.layers, features, strict=False):
             self.handles.append(layer.register_forward_hook(self._adder(flat, number)))
         return without
 
@@ -123,14 +118,13 @@ class Prefill:
             if index in self.at:
                 hidden = self._prune(index, hidden, kwargs)
                 self._record(index)
-                self._pack()
-            if self.context is None:
+            if self.handed is None:
                 return None
             kwargs = {
                 **kwargs,
-                "position_embeddings": self.context.position_embeddings,
-                "position_ids": self.context.position_ids,
-                "attention_mask": self.context.mask,
+                "position_embeddings": self.handed.position_embeddings,
+                "position_ids": self.handed.position_ids,
+                "attention_mask": self.handed.mask,
             }
             if args:
                 return (hidden, *args[1:]), kwargs
@@ -140,7 +134,7 @@ class Prefill:
 
     def _prune(self, boundary: int, hidden: Tensor, kwargs: dict[str, Any] | None = None) -> Tensor:
         """Take every decision of ``boundary``; returns the hidden states that go on."""
-        clock = self.engine.clock
+        clock = self.context.clock
         before = self.stream
         with clock.timed("selection", hidden.device):
             for decision in self.at[boundary]:
@@ -148,6 +142,8 @@ class Prefill:
             self.read.clear()
             if self.stream is not before:
                 self._rebuild(boundary, hidden, before, kwargs)
+                for ability in self.context.abilities:
+                    ability.before_layer(boundary, self.stream)
         return hidden
 
     def _apply(self, decision: Decision, hidden: Tensor) -> Tensor:
@@ -160,13 +156,13 @@ class Prefill:
             decision.boundary,
             counts,
             stream,
-            shape=self.engine.shape,
-            state=self.prompt.states.get(id(part)),
+            shape=self.context.shape,
+            state=self.prompt.state_of(decision.place),
             sample_keys=self.prompt.sample_keys,
             providers=self._providers(decision, hidden),
-            doubts=self.engine.doubts,
+            doubts=self.context.doubts,
         )
-        if self.engine.check_indices:
+        if self.context.doubts.check_indices:
             selection.check_indices(stream.n_visual)
         self.prompt.events += 1
         if selection.counts == stream.n_visual and not selection.merges:
@@ -204,17 +200,17 @@ class Prefill:
                           "this family needs an adapter of its own")
             )  # fmt: skip
         if renumber:
-            embeddings = self.engine.layout.rotary(hidden, positions.of_rotary(self.position_ids))
+            embeddings = self.context.layout.rotary(hidden, positions.of_rotary(self.position_ids))
         else:
-            current = self.context.position_embeddings if self.context else kwargs["position_embeddings"]
+            current = self.handed.position_embeddings if self.handed else kwargs["position_embeddings"]
             cos, sin = current
             for order in self._orders:
                 cos, sin = gather_columns(cos, order), gather_columns(sin, order)
             embeddings = (cos, sin)
         self._orders.clear()
         mask = causal_mask(
-            self.engine.implementation,
-            self.engine.layout.text_config,
+            self.context.implementation,
+            self.context.layout.text_config,
             batch=self.stream.rows,
             queries=self.stream.length,
             keys=self.stream.length,
@@ -222,7 +218,7 @@ class Prefill:
             dtype=hidden.dtype,
             device=hidden.device,
         )
-        self.context = _Context(embeddings, positions.of_layers(self.position_ids), mask)
+        self.handed = _Handed(embeddings, positions.of_layers(self.position_ids), mask)
 
     def _record(self, first: int) -> None:
         """Note the stream that layers from ``first`` on run with."""
@@ -230,10 +226,6 @@ class Prefill:
         if trace is not None and (not trace.prefill or trace.prefill[-1][1] is not self.stream.vis_ids):
             trace.prefill.append((first, self.stream.vis_ids))
         self._streams[first] = self.stream
-
-    def _pack(self) -> None:
-        if self.stream is not self.prompt.start:  # with every token there, no bit of the model may change by rounding
-            self.packing.follow(self.stream)
 
     _streams: dict[int, Stream] = field(default_factory=dict[int, Stream])
 
@@ -246,7 +238,7 @@ class Prefill:
     @property
     def observes(self) -> bool:
         """Whether any layer's attention has to be read."""
-        return bool(self.wanted) or self.engine.wants_prompt_row or self.engine.editing is not None
+        return bool(self.wanted) or self.context.wants_prompt_row or self.context.edits_attention
 
     def attend(
         self,
@@ -261,34 +253,27 @@ class Prefill:
     ) -> tuple[Tensor, Tensor | None]:
         """Read the rows that were asked for, then let the kernel run."""
         wanted = self.wanted.get(layer, frozenset())
-        if wanted or self.engine.wants_prompt_row:
-            with self.engine.clock.timed("selection", query.device), torch.no_grad():
+        if wanted or self.context.wants_prompt_row:
+            with self.context.clock.timed("selection", query.device), torch.no_grad():
                 self._read(layer, wanted, query, key, value, options)
-        editing = self.engine.editing
-        if editing is None or layer not in editing.edits or not any(self.stream.n_visual):
-            return kernel(module, query, key, value, mask, **options)
-        stream = self.stream
-
-        def grid() -> Grid:
-            return self.engine.grid_of(self.prompt, stream.vis_ids.clamp(min=0), stream.vis_valid)
-
-        return editing.prefill(layer, kernel, module, query, key, value, mask, options, stream=stream, grid=grid)
+        kernel = self.context.around_attention(layer, kernel, self.stream, self.prompt)
+        return kernel(module, query, key, value, mask, **options)
 
     def _read(
         self, layer: int, wanted: frozenset[Need], query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
     ) -> None:
         stream, valid = self.stream, self.stream.valid
         scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
-        if self.engine.wants_prompt_row or Need.LAST_ROW in wanted:
+        if self.context.wants_prompt_row or Need.LAST_ROW in wanted:
             row = rows_of.last_row(query, key, scaling, stream.last_columns(), valid)
-            picked = self.engine.heads.whole(rows_of.pick_visual(row, stream.vis_pos)[:, :, 0])
-            if self.engine.wants_prompt_row and self.cache is not None:
+            picked = self.context.heads.whole(rows_of.pick_visual(row, stream.vis_pos)[:, :, 0])
+            if self.context.wants_prompt_row and self.cache is not None:
                 held: TrimLayer = self.cache.layers[layer]
                 held.prompt_row = picked
             self.read[Need.LAST_ROW] = picked
         if Need.TEXT_ROWS in wanted:
             columns, real = stream.text()
-            self.read[Need.TEXT_ROWS] = self.engine.heads.whole(
+            self.read[Need.TEXT_ROWS] = self.context.heads.whole(
                 (self._rows_at(query, key, scaling, columns, stream), real)
             )
         if Need.WINDOW_ROWS in wanted:
@@ -300,15 +285,15 @@ class Prefill:
             columns = columns.clamp(min=0)
             if valid is not None:
                 real = real & valid.gather(1, columns)
-            self.read[Need.WINDOW_ROWS] = self.engine.heads.whole(
+            self.read[Need.WINDOW_ROWS] = self.context.heads.whole(
                 (self._rows_at(query, key, scaling, columns, stream), real)
             )
         if Need.COLUMN_MEAN in wanted:
             mean = rows_of.column_mean(query, key, scaling, stream.vis_pos, valid)
-            self.read[Need.COLUMN_MEAN] = self.engine.heads.whole(mean)
+            self.read[Need.COLUMN_MEAN] = self.context.heads.whole(mean)
         for need, tensor in ((Need.KEYS, key), (Need.VALUES, value)):
             if need in wanted:
-                self.read[need] = self.engine.heads.whole(rows_of.pick_rows(tensor, stream.vis_pos))
+                self.read[need] = self.context.heads.whole(rows_of.pick_rows(tensor, stream.vis_pos))
 
     @staticmethod
     def _rows_at(query: Tensor, key: Tensor, scaling: float, columns: Tensor, stream: Stream) -> Tensor:
@@ -319,13 +304,13 @@ class Prefill:
     # ------------------------------------------------------------------ what a site may ask for
 
     def _providers(self, decision: Decision, hidden: Tensor) -> dict[Need, Callable[[], Any]]:
-        stream, engine, prompt = self.stream, self.engine, self.prompt
+        stream, context, prompt = self.stream, self.context, self.prompt
         ids = stream.vis_ids.clamp(min=0)
         before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: self.read[n]) for need in FROM_LAYER_BEFORE}
 
         def vision() -> Tensor:
-            blocks = [engine.layout.vision_block(block) for block in decision.part.wants_vision_blocks()]
-            rows = [engine.vision.rows_of(block, prompt.placement, prompt.start.vis_pos) for block in blocks]
+            blocks = [context.layout.vision_block(block) for block in decision.part.wants_vision_blocks()]
+            rows = [context.vision.rows_of(block, prompt.placement, prompt.start.vis_pos) for block in blocks]
             stacked = torch.stack(rows, dim=1)
             return stacked.gather(3, ids[:, None, None].expand(-1, *stacked.shape[1:3], -1))
 
@@ -351,20 +336,18 @@ class Prefill:
             Need.FEATURES: lambda: gather_columns(gather_columns(self.embeds, prompt.start.vis_pos), ids).detach(),
             Need.TEXT_EMBEDS: text,
             Need.TEXT_HIDDEN: text_hidden,
-            Need.GRID: lambda: engine.grid_of(prompt, ids, stream.vis_valid),
+            Need.GRID: lambda: prompt.grid(ids, stream.vis_valid),
             Need.RANDOM: lambda: None,
-            Need.GUIDE: lambda: guide.attended(prompt.guided, ids),
-            Need.EVIDENCE: lambda: evidence.of_tokens(prompt.evidence, ids),
+            Need.GUIDE: lambda: prompt.guided_at(ids),
+            Need.EVIDENCE: lambda: prompt.evidence_at(ids),
         }
 
     # ------------------------------------------------------------------ leaving the language model
 
     def leave(self) -> None:
         """Hand the final streams to the cache and the counts to the prompt."""
-        layers = range(self.engine.shape.n_layers)
+        layers = range(self.context.shape.n_layers)
         self.prompt.layer_counts = [self.stream_of(layer).n_visual for layer in layers]
-        if self.engine.editing is not None:
-            self.prompt.visual_pairs = self.engine.editing.pairs(self.prompt.start, self.prompt.layer_counts)
         if self.cache is not None:
             for layer in layers:
                 held: TrimLayer = self.cache.layers[layer]
@@ -391,7 +374,7 @@ class Prefill:
 
     def _shift(self, stream: Stream) -> Tensor | None:
         """int64 [B]: what the renumber policy takes off a new token's id in layers that ran with ``stream``."""
-        gone = stream.dropped if self.engine.renumbers else None
+        gone = stream.dropped if self.context.renumbers else None
         if gone is None or self.surplus is None:
             return gone
         key = id(stream)
@@ -401,11 +384,18 @@ class Prefill:
 
     _shifts: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
 
-    def restore_length(self, hidden: Tensor) -> Tensor:
-        """[B, T_prompt, D]: the last hidden states at the columns of the prompt; zeros where a token was dropped.
+    def with_whole_length(self, output: Any) -> Any:
+        """The forward's output with last hidden states [B, T_prompt, D] at the columns of the prompt; zeros where a
+        token was dropped.
 
         So ``labels``, ``logits_to_keep`` and whoever reads logits by position find every column where it was.
         """
+        if isinstance(output, tuple):
+            return (self._scattered(output[0]), *output[1:])
+        output.last_hidden_state = self._scattered(output.last_hidden_state)
+        return output
+
+    def _scattered(self, hidden: Tensor) -> Tensor:
         if self.stream is self.prompt.start:
             return hidden
         length, stream = self.prompt.length, self.stream
@@ -415,7 +405,8 @@ class Prefill:
 
     def close(self) -> None:
         """Remove the layer hooks."""
-        self.packing.stop()
+        for ability in self.context.abilities:
+            ability.after_prompt(self.prompt)
         for handle in self.handles:
             handle.remove()
         self.handles.clear()

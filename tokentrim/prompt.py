@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from tokentrim.errors import UnsupportedError, complaint
-from tokentrim.placement import Placement
+from tokentrim.errors import EngineError, StrategyError, UnsupportedError, complaint
+from tokentrim.placement import Placement, encoded_elsewhere
+from tokentrim.sites import Grid
 from tokentrim.strategy import Spatial, Temporal
 from tokentrim.stream import Stream
 from tokentrim.trace import Trace
 
-States = dict[int, Any]
-"""State objects by ``id`` of the part that asked for them."""
+TEMPORAL: Final = -1
+"""Place of the temporal part; spatial parts are numbered from 0, in declaration order."""
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Prompt:
         exited: rows whose answer is the guide's.
         skipped: whether all of them are, so that no layer of the trimmed model runs.
         place: makes :attr:`placement`.
-        states: what each part's ``begin`` returned.
+        states: what each part's ``begin`` returned, by the part's place in the strategy.
         step: decode forwards run so far.
         appended_valid: bool [B, A] of appended columns, None while all are real.
         trace: what was kept where.
@@ -60,7 +61,7 @@ class Prompt:
     exited: tuple[int, ...] = ()
     skipped: bool = False
     place: Callable[[], Placement | None] = field(default=lambda: None, repr=False)
-    states: States = field(default_factory=dict[int, Any])
+    states: dict[int, Any] = field(default_factory=dict[int, Any])
     step: int = 0
     appended_valid: Tensor | None = None
     trace: Trace | None = None
@@ -86,6 +87,55 @@ class Prompt:
     def n_text(self) -> tuple[int, ...]:
         """Real text tokens of each row."""
         return tuple(real - n for real, n in zip(self.start.real, self.start.n_visual, strict=True))
+
+    def grid(self, ids: Tensor | None = None, valid: Tensor | None = None) -> Grid:
+        """The grid of the current tokens ``ids`` [B, N], or of all visual tokens.
+
+        Raises:
+            UnsupportedError: when the pictures were encoded outside the context, and differ in size.
+        """
+        if self.placement is None:
+            raise encoded_elsewhere("the visual grid")
+        where = self.start.vis_pos if ids is None else self.start.vis_pos.gather(1, ids)
+        return self.placement.grid(where, self.start.vis_valid if valid is None else valid)
+
+    def state_of(self, place: int) -> Any:
+        """What the part at ``place`` of the strategy (or ``TEMPORAL``) remembers.
+
+        Raises:
+            EngineError: when no part there was asked to begin.
+        """
+        if place not in self.states:
+            raise EngineError(
+                complaint("the state of a part", f"be that of one of {sorted(self.states)}", place,
+                          "please report this strategy")
+            )  # fmt: skip
+        return self.states[place]
+
+    def guided_at(self, ids: Tensor) -> Tensor:
+        """float32 [B, N]: what a guide attended to, of the current tokens ``ids`` [B, N].
+
+        Raises:
+            StrategyError: when no guide was asked.
+        """
+        if self.guided is None:
+            raise StrategyError(
+                complaint("a strategy that reads a guide", "name one", None, "return a GuideRequest from wants_guide()")
+            )
+        return self.guided.gather(1, ids)
+
+    def evidence_at(self, ids: Tensor) -> Tensor:
+        """float [B, N]: relevance of the current tokens ``ids`` [B, N].
+
+        Raises:
+            StrategyError: when the prompt came without evidence.
+        """
+        if self.evidence is None:
+            raise StrategyError(
+                complaint("a strategy that reads evidence", "be given it before each prompt", None,
+                          "call session.annotate(evidence=...); only tasks that know the answer's place can")
+            )  # fmt: skip
+        return self.evidence.gather(1, ids)
 
     def exit(self, rows: tuple[int, ...], scores: Sequence[float], *, skipped: bool) -> None:
         """Note the rows that a guide answers; where it answers all of them, no layer sees a token."""
@@ -147,8 +197,13 @@ class Prompt:
             self._repeat = (rows, repeats, index)
         return self._repeat[2]
 
-    def append(self, new_valid: Tensor | None, columns: int, rows: int) -> None:
-        """Note ``columns`` appended columns; ``new_valid`` [B, columns] where some are padding."""
+    def begin_step(self, mask: Any, columns: int, rows: int) -> None:
+        """Count a decode forward of ``columns`` new columns, some of which a 2-D ``mask`` may say are padding."""
+        self.step += 1
+        new_valid = None
+        if columns > 1 and isinstance(mask, Tensor) and mask.dim() == 2:
+            new_valid = mask[:, -columns:].bool()
+            new_valid = None if bool(new_valid.all()) else new_valid
         before = sum(self.appended)
         self.appended.append(columns)
         if new_valid is None and self.appended_valid is None:

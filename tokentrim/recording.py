@@ -10,27 +10,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
-    from tokentrim.selection import Selection
-    from tokentrim.sites import LayerSite, StepSite
-    from tokentrim.strategy import Spatial, Temporal
-
-
-@dataclass(frozen=True)
-class Note:
-    """Scores that a selector ranked by, as it told its site.
-
-    Attributes:
-        scores: float [B, N], higher = better.
-        about: what they decide, where they do not decide everything.
-    """
-
-    scores: Tensor
-    about: str = ""
+from tokentrim.selection import Selection
+from tokentrim.sites import LayerSite, Note, StepSite
+from tokentrim.strategy import Spatial, Temporal
 
 
 @dataclass(frozen=True, eq=False)  # records hold tensors, which have no truth value

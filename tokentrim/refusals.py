@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokentrim.adapter import Layout
+from tokentrim.cache import TrimLayer, trimmed
+from tokentrim.context import Context
 from tokentrim.errors import DataError, UnsupportedError, complaint
-from tokentrim.generating import refuse_without_cache
 from tokentrim.planning import Decision
+from tokentrim.seams_private import device_of, is_compiled
+from tokentrim.strategy import Temporal
 from tokentrim.stream import Stream
-
-if TYPE_CHECKING:
-    from tokentrim.engine import Engine
 
 _IGNORED = -100
 """The label that transformers' losses leave out."""
@@ -38,7 +38,9 @@ def of_mask(mask: Any) -> None:
         )
 
 
-def of_prefill(engine: Engine, arguments: dict[str, Any], stream: Stream, decisions: Sequence[Decision]) -> None:
+def of_prefill(
+    context: Context, arguments: dict[str, Any], labels: Tensor | None, stream: Stream, decisions: Sequence[Decision]
+) -> None:
     """Refuse a prompt that would come out wrong.
 
     Raises:
@@ -47,7 +49,7 @@ def of_prefill(engine: Engine, arguments: dict[str, Any], stream: Stream, decisi
         DataError: for a row that ends in a token which may be dropped, unless the loss of given labels is all that
             is wanted; and for a label that would be compared with the logits of such a token.
     """
-    if checkpoints(engine.layout.language_model) and not hooks_stay_outside(engine.layout.layers):
+    if checkpoints(context.layout.language_model) and not hooks_stay_outside(context.layout.layers):
         raise UnsupportedError(
             complaint(
                 "gradient checkpointing in this release of transformers",
@@ -56,14 +58,14 @@ def of_prefill(engine: Engine, arguments: dict[str, Any], stream: Stream, decisi
                 "call model.gradient_checkpointing_disable(), or install a release that checkpoints inside the hooks",
             )
         )
-    if arguments.get("use_cache") is False and engine.temporal is not None:
-        refuse_without_cache(engine)
+    if arguments.get("use_cache") is False and context.temporal is not None:
+        refuse_without_cache(context.temporal)
     dropping = [
         any(not d.part.count_is_static or d.counts[row] < n for d in decisions) for row, n in enumerate(stream.n_visual)
     ]
-    if engine.labels is not None:
-        _of_labels(engine.labels, stream, dropping)
-    for row in () if engine.labels is not None else stream.ends_visual:
+    if labels is not None:
+        _of_labels(labels, stream, dropping)
+    for row in () if labels is not None else stream.ends_visual:
         # Its hidden state at the end may be dropped, and with it the logits of the first new token.
         if dropping[row]:
             raise DataError(
@@ -74,7 +76,7 @@ def of_prefill(engine: Engine, arguments: dict[str, Any], stream: Stream, decisi
                     "put the question, or the template's closing tokens, after the image; for a loss, pass labels",
                 )
             )
-    of_window(engine, stream.length)
+    of_window(context, stream.length)
 
 
 def _of_labels(labels: Tensor, stream: Stream, dropping: Sequence[bool]) -> None:
@@ -95,13 +97,13 @@ def _of_labels(labels: Tensor, stream: Stream, dropping: Sequence[bool]) -> None
         )
 
 
-def of_window(engine: Engine, length: int) -> None:
+def of_window(context: Context, length: int) -> None:
     """Refuse a sequence that does not fit into a sliding window.
 
     Raises:
         UnsupportedError: which entries a window holds is defined by positions that pruning changes.
     """
-    window = engine.window
+    window = context.window
     if window is not None and length > window:
         raise UnsupportedError(
             complaint(
@@ -111,6 +113,28 @@ def of_window(engine: Engine, length: int) -> None:
                 "shorten the prompt or the answer, or use a model without a sliding window",
             )
         )
+
+
+def of_continued(past: Any, *, pictures: bool) -> list[TrimLayer]:
+    """The layers of a cache that is continued.
+
+    Raises:
+        UnsupportedError: when no prompt of this context filled it, the context is closed, or new pictures come.
+    """
+    if not trimmed(past):
+        raise UnsupportedError(
+            complaint(
+                "a continued KV cache",
+                "have been filled inside this context, by a prompt with its images",
+                type(past).__name__,
+                "start the prompt again inside 'with trim(model, ...)'",
+            )
+        )
+    if pictures:
+        refuse_new_pictures()
+    layers: list[TrimLayer] = past.layers
+    layers[0].prompt.require_active()
+    return layers
 
 
 def of_model(host: nn.Module, layout: Layout) -> None:
@@ -130,8 +154,7 @@ def of_compiled(modules: Sequence[nn.Module]) -> None:
         UnsupportedError: names the module.
     """
     for module in modules:
-        compiled = getattr(module, "_compiled_call_impl", None) is not None
-        if compiled or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable"):
+        if is_compiled(module):
             refuse_compiled(type(module).__name__)
 
 
@@ -141,7 +164,7 @@ def of_devices(layers: Sequence[nn.Module]) -> None:
     Raises:
         UnsupportedError: names the devices. Weights that accelerate brings to one device layer by layer are fine.
     """
-    devices = sorted({str(_device(layer)) for layer in layers})
+    devices = sorted({str(device_of(layer)) for layer in layers})
     if len(devices) > 1:
         raise UnsupportedError(
             complaint(
@@ -154,14 +177,29 @@ def of_devices(layers: Sequence[nn.Module]) -> None:
         )
 
 
-def _device(module: nn.Module) -> Any:
-    """Where a module runs: what accelerate says, or where its weights are."""
-    hook = getattr(module, "_hf_hook", None)
-    for one in getattr(hook, "hooks", (hook,)):
-        device = getattr(one, "execution_device", None)
-        if device is not None:
-            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-    return next((parameter.device for parameter in module.parameters()), None)
+def refuse_new_pictures() -> None:
+    """Raise for a cache that is continued with pictures."""
+    raise UnsupportedError(
+        complaint(
+            "a continued prompt",
+            "bring text only",
+            "new images (or a prompt fed in chunks)",
+            "start a new prompt that holds all images and all that was said, without a cache",
+        )
+    )
+
+
+def refuse_without_cache(temporal: Temporal | None) -> None:
+    """Raise for a temporal strategy that has nothing to act on."""
+    label = temporal.label() if temporal is not None else ""
+    raise UnsupportedError(
+        complaint(
+            f"temporal strategy {label!r}",
+            "have a KV cache to act on",
+            "use_cache=False",
+            "drop use_cache=False, or the temporal part",
+        )
+    )
 
 
 def refuse_compiled(what: str) -> None:

@@ -13,7 +13,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.errors import StrategyError, complaint
-from tokentrim.recording import Note
 from tokentrim.shape import ModelShape
 
 if TYPE_CHECKING:  # plans look at needs, and need no torch
@@ -95,6 +94,19 @@ class Grid:
     col: Tensor
     rows: Tensor
     cols: Tensor
+
+
+@dataclass(frozen=True)
+class Note:
+    """Scores that a selector ranked by, as it told its site.
+
+    Attributes:
+        scores: float [B, N], higher = better.
+        about: what they decide, where they do not decide everything.
+    """
+
+    scores: Tensor
+    about: str = ""
 
 
 @dataclass(frozen=True)

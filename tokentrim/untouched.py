@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from tokentrim.calls import cached_length
 from tokentrim.prompt import Prompt
+from tokentrim.prompting import Prompting
 from tokentrim.stream import Stream
-
-if TYPE_CHECKING:
-    from tokentrim.engine import Engine
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Untouched:
     (chunks, another picture in a later turn) is counted as one.
     """
 
-    engine: Engine
+    prompting: Prompting
     _accounts: WeakKeyDictionary[Any, _Account] = field(default_factory=WeakKeyDictionary[Any, _Account])
     _running: tuple[_Account, bool, Any, str, Any] | None = None
 
@@ -41,12 +40,12 @@ class Untouched:
         """See a forward of the language model; ``modalities`` uint8 [B, T], None where its input is text alone."""
         self._running = None
         past, embeds = arguments.get("past_key_values"), arguments["inputs_embeds"]
-        begun = int(past.get_seq_length()) if past is not None else 0
+        begun = cached_length(past)
         account = self._accounts.get(past) if begun else None
-        call = self.engine.call
+        call = self.prompting.generating.call
         if begun and account is None:
             return  # filled before the context was entered: its prompt was never seen
-        mark = self.engine.clock.start(embeds.device)
+        mark = self.prompting.context.clock.start(embeds.device)
         if account is not None:
             inside = call is not None and call.chunked and begun < call.columns
             if modalities is None or not (inside or bool(modalities.any())):
@@ -61,8 +60,7 @@ class Untouched:
         self._running = (fresh, account is None, past, "prefill", mark)
 
     def _account(self, modalities: Tensor, valid: Tensor | None) -> _Account:
-        stream, place = self.engine.stream_of_prompt(modalities, valid)
-        return _Account(self.engine.new_prompt(stream, valid, place), modalities > 0, valid)
+        return _Account(self.prompting.begin(modalities, valid), modalities > 0, valid)
 
     def _longer(self, account: _Account, modalities: Tensor, valid: Tensor | None) -> _Account:
         """The same prompt with more columns; the answer between two turns is no part of it."""
@@ -85,8 +83,8 @@ class Untouched:
         if running is None or output is None:
             return
         account, is_new, past, phase, mark = running
-        self.engine.clock.stop(phase, mark)
-        prompt, layers = account.prompt, self.engine.shape.n_layers
+        self.prompting.context.clock.stop(phase, mark)
+        prompt, layers = account.prompt, self.prompting.context.shape.n_layers
         counts = [prompt.start.n_visual] * layers
         if phase == "decode":
             prompt.step += 1
@@ -101,7 +99,7 @@ class Untouched:
         if past is not None:
             self._accounts[past] = account
         if is_new:
-            self.engine.on_prompt(prompt)
+            self.prompting.on_prompt(prompt)
 
 
 def _valid(mask: Any, begun: int, columns: int) -> Tensor | None:

@@ -12,17 +12,23 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from tokentrim import attention, generating
-from tokentrim.adapter import MODALITIES, Adapter, Encoding, Layout, Modality, bind
+from tokentrim import attention
+from tokentrim.ability import Ability, Asked
+from tokentrim.adapter import MODALITIES, Adapter, Encoding, Layout, Modality
+from tokentrim.calls import bind
 from tokentrim.clock import Clock
 from tokentrim.errors import EngineError, complaint
 from tokentrim.placement import Placement
+from tokentrim.prompt import Prompt
 from tokentrim.randomness import content_key, mix, pixel_key
 from tokentrim.rows import attention_rows, received
+from tokentrim.sites import Need
+from tokentrim.strategy import Spatial
+from tokentrim.undo import replaced
 
 
 @dataclass
-class _Seen:
+class _Encoded:
     """The latest encoding of one modality, and what was read meanwhile."""
 
     encoding: Encoding
@@ -34,7 +40,7 @@ class _Seen:
 
 
 @dataclass
-class VisionCapture:
+class VisionCapture(Ability):
     """Wraps the model's ``get_image_features`` and ``get_video_features`` while installed.
 
     ``generate`` calls them before the first forward, a direct call of the model inside it; either way the engine
@@ -47,6 +53,7 @@ class VisionCapture:
         clock: receives the encoding's time under ``vision`` and the rows' under ``selection``.
         wants_keys: whether content keys are wanted.
         keeps_pixels: whether pixels are kept until the next pictures come (a guide must see them, too).
+        suspended: whether what runs is a guide, and not the trimmed model (though it may be the same).
     """
 
     adapter: Adapter
@@ -55,25 +62,46 @@ class VisionCapture:
     clock: Clock
     wants_keys: bool
     keeps_pixels: bool = False
-    _seen: dict[Modality, _Seen] = field(default_factory=dict[Modality, _Seen])
+    _seen: dict[Modality, _Encoded] = field(default_factory=dict[Modality, _Encoded])
     suspended: bool = False
     _reading: dict[int, list[Tensor]] | None = None
+    _undo: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
 
-    def hook(self) -> list[Callable[[], None]]:
-        """Install; returns the undo functions."""
-        undo: list[Callable[[], None]] = []
+    @classmethod
+    def of(
+        cls,
+        adapter: Adapter,
+        layout: Layout,
+        clock: Clock,
+        parts: Sequence[Spatial],
+        needs: frozenset[Need],
+        *,
+        keeps_pixels: bool,
+    ) -> VisionCapture:
+        """What ``parts``, which together have ``needs``, want of the tower."""
+        wanting = [part for part in parts if Need.VISION_ROWS in part.needed()]
+        blocks = frozenset(layout.vision_block(block) for part in wanting for block in part.wants_vision_blocks())
+        return cls(adapter, layout, blocks, clock, wants_keys=Need.RANDOM in needs, keeps_pixels=keeps_pixels)
+
+    def attach(self) -> None:
+        """Wrap the encoding methods, and observe the blocks that are wanted."""
         entry = self.layout.entry
         for modality in MODALITIES:
             name = f"get_{modality}_features"
             function = getattr(entry, name, None)
             if function is None:
                 continue
-            undo.append(generating.replaced(entry, name, self._wrapped(modality, function)))
+            self._undo.append(replaced(entry, name, self._wrapped(modality, function)))
         for index, module in enumerate(self.layout.vision_attentions):
             if index in self.blocks:
                 attention.observe(module, self._observer(index))
-                undo.append(functools.partial(attention.ignore, module))
-        return undo
+                self._undo.append(functools.partial(attention.ignore, module))
+
+    def detach(self) -> None:
+        """Put the methods back, and stop observing."""
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
 
     # ------------------------------------------------------------------ while pictures are encoded
 
@@ -129,7 +157,7 @@ class VisionCapture:
             arranged = {block: self.adapter.arrange(self.layout, encoding, pieces) for block, pieces in rows.items()}
         kept = {k: v for k, v in arguments.items() if k not in small} if self.keeps_pixels else {}
         about = replace(encoding, arguments=small)
-        self._seen[modality] = _Seen(about, kept, ref(output), storages, arranged, keys)
+        self._seen[modality] = _Encoded(about, kept, ref(output), storages, arranged, keys)
 
     def _observer(self, index: int) -> attention.Observer:
         def look(
@@ -211,7 +239,14 @@ class VisionCapture:
         number = placement.number.gather(1, vis_pos).clamp(min=0).to(rows.device)
         return rows[:, number].permute(1, 0, 2)
 
-    def sample_keys(
+    def before_prompt(self, prompt: Prompt, asked: Asked) -> None:
+        """Seed the prompt's noise by its content, where noise is wanted."""
+        if self.wants_keys:
+            ids = asked.arguments.get("input_ids")
+            keys = self._sample_keys(prompt.placement, prompt.start.rows, ids, asked.mask)
+            prompt.sample_keys = keys.to(prompt.start.vis_pos.device)
+
+    def _sample_keys(
         self, placement: Placement | None, rows: int, input_ids: Tensor | None, valid: Tensor | None
     ) -> Tensor:
         """int64 [B]: a key of each row's content: its pictures, or its text where the pictures were not seen."""
@@ -228,7 +263,7 @@ class VisionCapture:
         return content_key(tokens if valid is None else tokens * valid)
 
 
-def _are(seen: _Seen, output: Any) -> bool:
+def _are(seen: _Encoded, output: Any) -> bool:
     """Whether features handed to a forward (None: it encodes its own) are the ones that were seen."""
     if output is None or seen.output() is output:
         return True

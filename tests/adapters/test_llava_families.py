@@ -35,7 +35,7 @@ CHOSEN = sorted({*FIRST.values(), "fastv-query=all", "composition"})
 
 def _trimmed(family: Family, model: Any, spec: Any, inputs: dict[str, Any], **options: Any) -> Session:
     session = trim(model, with_weights(model, spec), **options)
-    session._engine.check_indices = True
+    session._engine.context.doubts.check_indices = True
     if Need.EVIDENCE in session.strategy.needed():
         visual = family.visual(model, inputs)
         told = [(int(ids[~here].sum()), int(here.sum())) for ids, here in zip(inputs["input_ids"], visual, strict=True)]

@@ -107,7 +107,7 @@ def evidence_for(inputs: dict[str, Tensor]) -> list[Tensor]:
 def trimmed(model: Any, spec: Any, inputs: dict[str, Tensor]) -> Generator[Session]:
     """``trim`` with evidence and weights supplied where a strategy needs them, and all indices checked."""
     with trim(model, with_weights(model, spec)) as session:
-        session._engine.check_indices = True
+        session._engine.context.doubts.check_indices = True
         annotate(session, inputs)
         yield session
 

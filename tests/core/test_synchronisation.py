@@ -69,7 +69,7 @@ def test_the_core_reads_the_device_twice_a_prompt_at_most(name: str) -> None:
     model = _model()
     inputs = prompt(model, [3, "image", 5], [9], [2, "image", 4, "image", 7])
     with trimmed(model, SPECS[name], inputs) as session, Reads() as reads:
-        session._engine.check_indices = False
+        session._engine.context.doubts.check_indices = False
         model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
     core = {who: count for who, count in reads.by.items() if who not in ("model", "strategy")}
     # deciding.py reads when the answer is there: whether scores were numbers.

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from tokentrim.adapter import Adapter, Encoding, Layout
 from tokentrim.attention import is_observed
+from tokentrim.engine_session import Session
+from tokentrim.seams_private import attention_settings
 from tokentrim.selftest.pictures import Maker, noise
 from tokentrim.selftest.probes import Scatter
 from tokentrim.selftest.verdict import Skipped
-from tokentrim.session import Session
 from tokentrim.strategy import Strategy
 
 STEPS: Final = 4
@@ -125,7 +126,7 @@ class Subject:
         """A session on the copy."""
         host = self.model if model is None else model
         layout = self.layout if model is None else self.adapter.locate(model)
-        return Session(host, strategy, found=(self.adapter, layout))
+        return Session(host, strategy, adapter=self.adapter, layout=layout)
 
 
 def generate(model: Any, inputs: dict[str, Any], new_tokens: int = STEPS) -> tuple[Tensor, Tensor]:
@@ -156,5 +157,5 @@ def state(model: nn.Module) -> dict[str, Any]:
         config: Any = getattr(module, "config", None)
         if config is not None:
             found[f"config of {name}"] = copy.deepcopy(config.to_dict())
-            found[f"settings of {name}"] = {k: v for k, v in vars(config).items() if k.startswith("_attn")}
+            found[f"settings of {name}"] = attention_settings(config)
     return found

@@ -14,7 +14,7 @@ from tokentrim.config import Spec, StrategySpec, resolve, strategy_from
 from tokentrim.errors import StrategyError, UnsupportedError
 from tokentrim.report import Report
 from tokentrim.selftest.subject import Subject, state
-from tokentrim.session import Session
+from tokentrim.session import Session, session_with
 from tokentrim.shape import ModelShape
 from tokentrim.sites import Need
 from tokentrim.strategy import Strategy
@@ -160,8 +160,8 @@ class Case:
         asks = any(part.wants_guide() is not None for part in chosen.spatial_parts)
         guide = subject.model if asks else None
         found = (subject.adapter, subject.layout)
-        session = Session(subject.model, chosen, found=found, guide=guide)
-        session._engine.check_indices = True  # pyright: ignore[reportPrivateUsage]  # what the switch is for
+        session = session_with(subject.model, chosen, found, guide=guide)
+        session._engine.context.doubts.check_indices = True  # pyright: ignore[reportPrivateUsage]  # what the switch is for
         if inputs is not None and Need.EVIDENCE in chosen.needed():
             ids: Tensor = inputs["input_ids"]
             mask: Tensor = inputs.get("attention_mask", torch.ones_like(ids))

@@ -16,7 +16,7 @@ from tokentrim.plan import is_static
 from tokentrim.schedule import Schedule
 from tokentrim.selftest.probes import Scatter
 from tokentrim.selftest.subject import deviation
-from tokentrim.session import Session
+from tokentrim.session import session_with
 from tokentrim.sites import Need
 from tokentrim.testing.case import STEPS, Case, answer, subjected
 from tokentrim.testing.outcome import STRATEGIES, Failed, Skipped, checks
@@ -219,7 +219,7 @@ def runs_in_half_precision(case: Case) -> None:
         for name, value in case.subject.prompt(0).items()
     }
     layout = subject.adapter.locate(model)
-    with Session(model, case.strategy, found=(subject.adapter, layout), guide=_guide(case, model)) as session:
+    with session_with(model, case.strategy, (subject.adapter, layout), guide=_guide(case, model)) as session:
         if Need.EVIDENCE in case.strategy.needed():
             session.annotate(evidence=[torch.linspace(0, 1, case.n_visual)])
         try:
