@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tokentrim.compare.config import digest
+from tokentrim.compare.figures import CHARTED, Row
 from tokentrim.compare.gallery import SCHEMA, Gallery
 from tokentrim.compare.readback import KNOWN, Run
 from tokentrim.errors import ResultsError, complaint
@@ -15,7 +16,6 @@ from tokentrim.errors import ResultsError, complaint
 KINDS: Final = ("models", "tasks", "versions", "placement", "statistics")
 _VERSIONS: Final = ("tokentrim", "torch", "transformers")
 _PLACEMENT: Final = ("device", "dtype", "attention")
-Row = dict[str, Any]
 
 
 @dataclass
@@ -156,17 +156,7 @@ def _labels(run: Run, rows: _Merged) -> dict[str, str]:
 
 def _compared(result: Mapping[str, Any]) -> tuple[Any, ...]:
     """The parts of a result that say whether it is the same thing, measured again."""
-    names = (
-        "strategy",
-        "tasks",
-        "n",
-        "accuracy",
-        "agreement",
-        "layer_mean_ratio",
-        "kv_mean_ratio",
-        "flops_ratio",
-        "control",
-    )
+    names = ("strategy", "control", "tasks", "n", "accuracy", "agreement", *CHARTED)
     return tuple(json.dumps(result.get(name), sort_keys=True) for name in names)
 
 

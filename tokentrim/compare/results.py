@@ -22,10 +22,10 @@ from typing import Any, Final
 
 from tokentrim.compare.cells import Cell
 from tokentrim.compare.config import CompareConfig
+from tokentrim.compare.figures import CLOCKED
 from tokentrim.errors import ResultsError, complaint
 
 _CONFIG: Final = "config.json"
-TIMES: Final = ("prefill_seconds", "decode_seconds_per_token", "selection_seconds")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class CellResult:
 
     def cost(self, name: str) -> Any:
         """A cost of the cell; None for a time that was taken while other cells ran beside it."""
-        return None if name in TIMES and not self.head.get("timed_alone", True) else self.head.get(name)
+        return None if name in CLOCKED and not self.head.get("timed_alone", True) else self.head.get(name)
 
 
 def failed(cell: Cell, cause: str) -> CellResult:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from tokentrim.compare import stats
 from tokentrim.compare.cells import CONTROL, TEXT_ONLY, Cell
 from tokentrim.compare.config import DOWNSCALE, Correction
+from tokentrim.compare.figures import Row
 from tokentrim.compare.index import Index
 from tokentrim.compare.results import CellResult
-from tokentrim.compare.rows import Row, cell_row, overall_rows, set_units
+from tokentrim.compare.rows import cell_row, overall_rows, set_units
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
 from tokentrim.compare.config import MEASURED
+from tokentrim.compare.figures import Figure, Row, printed
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tokentrim.compare.rows import Row
     from tokentrim.compare.summary import Summary
 
 METRICS: Final = {"exact": "short answers", "f1": "lists, F1"}
 _SIGNIFICANT: Final = 0.05
-
-
+_ONCE: Final = ("costs", "times")  # groups of columns that are the same for every metric, but for their tasks
 _KEY: Final = ("method", "budget_requested", "seed")
 Grid = tuple[list[str], list[list[str]]]
 
@@ -25,10 +24,8 @@ Grid = tuple[list[str], list[list[str]]]
 def overall_grid(summary: Summary, model: str) -> Grid:
     """(header, rows): methods and budgets of one model, with costs and the mean scores of both kinds of task."""
     metrics, grouped = _by_method(summary, model)
-    header = ["method", "budget", "realised", "tokens per layer", "visual KV", "KV at end", "FLOPs"]
-    for metric in metrics:
-        header += [METRICS.get(metric, metric), "text only", "vs random", "same as unpruned"]
-    return header, [_overall_line(found, metrics) for found in grouped]
+    columns = printed("report")
+    return ["method", "budget", *_titles(columns, metrics)], [_line(found, columns, metrics) for found in grouped]
 
 
 def _by_method(summary: Summary, model: str) -> tuple[list[str], list[dict[str, Row]]]:
@@ -51,21 +48,42 @@ def _key(row: Row) -> tuple[Any, ...]:
     return (*(row[name] for name in _KEY), row["boundary"] if row["method"] == TEXT_ONLY else None)
 
 
-def _overall_line(found: dict[str, Row], metrics: Sequence[str]) -> list[str]:
-    """One method at one budget."""
+def _titles(columns: Sequence[Figure], metrics: Sequence[str]) -> list[str]:
+    """Headings: costs once, then what is said of each metric."""
+    once = [column.title for column in columns if column.group in _ONCE]
+    each = [column for column in columns if column.group not in _ONCE]
+    titles = [METRICS.get(metric, metric) if column.name == "accuracy" else column.title
+              for metric in metrics for column in each]  # fmt: skip
+    return [*once, *titles]
+
+
+def _line(found: dict[str, Row], columns: Sequence[Figure], metrics: Sequence[str]) -> list[str]:
+    """One method at one budget: costs, means over its metrics, then the other columns of each metric."""
     any_row = next(iter(found.values()))
-    costs = [_mean_of(found, name) for name in ("layer_mean_ratio", "kv_mean_ratio", "kv_end_ratio", "flops_ratio")]
-    realised = "" if any_row["budget_requested"] is None else percent(_mean_of(found, "budget_realised"))
-    line = [row_name(any_row), budget_text(any_row), realised, *(percent(cost) for cost in costs)]
+    line = [row_name(any_row), budget_text(any_row)]
+    line += [_text(column, {**any_row, column.name: _mean_of(found, column.name)})
+             for column in columns if column.group in _ONCE]  # fmt: skip
+    each = [column for column in columns if column.group not in _ONCE]
     for metric in metrics:
         row = found.get(metric)
-        line += ["–", "–", "–", "–"] if row is None else [
-            score_text(row),
-            "" if row["method"] in (TEXT_ONLY, REFERENCE) else score_of(row, "text_only_accuracy"),
-            p_text(row["p_vs_random_adjusted"]),
-            percent(row["agreement"]),
-        ]  # fmt: skip
+        line += ["–" if row is None else _text(column, row) for column in each]
     return line
+
+
+def _text(column: Figure, row: Row) -> str:
+    """A row's value as tables print it; empty where it would say nothing."""
+    value = row[column.name]
+    if column.name == "accuracy":
+        return score_text(row)
+    if column.name == "budget_realised" and row["budget_requested"] is None:
+        return ""
+    if column.name == "text_only_accuracy" and row["method"] in (TEXT_ONLY, REFERENCE):
+        return ""
+    if column.kind == "p":
+        return p_text(value)
+    if column.kind == "score":
+        return score_of(row, column.name)
+    return percent(value) if column.kind == "share" else "–" if value is None else str(value)
 
 
 def split_grid(summary: Summary, model: str) -> Grid:
@@ -93,9 +111,11 @@ def split_grid(summary: Summary, model: str) -> Grid:
 
 
 def time_grid(summary: Summary, model: str) -> Grid:
-    """(header, rows): the timing pass, medians with quartiles."""
+    """(header, rows): the timing pass, medians with quartiles, and what they come to."""
+    columns = printed("time")
     header = ["method", "budget", "prefill ms", "of unpruned", "selection ms", "decode ms per token", "of unpruned",
-              "whole run ms", "of unpruned", "peak MiB", "of unpruned", "prefill", "whole run"]  # fmt: skip
+              "whole run ms", "of unpruned", "peak MiB", "of unpruned",
+              *(column.title for column in columns)]  # fmt: skip
     lines: list[list[str]] = []
     for row in summary.data["timings"]:
         if row["model"] != model:
@@ -106,7 +126,7 @@ def time_grid(summary: Summary, model: str) -> Grid:
                 row["method"], budget_text(row),
                 *(text for name in ("prefill", "decode", "total") for text in _timed(row, name)),
                 "–" if peak is None else f"{peak / 2**20:.1f}", percent(share),
-                row["prefill_verdict"], row["total_verdict"],
+                *(_text(column, {column.name: column.read(row.get)}) for column in columns),
             ]
         )  # fmt: skip
     return header, lines
@@ -222,37 +242,19 @@ def overall_table(summary: Summary) -> Table:
 
     models = list(summary.data["models"])
     table = Table(title=None, header_style="bold", box=None, pad_edge=False)
-    metrics = metrics_of(summary.overall)
-    names = ["method", "budget", "tokens/layer", "KV mean", "FLOPs", *(["prefill"] if summary.data["timings"] else [])]
-    for name in [*(["model"] if len(models) > 1 else []), *names]:
+    metrics, timed = metrics_of(summary.overall), bool(summary.data["timings"])
+    columns = [column for column in printed("terminal") if timed or column.source != "timing"]
+    for name in [*(["model"] if len(models) > 1 else []), "method", "budget", *_titles(columns, metrics)]:
         table.add_column(name, justify="left" if name in ("method", "model") else "right")
-    for metric in metrics:
-        for name in (METRICS.get(metric, metric), "text only", "hard"):
-            table.add_column(name, justify="right")
     for model in models:
         previous = ""
         for found in _by_method(summary, model)[1]:
-            line = _terminal_line(found, metrics, bool(summary.data["timings"]))
+            line = [text.split(" [")[0] for text in _line(found, columns, metrics)]
             if line[0] != previous and previous:
                 table.add_section()
             previous = line[0]
             table.add_row(*([model] if len(models) > 1 else []), *line)
     return table
-
-
-def _terminal_line(found: dict[str, Row], metrics: Sequence[str], timed: bool) -> list[str]:
-    """One method at one budget, without intervals."""
-    any_row = next(iter(found.values()))
-    costs = ["layer_mean_ratio", "kv_mean_ratio", "flops_ratio", *(["prefill_time_ratio"] if timed else [])]
-    line = [row_name(any_row), budget_text(any_row), *(percent(_mean_of(found, cost)) for cost in costs)]
-    for metric in metrics:
-        row = found.get(metric)
-        line += ["–", "–", "–"] if row is None else [
-            score_text(row).split(" [")[0],
-            "" if row["method"] in (TEXT_ONLY, REFERENCE) else score_of(row, "text_only_accuracy"),
-            percent(row["hard_accuracy"]),
-        ]  # fmt: skip
-    return line
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

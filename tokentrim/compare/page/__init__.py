@@ -9,8 +9,9 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
+from tokentrim.compare.figures import CHARTED, FOLDED, GROUPS, TEXTUAL
 from tokentrim.compare.page import columns
-from tokentrim.compare.page.fronts import COSTS, chart
+from tokentrim.compare.page.fronts import chart
 from tokentrim.compare.report import SPLIT_READING, time_reading
 from tokentrim.compare.style import Look, looks
 from tokentrim.compare.tables import (
@@ -102,7 +103,9 @@ def _content(summary: Summary, gallery: Gallery) -> dict[str, Any]:
         "glance": _glance(summary, look),
         "models": [_model(summary, model, look) for model in data["models"]],
         "cells": _table([*summary.cells, *data["pooled"]], more=True),
-        "groups": columns.GROUPS,
+        "groups": GROUPS,
+        "folded": FOLDED,
+        "textual": TEXTUAL,
         "gallery": _shown(gallery, look, numbers),
         "skipped": [_unreached(row) for row in data["skipped"]],
         "further": {key: _further(value) for key, value in data.items() if key not in _PLACED and value},
@@ -122,7 +125,7 @@ def _model(summary: Summary, model: str, look: Mapping[str, Look]) -> dict[str, 
     parts: list[dict[str, Any]] = []
     for metric in metrics_of(own):
         rows = [row for row in own if row["metric"] == metric]
-        charts = [found for cost in COSTS if (found := chart(rows, cost, look)) is not None]
+        charts = [found for cost in CHARTED if (found := chart(rows, cost, look)) is not None]
         tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
         parts.append({"title": METRICS.get(metric, metric), "tasks": tasks, "charts": charts, "table": _table(rows)})
     return {
@@ -148,8 +151,8 @@ def _table(rows: Sequence[Row], more: bool = False) -> dict[str, Any]:
         flat = columns.flattened(row)
         values = [columns.written(flat, column) for column in found]
         lines.append({"row": row, "name": row_name(row), "budget": budget_text(row), "values": values})
-    groups = list(dict.fromkeys(column.group for column in found))
-    return {"columns": found, "lines": lines, "groups": [group for group in columns.GROUPS if group in groups]}
+    groups = {column.group for column in found}
+    return {"columns": found, "lines": lines, "groups": [group for group in GROUPS if group in groups]}
 
 
 def _tasks(summary: Summary, model: str) -> dict[str, Any]:
