@@ -49,7 +49,7 @@ def test_rows_of_all_tasks_carry_the_times_of_their_method(timed):
     for cell in (cell for cell in timed.cells if cell["method"] == "oracle"):
         assert cell["prefill_time_ratio"] == row["prefill_time_ratio"]
         assert cell["total_verdict"] in (timing.SAVING, timing.UNCLEAR, timing.NO_SAVING)
-    assert len(time_grid(timed, "testbed-plain")[1]) == 4
+    assert len(time_grid(timed.data, "testbed-plain")[1]) == 4
     assert "in turn with the unpruned" in (timed.folder / "report.md").read_text()
 
 

@@ -64,7 +64,7 @@ class Summary:
         """The overall rows for a terminal."""
         from tokentrim.compare.tables import overall_table
 
-        return overall_table(self)
+        return overall_table(self.data)
 
 
 def build(

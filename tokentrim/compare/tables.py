@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
@@ -12,25 +12,26 @@ from tokentrim.compare.figures import Figure, Row, printed
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tokentrim.compare.summary import Summary
 
 METRICS: Final = {"exact": "short answers", "f1": "lists, F1"}
 _SIGNIFICANT: Final = 0.05
 _ONCE: Final = ("costs", "times")  # groups of columns that are the same for every metric, but for their tasks
 _KEY: Final = ("method", "budget_requested", "seed")
+Data = Mapping[str, Any]
+"""The content of ``summary.json``."""
 Grid = tuple[list[str], list[list[str]]]
 
 
-def overall_grid(summary: Summary, model: str) -> Grid:
+def overall_grid(data: Data, model: str) -> Grid:
     """(header, rows): methods and budgets of one model, with costs and the mean scores of both kinds of task."""
-    metrics, grouped = _by_method(summary, model)
+    metrics, grouped = _by_method(data, model)
     columns = printed("report")
     return ["method", "budget", *_titles(columns, metrics)], [_line(found, columns, metrics) for found in grouped]
 
 
-def _by_method(summary: Summary, model: str) -> tuple[list[str], list[dict[str, Row]]]:
+def _by_method(data: Data, model: str) -> tuple[list[str], list[dict[str, Row]]]:
     """(metrics, per method and budget its row of each metric) of one model."""
-    rows = [row for row in summary.overall if row["model"] == model]
+    rows = [row for row in data["overall"] if row["model"] == model]
     grouped: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
         grouped.setdefault(_key(row), {})[row["metric"]] = row
@@ -86,9 +87,9 @@ def _text(column: Figure, row: Row) -> str:
     return percent(value) if column.kind == "share" else "–" if value is None else str(value)
 
 
-def split_grid(summary: Summary, model: str) -> Grid:
+def split_grid(data: Data, model: str) -> Grid:
     """(header, rows): scores on questions that smaller pictures answer anyway, and on those that they do not."""
-    metrics, grouped = _by_method(summary, model)
+    metrics, grouped = _by_method(data, model)
     header = ["method", "budget"]
     for metric in metrics:
         header += [f"{METRICS.get(metric, metric)}: all", "easy", "hard", "hard questions"]
@@ -110,14 +111,14 @@ def split_grid(summary: Summary, model: str) -> Grid:
     return header, lines
 
 
-def time_grid(summary: Summary, model: str) -> Grid:
+def time_grid(data: Data, model: str) -> Grid:
     """(header, rows): the timing pass, medians with quartiles, and what they come to."""
     columns = printed("time")
     header = ["method", "budget", "prefill ms", "of unpruned", "selection ms", "decode ms per token", "of unpruned",
               "whole run ms", "of unpruned", "peak MiB", "of unpruned",
               *(column.title for column in columns)]  # fmt: skip
     lines: list[list[str]] = []
-    for row in summary.data["timings"]:
+    for row in data["timings"]:
         if row["model"] != model:
             continue
         peak, share = row["peak_bytes"], row["peak_memory_ratio"]
@@ -152,19 +153,19 @@ def _mean_of(found: dict[str, Row], name: str) -> float | None:
     return sum(value * n for value, n in pairs) / sum(n for _, n in pairs) if pairs else None
 
 
-def task_grid(summary: Summary, model: str) -> Grid:
+def task_grid(data: Data, model: str) -> Grid:
     """(header, rows): the score of every method and budget on every task of one model; seeds are pooled."""
-    pooled = {(row["model"], row["method"], row["budget_requested"]) for row in summary.data["pooled"]}
-    single = [row for row in summary.cells if (row["model"], row["method"], row["budget_requested"]) not in pooled]
-    rows = [row for row in (*single, *summary.data["pooled"]) if row["model"] == model]
-    order = list(dict.fromkeys((row["method"], row["budget_requested"]) for row in summary.cells))
+    pooled = {(row["model"], row["method"], row["budget_requested"]) for row in data["pooled"]}
+    single = [row for row in data["cells"] if (row["model"], row["method"], row["budget_requested"]) not in pooled]
+    rows = [row for row in (*single, *data["pooled"]) if row["model"] == model]
+    order = list(dict.fromkeys((row["method"], row["budget_requested"]) for row in data["cells"]))
     rows.sort(
         key=lambda row: (
             order.index((row["method"], row["budget_requested"])),
             row["boundary"] if row["method"] == TEXT_ONLY else 0,
         )
     )
-    tasks = list(dict.fromkeys(row["task"] for row in summary.cells if row["model"] == model))
+    tasks = list(dict.fromkeys(row["task"] for row in data["cells"] if row["model"] == model))
     grouped: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
         grouped.setdefault(_key(row), {})[row["task"]] = row
@@ -236,19 +237,19 @@ def mark(row: Row) -> str:
     return f"{score_of(row, 'accuracy')}{star}{failed}"
 
 
-def overall_table(summary: Summary) -> Table:
+def overall_table(data: Data) -> Table:
     """The overall rows of every model for a terminal: scores without their intervals, to fit its width."""
     from rich.table import Table
 
-    models = list(summary.data["models"])
+    models = list(data["models"])
     table = Table(title=None, header_style="bold", box=None, pad_edge=False)
-    metrics, timed = metrics_of(summary.overall), bool(summary.data["timings"])
+    metrics, timed = metrics_of(data["overall"]), bool(data["timings"])
     columns = [column for column in printed("terminal") if timed or column.source != "timing"]
     for name in [*(["model"] if len(models) > 1 else []), "method", "budget", *_titles(columns, metrics)]:
         table.add_column(name, justify="left" if name in ("method", "model") else "right")
     for model in models:
         previous = ""
-        for found in _by_method(summary, model)[1]:
+        for found in _by_method(data, model)[1]:
             line = [text.split(" [")[0] for text in _line(found, columns, metrics)]
             if line[0] != previous and previous:
                 table.add_section()

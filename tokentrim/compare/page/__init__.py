@@ -9,10 +9,10 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
-from tokentrim.compare.figures import CHARTED, FOLDED, GROUPS, TEXTUAL
+from tokentrim.compare.figures import CHARTED, FOLDED, GROUPS, TEXTUAL, Row
 from tokentrim.compare.page import columns
 from tokentrim.compare.page.fronts import chart
-from tokentrim.compare.report import SPLIT_READING, time_reading
+from tokentrim.compare.readings import SPLIT_READING, time_reading
 from tokentrim.compare.style import Look, looks
 from tokentrim.compare.tables import (
     METRICS,
@@ -29,7 +29,6 @@ from tokentrim.errors import UnsupportedError, complaint
 
 if TYPE_CHECKING:
     from tokentrim.compare.gallery import Gallery
-    from tokentrim.compare.rows import Row
     from tokentrim.compare.summary import Summary
 
 # Shapes around (0, 0), under matplotlib's letters.
@@ -121,6 +120,7 @@ def _unreached(row: Row) -> list[str]:
 
 def _model(summary: Summary, model: str, look: Mapping[str, Look]) -> dict[str, Any]:
     """One model's part: charts and a table per metric, and the scores task by task."""
+    data = summary.data
     own = [row for row in summary.overall if row["model"] == model]
     parts: list[dict[str, Any]] = []
     for metric in metrics_of(own):
@@ -135,8 +135,8 @@ def _model(summary: Summary, model: str, look: Mapping[str, Look]) -> dict[str, 
         "grids": [
             {"title": title, "about": about, "header": grid[0], "lines": grid[1]}
             for title, grid, about in (
-                ("Easy and hard questions", split_grid(summary, model), SPLIT_READING),
-                ("Time", time_grid(summary, model), time_reading(summary, model)),
+                ("Easy and hard questions", split_grid(data, model), SPLIT_READING),
+                ("Time", time_grid(data, model), time_reading(data, model)),
             )
             if grid[1]
         ],
