@@ -16,6 +16,7 @@ from tokentrim.compare.page import columns, page
 from tokentrim.compare.page.fronts import chart
 from tokentrim.compare.style import looks
 from tokentrim.compare.summary import Summary
+from tokentrim.compare.tables import task_grid
 
 NO_CHILDREN = {"meta", "link", "input", "br", "img"}
 
@@ -214,3 +215,17 @@ def test_a_control_stays_one_under_any_label():
 )
 def test_values_are_written_for_reading(value, kind, text):
     assert columns.written({"a": value}, Figure("a", "a", kind, "more", "")).text == text
+
+
+def test_the_page_and_the_tables_have_one_order(finished):
+    """Text-only runs stand by their boundary, although those of later boundaries may have been run first."""
+    data = copy.deepcopy(finished.data)
+    data["cells"] = [*(row for row in data["cells"] if row["method"] != "text-only"),
+                     *sorted((row for row in data["cells"] if row["method"] == "text-only"),
+                             key=lambda row: -row["boundary"])]  # fmt: skip
+    names = [line[0] for line in task_grid(data, "testbed-plain")[1]]
+    assert names[-2:] == ["text-only@0", "text-only@2"]
+    text = page(Summary(finished.folder, data), gallery_of(finished))
+    part = text[text.index("Scores of testbed-plain task by task</caption>") :]
+    found = re.findall(r'<th scope="row" data-sort="([^"]*)"', part[: part.index("</table>")])
+    assert found == names

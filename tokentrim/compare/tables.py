@@ -155,26 +155,34 @@ def _mean_of(found: dict[str, Row], name: str) -> float | None:
 
 def task_grid(data: Data, model: str) -> Grid:
     """(header, rows): the score of every method and budget on every task of one model; seeds are pooled."""
-    pooled = {(row["model"], row["method"], row["budget_requested"]) for row in data["pooled"]}
-    single = [row for row in data["cells"] if (row["model"], row["method"], row["budget_requested"]) not in pooled]
-    rows = [row for row in (*single, *data["pooled"]) if row["model"] == model]
-    order = list(dict.fromkeys((row["method"], row["budget_requested"]) for row in data["cells"]))
-    rows.sort(
-        key=lambda row: (
-            order.index((row["method"], row["budget_requested"])),
-            row["boundary"] if row["method"] == TEXT_ONLY else 0,
-        )
-    )
-    tasks = list(dict.fromkeys(row["task"] for row in data["cells"] if row["model"] == model))
-    grouped: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in rows:
-        grouped.setdefault(_key(row), {})[row["task"]] = row
+    tasks, grouped = by_task(data, model)
     lines = [
         [row_name(next(iter(found.values()))), budget_text(next(iter(found.values()))),
          *(mark(found[task]) if task in found else "–" for task in tasks)]
-        for found in grouped.values()
+        for found in grouped
     ]  # fmt: skip
     return ["method", "budget", *tasks], lines
+
+
+def by_task(data: Data, model: str) -> tuple[list[str], list[dict[str, Row]]]:
+    """(tasks, per method and budget its row of each task) of one model; seeds are pooled.
+
+    In the order in which methods were asked for, text-only runs by their boundary.
+    """
+    single, pooled = ([row for row in data[part] if row["model"] == model] for part in ("cells", "pooled"))
+    order = list(dict.fromkeys(map(_variant, single)))
+    several = set(map(_variant, pooled))
+    rows = [*(row for row in single if _variant(row) not in several), *pooled]
+    rows.sort(key=lambda row: (order.index(_variant(row)), row["boundary"] if row["method"] == TEXT_ONLY else 0))
+    grouped: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        grouped.setdefault(_key(row), {})[row["task"]] = row
+    return list(dict.fromkeys(row["task"] for row in single)), list(grouped.values())
+
+
+def _variant(row: Row) -> tuple[str, float | None]:
+    """A method at a budget, with whatever seeds."""
+    return row["method"], row["budget_requested"]
 
 
 def row_name(row: Row) -> str:

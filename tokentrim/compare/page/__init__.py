@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
-from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
+from tokentrim.compare.cells import REFERENCE
 from tokentrim.compare.figures import CHARTED, FOLDED, GROUPS, TEXTUAL, Row
 from tokentrim.compare.page import columns
 from tokentrim.compare.page.fronts import chart
@@ -16,7 +16,9 @@ from tokentrim.compare.readings import SPLIT_READING, time_reading
 from tokentrim.compare.style import Look, looks
 from tokentrim.compare.tables import (
     METRICS,
+    Data,
     budget_text,
+    by_task,
     mark,
     metrics_of,
     p_text,
@@ -131,7 +133,7 @@ def _model(summary: Summary, model: str, look: Mapping[str, Look]) -> dict[str, 
     return {
         "name": model,
         "parts": parts,
-        "tasks": _tasks(summary, model),
+        "tasks": _tasks(data, model),
         "grids": [
             {"title": title, "about": about, "header": grid[0], "lines": grid[1]}
             for title, grid, about in (
@@ -155,25 +157,18 @@ def _table(rows: Sequence[Row], more: bool = False) -> dict[str, Any]:
     return {"columns": found, "lines": lines, "groups": [group for group in GROUPS if group in groups]}
 
 
-def _tasks(summary: Summary, model: str) -> dict[str, Any]:
+def _tasks(data: Data, model: str) -> dict[str, Any]:
     """Scores of every method and budget on every task."""
-    pooled = [row for row in summary.data["pooled"] if row["model"] == model]
-    shown = {(row["method"], row["budget_requested"]) for row in pooled}
-    cells = [row for row in summary.cells if row["model"] == model]
-    order = list(dict.fromkeys((row["method"], row["budget_requested"]) for row in cells))
-    rows = [*(row for row in cells if (row["method"], row["budget_requested"]) not in shown), *pooled]
-    rows.sort(key=lambda row: order.index((row["method"], row["budget_requested"])))
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        boundary = row["boundary"] if row["method"] == TEXT_ONLY else None
-        key = (row["method"], row["budget_requested"], row["seed"], boundary)
-        line = lines.setdefault(key, {"row": row, "name": row_name(row), "budget": budget_text(row), "values": {}})
-        line["values"][row["task"]] = columns.Value(mark(row), row["accuracy"])
-    missing = columns.Value("–", None)
-    for line in lines.values():
-        line["values"] = [line["values"].get(task, missing) for task in tasks]
-    return {"tasks": tasks, "lines": list(lines.values())}
+    tasks, grouped = by_task(data, model)
+    lines: list[dict[str, Any]] = []
+    for found in grouped:
+        row = next(iter(found.values()))
+        values = [
+            columns.Value(mark(found[task]), found[task]["accuracy"]) if task in found else columns.Value("–", None)
+            for task in tasks
+        ]
+        lines.append({"row": row, "name": row_name(row), "budget": budget_text(row), "values": values})
+    return {"tasks": tasks, "lines": lines}
 
 
 def _glance(summary: Summary, look: Mapping[str, Look]) -> list[dict[str, Any]]:
