@@ -191,6 +191,8 @@ REPORTED: Final = tuple(figure.name for figure in FIGURES if figure.source == "r
 """Attributes of a session's report that are averaged over questions."""
 CLOCKED: Final = frozenset(figure.name for figure in FIGURES if figure.kind == "seconds")
 """Times of a pass over answers, which say nothing where others ran beside it."""
+TIMED: Final = tuple(figure for figure in FIGURES if figure.source == "timing")
+"""What every row repeats of its method's row in the timing pass."""
 CHARTED: Final = {figure.name: figure.chart for figure in FIGURES if figure.chart}
 """Costs that scores are drawn against, with the titles of their charts."""
 

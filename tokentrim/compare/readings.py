@@ -20,8 +20,9 @@ tasks; on both groups the unpruned run is right by construction (for lists: has 
 _TIME_READING: Final = """\
 Medians of {repeats} runs of {questions} questions at once with {new_tokens} new tokens each, in turn with the unpruned
 model; quartiles in brackets; shares are of the unpruned run right before. Prefill is the time to the first new token,
-vision tower and selection included; peak memory is beyond the weights. *Net saving*: three of four runs are faster by
-more than the spread of the unpruned runs; *no net saving*: slower by more than it; else *within the spread*."""
+vision tower and selection included; peak memory is beyond the weights. A verdict is *net saving* where three of four
+runs are faster by more than the spread of the unpruned runs; *no net saving*: slower by more than it; else *within the
+spread*."""
 
 
 def time_reading(data: Mapping[str, Any], model: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tokentrim.compare import stats
 from tokentrim.compare.cells import CONTROL, TEXT_ONLY, Cell
 from tokentrim.compare.config import DOWNSCALE, Correction
-from tokentrim.compare.figures import Row
+from tokentrim.compare.figures import TIMED, Row
 from tokentrim.compare.index import Index
 from tokentrim.compare.results import CellResult
 from tokentrim.compare.rows import cell_row, overall_rows, set_units
@@ -103,7 +103,7 @@ def build(
         "cells": run,
         "pooled": pooled,
         "overall": overall,
-        "timings": [dict(row) for row in timings],
+        "timings": [{**row, **{figure.name: figure.read(row.get) for figure in TIMED}} for row in timings],
         "skipped": [
             {
                 name: row[name]
