@@ -53,6 +53,17 @@ def test_rows_of_all_tasks_carry_the_times_of_their_method(timed):
     assert "in turn with the unpruned" in (timed.folder / "report.md").read_text()
 
 
+def test_the_net_saving_is_of_the_whole_run(timed):
+    header, lines = time_grid(timed.data, "testbed-plain")
+    for row, line in zip(timed.data["timings"], lines, strict=True):
+        assert row["net_saving"] == 1 - row["total_time_ratio"]
+        assert line[header.index("net saving")] == f"{100 * row['net_saving']:.1f}"
+        for cell in (*timed.cells, *timed.overall):
+            if (cell["method"], cell["budget_requested"]) == (row["method"], row["budget_requested"]):
+                assert cell["net_saving"] == row["net_saving"]
+    assert "share of the unpruned run&#39;s time that is saved" in (timed.folder / "report.html").read_text()
+
+
 def test_what_was_timed_is_not_timed_again(timed, monkeypatch):
     monkeypatch.setattr(timing, "run_once", lambda *_: pytest.fail("timed already"))
     monkeypatch.setattr(timing, "load_model", lambda *_: pytest.fail("a finished comparison loads no model"))

@@ -151,6 +151,10 @@ FIGURES: Final = (
            "time of the whole run as a share of the unpruned run's, median", "timing"),
     Figure("total_verdict", "whole run verdict", "text", "times", "whether all of it is faster, likewise", "timing",
            tables=("time",)),
+    Figure("net_saving", "net saving", "share", "times",
+           "share of the unpruned run's time that is saved, prefill and decoding together: 1 less `total_time_ratio`; "
+           "below zero where selecting costs more than it saves", "timing",
+           of=lambda timed: None if (ratio := timed("total_time_ratio")) is None else 1 - ratio, tables=("time",)),
     Figure("peak_memory_ratio", "peak memory", "share", "times",
            "peak memory beyond the weights as a share of the unpruned run's", "timing"),
     Figure("prefill_seconds", "prefill, ms", "seconds", "times",
