@@ -38,7 +38,7 @@ SOURCES: Final[dict[Source, str]] = {
     "timing": "the timing pass",
 }
 Rows = Literal["cells", "means"]
-Table = Literal["report", "terminal", "time"]
+Table = Literal["markdown", "terminal", "time"]
 
 
 @dataclass(frozen=True)
@@ -102,31 +102,31 @@ FIGURES: Final = (
            "decide; null where it leaves prefill alone"),
     Figure("budget_realised", "realised", "share", "costs",
            "the share that the budget means, as it was measured (`kv_mean_ratio` for the cache; for `downscale` in the "
-           "form of same tokens `picture_ratio`, and null where the budget is of FLOPs or time)", tables=("report",)),
+           "form of same tokens `picture_ratio`, and null where the budget is of FLOPs or time)", tables=("markdown",)),
     Figure("layer_mean_ratio", "tokens per layer", "share", "costs",
            "visual tokens that layers process in prefill, mean over layers, as a share of the prompt's", "report",
-           tables=("report", "terminal"), chart="visual tokens, mean over layers"),
+           tables=("markdown", "terminal"), chart="visual tokens, mean over layers"),
     Figure("kv_mean_ratio", "KV, mean", "share", "costs", "visual entries of the cache, mean over decode steps",
-           "report", tables=("report", "terminal"), chart="visual KV, mean over decoding"),
+           "report", tables=("markdown", "terminal"), chart="visual KV, mean over decoding"),
     Figure("kv_end_ratio", "KV, end", "share", "costs", "visual entries of the cache at the last decode step", "report",
-           tables=("report",)),
+           tables=("markdown",)),
     Figure("flops_ratio", "FLOPs", "share", "costs", "FLOPs of the language model's prefill, physical convention",
-           "report", tables=("report", "terminal"), chart="prefill FLOPs"),
+           "report", tables=("markdown", "terminal"), chart="prefill FLOPs"),
     Figure("accuracy", "score", "score", "score",
            "mean score; or the task's own score of all answers together, where that is no mean",
-           tables=("report", "terminal")),
+           tables=("markdown", "terminal")),
     Figure("accuracy_low", "95 % from", "score", "score", "lower end of the 95 % interval; null where there is none"),
     Figure("accuracy_high", "to", "score", "score", "upper end of the 95 % interval"),
     Figure("text_only_accuracy", "text only", "score", "score",
            "the score of `text-only` at the same boundary: every visual token dropped where the method first prunes",
-           tables=("report", "terminal")),
+           tables=("markdown", "terminal")),
     Figure("p_vs_random_adjusted", "p vs random", "p", "tests",
            "paired test against `random` at the same budget, corrected for the number of tests; null for a single seed "
-           "of several, because its pooled row is tested", tables=("report",)),
+           "of several, because its pooled row is tested", tables=("markdown",)),
     Figure("p_vs_none_adjusted", "p vs unpruned", "p", "tests",
            "paired test against the unpruned run, likewise corrected"),
     Figure("agreement", "same as unpruned", "share", "tests",
-           "share of answers that equal the unpruned run's word for word", tables=("report",)),
+           "share of answers that equal the unpruned run's word for word", tables=("markdown",)),
     Figure("easy_accuracy", "easy", "share", "hard",
            "score on questions that the scaled-down picture answers anyway at this budget"),
     Figure("easy_low", "95 % from", "share", "hard", "lower end of the easy questions' 95 % interval"),

@@ -143,7 +143,7 @@ class _GalleryFile(BaseModel):
 
 
 @dataclass(frozen=True)
-class Run:
+class PastRun:
     """What reports need of one results folder.
 
     Attributes:
@@ -159,13 +159,13 @@ class Run:
     gallery: Gallery
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
+def read_runs(folders: Sequence[Path]) -> list[PastRun]:
     """Read results folders.
 
     Raises:
         ResultsError: when one is not there, not finished, or not what tokentrim wrote.
     """
-    runs: list[Run] = []
+    runs: list[PastRun] = []
     for folder in folders:
         if any(folder.resolve() == run.folder.resolve() for run in runs):
             raise ResultsError(complaint("a results folder", "be named once", str(folder)))
@@ -176,7 +176,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def _read(folder: Path, name: str) -> Run:
+def _read(folder: Path, name: str) -> PastRun:
     if not folder.is_dir():
         raise ResultsError(
             complaint("a results folder", "be an existing folder", str(folder), "name what 'compare --out' wrote")
@@ -197,7 +197,7 @@ def _read(folder: Path, name: str) -> Run:
                       "write it anew: run the same 'tokentrim compare' again with this version")
         )  # fmt: skip
     _check(folder / "gallery.json", _GalleryFile, gallery)
-    return Run(name, folder, data, gallery)
+    return PastRun(name, folder, data, gallery)
 
 
 def _json(path: Path) -> dict[str, Any]:

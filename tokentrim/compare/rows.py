@@ -13,7 +13,7 @@ from tokentrim.compare import stats
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY, Cell
 from tokentrim.compare.config import MEASURED
 from tokentrim.compare.figures import FIGURES, Figure, Row, Rows, figures_of
-from tokentrim.compare.index import Index, Scores, matrix, mean_scores, place_of
+from tokentrim.compare.index import Index, Scores, matrix, mean_scores, variant_of
 from tokentrim.compare.split import Split, split
 from tokentrim.plugins import registry
 
@@ -87,14 +87,14 @@ def overall_rows(index: Index, times: Times) -> list[Row]:
     groups: dict[tuple[Any, ...], dict[str, list[list[Cell]]]] = {}
     for listed in index.variants():
         cell = listed[0]
-        model, _, *variant = place_of(cell)
+        model, _, *variant = variant_of(cell)
         # A variant that was skipped on one task keeps its place in the order of the others.
         members = groups.setdefault((model, *variant), {})
         answered = [other for other in listed if index.answered(other)]
         if answered:
             members.setdefault(metric_name(cell), []).append(answered)
-    places = {(cell.model.name, cell.task.task): metric_name(cell) for cell in index.cells}
-    asked = Counter((model, metric) for (model, _), metric in places.items())
+    metrics = {(cell.model.name, cell.task.task): metric_name(cell) for cell in index.cells}
+    asked = Counter((model, metric) for (model, _), metric in metrics.items())
     return [
         _overall_row(tasks, index, times)
         for (model, *_), found in groups.items()

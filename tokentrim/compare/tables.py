@@ -25,7 +25,7 @@ Grid = tuple[list[str], list[list[str]]]
 def overall_grid(data: Data, model: str) -> Grid:
     """(header, rows): methods and budgets of one model, with costs and the mean scores of both kinds of task."""
     metrics, grouped = _by_method(data, model)
-    columns = printed("report")
+    columns = printed("markdown")
     return ["method", "budget", *_titles(columns, metrics)], [_line(found, columns, metrics) for found in grouped]
 
 
