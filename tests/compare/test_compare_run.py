@@ -40,6 +40,7 @@ def test_the_summary_keeps_its_contract(finished):
     for row in data["cells"]:
         assert set(row) >= CELL_KEYS
         assert row["failures"] == 0
+        assert row["net_saving"] is None, "there was no timing pass"
         assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
         assert row["n"] == (4 if row["task"] == "where" else 3)
 

@@ -231,3 +231,14 @@ def test_a_row_without_what_reports_read_is_named(folder):
     del broken["cells"][1]["accuracy"]
     (folder / "summary.json").write_text(json.dumps(broken))
     refused(report(folder), "cells.1.accuracy")
+
+
+def test_a_pass_of_an_earlier_version_may_lack_a_figure(folder):
+    data = json.loads((folder / "summary.json").read_text())
+    for row in (*data["cells"], *data["overall"]):
+        del row["net_saving"], row["kv_peak_ratio"]
+        row["total_time_ratio"] = 0.75
+    (folder / "summary.json").write_text(json.dumps(data))
+    assert report(folder).exit_code == 0
+    for row in json.loads((folder / "summary.json").read_text())["cells"]:
+        assert (row["net_saving"], row["kv_peak_ratio"]) == (0.25, None)

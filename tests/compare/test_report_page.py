@@ -11,10 +11,12 @@ from itertools import pairwise
 import pytest
 
 from tests.compare.hostile import HOSTILE, hostile
+from tokentrim.compare.figures import CHARTED, Figure
 from tokentrim.compare.page import columns, page
-from tokentrim.compare.page.fronts import COSTS, chart
+from tokentrim.compare.page.fronts import chart
 from tokentrim.compare.style import looks
 from tokentrim.compare.summary import Summary
+from tokentrim.compare.tables import task_grid
 
 NO_CHILDREN = {"meta", "link", "input", "br", "img"}
 
@@ -163,7 +165,7 @@ def test_the_front_holds_what_nothing_as_cheap_beats():
 def test_a_score_on_a_scale_of_its_own_keeps_it():
     found = chart(rows([("none", 1.0, 1500.0), ("a", 0.2, 900.0)], unit=""), "layer_mean_ratio", looks(["a"]))
     assert [tick.text for tick in found.y_ticks] == ["0", "500", "1000", "1500"]
-    assert COSTS[next(iter(COSTS))] == found.title
+    assert CHARTED["layer_mean_ratio"] == found.title
 
 
 def test_data_are_written_on_one_line():
@@ -200,9 +202,9 @@ def test_a_control_stays_one_under_any_label():
 @pytest.mark.parametrize(
     ("value", "kind", "text"),
     [
-        (0.12345, "percent", "12.3"),
+        (0.12345, "share", "12.3"),
         (0.0004, "p", "< 0.001"),
-        (0.0123, "milliseconds", "12.3"),
+        (0.0123, "seconds", "12.3"),
         (1234.5, "number", "1234"),
         (12, "number", "12"),
         (None, "number", ""),
@@ -212,4 +214,18 @@ def test_a_control_stays_one_under_any_label():
     ],
 )
 def test_values_are_written_for_reading(value, kind, text):
-    assert columns.written({"a": value}, columns.Column("a", "a", kind, "more")).text == text
+    assert columns.written({"a": value}, Figure("a", "a", kind, "more", "")).text == text
+
+
+def test_the_page_and_the_tables_have_one_order(finished):
+    """Text-only runs stand by their boundary, although those of later boundaries may have been run first."""
+    data = copy.deepcopy(finished.data)
+    data["cells"] = [*(row for row in data["cells"] if row["method"] != "text-only"),
+                     *sorted((row for row in data["cells"] if row["method"] == "text-only"),
+                             key=lambda row: -row["boundary"])]  # fmt: skip
+    names = [line[0] for line in task_grid(data, "testbed-plain")[1]]
+    assert names[-2:] == ["text-only@0", "text-only@2"]
+    text = page(Summary(finished.folder, data), gallery_of(finished))
+    part = text[text.index("Scores of testbed-plain task by task</caption>") :]
+    found = re.findall(r'<th scope="row" data-sort="([^"]*)"', part[: part.index("</table>")])
+    assert found == names

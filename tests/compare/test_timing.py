@@ -49,8 +49,19 @@ def test_rows_of_all_tasks_carry_the_times_of_their_method(timed):
     for cell in (cell for cell in timed.cells if cell["method"] == "oracle"):
         assert cell["prefill_time_ratio"] == row["prefill_time_ratio"]
         assert cell["total_verdict"] in (timing.SAVING, timing.UNCLEAR, timing.NO_SAVING)
-    assert len(time_grid(timed, "testbed-plain")[1]) == 4
+    assert len(time_grid(timed.data, "testbed-plain")[1]) == 4
     assert "in turn with the unpruned" in (timed.folder / "report.md").read_text()
+
+
+def test_the_net_saving_is_of_the_whole_run(timed):
+    header, lines = time_grid(timed.data, "testbed-plain")
+    for row, line in zip(timed.data["timings"], lines, strict=True):
+        assert row["net_saving"] == 1 - row["total_time_ratio"]
+        assert line[header.index("net saving")] == f"{100 * row['net_saving']:.1f}"
+        for cell in (*timed.cells, *timed.overall):
+            if (cell["method"], cell["budget_requested"]) == (row["method"], row["budget_requested"]):
+                assert cell["net_saving"] == row["net_saving"]
+    assert "share of the unpruned run&#39;s time that is saved" in (timed.folder / "report.html").read_text()
 
 
 def test_what_was_timed_is_not_timed_again(timed, monkeypatch):

@@ -53,10 +53,10 @@ def test_scales_beyond_one_are_printed_as_they_are(tmp_path):
     assert [score_text(row) for row in found.cells] == ["1478.2", "0.9"]
     shares = summary_of(tmp_path, (0.8, 0.25), scores=(None, None))
     assert [score_text(row) for row in shares.cells] == ["80.0", "25.0"]
-    header, lines = overall_grid(found, "testbed")
+    header, lines = overall_grid(found.data, "testbed")
     assert "1478.2" in lines[0]
     assert "short answers" in header
-    assert task_grid(found, "testbed")[1][0][-1] == "1478.2"
+    assert task_grid(found.data, "testbed")[1][0][-1] == "1478.2"
 
 
 def test_a_picture_can_be_drawn_of_scores_without_intervals(tmp_path):

@@ -5,9 +5,8 @@ import json
 from tokentrim.compare.cells import locate
 from tokentrim.compare.config import load_compare
 from tokentrim.compare.execute import run_cell
-from tokentrim.compare.expand import expand
+from tokentrim.compare.figures import CLOCKED
 from tokentrim.compare.ranks import ALONE, Ranks, join, joined
-from tokentrim.compare.results import TIMES
 from tokentrim.compare.work import work_of
 from tokentrim.loading import load_model
 from tokentrim.plugins import registry
@@ -23,7 +22,7 @@ class Recorded(Ranks):
 
 
 def plain(result):
-    head = {key: value for key, value in result.head.items() if key not in TIMES}
+    head = {key: value for key, value in result.head.items() if key not in CLOCKED}
     return json.dumps([head, result.samples])
 
 

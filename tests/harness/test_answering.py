@@ -4,7 +4,7 @@ import pytest
 
 from tokentrim.compare.batches import make_batch, model_inputs
 from tokentrim.errors import EngineError, StrategyError
-from tokentrim.harness.answering import Answerer, Question, require_pruning
+from tokentrim.harness.answering import Answerer, HarnessQuestion, require_pruning
 from tokentrim.harness.costs import Costs, together
 from tokentrim.harness.costs_file import costs_data, total, write_costs
 from tokentrim.harness.generation import generation_of
@@ -34,7 +34,7 @@ def messages(sample):
 
 def questions(samples=SAMPLES, task="where", **settings):
     generation = generation_of({"max_new_tokens": 16, **settings}, 16)
-    return [Question(n, task, conversation_of(messages(s), "task"), generation) for n, s in enumerate(samples)]
+    return [HarnessQuestion(n, task, conversation_of(messages(s), "task"), generation) for n, s in enumerate(samples)]
 
 
 def texts(answers):
@@ -106,7 +106,7 @@ def test_beams_and_sampling_reach_generate(loaded):
 
 def test_prompts_without_images_are_answered_and_are_in_no_ratio(loaded):
     bare = Conversation(({"role": "user", "content": [{"type": "text", "text": "count all ?"}]},), ())
-    mixed = [*questions(SAMPLES[:1]), Question(1, "where", bare, questions()[0].generation)]
+    mixed = [*questions(SAMPLES[:1]), HarnessQuestion(1, "where", bare, questions()[0].generation)]
     found = answerer(loaded, strategy="fastv", budget=0.5, batch_size=2)
     assert len(list(found.answer(mixed))) == 2
     figures = found.costs["where"].figures()

@@ -65,7 +65,7 @@ def test_the_recipe_gives_the_answers_of_the_model_alone(recipe):
     assert report.layer_mean_ratio < 0.9
     score = found["results"]["local_where"]["right,none"]
 
-    from tokentrim.harness.answering import Answerer, Question
+    from tokentrim.harness.answering import Answerer, HarnessQuestion
     from tokentrim.harness.generation import generation_of
     from tokentrim.harness.messages import Conversation
     from tokentrim.harness.options import read_options
@@ -75,7 +75,7 @@ def test_the_recipe_gives_the_answers_of_the_model_alone(recipe):
     loaded = load_model("testbed-plain", device="cpu")
     answerer = Answerer(loaded, read_options({"pretrained": loaded, "strategy": "st3", "batch_size": 4}))
     asked = [
-        Question(n, "x", Conversation(single_turn(s.question, 1), s.images), generation_of({}, 16))
+        HarnessQuestion(n, "x", Conversation(single_turn(s.question, 1), s.images), generation_of({}, 16))
         for n, s in enumerate(samples)
     ]
     answers = {answer.place: answer.text for answer in answerer.answer(asked)}

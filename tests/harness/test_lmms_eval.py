@@ -31,7 +31,7 @@ def test_the_entry_point_registers_the_model():
 
 
 def test_answers_are_those_of_a_comparison(finished):
-    from tokentrim.harness.answering import Answerer, Question
+    from tokentrim.harness.answering import Answerer, HarnessQuestion
     from tokentrim.harness.generation import generation_of
     from tokentrim.harness.messages import Conversation
     from tokentrim.harness.options import read_options
@@ -43,7 +43,7 @@ def test_answers_are_those_of_a_comparison(finished):
     options = read_options({"pretrained": loaded, "strategy": {"name": "fastv", "k": 2}, "budget": 0.5})
     samples = TASKS["where"].samples("test", 6)
     asked = [
-        Question(n, "x", Conversation(single_turn(s.question, 1), s.images), generation_of({}, 16))
+        HarnessQuestion(n, "x", Conversation(single_turn(s.question, 1), s.images), generation_of({}, 16))
         for n, s in enumerate(samples)
     ]
     wanted = [answer.text for answer in Answerer(loaded, options).answer(asked)]

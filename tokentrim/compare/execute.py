@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tokentrim.compare.batches import Batch, evidence_of, make_batch, model_inputs
 from tokentrim.compare.cells import Cell, first_boundary
 from tokentrim.compare.controls import ratios, smaller
+from tokentrim.compare.figures import REPORTED
 from tokentrim.compare.kept import Kept, pieces
 from tokentrim.compare.planes import Cells
 from tokentrim.compare.ranks import ALONE, Ranks
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
     from tokentrim.strategy import Strategy
     from tokentrim.trace import Trace
 
-_RATIOS: Final = (
-    "layer_mean_tokens", "layer_mean_ratio", "flops_ratio", "flops_ratio_field", "kv_peak_ratio", "kv_mean_ratio",
-    "kv_end_ratio", "kv_total_mean_ratio", "guide_flops_ratio", "early_exit_ratio",
-)  # fmt: skip
 _TIMES: Final = ("prefill_seconds", "decode_seconds", "selection_seconds")
 _TEXT_OF_MESSAGE: Final = 300
 
@@ -274,12 +271,12 @@ def _account(
     """Add a batch's costs; every row is charged for its own answer, not for the longest of the batch."""
     session.annotate(new_tokens=lengths)
     report = session.report()
-    means = {name: getattr(report, name) for name in _RATIOS}
+    means = {name: getattr(report, name) for name in REPORTED}
     for row, place in enumerate(batch.places):
         full = work.full.get(place)
         # Smaller pictures have their shares of the full ones' prompt, not of their own.
         found = means if full is None else {**means, **ratios(cell.model.shape, full, batch, row, lengths[row])}
-        for name in _RATIOS:
+        for name in REPORTED:
             answers.sums[name] = answers.sums.get(name, 0.0) + found[name]
         first = None if is_static(strategy) else _first_loss(session.trace, row)
         if first is not None:
@@ -310,7 +307,7 @@ def _should_prune(cell: Cell, batch: Batch, strategy: Strategy, steps: int) -> b
 def _costs(answers: Answers) -> dict[str, Any]:
     """A cell's costs: means over its questions, and times per question or token."""
     rows, tokens, sums = answers.rows, answers.tokens, answers.sums
-    means: dict[str, float | None] = {name: sums[name] / rows if rows else None for name in _RATIOS}
+    means: dict[str, float | None] = {name: sums[name] / rows if rows else None for name in REPORTED}
     if not rows:
         return {**means, "pruning_events": 0, "pictures": {}}
     return {

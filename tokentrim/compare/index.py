@@ -28,10 +28,10 @@ class Index:
     def __init__(self, cells: Sequence[Cell], results: Mapping[str, CellResult]) -> None:
         self.cells: Final = [cell for cell in cells if cell.key in results]
         self._results = results
-        self._places: dict[tuple[Any, ...], list[Cell]] = {}
+        self._variants: dict[tuple[Any, ...], list[Cell]] = {}
         self._scores: dict[str, Scores] = {}
         for cell in self.cells:
-            self._places.setdefault(place_of(cell), []).append(cell)
+            self._variants.setdefault(variant_of(cell), []).append(cell)
 
     def result(self, cell: Cell) -> CellResult:
         """A cell's result."""
@@ -69,11 +69,11 @@ class Index:
 
     def seeds(self, cell: Cell) -> list[Cell]:
         """The cell with every seed that it ran with."""
-        return self._places[place_of(cell)]
+        return self._variants[variant_of(cell)]
 
     def variants(self) -> list[list[Cell]]:
         """All cells, the seeds of one method at one budget on one task together."""
-        return list(self._places.values())
+        return list(self._variants.values())
 
     def reference(self, cell: Cell) -> list[Cell]:
         """The unpruned run on the cell's questions."""
@@ -100,11 +100,11 @@ class Index:
         ][:1]
 
     def _of(self, cell: Cell, method: str, budget: float | None, boundary: int | None = None) -> list[Cell]:
-        found = self._places.get((cell.model.name, cell.task.task, method, budget, boundary), [])
+        found = self._variants.get((cell.model.name, cell.task.task, method, budget, boundary), [])
         return [other for other in found if self.answered(other)]
 
 
-def place_of(cell: Cell) -> tuple[Any, ...]:
+def variant_of(cell: Cell) -> tuple[Any, ...]:
     """What tells a cell from all others of its comparison, but for its seed."""
     boundary = cell.boundary if cell.method == TEXT_ONLY else None
     return cell.model.name, cell.task.task, cell.method, cell.budget, boundary

@@ -7,15 +7,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tokentrim.compare.figures import CHARTED, Row
 from tokentrim.compare.gallery import SCHEMA, Gallery
-from tokentrim.compare.readback import KNOWN, Run
+from tokentrim.compare.readback import KNOWN, PastRun
 from tokentrim.compare.specs import digest
 from tokentrim.errors import ResultsError, complaint
 
 KINDS: Final = ("models", "tasks", "versions", "placement", "statistics")
 _VERSIONS: Final = ("tokentrim", "torch", "transformers")
 _PLACEMENT: Final = ("device", "dtype", "attention")
-Row = dict[str, Any]
 
 
 @dataclass
@@ -29,7 +29,7 @@ class _Merged:
     skipped: dict[tuple[Any, ...], Row] = field(default_factory=dict[tuple[Any, ...], Row])
 
 
-def merge(runs: Sequence[Run], allowed: Collection[str], command: str) -> tuple[dict[str, Any], Gallery]:
+def merge(runs: Sequence[PastRun], allowed: Collection[str], command: str) -> tuple[dict[str, Any], Gallery]:
     """Several runs as the content of one ``summary.json`` and one ``gallery.json``.
 
     Args:
@@ -88,7 +88,7 @@ def merge(runs: Sequence[Run], allowed: Collection[str], command: str) -> tuple[
     return data, gallery
 
 
-def differences(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
+def differences(runs: Sequence[PastRun]) -> Iterator[tuple[str, str]]:
     """(kind, sentence) for all that may change a score and is not the same in every run."""
     for model in dict.fromkeys(name for run in runs for name in run.data["models"]):
         own = [(run.name, run.data["models"][model]) for run in runs if model in run.data["models"]]
@@ -105,7 +105,7 @@ def differences(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
     yield from _differing("placement", "batch size", batches)
 
 
-def _asked(run: Run) -> str:
+def _asked(run: PastRun) -> str:
     """Tasks with their numbers of questions and limits, in one order."""
     config = run.data["config"]
     found: list[str] = []
@@ -122,7 +122,7 @@ def _differing(kind: str, what: str, values: Sequence[tuple[str, Any]]) -> Itera
         yield kind, f"{what}: {said}"
 
 
-def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def _row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What tells a row of cells, or of means, from the others of its report."""
     about = (
         row["model"],
@@ -135,7 +135,7 @@ def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (row["method"], row.get("boundary"), *about)
 
 
-def _labels(run: Run, rows: _Merged) -> dict[str, str]:
+def _labels(run: PastRun, rows: _Merged) -> dict[str, str]:
     """The label of every method of a run: its own, or one with the run's name where another run's means another thing.
 
     Methods that ran in both with the same result, such as the controls, stay one.
@@ -144,7 +144,7 @@ def _labels(run: Run, rows: _Merged) -> dict[str, str]:
     for kind, earlier in (("cells", rows.cells), ("overall", rows.overall)):
         strategies = {row["method"]: (row.get("strategy") or {}).get("name") for row in earlier.values()}
         for row in run.data[kind]:
-            same = earlier.get(_place(row))
+            same = earlier.get(_row_key(row))
             if same is not None and _compared(same) != _compared(row):
                 clashing.add(row["method"])
             before = strategies.get(row["method"])
@@ -156,33 +156,23 @@ def _labels(run: Run, rows: _Merged) -> dict[str, str]:
 
 def _compared(result: Mapping[str, Any]) -> tuple[Any, ...]:
     """The parts of a result that say whether it is the same thing, measured again."""
-    names = (
-        "strategy",
-        "tasks",
-        "n",
-        "accuracy",
-        "agreement",
-        "layer_mean_ratio",
-        "kv_mean_ratio",
-        "flops_ratio",
-        "control",
-    )
+    names = ("strategy", "control", "tasks", "n", "accuracy", "agreement", *CHARTED)
     return tuple(json.dumps(result.get(name), sort_keys=True) for name in names)
 
 
-def _add_rows(run: Run, labels: Mapping[str, str], rows: _Merged) -> None:
+def _add_rows(run: PastRun, labels: Mapping[str, str], rows: _Merged) -> None:
     """Add a run's rows; what is there already stays."""
     for kind, found in vars(rows).items():
         for row in run.data[kind]:
             labelled = {**row, "method": labels[row["method"]]}
-            found.setdefault(_place(labelled), labelled)
+            found.setdefault(_row_key(labelled), labelled)
 
 
 def _empty_gallery() -> Gallery:
     return {"schema": SCHEMA, "images": {}, "questions": []}
 
 
-def _add_questions(run: Run, labels: Mapping[str, str], gallery: Gallery) -> None:
+def _add_questions(run: PastRun, labels: Mapping[str, str], gallery: Gallery) -> None:
     """Add a run's pictures: methods to the questions that are there, and new questions."""
     gallery["images"] |= {name: images for name, images in run.gallery["images"].items() if name in _used(run)}
     for question in run.gallery["questions"]:
@@ -192,22 +182,22 @@ def _add_questions(run: Run, labels: Mapping[str, str], gallery: Gallery) -> Non
         if target is None:
             target = {**question, "cells": [], "methods": []}
             gallery["questions"].append(target)
-        there = {_line_place(line) for line in target["methods"]}
+        there = {_line_key(line) for line in target["methods"]}
         for line in question["methods"]:
             grid = question["cells"][line["cells"]]
             if grid not in target["cells"]:
                 target["cells"].append(grid)
             label = labels.get(line["method"], line["method"])
             labelled = {**line, "method": label, "cells": target["cells"].index(grid)}
-            if _line_place(labelled) not in there:
+            if _line_key(labelled) not in there:
                 target["methods"].append(labelled)
 
 
-def _line_place(line: Mapping[str, Any]) -> tuple[Any, ...]:
+def _line_key(line: Mapping[str, Any]) -> tuple[Any, ...]:
     return line["method"], line["budget_requested"], line.get("matched_by"), line["seed"], line["boundary"]
 
 
-def _used(run: Run) -> set[str]:
+def _used(run: PastRun) -> set[str]:
     return {question["images"] for question in run.gallery["questions"]}
 
 
@@ -222,7 +212,7 @@ def _joined(named: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
     return joined
 
 
-def _models(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+def _models(runs: Sequence[PastRun]) -> dict[str, dict[str, Any]]:
     """Every model with what is said of it; where runs differ, each with the run's name."""
     names = dict.fromkeys(name for run in runs for name in run.data["models"])
     found: dict[str, dict[str, Any]] = {}
@@ -232,7 +222,7 @@ def _models(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _common(runs: Sequence[Run]) -> dict[str, Any]:
+def _common(runs: Sequence[PastRun]) -> dict[str, Any]:
     """What all configurations have in common, and everybody's strategies."""
     first = runs[0].data["config"]
     same = {key: value for key, value in first.items() if all(run.data["config"].get(key) == value for run in runs)}
@@ -243,7 +233,7 @@ def _common(runs: Sequence[Run]) -> dict[str, Any]:
     return {**same, **differing, "strategies": strategies}
 
 
-def _others(run: Run, runs: Sequence[Run]) -> Iterator[tuple[str, Any]]:
+def _others(run: PastRun, runs: Sequence[PastRun]) -> Iterator[tuple[str, Any]]:
     """Parts of a summary that this file does not know, under the run's name where runs differ in them."""
     known = {*KNOWN, "sources", "differences"}
     for key, value in run.data.items():

@@ -1,4 +1,4 @@
-"""``pareto.png``: the score against three costs, for short answers and for long ones."""
+"""``pareto.png``: the score against costs, for short answers and for long ones."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
+from tokentrim.compare.figures import CHARTED, Row
 from tokentrim.compare.files import write_atomic
-from tokentrim.compare.rows import Row
 from tokentrim.compare.style import FAINT, INK, Look, figure_style, looks
 from tokentrim.compare.summary import Summary
 from tokentrim.compare.tables import metrics_of
 
-_COSTS: Final = (
-    ("layer_mean_ratio", "visual tokens, mean over layers"),
-    ("kv_mean_ratio", "visual KV, mean over decoding"),
-    ("flops_ratio", "prefill FLOPs"),
-)
 _LEGEND_NAMES: Final = 7
 _SCORES: Final = {"exact": "right answers", "f1": "F1 of listed objects"}
 
@@ -30,16 +25,16 @@ def pareto(summary: Summary, model: str, path: Path) -> Path:
     with figure_style() as plt:
         height = 1.0 + 2.75 * len(metrics)
         figure, axes = plt.subplots(
-            len(metrics), len(_COSTS), figsize=(10.5, height), sharey="row", squeeze=False, layout="constrained"
+            len(metrics), len(CHARTED), figsize=(10.5, height), sharey="row", squeeze=False, layout="constrained"
         )
         for line, metric in enumerate(metrics):
             of_metric = [row for row in rows if row["metric"] == metric]
-            for place, (cost, title) in enumerate(_COSTS):
+            for place, (cost, title) in enumerate(CHARTED.items()):
                 panel(axes[line, place], of_metric, cost, look)
                 axes[line, place].set_title(title if line == 0 else "")
             tasks = len(of_metric[0]["tasks"])
             axes[line, 0].set_ylabel(f"{_SCORES.get(metric, metric)}\nmean of {tasks} task{'s' if tasks > 1 else ''}")
-        axes[-1, len(_COSTS) // 2].set_xlabel("share of the unpruned run")
+        axes[-1, len(CHARTED) // 2].set_xlabel("share of the unpruned run")
         _legend(figure, rows, look)
         # The format is named, because the temporary file's own suffix is not to be relied on.
         write_atomic(path, lambda part: figure.savefig(part, format="png"))

@@ -8,49 +8,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from tokentrim.compare.figures import Kind, Rows, figures_of
 from tokentrim.compare.gallery import SCHEMA, Gallery
 from tokentrim.errors import ResultsError, complaint
 
-
-class _Row(BaseModel):
-    """What reports read of every row; whatever else is there travels along."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-    method: str
-    model: str
-    metric: str
-    n: int
-    budget_requested: float | None
-    matched_by: str
-    seed: int | None
-    seeds: list[int]
-    boundary: int | float | None
-    budget_realised: float | None
-    layer_mean_ratio: float | None
-    kv_mean_ratio: float | None
-    kv_end_ratio: float | None
-    flops_ratio: float | None
-    accuracy: float | None
-    accuracy_low: float | None
-    accuracy_high: float | None
-    text_only_accuracy: float | None
-    p_vs_random: float | None
-    p_vs_random_adjusted: float | None
-    easy_accuracy: float | None
-    hard_n: int | None
-    hard_accuracy: float | None
-    hard_low: float | None
-    hard_high: float | None
-    agreement: float | None
-    failures: int
+_ROWS: Final[dict[str, Rows]] = {"cells": "cells", "pooled": "cells", "overall": "means"}
+_TYPES: Final[dict[Kind, Any]] = {
+    "text": str,
+    "texts": list[str],
+    "mapping": dict[str, Any],
+    "count": int,
+    "counts": list[int],
+    "number": float,
+    "share": float,
+    "score": float,
+    "seconds": float,
+    "p": float,
+}
 
 
-class _CellRow(_Row):
-    task: str
-    key: str
-    strategy: dict[str, Any] | None
+def schema_of(rows: Rows) -> type[BaseModel]:
+    """What every row of a kind must hold; whatever else is there travels along.
+
+    What a pass records may be missing: an earlier version did not record all that this one does.
+    """
+    fields: dict[str, Any] = {
+        figure.name: (
+            _TYPES[figure.kind] if figure.always else _TYPES[figure.kind] | None,
+            ... if figure.source == "rows" else None,
+        )
+        for figure in figures_of(rows)
+    }
+    return create_model(f"Row of {rows}", __config__=ConfigDict(extra="allow", strict=True), **fields)
 
 
 class _Spread(BaseModel):
@@ -76,12 +67,6 @@ class _TimingRow(BaseModel):
     total_ratio_spread: _Spread | None
     peak_bytes: float | None
     peak_memory_ratio: float | None
-    prefill_verdict: str | None
-    total_verdict: str | None
-
-
-class _OverallRow(_Row):
-    tasks: list[str]
 
 
 class _SkippedRow(BaseModel):
@@ -103,9 +88,9 @@ class _SummaryFile(BaseModel):
     matched_by: dict[str, str]
     seeds: list[int]
     correction: str
-    cells: list[_CellRow]
-    pooled: list[_CellRow]
-    overall: list[_OverallRow]
+    cells: list[dict[str, Any]]
+    pooled: list[dict[str, Any]]
+    overall: list[dict[str, Any]]
     timings: list[_TimingRow]
     skipped: list[_SkippedRow]
     failures: int
@@ -158,7 +143,7 @@ class _GalleryFile(BaseModel):
 
 
 @dataclass(frozen=True)
-class Run:
+class PastRun:
     """What reports need of one results folder.
 
     Attributes:
@@ -174,13 +159,13 @@ class Run:
     gallery: Gallery
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
+def read_runs(folders: Sequence[Path]) -> list[PastRun]:
     """Read results folders.
 
     Raises:
         ResultsError: when one is not there, not finished, or not what tokentrim wrote.
     """
-    runs: list[Run] = []
+    runs: list[PastRun] = []
     for folder in folders:
         if any(folder.resolve() == run.folder.resolve() for run in runs):
             raise ResultsError(complaint("a results folder", "be named once", str(folder)))
@@ -191,7 +176,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def _read(folder: Path, name: str) -> Run:
+def _read(folder: Path, name: str) -> PastRun:
     if not folder.is_dir():
         raise ResultsError(
             complaint("a results folder", "be an existing folder", str(folder), "name what 'compare --out' wrote")
@@ -201,13 +186,18 @@ def _read(folder: Path, name: str) -> Run:
         raise ResultsError(complaint(f"the results folder {folder}", "hold a summary.json beside its cells", hint=hint))
     data, gallery = _json(folder / "summary.json"), _json(folder / "gallery.json")
     _check(folder / "summary.json", _SummaryFile, data)
+    for part, rows in _ROWS.items():
+        schema = schema_of(rows)
+        for number, row in enumerate(data[part]):
+            _check(folder / "summary.json", schema, row, f"{part}.{number}.")
+            data[part][number] = {**{figure.name: figure.read(row.get) for figure in figures_of(rows)}, **row}
     if gallery.get("schema") != SCHEMA:
         raise ResultsError(
             complaint(f"the schema of {folder / 'gallery.json'}", f"be {SCHEMA}", gallery.get("schema"),
                       "write it anew: run the same 'tokentrim compare' again with this version")
         )  # fmt: skip
     _check(folder / "gallery.json", _GalleryFile, gallery)
-    return Run(name, folder, data, gallery)
+    return PastRun(name, folder, data, gallery)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -222,13 +212,13 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _check(path: Path, schema: type[BaseModel], data: dict[str, Any]) -> None:
+def _check(path: Path, schema: type[BaseModel], data: dict[str, Any], at: str = "") -> None:
     """Raise ResultsError unless the data is what reports read."""
     try:
         schema.model_validate(data)
     except ValidationError as cause:
         first = cause.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = at + ".".join(str(part) for part in first["loc"])
         hint = f"{where}: {first['msg']}; run the same 'tokentrim compare' again, which writes it anew"
         raise ResultsError(complaint(str(path), "be what this version of tokentrim writes", hint=hint)) from cause
 

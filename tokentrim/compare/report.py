@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare.files import write_atomic, write_json, write_lines
-from tokentrim.compare.tables import markdown, overall_grid, split_grid, task_grid, time_grid
+from tokentrim.compare.readings import MEANS_READING, SPLIT_READING, time_reading
+from tokentrim.compare.tables import Data, markdown, overall_grid, split_grid, task_grid, time_grid
 from tokentrim.errors import ConfigError, UnsupportedError, complaint, suggestion
 
 if TYPE_CHECKING:
@@ -20,24 +21,6 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("md", "csv", "json", "html", "png")
 _LIBRARIES: Final = {"html": "jinja2", "png": "matplotlib"}
-
-_READING = """\
-*Budget*: what was asked for; *realised*: the same share as it was measured. The costs beside it are measured as well,
-as shares of the unpruned run in per cent: visual tokens per layer (mean over layers, prefill), visual KV entries (mean
-over decode steps, and at the last one), prefill FLOPs of the language model (physical convention). Scores are means
-over tasks in per cent, with a 95 % interval. *Text only*: the score with every visual token dropped at the boundary
-where the method first prunes; what a method scores above it is what its kept tokens give. *vs random*: paired test
-against random selection at the same budget, corrected for the number of tests in the column. *Same as unpruned*: share
-of answers that equal the unpruned run's word for word."""
-SPLIT_READING: Final = """\
-*Easy*: the unpruned model has an answer, and so has the model with the picture scaled down to the same budget. *Hard*:
-the unpruned model has one, and the scaled-down picture does not give it. Scores in per cent over the questions of all
-tasks; on both groups the unpruned run is right by construction (for lists: has the points that it has)."""
-_TIME: Final = """\
-Medians of {repeats} runs of {questions} questions at once with {new_tokens} new tokens each, in turn with the unpruned
-model; quartiles in brackets; shares are of the unpruned run right before. Prefill is the time to the first new token,
-vision tower and selection included; peak memory is beyond the weights. *Net saving*: three of four runs are faster by
-more than the spread of the unpruned runs; *no net saving*: slower by more than it; else *within the spread*."""
 
 
 def publish(summary: Summary, gallery: Gallery, formats: Sequence[str] = FORMATS) -> Summary:
@@ -124,10 +107,10 @@ def report(summary: Summary, pictures: dict[str, Path]) -> str:
         _failures(summary),
     ]
     for model in data["models"]:
-        parts += [f"## {model}", markdown(*overall_grid(summary, model))]
-    parts.append(_READING)
-    parts += [part for model in data["models"] for part in _split(summary, model)]
-    parts += [part for model in data["models"] for part in _time(summary, model)]
+        parts += [f"## {model}", markdown(*overall_grid(data, model))]
+    parts.append(MEANS_READING)
+    parts += [part for model in data["models"] for part in _split(data, model)]
+    parts += [part for model in data["models"] for part in _time(data, model)]
     for number, model in enumerate(data["models"]):
         of = f" of {model}" if len(data["models"]) > 1 else ""
         if (key := picture_key("pareto", number)) in pictures:
@@ -143,33 +126,27 @@ def report(summary: Summary, pictures: dict[str, Path]) -> str:
             f"## {model}, task by task",
             "Scores in per cent; `*` differs from random at the same budget (p < 0.05, paired, corrected for all tests "
             "of the table).",
-            markdown(*task_grid(summary, model)),
+            markdown(*task_grid(data, model)),
         ]
     parts += [_skipped(data), "## Notes", "\n".join(f"- {note}." for note in data["notes"]), _provenance(data)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _split(summary: Summary, model: str) -> list[str]:
+def _split(data: Data, model: str) -> list[str]:
     """Easy and hard questions, where there is such a split."""
-    header, lines = split_grid(summary, model)
+    header, lines = split_grid(data, model)
     return [f"## {model}, easy and hard questions", markdown(header, lines), SPLIT_READING] if lines else []
 
 
-def _time(summary: Summary, model: str) -> list[str]:
+def _time(data: Data, model: str) -> list[str]:
     """The timing pass, where there was one."""
-    header, lines = time_grid(summary, model)
+    header, lines = time_grid(data, model)
     if not lines:
         return []
-    return [f"## {model}, time", markdown(header, lines), time_reading(summary, model)]
+    return [f"## {model}, time", markdown(header, lines), time_reading(data, model)]
 
 
-def time_reading(summary: Summary, model: str) -> str:
-    """How to read the timing pass of one model; empty where there was none."""
-    settings = next((row for row in summary.data["timings"] if row["model"] == model), None)
-    return "" if settings is None else _TIME.format_map(settings)
-
-
-def _differences(data: dict[str, Any]) -> str:
+def _differences(data: Data) -> str:
     """A warning, where merged runs differ in what may change a score."""
     if not data.get("differences"):
         return ""
@@ -185,7 +162,7 @@ def _failures(summary: Summary) -> str:
     return f"**{summary.failures} failed.** They are in no score. The first: {summary.first_cause}"
 
 
-def _skipped(data: dict[str, Any]) -> str:
+def _skipped(data: Data) -> str:
     """Budgets that could not be reached."""
     if not data["skipped"]:
         return ""
@@ -193,7 +170,7 @@ def _skipped(data: dict[str, Any]) -> str:
     return "## Not reachable\n\n" + markdown(["method", "budget", "task", "why"], lines)
 
 
-def _provenance(data: dict[str, Any]) -> str:
+def _provenance(data: Data) -> str:
     """Where the numbers come from."""
     lines = [f"- run {run['name']}: {run['config_hash']}, `{run['command']}`" for run in data.get("sources", ())]
     lines += [f"- {name} {number}" for name, number in data["versions"].items()]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from tokentrim.compare.cells import Cell
-
-TIMES: Final = ("prefill_seconds", "decode_seconds_per_token", "selection_seconds")
+from tokentrim.compare.figures import CLOCKED
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class CellResult:
 
     def cost(self, name: str) -> Any:
         """A cost of the cell; None for a time that was taken while other cells ran beside it."""
-        return None if name in TIMES and not self.head.get("timed_alone", True) else self.head.get(name)
+        return None if name in CLOCKED and not self.head.get("timed_alone", True) else self.head.get(name)
 
 
 def failed(cell: Cell, cause: str) -> CellResult:

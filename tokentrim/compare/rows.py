@@ -5,33 +5,24 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, Final
 
 from tokentrim.compare import stats
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY, Cell
-from tokentrim.compare.index import Index, Scores, matrix, mean_scores, place_of
+from tokentrim.compare.figures import FIGURES, Figure, Row, Rows, figures_of
+from tokentrim.compare.index import Index, Scores, matrix, mean_scores, variant_of
 from tokentrim.compare.specs import MEASURED
 from tokentrim.compare.split import Split, split
 from tokentrim.plugins import registry
 
-COSTS: Final = (
-    "layer_mean_tokens", "layer_mean_ratio", "flops_ratio", "flops_ratio_field", "kv_peak_ratio", "kv_mean_ratio",
-    "kv_end_ratio", "kv_total_mean_ratio", "prefill_seconds", "decode_seconds_per_token", "selection_seconds",
-    "pruning_events", "guide_flops_ratio", "early_exit_ratio",
-)  # fmt: skip
-TIMES: Final = (
-    "prefill_time_ratio", "prefill_time_low", "prefill_time_high", "decode_time_ratio", "total_time_ratio",
-    "peak_memory_ratio", "prefill_verdict", "total_verdict",
-)  # fmt: skip
-_MEANS: Final = tuple(name for name in COSTS if name != "pruning_events")
 _REALISED: Final = {
     "layer_mean_ratio": "layer_mean_ratio",
     "kv_ratio": "kv_mean_ratio",
     "flops_ratio": "flops_ratio",
     MEASURED: "prefill_time_ratio",
 }
-Row = dict[str, Any]
 Times = Mapping[tuple[Any, ...], Mapping[str, Any]]
 """Timings by model, method and budget."""
 Rival = Callable[[Cell], list[Cell]]
@@ -50,34 +41,15 @@ def metric_name(cell: Cell) -> str:
 
 def cell_row(members: Sequence[Cell], index: Index, times: Times) -> Row:
     """The row of one cell, or of one cell with all its seeds."""
-    first, metric = members[0], metric_of(members[0])
-    score, blind = _estimate([members], index, metric), index.text_only(first)
-    return {
-        "method": first.method,
-        "strategy": index.head(first, "strategy"),
-        "control": first.control,
-        "task": first.task.task,
-        "metric": metric_name(first),
-        "unit": "%",
-        "model": first.model.name,
-        "n": min(index.answered(cell) for cell in members),
-        "budget_requested": first.budget,
-        "matched_by": first.match,
-        **_common(members, index, times, COSTS),
-        "accuracy": number(score.mean),
-        "accuracy_low": number(score.low),
-        "accuracy_high": number(score.high),
-        "text_only_accuracy": number(_estimate([blind], index, metric).mean) if blind else None,
+    metric = metric_of(members[0])
+    own = {
+        "task": members[0].task.task,
+        "key": members[0].key,
+        **_scored([members], index, metric),
         "p_vs_none": _tested(members, index, index.reference, metric),
-        "p_vs_none_adjusted": None,
         "p_vs_random": _tested(members, index, index.random, metric),
-        "p_vs_random_adjusted": None,
-        "agreement": mean(_agreement(cell, index) for cell in members),
-        **_groups([members], index, metric),
-        "failures": sum(len(index.result(cell).failures) for cell in members),
-        "key": first.key,
-        "skipped": index.head(first, "skipped"),
     }
+    return _row("cells", own, [members], index, times)
 
 
 def set_units(rows: Sequence[Row]) -> None:
@@ -115,14 +87,14 @@ def overall_rows(index: Index, times: Times) -> list[Row]:
     groups: dict[tuple[Any, ...], dict[str, list[list[Cell]]]] = {}
     for listed in index.variants():
         cell = listed[0]
-        model, _, *variant = place_of(cell)
+        model, _, *variant = variant_of(cell)
         # A variant that was skipped on one task keeps its place in the order of the others.
         members = groups.setdefault((model, *variant), {})
         answered = [other for other in listed if index.answered(other)]
         if answered:
             members.setdefault(metric_name(cell), []).append(answered)
-    places = {(cell.model.name, cell.task.task): metric_name(cell) for cell in index.cells}
-    asked = Counter((model, metric) for (model, _), metric in places.items())
+    metrics = {(cell.model.name, cell.task.task): metric_name(cell) for cell in index.cells}
+    asked = Counter((model, metric) for (model, _), metric in metrics.items())
     return [
         _overall_row(tasks, index, times)
         for (model, *_), found in groups.items()
@@ -134,65 +106,81 @@ def overall_rows(index: Index, times: Times) -> list[Row]:
 
 def _overall_row(tasks: Sequence[Sequence[Cell]], index: Index, times: Times) -> Row:
     """One row of means over tasks of one metric, each with the seeds of one method at one budget."""
-    first, metric = tasks[0][0], metric_of(tasks[0][0])
-    members = [cell for listed in tasks for cell in listed]
-    # One task is bootstrapped like several, so that rows of means compare.
-    score = _estimate(tasks, index, "graded")
+    own = {
+        "tasks": [listed[0].task.task for listed in tasks],
+        **_scored(tasks, index, "graded"),  # one task is bootstrapped like several, so that rows of means compare
+        "p_vs_none": _pooled(tasks, index, index.reference),
+        "p_vs_random": _pooled(tasks, index, index.random),
+    }
+    return _row("means", own, tasks, index, times)
+
+
+def _scored(tasks: Sequence[Sequence[Cell]], index: Index, estimated_as: stats.Metric) -> Row:
+    """Mean over tasks of a method's scores, and of those without any visual token."""
+    score = _estimate(tasks, index, estimated_as)
     blind = [index.text_only(listed[0]) for listed in tasks]
     return {
-        "method": first.method,
-        "control": first.control,
-        "model": first.model.name,
-        "metric": metric_name(first),
-        "unit": "%",
-        "tasks": [listed[0].task.task for listed in tasks],
-        "n": sum(min(index.answered(cell) for cell in listed) for listed in tasks),
-        "budget_requested": first.budget,
-        "matched_by": first.match,
-        **_common(members, index, times, _MEANS),
         "accuracy": number(score.mean),
         "accuracy_low": number(score.low),
         "accuracy_high": number(score.high),
-        "text_only_accuracy": number(_estimate(blind, index, metric).mean) if all(blind) else None,
-        "p_vs_none": _pooled(tasks, index, index.reference),
-        "p_vs_none_adjusted": None,
-        "p_vs_random": _pooled(tasks, index, index.random),
-        "p_vs_random_adjusted": None,
-        "agreement": mean(_agreement(cell, index) for cell in members),
-        **_groups(tasks, index, metric),
-        "failures": sum(len(index.result(cell).failures) for cell in members),
+        "text_only_accuracy": number(_estimate(blind, index, metric_of(tasks[0][0])).mean) if all(blind) else None,
     }
 
 
-def _common(members: Sequence[Cell], index: Index, times: Times, costs: Sequence[str]) -> Row:
-    """What rows of every kind say of seeds, costs and budgets."""
-    first = members[0]
+def _row(kind: Rows, own: Row, tasks: Sequence[Sequence[Cell]], index: Index, times: Times) -> Row:
+    """A row with every figure that its kind has: what is its kind's own, and what all rows say alike."""
+    first, members = tasks[0][0], [cell for listed in tasks for cell in listed]
     seeds = sorted({cell.seed for cell in members if cell.seed is not None})
     boundaries = {index.head(cell, "boundary") for cell in members}
     timed = times.get((first.model.name, first.method, first.budget), {})
-    row: Row = {
+    found: Row = {
+        "method": first.method,
+        "control": first.control,
+        "metric": metric_name(first),
+        "unit": "%",
+        "model": first.model.name,
+        "n": sum(min(index.answered(cell) for cell in listed) for listed in tasks),
+        "budget_requested": first.budget,
+        "matched_by": first.match,
         "seed": seeds[0] if len(seeds) == 1 else None,
         "seeds": seeds,
         "boundary": boundaries.pop() if len(boundaries) == 1 else None,
-        **{name: mean(index.head(cell, name) for cell in members) for name in costs},
-        "picture_ratio": mean(index.head(cell, "picture_ratio") for cell in members),
-        "form": index.head(first, "form"),
-        **{name: timed.get(name) for name in TIMES},
+        **{figure.name: _recorded(figure, members, index, timed) for figure in FIGURES if figure.source != "rows"},
+        "p_vs_none_adjusted": None,
+        "p_vs_random_adjusted": None,
+        "agreement": mean(_agreement(cell, index) for cell in members),
+        **_groups(tasks, index, metric_of(first)),
+        "failures": sum(len(index.result(cell).failures) for cell in members),
+        **own,
     }
-    if "pruning_events" in row and row["pruning_events"] is not None:
-        row["pruning_events"] = int(sum(index.head(cell, "pruning_events") or 0 for cell in members))
-    realised = None
-    if first.budget is not None:
-        realised = row.get(_REALISED[first.match])
-        if row["form"] == "same tokens":  # shares of tokens are met in pixels; FLOPs and time are not met at all
-            realised = row["picture_ratio"] if first.match in ("layer_mean_ratio", "kv_ratio") else None
-        elif realised is None and first.match == MEASURED:  # without a timing pass: what was measured for the knob
-            realised = (index.head(first, "solved") or {}).get("realised")
-    return {
-        **row,
-        "budget_realised": realised,
-        "budget_deviation": None if realised is None or first.budget is None else realised - first.budget,
-    }
+    found["budget_realised"] = realised = _realised(first, found, index)
+    found["budget_deviation"] = None if realised is None or first.budget is None else realised - first.budget
+    return {figure.name: found[figure.name] for figure in figures_of(kind)}
+
+
+def _recorded(figure: Figure, members: Sequence[Cell], index: Index, timed: Mapping[str, Any]) -> Any:
+    """A figure that a pass recorded: of the method's timing, or of its cells together."""
+    if figure.source == "timing":
+        return figure.read(timed.get)
+    values = [figure.read(partial(index.head, cell)) for cell in members]
+    if figure.over == "first":
+        return values[0]
+    if figure.over == "mean":
+        return mean(values)
+    known = [value for value in values if value is not None]
+    return int(sum(known)) if known else None
+
+
+def _realised(first: Cell, row: Row, index: Index) -> float | None:
+    """The share that a row's budget means, as it was measured."""
+    if first.budget is None:
+        return None
+    if row["form"] == "same tokens":  # shares of tokens are met in pixels; FLOPs and time are not met at all
+        return row["picture_ratio"] if first.match in ("layer_mean_ratio", "kv_ratio") else None
+    realised = row[_REALISED[first.match]]
+    if realised is None and first.match == MEASURED:  # without a timing pass: what was measured for the knob
+        realised = (index.head(first, "solved") or {}).get("realised")
+    return realised
 
 
 def _tested(members: Sequence[Cell], index: Index, rival: Rival, metric: stats.Metric) -> float | None:

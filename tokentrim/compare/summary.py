@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from tokentrim.compare import stats
 from tokentrim.compare.cells import CONTROL, TEXT_ONLY, Cell
 from tokentrim.compare.config import Correction
+from tokentrim.compare.figures import TIMED, Row
 from tokentrim.compare.index import Index
 from tokentrim.compare.results import CellResult
-from tokentrim.compare.rows import Row, cell_row, overall_rows, set_units
+from tokentrim.compare.rows import cell_row, overall_rows, set_units
 from tokentrim.compare.specs import DOWNSCALE
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Summary:
         """The overall rows for a terminal."""
         from tokentrim.compare.tables import overall_table
 
-        return overall_table(self)
+        return overall_table(self.data)
 
 
 def build(
@@ -103,7 +104,7 @@ def build(
         "cells": run,
         "pooled": pooled,
         "overall": overall,
-        "timings": [dict(row) for row in timings],
+        "timings": [{**row, **{figure.name: figure.read(row.get) for figure in TIMED}} for row in timings],
         "skipped": [
             {
                 name: row[name]

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
+from tokentrim.compare.figures import Figure, Row, printed
 from tokentrim.compare.specs import MEASURED
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tokentrim.compare.rows import Row
-    from tokentrim.compare.summary import Summary
 
 METRICS: Final = {"exact": "short answers", "f1": "lists, F1"}
 _SIGNIFICANT: Final = 0.05
-
-
+_ONCE: Final = ("costs", "times")  # groups of columns that are the same for every metric, but for their tasks
 _KEY: Final = ("method", "budget_requested", "seed")
+Data = Mapping[str, Any]
+"""The content of ``summary.json``."""
 Grid = tuple[list[str], list[list[str]]]
 
 
-def overall_grid(summary: Summary, model: str) -> Grid:
+def overall_grid(data: Data, model: str) -> Grid:
     """(header, rows): methods and budgets of one model, with costs and the mean scores of both kinds of task."""
-    metrics, grouped = _by_method(summary, model)
-    header = ["method", "budget", "realised", "tokens per layer", "visual KV", "KV at end", "FLOPs"]
-    for metric in metrics:
-        header += [METRICS.get(metric, metric), "text only", "vs random", "same as unpruned"]
-    return header, [_overall_line(found, metrics) for found in grouped]
+    metrics, grouped = _by_method(data, model)
+    columns = printed("markdown")
+    return ["method", "budget", *_titles(columns, metrics)], [_line(found, columns, metrics) for found in grouped]
 
 
-def _by_method(summary: Summary, model: str) -> tuple[list[str], list[dict[str, Row]]]:
+def _by_method(data: Data, model: str) -> tuple[list[str], list[dict[str, Row]]]:
     """(metrics, per method and budget its row of each metric) of one model."""
-    rows = [row for row in summary.overall if row["model"] == model]
+    rows = [row for row in data["overall"] if row["model"] == model]
     grouped: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
         grouped.setdefault(_key(row), {})[row["metric"]] = row
@@ -51,26 +49,47 @@ def _key(row: Row) -> tuple[Any, ...]:
     return (*(row[name] for name in _KEY), row["boundary"] if row["method"] == TEXT_ONLY else None)
 
 
-def _overall_line(found: dict[str, Row], metrics: Sequence[str]) -> list[str]:
-    """One method at one budget."""
+def _titles(columns: Sequence[Figure], metrics: Sequence[str]) -> list[str]:
+    """Headings: costs once, then what is said of each metric."""
+    once = [column.title for column in columns if column.group in _ONCE]
+    each = [column for column in columns if column.group not in _ONCE]
+    titles = [METRICS.get(metric, metric) if column.name == "accuracy" else column.title
+              for metric in metrics for column in each]  # fmt: skip
+    return [*once, *titles]
+
+
+def _line(found: dict[str, Row], columns: Sequence[Figure], metrics: Sequence[str]) -> list[str]:
+    """One method at one budget: costs, means over its metrics, then the other columns of each metric."""
     any_row = next(iter(found.values()))
-    costs = [_mean_of(found, name) for name in ("layer_mean_ratio", "kv_mean_ratio", "kv_end_ratio", "flops_ratio")]
-    realised = "" if any_row["budget_requested"] is None else percent(_mean_of(found, "budget_realised"))
-    line = [row_name(any_row), budget_text(any_row), realised, *(percent(cost) for cost in costs)]
+    line = [row_name(any_row), budget_text(any_row)]
+    line += [_text(column, {**any_row, column.name: _mean_of(found, column.name)})
+             for column in columns if column.group in _ONCE]  # fmt: skip
+    each = [column for column in columns if column.group not in _ONCE]
     for metric in metrics:
         row = found.get(metric)
-        line += ["–", "–", "–", "–"] if row is None else [
-            score_text(row),
-            "" if row["method"] in (TEXT_ONLY, REFERENCE) else score_of(row, "text_only_accuracy"),
-            p_text(row["p_vs_random_adjusted"]),
-            percent(row["agreement"]),
-        ]  # fmt: skip
+        line += ["–" if row is None else _text(column, row) for column in each]
     return line
 
 
-def split_grid(summary: Summary, model: str) -> Grid:
+def _text(column: Figure, row: Row) -> str:
+    """A row's value as tables print it; empty where it would say nothing."""
+    value = row[column.name]
+    if column.name == "accuracy":
+        return score_text(row)
+    if column.name == "budget_realised" and row["budget_requested"] is None:
+        return ""
+    if column.name == "text_only_accuracy" and row["method"] in (TEXT_ONLY, REFERENCE):
+        return ""
+    if column.kind == "p":
+        return p_text(value)
+    if column.kind == "score":
+        return score_of(row, column.name)
+    return percent(value) if column.kind == "share" else "–" if value is None else str(value)
+
+
+def split_grid(data: Data, model: str) -> Grid:
     """(header, rows): scores on questions that smaller pictures answer anyway, and on those that they do not."""
-    metrics, grouped = _by_method(summary, model)
+    metrics, grouped = _by_method(data, model)
     header = ["method", "budget"]
     for metric in metrics:
         header += [f"{METRICS.get(metric, metric)}: all", "easy", "hard", "hard questions"]
@@ -92,12 +111,14 @@ def split_grid(summary: Summary, model: str) -> Grid:
     return header, lines
 
 
-def time_grid(summary: Summary, model: str) -> Grid:
-    """(header, rows): the timing pass, medians with quartiles."""
+def time_grid(data: Data, model: str) -> Grid:
+    """(header, rows): the timing pass, medians with quartiles, and what they come to."""
+    columns = printed("time")
     header = ["method", "budget", "prefill ms", "of unpruned", "selection ms", "decode ms per token", "of unpruned",
-              "whole run ms", "of unpruned", "peak MiB", "of unpruned", "prefill", "whole run"]  # fmt: skip
+              "whole run ms", "of unpruned", "peak MiB", "of unpruned",
+              *(column.title for column in columns)]  # fmt: skip
     lines: list[list[str]] = []
-    for row in summary.data["timings"]:
+    for row in data["timings"]:
         if row["model"] != model:
             continue
         peak, share = row["peak_bytes"], row["peak_memory_ratio"]
@@ -106,7 +127,7 @@ def time_grid(summary: Summary, model: str) -> Grid:
                 row["method"], budget_text(row),
                 *(text for name in ("prefill", "decode", "total") for text in _timed(row, name)),
                 "–" if peak is None else f"{peak / 2**20:.1f}", percent(share),
-                row["prefill_verdict"], row["total_verdict"],
+                *(_text(column, {column.name: column.read(row.get)}) for column in columns),
             ]
         )  # fmt: skip
     return header, lines
@@ -132,28 +153,36 @@ def _mean_of(found: dict[str, Row], name: str) -> float | None:
     return sum(value * n for value, n in pairs) / sum(n for _, n in pairs) if pairs else None
 
 
-def task_grid(summary: Summary, model: str) -> Grid:
+def task_grid(data: Data, model: str) -> Grid:
     """(header, rows): the score of every method and budget on every task of one model; seeds are pooled."""
-    pooled = {(row["model"], row["method"], row["budget_requested"]) for row in summary.data["pooled"]}
-    single = [row for row in summary.cells if (row["model"], row["method"], row["budget_requested"]) not in pooled]
-    rows = [row for row in (*single, *summary.data["pooled"]) if row["model"] == model]
-    order = list(dict.fromkeys((row["method"], row["budget_requested"]) for row in summary.cells))
-    rows.sort(
-        key=lambda row: (
-            order.index((row["method"], row["budget_requested"])),
-            row["boundary"] if row["method"] == TEXT_ONLY else 0,
-        )
-    )
-    tasks = list(dict.fromkeys(row["task"] for row in summary.cells if row["model"] == model))
-    grouped: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in rows:
-        grouped.setdefault(_key(row), {})[row["task"]] = row
+    tasks, grouped = by_task(data, model)
     lines = [
         [row_name(next(iter(found.values()))), budget_text(next(iter(found.values()))),
          *(mark(found[task]) if task in found else "–" for task in tasks)]
-        for found in grouped.values()
+        for found in grouped
     ]  # fmt: skip
     return ["method", "budget", *tasks], lines
+
+
+def by_task(data: Data, model: str) -> tuple[list[str], list[dict[str, Row]]]:
+    """(tasks, per method and budget its row of each task) of one model; seeds are pooled.
+
+    In the order in which methods were asked for, text-only runs by their boundary.
+    """
+    single, pooled = ([row for row in data[part] if row["model"] == model] for part in ("cells", "pooled"))
+    order = list(dict.fromkeys(map(_variant, single)))
+    several = set(map(_variant, pooled))
+    rows = [*(row for row in single if _variant(row) not in several), *pooled]
+    rows.sort(key=lambda row: (order.index(_variant(row)), row["boundary"] if row["method"] == TEXT_ONLY else 0))
+    grouped: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        grouped.setdefault(_key(row), {})[row["task"]] = row
+    return list(dict.fromkeys(row["task"] for row in single)), list(grouped.values())
+
+
+def _variant(row: Row) -> tuple[str, float | None]:
+    """A method at a budget, with whatever seeds."""
+    return row["method"], row["budget_requested"]
 
 
 def row_name(row: Row) -> str:
@@ -216,43 +245,25 @@ def mark(row: Row) -> str:
     return f"{score_of(row, 'accuracy')}{star}{failed}"
 
 
-def overall_table(summary: Summary) -> Table:
+def overall_table(data: Data) -> Table:
     """The overall rows of every model for a terminal: scores without their intervals, to fit its width."""
     from rich.table import Table
 
-    models = list(summary.data["models"])
+    models = list(data["models"])
     table = Table(title=None, header_style="bold", box=None, pad_edge=False)
-    metrics = metrics_of(summary.overall)
-    names = ["method", "budget", "tokens/layer", "KV mean", "FLOPs", *(["prefill"] if summary.data["timings"] else [])]
-    for name in [*(["model"] if len(models) > 1 else []), *names]:
+    metrics, timed = metrics_of(data["overall"]), bool(data["timings"])
+    columns = [column for column in printed("terminal") if timed or column.source != "timing"]
+    for name in [*(["model"] if len(models) > 1 else []), "method", "budget", *_titles(columns, metrics)]:
         table.add_column(name, justify="left" if name in ("method", "model") else "right")
-    for metric in metrics:
-        for name in (METRICS.get(metric, metric), "text only", "hard"):
-            table.add_column(name, justify="right")
     for model in models:
         previous = ""
-        for found in _by_method(summary, model)[1]:
-            line = _terminal_line(found, metrics, bool(summary.data["timings"]))
+        for found in _by_method(data, model)[1]:
+            line = [text.split(" [")[0] for text in _line(found, columns, metrics)]
             if line[0] != previous and previous:
                 table.add_section()
             previous = line[0]
             table.add_row(*([model] if len(models) > 1 else []), *line)
     return table
-
-
-def _terminal_line(found: dict[str, Row], metrics: Sequence[str], timed: bool) -> list[str]:
-    """One method at one budget, without intervals."""
-    any_row = next(iter(found.values()))
-    costs = ["layer_mean_ratio", "kv_mean_ratio", "flops_ratio", *(["prefill_time_ratio"] if timed else [])]
-    line = [row_name(any_row), budget_text(any_row), *(percent(_mean_of(found, cost)) for cost in costs)]
-    for metric in metrics:
-        row = found.get(metric)
-        line += ["–", "–", "–"] if row is None else [
-            score_text(row).split(" [")[0],
-            "" if row["method"] in (TEXT_ONLY, REFERENCE) else score_of(row, "text_only_accuracy"),
-            percent(row["hard_accuracy"]),
-        ]  # fmt: skip
-    return line
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

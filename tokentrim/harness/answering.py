@@ -15,7 +15,7 @@ from tokentrim.generating import answer_lengths
 from tokentrim.harness.costs import Costs
 from tokentrim.harness.generation import Generation
 from tokentrim.harness.messages import Conversation
-from tokentrim.harness.options import Options
+from tokentrim.harness.options import HarnessOptions
 from tokentrim.loading import Loaded, conversation_inputs
 from tokentrim.plan import planned_cached, planned_layer_tokens
 from tokentrim.session import located, trim
@@ -29,7 +29,7 @@ _SPECIAL: Final = 16  # tokens without text that may lie between those of a stop
 
 
 @dataclass(frozen=True)
-class Question:
+class HarnessQuestion:
     """One request of a harness.
 
     Attributes:
@@ -46,7 +46,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class HarnessAnswer:
     """What was said to a question: its text, and the tokens of its prompt and of itself."""
 
     place: int
@@ -68,7 +68,7 @@ class Answerer:
     """
 
     loaded: Loaded
-    options: Options
+    options: HarnessOptions
     costs: dict[str, Costs] = field(default_factory=dict[str, Costs])
     solved: dict[tuple[int, int], Strategy] = field(default_factory=dict[tuple[int, int], "Strategy"])
     ignored: set[str] = field(default_factory=set[str])
@@ -79,7 +79,7 @@ class Answerer:
         with trim(self.loaded.model, self._strategy(0, 0), structure=self.options.chosen.structure) as session:
             self.shape = session.layout.shape
 
-    def answer(self, questions: Iterable[Question]) -> Iterator[Answer]:
+    def answer(self, questions: Iterable[HarnessQuestion]) -> Iterator[HarnessAnswer]:
         """Answers, as their batches come to an end: each names its question's place.
 
         Questions share a batch when one call of ``generate`` can answer them under one strategy. A question waits
@@ -89,7 +89,7 @@ class Answerer:
             TokentrimError: when a prompt or the strategy cannot be served.
             Exception: whatever ``generate`` raises.
         """
-        waiting: dict[tuple[object, ...], list[Question]] = {}
+        waiting: dict[tuple[object, ...], list[HarnessQuestion]] = {}
         for question in questions:
             self.ignored.update(question.generation.ignored)
             key = (question.task, question.generation.key, self._kind(question.conversation))
@@ -106,7 +106,7 @@ class Answerer:
         inputs = conversation_inputs(self.loaded.processor, [conversation.turns], [conversation.images])
         return visual_tokens(self.loaded, inputs, [conversation.images])[0]
 
-    def _answer(self, batch: list[Question]) -> Iterator[Answer]:
+    def _answer(self, batch: list[HarnessQuestion]) -> Iterator[HarnessAnswer]:
         """Answer one batch and add its costs."""
         loaded, generation = self.loaded, batch[0].generation
         prompts = [question.conversation for question in batch]
@@ -126,7 +126,7 @@ class Answerer:
             due = any(self._prunes(strategy, n, max(lengths) - 1) for n in set(n_visual))
             costs.add(session.report(), lengths, pictured=any(n_visual), due=due)
         for question, row, length, n in zip(batch, new, lengths, n_prompt, strict=True):
-            yield Answer(question.place, generation.cut(self._text(row[:length])).strip(), n, length)
+            yield HarnessAnswer(question.place, generation.cut(self._text(row[:length])).strip(), n, length)
 
     def _generate(self, inputs: dict[str, Tensor], generation: Generation) -> Tensor:
         """New tokens of a batch, on the host."""

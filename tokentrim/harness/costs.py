@@ -6,12 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tokentrim.compare.figures import REPORTED
 from tokentrim.report import Report
 
-_RATIOS: Final = (
-    "n_visual", "layer_mean_tokens", "layer_mean_ratio", "flops_ratio", "flops_ratio_field", "kv_peak_ratio",
-    "kv_mean_ratio", "kv_end_ratio", "kv_total_mean_ratio",
-)  # fmt: skip
+_RATIOS: Final = ("n_visual", *REPORTED)
 _TIMES: Final = ("prefill_seconds", "decode_seconds", "selection_seconds")
 
 

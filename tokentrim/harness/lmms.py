@@ -27,13 +27,13 @@ from lmms_eval.utils import sanitize_model_name
 from tqdm import tqdm
 
 from tokentrim.errors import UnsupportedError, complaint
-from tokentrim.harness.answering import Answerer, Question, require_pruning
+from tokentrim.harness.answering import Answerer, HarnessQuestion, require_pruning
 from tokentrim.harness.costs import Costs, together
 from tokentrim.harness.costs_file import NAME, costs_data, total, write_costs
 from tokentrim.harness.failing import let_out
 from tokentrim.harness.generation import generation_of
 from tokentrim.harness.messages import Conversation, conversation_of
-from tokentrim.harness.options import Options, read_options
+from tokentrim.harness.options import HarnessOptions, read_options
 from tokentrim.loading import DeviceName, Loaded, load_model
 
 _IN_RESULTS = ("layer_mean_tokens", "layer_mean_ratio", "flops_ratio", "kv_mean_ratio", "kv_end_ratio",
@@ -44,8 +44,8 @@ class Tokentrim(lmms):
     """A model under a strategy.
 
     Args:
-        arguments: the model arguments, see :class:`~tokentrim.harness.options.Options`. In Python ``pretrained`` may
-            also be a :class:`~tokentrim.loading.Loaded`.
+        arguments: the model arguments, see :class:`~tokentrim.harness.options.HarnessOptions`. In Python ``pretrained``
+            may also be a :class:`~tokentrim.loading.Loaded`.
 
     Raises:
         TokentrimError: when they are not what they must be; under lmms-eval's command the process ends with code 2.
@@ -131,13 +131,13 @@ class Tokentrim(lmms):
             additional_metrics={name: overall[name] for name in _IN_RESULTS if overall[name] is not None},
         )
 
-    def _questions(self, requests: Sequence[Instance]) -> Iterator[Question]:
+    def _questions(self, requests: Sequence[Instance]) -> Iterator[HarnessQuestion]:
         """Requests as questions; a document is read, and its images with it, when its turn comes."""
         for place, request in enumerate(requests):
             only_fills = (request.metadata or {}).get("__padding_only__")
             conversation, settings, task = self._read(request.args)
             generation = generation_of(settings, self._options.max_new_tokens)
-            yield Question(place, "" if only_fills else task, conversation, generation)
+            yield HarnessQuestion(place, "" if only_fills else task, conversation, generation)
 
     def _read(self, args: tuple[Any, ...]) -> tuple[Conversation, Any, str]:
         """(conversation, generation settings, task) of a request: of a chat task, or of one without messages."""
@@ -176,7 +176,7 @@ def _refused(what: str, requests: Sequence[Instance]) -> UnsupportedError:
     return UnsupportedError(complaint("the tasks", "ask for answers (generate_until)", f"{what} of {tasks}", hint))
 
 
-def _load(options: Options) -> Loaded:
+def _load(options: HarnessOptions) -> Loaded:
     """The model on this process's own device."""
     if isinstance(options.pretrained, Loaded):
         return options.pretrained

@@ -18,7 +18,7 @@ LONGEST_ANSWER: Final = 1024
 _WHOM: Final = "the model arguments"
 
 
-class Options(BaseModel):
+class HarnessOptions(BaseModel):
     """The model arguments, checked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -45,7 +45,7 @@ class Options(BaseModel):
         return strategy_from(value)
 
     @model_validator(mode="after")
-    def _agree(self) -> Options:
+    def _agree(self) -> HarnessOptions:
         spec = self.chosen
         if self.budget is not None and spec.budget is not None:
             raise ValueError(
@@ -88,7 +88,7 @@ class Options(BaseModel):
         return {} if self.chosen.budget is None else dict(self.chosen.budget.ratios)
 
 
-def read_options(arguments: Mapping[str, Any]) -> Options:
+def read_options(arguments: Mapping[str, Any]) -> HarnessOptions:
     """Check the model arguments as lmms-eval hands them over: its own that are None mean that nobody set them.
 
     Raises:
@@ -101,4 +101,4 @@ def read_options(arguments: Mapping[str, Any]) -> Options:
     batch = given.get("batch_size")
     if isinstance(batch, str) and batch.isdigit():
         given["batch_size"] = int(batch)
-    return check(Options, given, _WHOM, Where())
+    return check(HarnessOptions, given, _WHOM, Where())

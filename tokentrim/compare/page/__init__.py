@@ -8,14 +8,17 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
-from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
+from tokentrim.compare.cells import REFERENCE
+from tokentrim.compare.figures import CHARTED, FOLDED, GROUPS, TEXTUAL, Row
 from tokentrim.compare.page import columns
-from tokentrim.compare.page.fronts import COSTS, chart
-from tokentrim.compare.report import SPLIT_READING, time_reading
+from tokentrim.compare.page.fronts import chart
+from tokentrim.compare.readings import SPLIT_READING, time_reading
 from tokentrim.compare.style import Look, looks
 from tokentrim.compare.tables import (
     METRICS,
+    Data,
     budget_text,
+    by_task,
     mark,
     metrics_of,
     p_text,
@@ -28,7 +31,6 @@ from tokentrim.errors import UnsupportedError, complaint
 
 if TYPE_CHECKING:
     from tokentrim.compare.gallery import Gallery
-    from tokentrim.compare.rows import Row
     from tokentrim.compare.summary import Summary
 
 # Shapes around (0, 0), under matplotlib's letters.
@@ -102,7 +104,9 @@ def _content(summary: Summary, gallery: Gallery) -> dict[str, Any]:
         "glance": _glance(summary, look),
         "models": [_model(summary, model, look) for model in data["models"]],
         "cells": _table([*summary.cells, *data["pooled"]], more=True),
-        "groups": columns.GROUPS,
+        "groups": GROUPS,
+        "folded": FOLDED,
+        "textual": TEXTUAL,
         "gallery": _shown(gallery, look, numbers),
         "skipped": [_unreached(row) for row in data["skipped"]],
         "further": {key: _further(value) for key, value in data.items() if key not in _PLACED and value},
@@ -118,22 +122,23 @@ def _unreached(row: Row) -> list[str]:
 
 def _model(summary: Summary, model: str, look: Mapping[str, Look]) -> dict[str, Any]:
     """One model's part: charts and a table per metric, and the scores task by task."""
+    data = summary.data
     own = [row for row in summary.overall if row["model"] == model]
     parts: list[dict[str, Any]] = []
     for metric in metrics_of(own):
         rows = [row for row in own if row["metric"] == metric]
-        charts = [found for cost in COSTS if (found := chart(rows, cost, look)) is not None]
+        charts = [found for cost in CHARTED if (found := chart(rows, cost, look)) is not None]
         tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
         parts.append({"title": METRICS.get(metric, metric), "tasks": tasks, "charts": charts, "table": _table(rows)})
     return {
         "name": model,
         "parts": parts,
-        "tasks": _tasks(summary, model),
+        "tasks": _tasks(data, model),
         "grids": [
             {"title": title, "about": about, "header": grid[0], "lines": grid[1]}
             for title, grid, about in (
-                ("Easy and hard questions", split_grid(summary, model), SPLIT_READING),
-                ("Time", time_grid(summary, model), time_reading(summary, model)),
+                ("Easy and hard questions", split_grid(data, model), SPLIT_READING),
+                ("Time", time_grid(data, model), time_reading(data, model)),
             )
             if grid[1]
         ],
@@ -148,29 +153,22 @@ def _table(rows: Sequence[Row], more: bool = False) -> dict[str, Any]:
         flat = columns.flattened(row)
         values = [columns.written(flat, column) for column in found]
         lines.append({"row": row, "name": row_name(row), "budget": budget_text(row), "values": values})
-    groups = list(dict.fromkeys(column.group for column in found))
-    return {"columns": found, "lines": lines, "groups": [group for group in columns.GROUPS if group in groups]}
+    groups = {column.group for column in found}
+    return {"columns": found, "lines": lines, "groups": [group for group in GROUPS if group in groups]}
 
 
-def _tasks(summary: Summary, model: str) -> dict[str, Any]:
+def _tasks(data: Data, model: str) -> dict[str, Any]:
     """Scores of every method and budget on every task."""
-    pooled = [row for row in summary.data["pooled"] if row["model"] == model]
-    shown = {(row["method"], row["budget_requested"]) for row in pooled}
-    cells = [row for row in summary.cells if row["model"] == model]
-    order = list(dict.fromkeys((row["method"], row["budget_requested"]) for row in cells))
-    rows = [*(row for row in cells if (row["method"], row["budget_requested"]) not in shown), *pooled]
-    rows.sort(key=lambda row: order.index((row["method"], row["budget_requested"])))
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        boundary = row["boundary"] if row["method"] == TEXT_ONLY else None
-        key = (row["method"], row["budget_requested"], row["seed"], boundary)
-        line = lines.setdefault(key, {"row": row, "name": row_name(row), "budget": budget_text(row), "values": {}})
-        line["values"][row["task"]] = columns.Value(mark(row), row["accuracy"])
-    missing = columns.Value("–", None)
-    for line in lines.values():
-        line["values"] = [line["values"].get(task, missing) for task in tasks]
-    return {"tasks": tasks, "lines": list(lines.values())}
+    tasks, grouped = by_task(data, model)
+    lines: list[dict[str, Any]] = []
+    for found in grouped:
+        row = next(iter(found.values()))
+        values = [
+            columns.Value(mark(found[task]), found[task]["accuracy"]) if task in found else columns.Value("–", None)
+            for task in tasks
+        ]
+        lines.append({"row": row, "name": row_name(row), "budget": budget_text(row), "values": values})
+    return {"tasks": tasks, "lines": lines}
 
 
 def _glance(summary: Summary, look: Mapping[str, Look]) -> list[dict[str, Any]]:

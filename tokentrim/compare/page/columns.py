@@ -4,37 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-Kind = Literal["text", "percent", "score", "number", "milliseconds", "p"]
-Group = Literal["costs", "score", "tests", "hard", "times", "more"]
-GROUPS: Final[dict[Group, str]] = {
-    "costs": "costs",
-    "score": "score",
-    "tests": "tests",
-    "hard": "easy and hard questions",
-    "times": "times",
-    "more": "everything else",
-}
+from tokentrim.compare.figures import FIGURES, GROUPS, Figure
 
-
-@dataclass(frozen=True)
-class Column:
-    """One column.
-
-    Attributes:
-        key: of a row; parts of a nested value are joined by a dot.
-        title: its heading.
-        kind: how its values are written.
-        group: by which it is shown or hidden.
-        about: what it means, for a reader who asks.
-    """
-
-    key: str
-    title: str
-    kind: Kind
-    group: Group
-    about: str = ""
+# What a row's own heading says already, or what every row of a table has in common.
+_OF_CELLS: Final = frozenset({"method", "model", "budget_requested", "unit", "skipped"})
+_OF_MEANS: Final = frozenset({"method", "model", "metric", "tasks", "budget_requested", "matched_by", "seed", "unit"})
 
 
 @dataclass(frozen=True)
@@ -45,58 +21,8 @@ class Value:
     sort: float | str | None
 
 
-_KNOWN: Final = (
-    Column("budget_realised", "realised", "percent", "costs", "the share that the budget means, as it was measured"),
-    Column("layer_mean_ratio", "tokens per layer", "percent", "costs", "visual tokens, mean over layers, in prefill"),
-    Column("kv_mean_ratio", "KV, mean", "percent", "costs", "visual entries of the cache, mean over decode steps"),
-    Column("kv_end_ratio", "KV, end", "percent", "costs", "visual entries of the cache at the last decode step"),
-    Column("flops_ratio", "FLOPs", "percent", "costs", "of the language model's prefill, physical convention"),
-    Column("accuracy", "score", "score", "score", "mean score"),
-    Column("accuracy_low", "95 % from", "score", "score", "lower end of the 95 % interval"),
-    Column("accuracy_high", "to", "score", "score", "upper end of the 95 % interval"),
-    Column("text_only_accuracy", "text only", "score", "score",
-           "score with every visual token dropped where the method first prunes"),
-    Column("p_vs_random_adjusted", "p vs random", "p", "tests",
-           "paired test against random selection at the same budget, corrected for the number of tests"),
-    Column("p_vs_none_adjusted", "p vs unpruned", "p", "tests",
-           "paired test against the unpruned run, corrected for the number of tests"),
-    Column("agreement", "same as unpruned", "percent", "tests", "answers that equal the unpruned run's word for word"),
-    Column("easy_accuracy", "easy", "percent", "hard", "score on questions that a smaller picture answers anyway"),
-    Column("easy_low", "95 % from", "percent", "hard", "lower end of the easy questions' interval"),
-    Column("easy_high", "to", "percent", "hard", "upper end of the easy questions' interval"),
-    Column("easy_n", "easy questions", "number", "hard", "how many there are"),
-    Column("hard_accuracy", "hard", "percent", "hard", "score on questions that a smaller picture does not answer"),
-    Column("hard_low", "95 % from", "percent", "hard", "lower end of the hard questions' interval"),
-    Column("hard_high", "to", "percent", "hard", "upper end of the hard questions' interval"),
-    Column("hard_n", "hard questions", "number", "hard", "how many there are"),
-    Column("prefill_time_ratio", "prefill time", "percent", "times", "share of the unpruned run's, median"),
-    Column("prefill_time_low", "quartile from", "percent", "times", "of prefill time"),
-    Column("prefill_time_high", "to", "percent", "times", "of prefill time"),
-    Column("prefill_verdict", "prefill verdict", "text", "times", "whether prefill is faster beyond the spread"),
-    Column("decode_time_ratio", "decode time", "percent", "times", "per token, share of the unpruned run's"),
-    Column("total_time_ratio", "whole run", "percent", "times", "its time, as a share of the unpruned run's"),
-    Column("total_verdict", "whole run verdict", "text", "times", "whether all of it is faster beyond the spread"),
-    Column("peak_memory_ratio", "peak memory", "percent", "times", "beyond the weights, share of the unpruned run's"),
-    Column("prefill_seconds", "prefill, ms", "milliseconds", "times", "per question"),
-    Column("decode_seconds_per_token", "decode, ms", "milliseconds", "times", "per new token"),
-    Column("selection_seconds", "selection, ms", "milliseconds", "times", "per question"),
-    Column("p_vs_random", "p vs random, raw", "p", "more", "not corrected"),
-    Column("p_vs_none", "p vs unpruned, raw", "p", "more", "not corrected"),
-    Column("budget_deviation", "off budget", "percent", "more", "realised less requested"),
-    Column("picture_ratio", "pixels left", "percent", "more", "of those that the tower would look at"),
-    Column("n", "answered", "number", "more", "questions that were answered"),
-    Column("failures", "failed", "number", "more", "questions that failed; they are in no score"),
-    Column("layer_mean_tokens", "tokens", "number", "more", "visual tokens, mean over layers"),
-    Column("flops_ratio_field", "FLOPs, field's count", "percent", "more", "prefill FLOPs in the field's convention"),
-    Column("kv_peak_ratio", "KV, peak", "percent", "more", "visual entries of the cache after prefill"),
-    Column("kv_total_mean_ratio", "whole KV, mean", "percent", "more", "entries of the cache, text included"),
-)  # fmt: skip
-# What a row's own heading says already, or what every row of a table has in common.
-_HEADING: Final = frozenset({"method", "model", "metric", "tasks", "budget_requested", "matched_by", "seed", "unit"})
-
-
-def columns_of(rows: Sequence[Mapping[str, Any]], more: bool = False) -> list[Column]:
-    """The columns that some row has a value in.
+def columns_of(rows: Sequence[Mapping[str, Any]], more: bool = False) -> list[Figure]:
+    """The columns that some row has a value in: the known ones by group, then the others.
 
     Args:
         rows: of a summary.
@@ -104,28 +30,28 @@ def columns_of(rows: Sequence[Mapping[str, Any]], more: bool = False) -> list[Co
     """
     flat = [flattened(row) for row in rows]
     keys = list(dict.fromkeys(key for row in flat for key, value in row.items() if value is not None))
-    known = {column.key: column for column in _KNOWN}
-    hidden = frozenset({"method", "model", "budget_requested", "unit", "skipped"}) if more else _HEADING
-    others = [_unknown(key, flat) for key in keys if key not in known and key not in hidden]
-    return [column for column in _KNOWN if column.key in keys] + others
+    names, hidden = {figure.name for figure in FIGURES}, _OF_CELLS if more else _OF_MEANS
+    known = [figure for group in GROUPS for figure in FIGURES if figure.group == group]
+    others = [_unknown(key, flat) for key in keys if key not in names]
+    return [figure for figure in known if figure.name in keys and figure.name not in hidden] + others
 
 
-def _unknown(key: str, rows: Sequence[Mapping[str, Any]]) -> Column:
-    """A column for a key that this file does not know: a later version's, or a plugin's."""
+def _unknown(key: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """A column for a key that is no figure of this version: a later one's, or a plugin's."""
     title = key.replace("_", " ").replace(".", ": ")
     values = [row[key] for row in rows if row.get(key) is not None]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return Column(key, title, "text", "more")
+        return Figure(key, title, "text", "more", "")
     last = key.rsplit(".", 1)[-1]
     if last.startswith("p_"):
-        return Column(key, title, "p", "tests")
+        return Figure(key, title, "p", "tests", "")
     if "seconds" in last:
-        return Column(key, title.replace("seconds", "ms"), "milliseconds", "times")
+        return Figure(key, title.replace("seconds", "ms"), "seconds", "times", "")
     if "accuracy" in last:
-        return Column(key, title, "score", "score")
+        return Figure(key, title, "score", "score", "")
     if last.endswith(("_ratio", "_share", "_low", "_high")):
-        return Column(key, title, "percent", "more")
-    return Column(key, title, "number", "more")
+        return Figure(key, title, "share", "more", "")
+    return Figure(key, title, "number", "more", "")
 
 
 def flattened(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -153,9 +79,9 @@ def inline(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def written(row: Mapping[str, Any], column: Column) -> Value:
+def written(row: Mapping[str, Any], column: Figure) -> Value:
     """A row's value in a column."""
-    value: Any = row.get(column.key)
+    value: Any = row.get(column.name)
     if value is None:
         return Value("", None)
     if isinstance(value, bool):
@@ -164,9 +90,9 @@ def written(row: Mapping[str, Any], column: Column) -> Value:
         return Value(str(value), str(value))
     if column.kind == "p":
         return Value("< 0.001" if value < 0.001 else f"{value:.3f}", value)
-    if column.kind == "milliseconds":
+    if column.kind == "seconds":
         return Value(_significant(1000 * value), value)
-    if column.kind == "percent" or (column.kind == "score" and row.get("unit", "%") == "%"):
+    if column.kind == "share" or (column.kind == "score" and row.get("unit", "%") == "%"):
         return Value(f"{100 * value:.1f}", value)
     return Value(f"{value:.1f}" if column.kind == "score" else _significant(value), value)
 

@@ -9,17 +9,12 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Final
 
 from tokentrim.compare.cells import REFERENCE
+from tokentrim.compare.figures import CHARTED, Row
 from tokentrim.compare.tables import budget_text, p_text, row_name, score_text
 
 if TYPE_CHECKING:
-    from tokentrim.compare.rows import Row
     from tokentrim.compare.style import Look
 
-COSTS: Final = {
-    "layer_mean_ratio": "visual tokens, mean over layers",
-    "kv_mean_ratio": "visual KV, mean over decoding",
-    "flops_ratio": "prefill FLOPs",
-}
 _WIDTH: Final = 400.0
 _LEFT: Final = 40.0
 _RIGHT: Final = 12.0
@@ -131,7 +126,7 @@ def chart(rows: Sequence[Row], cost: str, look: Mapping[str, Look]) -> Chart | N
     reference = next((row for row in rows if row["method"] == REFERENCE), None)
     share = rows[0].get("unit", "%") == "%"
     return Chart(
-        COSTS[cost], _WIDTH, height, _LEFT, frame.right, _TOP, frame.bottom,
+        CHARTED[cost], _WIDTH, height, _LEFT, frame.right, _TOP, frame.bottom,
         tuple(Tick(frame.x(value), f"{value:.0%}") for value in _steps(0, frame.x_high)),
         tuple(
             Tick(frame.y(value), f"{value:.0%}" if share else f"{value:g}")
@@ -166,7 +161,7 @@ def _point(row: Row, cost: str, frame: _Frame) -> Point:
     """A row's place, and what is said of it."""
     low, high = (None if row[name] is None else frame.y(row[name]) for name in ("accuracy_low", "accuracy_high"))
     lines = [" · ".join(part for part in (row_name(row), budget_text(row)) if part), f"score {score_text(row)}"]
-    lines += [f"{title}: {100 * row[name]:.1f} %" for name, title in COSTS.items() if row.get(name) is not None]
+    lines += [f"{title}: {100 * row[name]:.1f} %" for name, title in CHARTED.items() if row.get(name) is not None]
     p = row.get("p_vs_random_adjusted")
     lines += [f"vs random: {p_text(p)}"] if p is not None else []
     return Point(frame.x(row[cost]), frame.y(row["accuracy"]), low, high, "\n".join(lines))
