@@ -20,15 +20,21 @@ _OTHERS = ("none", "inside", "both")
 """Kinds that families beside the first are tried with: the features are the engine's, the families the adapters'."""
 
 
+def _kinds(number: int, family: str, feature: Feature) -> tuple[str, ...]:
+    """All kinds with the first family; beside it a feature meets every family once, and the kinds in turn."""
+    if family == "llava":
+        return feature.kinds
+    kinds = [kind for kind in _OTHERS if kind in feature.kinds and kind not in feature.first_only]
+    return (kinds[(number + _HERE.index(feature)) % len(kinds)],)
+
+
 def _cases() -> list[Any]:
     found: list[Any] = []
-    for name, family in FAMILIES.items():
+    for number, (name, family) in enumerate(FAMILIES.items()):
         for feature in _HERE:
-            for kind in feature.kinds if name == "llava" else _OTHERS:
-                left_out = name != "llava" and kind in feature.first_only
-                if feature.serves(family) and kind in feature.kinds and not left_out:
-                    marks = [pytest.mark.slow] if feature.slow else []
-                    found.append(pytest.param(name, feature, kind, id=f"{name}-{feature.name}-{kind}", marks=marks))
+            for kind in _kinds(number, name, feature) if feature.serves(family) else ():
+                marks = [pytest.mark.slow] if feature.slow else []
+                found.append(pytest.param(name, feature, kind, id=f"{name}-{feature.name}-{kind}", marks=marks))
     return found
 
 
