@@ -3,6 +3,7 @@
 import ast
 import statistics
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def name_of(path):
     return str(path.relative_to(ROOT))
 
 
+@cache
 def parse(path):
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -43,32 +45,39 @@ def functions(path):
             yield node.name, node.end_lineno - node.lineno + 1
 
 
-@pytest.mark.parametrize("path", CORE, ids=name_of)
-def test_the_core_never_imports_plugins(path):
-    assert not {"tokentrim_strategies", "tokentrim_adapters", "(relative import)"} & set(imported(path))
+def offenders(paths, found):
+    """File -> what ``found`` finds in it, for every file in which it finds something."""
+    return {name_of(path): wrong for path in paths if (wrong := list(found(path)))}
 
 
-@pytest.mark.parametrize("path", STRATEGIES, ids=name_of)
-def test_strategies_import_the_core_alone(path):
+def imports_beyond(allowed):
+    return lambda path: set(imported(path)) - allowed - sys.stdlib_module_names
+
+
+def test_the_core_never_imports_plugins():
+    forbidden = {"tokentrim_strategies", "tokentrim_adapters", "(relative import)"}
+    assert not offenders(CORE, lambda path: forbidden & set(imported(path)))
+
+
+def test_strategies_import_the_core_alone():
     allowed = {"tokentrim", "tokentrim_strategies", "torch", "pydantic", "safetensors", "numpy"}
-    assert not set(imported(path)) - allowed - sys.stdlib_module_names
+    assert not offenders(STRATEGIES, imports_beyond(allowed))
 
 
-@pytest.mark.parametrize("path", ADAPTERS, ids=name_of)
-def test_adapters_import_the_core_and_transformers(path):
-    allowed = {"tokentrim", "tokentrim_adapters", "torch", "transformers"}
-    assert not set(imported(path)) - allowed - sys.stdlib_module_names
+def test_adapters_import_the_core_and_transformers():
+    assert not offenders(ADAPTERS, imports_beyond({"tokentrim", "tokentrim_adapters", "torch", "transformers"}))
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
-def test_library_code_raises_and_never_asserts(path):
-    assert not [node.lineno for node in ast.walk(parse(path)) if isinstance(node, ast.Assert)]
+def test_library_code_raises_and_never_asserts():
+    assert not offenders(
+        LIBRARY, lambda path: (node.lineno for node in ast.walk(parse(path)) if isinstance(node, ast.Assert))
+    )
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
-def test_sizes(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE
-    assert not [(name, length) for name, length in functions(path) if length > MAX_FUNCTION]
+def test_no_file_and_no_function_is_long():
+    lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in LIBRARY}
+    assert not {name: length for name, length in lengths.items() if length > MAX_FILE}
+    assert not offenders(LIBRARY, lambda path: (one for one in functions(path) if one[1] > MAX_FUNCTION))
 
 
 def test_the_median_file_is_short():

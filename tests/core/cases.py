@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -91,6 +92,15 @@ def specs(positions: str = "keep") -> dict[str, dict[str, Any]]:
 
 SPECS = specs()
 RENUMBERED = specs("renumber")
+_NAMED = {strategy_from(spec).strategy.name: name for name, spec in reversed(SPECS.items())}
+FIRST = sorted({*_NAMED.values(), "fastv-query=all"}, key=list(SPECS).index)
+"""One configuration of each registered strategy, the composition, and fastv with the other way of reading attention."""
+OTHERS = [name for name in SPECS if name not in FIRST]
+
+
+def dealt(names: Iterable[str], choices: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Every name with one of the choices, which take turns: where a full product would say the same thing again."""
+    return list(zip(names, cycle(choices)))
 
 
 def evidence_for(inputs: dict[str, Tensor]) -> list[Tensor]:

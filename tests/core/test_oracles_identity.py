@@ -39,15 +39,30 @@ KEEP_ALL = _keep_all()
 _model = lru_cache(maxsize=8)(tiny_llava)
 
 
+_LAYOUTS: tuple[tuple[list[int | str], ...], ...] = (
+    ([3, "image", 5],),
+    ([3, "image", 5], [2, "image", 4, "image", 9], [7]),
+)
+
+
+@lru_cache(maxsize=4)
+def _untouched(attention: str, number: int) -> tuple[torch.Tensor, ...]:
+    """(logits of a forward, the same without a cache, new tokens, their logits) of the model without any strategy."""
+    model = _model(side=4, attention=attention)
+    inputs = prompt(model, *_LAYOUTS[number])
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        uncached = model(**inputs, use_cache=False).logits
+    return expected, uncached, *generate(model, inputs, 6)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", KEEP_ALL)
 def test_keeping_everything_changes_no_bit(name: str, attention: str) -> None:
     model = _model(side=4, attention=attention)
-    for inputs in (prompt(model, [3, "image", 5]), prompt(model, [3, "image", 5], [2, "image", 4, "image", 9], [7])):
-        with torch.no_grad():
-            expected = model(**inputs).logits
-            uncached = model(**inputs, use_cache=False).logits
-        ids, logits = generate(model, inputs, 6)
+    for number, layouts in enumerate(_LAYOUTS):
+        inputs = prompt(model, *layouts)
+        expected, uncached, ids, logits = _untouched(attention, number)
         with trimmed(model, KEEP_ALL[name], inputs) as session, torch.no_grad():
             found = model(**inputs).logits
             if session.strategy.temporal_part is None:

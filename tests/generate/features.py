@@ -46,7 +46,7 @@ class Feature:
         tolerance: of what is not compared bit by bit, in units of the largest expected number.
         outside: the error comes when the context is entered.
         elsewhere: a test of its own, where one process does not do.
-        slow: whether it is left out with ``-m 'not slow'``.
+        unfused: whether it runs without the kernels that torch would generate, which takes a minute.
         recent: whether the oldest supported transformers cannot do it, with and without tokentrim.
         expands: whether rows are repeated, which that release does wrongly with encoded videos of LLaVA-NeXT-Video.
         unproven: groups of strategies for which the test has never been able to run.
@@ -64,7 +64,7 @@ class Feature:
     tolerance: float = 2e-4
     outside: bool = False
     elsewhere: str = ""
-    slow: bool = False
+    unfused: bool = False
     first_only: tuple[str, ...] = ()
     unproven: tuple[str, ...] = ()
     recent: bool = False
@@ -480,7 +480,7 @@ def _flash(family: Family, kept: dict[str, Any]) -> Any:
 
 
 def _compiled(family: Family, kept: dict[str, Any]) -> Any:
-    return torch.compile(copy.deepcopy(family.model()), backend="eager")
+    return torch.compile(family.build(layers=3), backend="eager")
 
 
 def _call_compiled(bench: Bench) -> Found:
@@ -699,7 +699,7 @@ FEATURES: tuple[Feature, ...] = (
         _by_mask,
         _attending("flex_attention"),
         serves=_llava,
-        slow=True,
+        unfused=not torch.cuda.is_available(),
         # Compiled for a CPU by torch 2.13, its kernel crashed on a shortened sequence and took the process along.
         leaves_out=() if torch.cuda.is_available() else KINDS[1:],
         unproven=PRUNED,
