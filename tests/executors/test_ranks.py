@@ -5,6 +5,7 @@ import json
 from tokentrim.compare.cells import locate
 from tokentrim.compare.config import load_compare
 from tokentrim.compare.execute import run_cell
+from tokentrim.compare.expand import expand
 from tokentrim.compare.figures import CLOCKED
 from tokentrim.compare.ranks import ALONE, Ranks, join, joined
 from tokentrim.compare.work import work_of
