@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tokentrim.ability import Ability
 from tokentrim.adapter import Adapter, Layout
-from tokentrim.attention import implementation_of
+from tokentrim.attention import Kernel, implementation_of
 from tokentrim.clock import Clock
 from tokentrim.deciding import Doubts
 from tokentrim.prompt import Prompt
