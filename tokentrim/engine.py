@@ -16,7 +16,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from tokentrim import attention, cache, planning, refusals
+from tokentrim import attention, cache, planning, positions, refusals
 from tokentrim.ability import Ability
 from tokentrim.adapter import Adapter, Layout
 from tokentrim.calls import bind, cached_length, pictured
@@ -26,7 +26,6 @@ from tokentrim.context import Context
 from tokentrim.deciding import Doubts
 from tokentrim.decode import Decode
 from tokentrim.editing import Editing
-from tokentrim.errors import UnsupportedError, complaint
 from tokentrim.evidence import Evidence
 from tokentrim.generating import Generating
 from tokentrim.packing import Packing
@@ -142,7 +141,7 @@ class Engine:
     def _enter_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.context.vision.suspended or self._compiling():
             return
-        self._require_one_thread()
+        refusals.of_thread(self._thread)
         arguments = bind(module.forward, args, kwargs)
         self._leave_entry()
         self._thread = threading.get_ident()
@@ -169,19 +168,12 @@ class Engine:
         """Whether no other thread runs a forward."""
         return self._thread in (None, threading.get_ident())
 
-    def _require_one_thread(self) -> None:
-        if not self._is_mine():
-            raise UnsupportedError(
-                complaint("a trimmed model", "run one forward at a time", "two threads",
-                          "give each thread a model of its own; weights may be shared")
-            )  # fmt: skip
-
     # ------------------------------------------------------------------ the language model
 
     def _enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.context.vision.suspended or self._compiling():
             return None
-        self._require_one_thread()
+        refusals.of_thread(self._thread)
         self._passes.end()  # a pass that an exception cut short
         arguments = bind(module.forward, args, kwargs)
         past, embeds = arguments.get("past_key_values"), arguments.get("inputs_embeds")
@@ -219,10 +211,8 @@ class Engine:
             arguments = {**arguments, "past_key_values": past}
         if past is not None:
             cache.install(past, prompt, context.shape.n_layers)
-        positions = arguments.get("position_ids")
-        if positions is None:
-            positions = torch.arange(stream.length, device=embeds.device).unsqueeze(0)
-        run = Prefill(context, prompt, decisions, past, embeds, positions)
+        position_ids = positions.of_call(arguments, 0, stream.length, embeds.device)
+        run = Prefill(context, prompt, decisions, past, embeds, position_ids)
         self._passes.begin(run, embeds.device)
         return run.enter(arguments)
 
@@ -237,10 +227,7 @@ class Engine:
         prompt.begin_step(arguments.get("attention_mask"), columns, embeds.shape[0])
         run = Decode(self.context, prompt, layers, columns)
         self._passes.begin(run, embeds.device)
-        positions = arguments.get("position_ids")
-        if positions is None:
-            positions = torch.arange(start, start + columns, device=embeds.device).unsqueeze(0)
-        run.hook_layers(positions)
+        run.hook_layers(positions.of_call(arguments, start, columns, embeds.device))
         # Every layer has its own length: the one mask that the model would build fits none but the first.
         return {**arguments, "attention_mask": None}
 

@@ -333,13 +333,3 @@ def fingerprint(folder: Path) -> str:
 def _first_line(cause: BaseException) -> str:
     """The first line of a message, or the class where there is none."""
     return str(cause).strip().split("\n", 1)[0].rstrip(".") or type(cause).__name__
-
-
-def describe(model: Any) -> Mapping[str, str]:
-    """Where and how a model runs, for reports."""
-    return {
-        "class": type(model).__name__,
-        "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": str(getattr(model.config.get_text_config(), "_attn_implementation", "unknown")),
-    }

@@ -6,12 +6,21 @@ decoder layer is handed the text's count alone, in (cos, sin) the axes are folde
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from tokentrim.stream import Stream
 
 _AXES_WITH_TEXT = 4
+
+
+def of_call(arguments: Mapping[str, Any], start: int, columns: int, device: torch.device) -> Tensor:
+    """The position ids that a forward was given; else what it would count for ``columns`` columns behind ``start``."""
+    given: Tensor | None = arguments.get("position_ids")
+    return torch.arange(start, start + columns, device=device).unsqueeze(0) if given is None else given
 
 
 def take_columns(position_ids: Tensor, order: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +14,29 @@ from tokentrim.cache import TrimLayer, trimmed
 from tokentrim.context import Context
 from tokentrim.errors import DataError, UnsupportedError, complaint
 from tokentrim.planning import Decision
-from tokentrim.seams_private import device_of, is_compiled
+from tokentrim.seams_private import ORIGINAL, device_of, is_compiled
 from tokentrim.strategy import Temporal
 from tokentrim.stream import Stream
 
 _IGNORED = -100
 """The label that transformers' losses leave out."""
+
+
+def of_thread(running: int | None) -> None:
+    """Refuse a forward while another thread runs one.
+
+    Raises:
+        UnsupportedError: when ``running`` identifies a thread other than this one.
+    """
+    if running not in (None, threading.get_ident()):
+        raise UnsupportedError(
+            complaint(
+                "a trimmed model",
+                "run one forward at a time",
+                "two threads",
+                "give each thread a model of its own; weights may be shared",
+            )
+        )
 
 
 def of_mask(mask: Any) -> None:
@@ -209,7 +227,7 @@ def refuse_compiled(what: str) -> None:
             "the forward of a pruned model",
             "run as it is, not through torch.compile",
             what,
-            "pass and call the model that was not compiled (a compiled one keeps it as _orig_mod)",
+            f"pass and call the model that was not compiled (a compiled one keeps it as {ORIGINAL})",
         )
     )
 

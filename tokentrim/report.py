@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tokentrim.accounting import Usage
+from tokentrim.attention import implementation_of
 from tokentrim.prompt import Prompt
 from tokentrim.shape import ModelShape
 
@@ -211,3 +212,13 @@ def make_report(label: str, tally: Tally, seconds: dict[str, float], notes: list
         early_exits=tally.exits,
         notes=notes,
     )
+
+
+def describe(model: Any) -> Mapping[str, str]:
+    """Where and how a model runs, for reports."""
+    return {
+        "class": type(model).__name__,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": implementation_of(model.config.get_text_config()),
+    }

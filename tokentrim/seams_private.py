@@ -18,18 +18,22 @@ from tokentrim.undo import replaced
 
 PRIVATE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "_attn_implementation": "transformers.configuration_utils",
-        "_attn_implementation_internal": "transformers.configuration_utils",
-        "_compiled_call_impl": "torch.nn.modules.module",
-        "_device_mesh": "transformers.modeling_utils",
-        "_get_candidate_generator": "transformers.generation.utils",
+        "_attn_implementation": "transformers.PreTrainedConfig",
+        "_attn_implementation_internal": "transformers.PreTrainedConfig",
+        "_compiled_call_impl": "torch.nn.Module",
+        "_device_mesh": "transformers.PreTrainedModel",
+        "_get_candidate_generator": "transformers.GenerationMixin",
         "_hf_hook": "accelerate.hooks",
         "_orig_mod": "torch._dynamo.eval_frame",
         "_torchdynamo_orig_callable": "torch._dynamo.eval_frame",
-        "_tp_size": "transformers.modeling_utils",
+        "_tp_size": "transformers.PreTrainedModel",
     }
 )
-"""Each private name, with the module whose source has it."""
+"""Each private name, with the class or module whose source has it."""
+
+
+ORIGINAL: Final = "_orig_mod"
+"""Attribute of a compiled module that holds the one that was not compiled."""
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -45,8 +49,8 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
     """
     compiled, inner = False, model
     while True:
-        if "_orig_mod" in dict(inner.named_children()):
-            inner, compiled = getattr(inner, "_orig_mod"), True  # noqa: B009
+        if ORIGINAL in dict(inner.named_children()):
+            inner, compiled = getattr(inner, ORIGINAL), True
         elif hasattr(inner, "peft_config") and hasattr(inner, "get_base_model"):
             inner = getattr(inner, "get_base_model")()  # noqa: B009
         elif isinstance(inner, nn.parallel.DistributedDataParallel):

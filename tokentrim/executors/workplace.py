@@ -83,7 +83,8 @@ class Workplace:
 
     def _model_of(self, target: ModelTarget) -> Loaded:
         """A model; the one before it is dropped first, because two may not fit."""
-        from tokentrim.loading import describe, load_model
+        from tokentrim.loading import load_model
+        from tokentrim.report import describe
 
         if self._loaded is None or target != self._target:
             self._loaded = None

@@ -11,7 +11,7 @@ from tokentrim.compare.cells import versions
 from tokentrim.compare.files import write_json
 from tokentrim.harness.answering import Answerer
 from tokentrim.harness.costs import Costs
-from tokentrim.loading import describe
+from tokentrim.report import describe
 
 NAME: Final = "tokentrim-costs.json"
 
