@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from tokentrim.errors import TokentrimError
 from tokentrim.loading import known_model_types
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
 from tokentrim.selftest import SelfTest, model_class_of, self_test
 
 PAGE = Path(__file__).parent.parent / "docs/families.md"

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from tokentrim.engine.tokens.trace import Trace
 from tokentrim.selftest.masked import masked_logits as reference
 from tokentrim.session import located, unwrapped
-from tokentrim.trace import Trace
 
 
 def masked_logits(model: Any, inputs: dict[str, Any], generated: Tensor, trace: Trace, **more: Any) -> Tensor:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from tokentrim.config import load_config, resolve
-from tokentrim.plan import plan
-from tokentrim.published import PRESETS
+from tokentrim.config.specs import load_config, resolve
+from tokentrim.counting.forecast import plan
+from tokentrim.counting.published import PRESETS
 
 DOCS = Path(__file__).parent.parent / "docs"
 CONFIGS = DOCS / "examples/configs/published"

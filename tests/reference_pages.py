@@ -7,8 +7,8 @@ import re
 
 from tokentrim.cli.show import describe, parameters_of
 from tokentrim.compare import config as compare_config
-from tokentrim.config import Budget, TrimConfig
-from tokentrim.plugins import registry
+from tokentrim.config.specs import Budget, TrimConfig
+from tokentrim.plugins.loader import registry
 
 _MODELS = (
     ("A strategy file, and `run --config`", TrimConfig),

@@ -9,10 +9,10 @@ import torch
 
 import tokentrim
 from tokentrim import hookspecs
-from tokentrim.abilities import wrong_in_strategy
-from tokentrim.published import PRESETS
+from tokentrim.contracts.declared import wrong_in_strategy
+from tokentrim.contracts.trained.trainable import Trainable
+from tokentrim.counting.published import PRESETS
 from tokentrim.testing import small_model
-from tokentrim.trainable import Trainable
 
 DOCS = Path(__file__).parent.parent / "docs"
 

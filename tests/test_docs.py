@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 from tokentrim import hookspecs
 from tokentrim.cli import app
 from tokentrim.cli.validate import read
+from tokentrim.contracts.sites import AT_BOUNDARIES, AT_STEPS, LayerSite, Need, StepSite
 from tokentrim.errors import ConfigError
-from tokentrim.plugins import KINDS, registry
-from tokentrim.sites import AT_BOUNDARIES, AT_STEPS, LayerSite, Need, StepSite
+from tokentrim.plugins.loader import KINDS, registry
 from tokentrim.testbed import MODELS, model_folder
 
 ROOT = Path(__file__).parent.parent
@@ -122,7 +122,7 @@ def example_error():
     """What the misspelt example of the configuration page is answered with."""
     page = read_page("docs/configuration.md")
     example = next(block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "keep_ration" in block)
-    from tokentrim.config import load_config
+    from tokentrim.config.specs import load_config
 
     with pytest.raises(ConfigError) as caught:
         load_config(example)
@@ -202,7 +202,7 @@ def adapter_check_table():
 
 def figure_table():
     """Every column of the rows of ``summary.json``."""
-    from tokentrim.compare.figures import FIGURES, SOURCES
+    from tokentrim.runs.figures import FIGURES, SOURCES
 
     lines = ["| column | printed as | rows | from | definition |", "|---|---|---|---|---|"]
     for figure in FIGURES:
@@ -427,8 +427,8 @@ from tokentrim import LayerSite, ModelShape, Need, Schedule, keep_count
     ("page", "marker"), [("README.md", "class FeatureNorm"), ("docs/write-a-strategy.md", "class FeatureNorm")]
 )
 def test_the_example_strategies_plan_as_they_say(page, marker):
-    from tokentrim import plan
-    from tokentrim.published import PRESETS
+    from tokentrim.counting import forecast as plan
+    from tokentrim.counting.published import PRESETS
 
     names = {"__name__": "example"}
     exec(_IMPORTS + next(block for block in python_blocks(page) if marker in block), names)
@@ -446,7 +446,7 @@ def write_blocks():
 
 def write_example():
     """The example plugin, as new-plugin writes it; what its tests leave behind stays."""
-    from tokentrim.scaffold import NewPlugin
+    from tokentrim.cli.scaffold import NewPlugin
 
     for path, content in NewPlugin("tokentrim-example-plugin", "feature-norm").files().items():
         if path.suffix != ".png":
@@ -454,7 +454,7 @@ def write_example():
 
 
 def write_schemas():
-    from tokentrim.schema import SCHEMAS, SHIPPED
+    from tokentrim.cli.schemas import SCHEMAS, SHIPPED
 
     for kind, build in SCHEMAS.items():
         text = json.dumps(build(), indent=1, ensure_ascii=False)

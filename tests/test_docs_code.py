@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tokentrim.cli import app
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
 from tokentrim.testbed import MODELS, model_folder
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ BLOCKS_NOT_RUN = {
     (
         "docs/speed.md",
         'with tokentrim.trim(model, "st3", compile=True)',
-    ): "needs a compiler; tests/core/test_compiled.py runs it",
+    ): "needs a compiler; tests/engine/test_compiled.py runs it",
     (
         "docs/test-a-plugin.md",
         "from tokentrim.testing import",
@@ -54,7 +54,7 @@ COMMANDS_NOT_RUN = {
     "pytest": "the suite of a package that the page makes",
     "python -m tests.costs": "reads what a comparison of minutes writes",
     "python tests/": "needs another checkout, or minutes",
-    "python docs/examples/bench/": "minutes; tests/core/test_packing.py tests what it times",
+    "python docs/examples/bench/": "minutes; tests/engine/test_packing.py tests what it times",
     "torchrun": "starts processes",
     "hf download": "needs the network",
     "TASKS=": "part of a shell script that needs lmms-eval",
@@ -67,9 +67,9 @@ COMMANDS_NOT_RUN = {
     "tokentrim calibrate": "minutes; tests/calibrate runs it smaller",
     "tokentrim train": "minutes; tests/train runs it smaller",
     "tokentrim bench": "minutes; tests/bench runs it smaller",
-    "tokentrim plugins": "what is installed beside tokentrim is not ours to judge; tests/core/test_plugins.py runs it",
-    "tokentrim ls --no-plugins": "changes this process for good; tests/core/test_plugins.py runs it",
-    "TOKENTRIM_PLUGINS=": "changes this process for good; tests/core/test_plugins.py runs it",
+    "tokentrim plugins": "what is installed beside tokentrim is not ours to judge; tests/plugins/test_loader.py runs it",
+    "tokentrim ls --no-plugins": "changes this process for good; tests/plugins/test_loader.py runs it",
+    "TOKENTRIM_PLUGINS=": "changes this process for good; tests/plugins/test_loader.py runs it",
 }
 SHIPPED_WEIGHTS = ROOT / "strategies/tokentrim_strategies/weights/quecc-testbed-1.safetensors"
 OWN = ("/path/to/llava-1.5-7b-hf", "llava-1.5-7b-hf")
@@ -95,9 +95,9 @@ def names():
     from torch import Tensor, nn
 
     import tokentrim
+    from tokentrim.contracts.trained.trainable import Trainable
+    from tokentrim.counting.published import PRESETS
     from tokentrim.loading import load_model, prompt_inputs
-    from tokentrim.published import PRESETS
-    from tokentrim.trainable import Trainable
 
     if shipped_model() is None:
         pytest.skip("no trained testbed model in this checkout")

@@ -27,7 +27,7 @@ def test_a_bare_import_is_light():
 
 
 def test_plugins_load_without_importing_what_they_register():
-    code = "from tokentrim.plugins import registry\nfor kind in ('strategy', 'task', 'model'): registry(kind).names()"
+    code = "from tokentrim.plugins.loader import registry\nfor kind in ('strategy', 'task', 'model'): registry(kind).names()"
     assert loaded_after(code) == []
 
 
@@ -49,7 +49,7 @@ def test_plans_need_neither_torch_nor_transformers():
     """Of every built-in strategy that needs no file: on a published model, without its weights."""
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom tokentrim.cli.app import app\n"
-        "from tokentrim.plugins import only_builtins, registry\nonly_builtins()\n"
+        "from tokentrim.plugins.loader import only_builtins, registry\nonly_builtins()\n"
         "specs = ['st3', '{name: fastv, k: 3}', '{spatial: fastv, temporal: vta, budget: {flops_ratio: 0.5}}']\n"
         "specs += [name for name in registry('strategy').names() if name not in ('replay', 'layer-counts')]\n"
         "for spec in specs:\n"

@@ -14,21 +14,55 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from tokentrim.adapter import Adapter as Adapter
-    from tokentrim.adapter import Encoding as Encoding
-    from tokentrim.adapter import Layout as Layout
-    from tokentrim.adapter import Modality as Modality
-    from tokentrim.adapter import Places as Places
-    from tokentrim.adapter import decoder_shape as decoder_shape
-    from tokentrim.adapter import submodule as submodule
-    from tokentrim.arithmetic import density_peaks as density_peaks
-    from tokentrim.arithmetic import greedy_diverse as greedy_diverse
-    from tokentrim.arithmetic import thin_similar as thin_similar
-    from tokentrim.budget import keep_count as keep_count
-    from tokentrim.budget import prune_count as prune_count
-    from tokentrim.budget import resolve_count as resolve_count
-    from tokentrim.config import TrimConfig as TrimConfig
-    from tokentrim.config import load_config as load_config
+    from tokentrim.config.specs import TrimConfig as TrimConfig
+    from tokentrim.config.specs import load_config as load_config
+    from tokentrim.contracts.adapter import Adapter as Adapter
+    from tokentrim.contracts.adapter import Encoding as Encoding
+    from tokentrim.contracts.adapter import Layout as Layout
+    from tokentrim.contracts.adapter import Modality as Modality
+    from tokentrim.contracts.adapter import Places as Places
+    from tokentrim.contracts.adapter import decoder_shape as decoder_shape
+    from tokentrim.contracts.adapter import submodule as submodule
+    from tokentrim.contracts.extras import AttentionEdit as AttentionEdit
+    from tokentrim.contracts.extras import AttentionEditor as AttentionEditor
+    from tokentrim.contracts.extras import GuideRequest as GuideRequest
+    from tokentrim.contracts.extras import PromptInfo as PromptInfo
+    from tokentrim.contracts.selection import Selection as Selection
+    from tokentrim.contracts.selection import pad_rows as pad_rows
+    from tokentrim.contracts.selection import top_selection as top_selection
+    from tokentrim.contracts.sites import Grid as Grid
+    from tokentrim.contracts.sites import LayerSite as LayerSite
+    from tokentrim.contracts.sites import Need as Need
+    from tokentrim.contracts.sites import StepSite as StepSite
+    from tokentrim.contracts.strategy import Parts as Parts
+    from tokentrim.contracts.strategy import PositionPolicy as PositionPolicy
+    from tokentrim.contracts.strategy import Spatial as Spatial
+    from tokentrim.contracts.strategy import SpatialScorer as SpatialScorer
+    from tokentrim.contracts.strategy import SpatialSelector as SpatialSelector
+    from tokentrim.contracts.strategy import Stage as Stage
+    from tokentrim.contracts.strategy import Strategy as Strategy
+    from tokentrim.contracts.strategy import Temporal as Temporal
+    from tokentrim.contracts.strategy import TemporalScorer as TemporalScorer
+    from tokentrim.contracts.strategy import TemporalSelector as TemporalSelector
+    from tokentrim.contracts.toolkit.cells import windows_of as windows_of
+    from tokentrim.contracts.toolkit.clustering import density_peaks as density_peaks
+    from tokentrim.contracts.toolkit.clustering import greedy_diverse as greedy_diverse
+    from tokentrim.contracts.toolkit.clustering import thin_similar as thin_similar
+    from tokentrim.contracts.trained.trainable import Trainable as Trainable
+    from tokentrim.counting.forecast import plan as plan
+    from tokentrim.counting.rounding import keep_count as keep_count
+    from tokentrim.counting.rounding import prune_count as prune_count
+    from tokentrim.counting.rounding import resolve_count as resolve_count
+    from tokentrim.counting.schedule import Schedule as Schedule
+    from tokentrim.counting.shape import ModelShape as ModelShape
+    from tokentrim.counting.shape import VisionShape as VisionShape
+    from tokentrim.counting.tilings import NOMINAL_SIZE as NOMINAL_SIZE
+    from tokentrim.counting.tilings import AnyResolution as AnyResolution
+    from tokentrim.counting.tilings import Assembled as Assembled
+    from tokentrim.counting.tilings import FixedGrid as FixedGrid
+    from tokentrim.counting.tilings import NativeResolution as NativeResolution
+    from tokentrim.counting.tilings import Tiling as Tiling
+    from tokentrim.engine.tokens.trace import Trace as Trace
     from tokentrim.errors import AdapterError as AdapterError
     from tokentrim.errors import ConfigError as ConfigError
     from tokentrim.errors import DataError as DataError
@@ -41,46 +75,12 @@ if TYPE_CHECKING:
     from tokentrim.errors import UnsupportedError as UnsupportedError
     from tokentrim.errors import complaint as complaint
     from tokentrim.errors import unknown_name as unknown_name
-    from tokentrim.extras import AttentionEdit as AttentionEdit
-    from tokentrim.extras import AttentionEditor as AttentionEditor
-    from tokentrim.extras import GuideRequest as GuideRequest
-    from tokentrim.extras import PromptInfo as PromptInfo
     from tokentrim.hookspecs import Register as Register
     from tokentrim.hookspecs import hookimpl as hookimpl
-    from tokentrim.lattice import windows_of as windows_of
-    from tokentrim.plan import plan as plan
-    from tokentrim.schedule import Schedule as Schedule
-    from tokentrim.selection import Selection as Selection
-    from tokentrim.selection import pad_rows as pad_rows
-    from tokentrim.selection import top_selection as top_selection
     from tokentrim.session import Session as Session
     from tokentrim.session import apply as apply
     from tokentrim.session import restore as restore
     from tokentrim.session import trim as trim
-    from tokentrim.shape import ModelShape as ModelShape
-    from tokentrim.shape import VisionShape as VisionShape
-    from tokentrim.sites import Grid as Grid
-    from tokentrim.sites import LayerSite as LayerSite
-    from tokentrim.sites import Need as Need
-    from tokentrim.sites import StepSite as StepSite
-    from tokentrim.strategy import Parts as Parts
-    from tokentrim.strategy import PositionPolicy as PositionPolicy
-    from tokentrim.strategy import Spatial as Spatial
-    from tokentrim.strategy import SpatialScorer as SpatialScorer
-    from tokentrim.strategy import SpatialSelector as SpatialSelector
-    from tokentrim.strategy import Stage as Stage
-    from tokentrim.strategy import Strategy as Strategy
-    from tokentrim.strategy import Temporal as Temporal
-    from tokentrim.strategy import TemporalScorer as TemporalScorer
-    from tokentrim.strategy import TemporalSelector as TemporalSelector
-    from tokentrim.tilings import NOMINAL_SIZE as NOMINAL_SIZE
-    from tokentrim.tilings import AnyResolution as AnyResolution
-    from tokentrim.tilings import Assembled as Assembled
-    from tokentrim.tilings import FixedGrid as FixedGrid
-    from tokentrim.tilings import NativeResolution as NativeResolution
-    from tokentrim.tilings import Tiling as Tiling
-    from tokentrim.trace import Trace as Trace
-    from tokentrim.trainable import Trainable as Trainable
 
 __version__: Final = "0.1.0"
 

@@ -12,15 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
+from tokentrim.counting.published import PRESETS
+from tokentrim.counting.shape import ModelShape
 from tokentrim.errors import DataError, UnknownNameError, UnsupportedError, complaint, suggestion, unknown_name
-from tokentrim.plugins import registry
-from tokentrim.published import PRESETS
-from tokentrim.shape import ModelShape
+from tokentrim.plugins.loader import registry
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tokentrim.adapter import Adapter
+    from tokentrim.contracts.adapter import Adapter
 
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
 DTypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]

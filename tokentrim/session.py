@@ -7,16 +7,16 @@ from typing import Any, TypeVar, get_args
 
 from torch import nn
 
-from tokentrim import exiting
-from tokentrim import guide as guides
-from tokentrim.adapter import Adapter, Layout
-from tokentrim.config import Spec, Structure, resolve, strategy_from
-from tokentrim.engine_session import Session as Session
-from tokentrim.engine_session import session_on
+from tokentrim.config.specs import Spec, Structure, resolve, strategy_from
+from tokentrim.contracts.adapter import Adapter, Layout
+from tokentrim.contracts.extras import GuideRequest
+from tokentrim.engine import guide as guides
+from tokentrim.engine.abilities import exits as exiting
+from tokentrim.engine.seams.private import unwrapped as unwrapped
+from tokentrim.engine.session import Session as Session
+from tokentrim.engine.session import session_on
 from tokentrim.errors import AdapterError, ConfigError, UnsupportedError, complaint
-from tokentrim.extras import GuideRequest
-from tokentrim.plugins import registry
-from tokentrim.seams_private import unwrapped as unwrapped
+from tokentrim.plugins.loader import registry
 from tokentrim.selftest import proven
 
 M = TypeVar("M", bound=nn.Module)
@@ -99,7 +99,7 @@ def trim(
             them, which are then neither text nor visual tokens, or ``prune`` them as visual tokens without a place
             in any grid. None: as the configuration says, else ``keep``.
         compile: run decode steps of one token under ``torch.compile``, with cache buffers of bucketed size (see
-            :mod:`tokentrim.compiled`). The first step at each set of sizes is slow. Steps that cannot run compiled
+            :mod:`tokentrim.engine.compiled`). The first step at each set of sizes is slow. Steps that cannot run compiled
             run as usual, and the report says how many and why.
 
     Raises:

@@ -10,10 +10,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.core.cases import deviation, generate
+from tests.engine.cases import deviation, generate
 from tests.masked import masked_logits
 from tokentrim.errors import AdapterError, UnsupportedError
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
 from tokentrim.selftest.running import subject_of
 from tokentrim.selftest.shrink import build, small_config
 from tokentrim.selftest.subject import Subject

@@ -14,17 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.core.cases import FIRST, SPECS, dealt, deviation, generate, merges, with_weights
-from tests.core.probes import Probe
+from tests.engine.cases import FIRST, SPECS, dealt, deviation, generate, merges, with_weights
+from tests.engine.probes import Probe
 from tests.families import FAMILIES, Family, Layout, noise
 from tests.masked import masked_logits
-from tokentrim.adapter import Encoding
-from tokentrim.adapter import Layout as Located
-from tokentrim.config import strategy_from
+from tokentrim.config.specs import strategy_from
+from tokentrim.contracts.adapter import Encoding
+from tokentrim.contracts.adapter import Layout as Located
+from tokentrim.contracts.sites import Need
+from tokentrim.counting.forecast import is_static, plan, planned_layer_tokens
 from tokentrim.errors import AdapterError, ConfigError, StrategyError, UnsupportedError
-from tokentrim.plan import is_static, plan, planned_layer_tokens
 from tokentrim.session import Session, adapter_of, trim
-from tokentrim.sites import Need
 
 TOLERANCE = 1e-4
 NAMES = ("llava-next", "llava-next-video", "llava-onevision")

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from tests.core.cases import FIRST, OTHERS, RENUMBERED, SPECS, dealt, deviation, generate, merges, with_weights
-from tests.core.probes import Probe
+from tests.engine.cases import FIRST, OTHERS, RENUMBERED, SPECS, dealt, deviation, generate, merges, with_weights
+from tests.engine.probes import Probe
 from tests.masked import masked_logits
 from tests.qwen import KINDS, MERGE, Kind, Part, alone, prompt, tiny_qwen, visual_of
-from tokentrim.config import strategy_from
+from tokentrim.config.specs import strategy_from
+from tokentrim.contracts.sites import Need
 from tokentrim.errors import StrategyError
 from tokentrim.session import Session, adapter_of, trim
-from tokentrim.sites import Need
 
 TOLERANCE = 1e-4
 

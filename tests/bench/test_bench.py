@@ -26,12 +26,12 @@ from tokentrim.bench import (
 )
 from tokentrim.bench.geometry import build_model, build_prompt
 from tokentrim.bench.limits import Limits
-from tokentrim.bench.measure import Stopwatch, peak_bytes
 from tokentrim.bench.subject import at_budget
 from tokentrim.cli import app
-from tokentrim.config import strategy_from
+from tokentrim.config.specs import strategy_from
+from tokentrim.counting.published import PRESETS
 from tokentrim.errors import ConfigError, ResultsError, StrategyError, UnknownNameError
-from tokentrim.published import PRESETS
+from tokentrim.runs.stopwatch import Stopwatch, peak_bytes
 
 CPU = torch.device("cpu")
 

@@ -10,19 +10,19 @@ import pytest
 import torch
 
 from tests.bench.small import FULL, SMALL, counterpart
-from tokentrim.adapter import Adapter
 from tokentrim.bench import GEOMETRIES, BenchOptions, KernelFloor, markdown, run
 from tokentrim.bench.families.base import IMAGE
-from tokentrim.bench.measure import generate
 from tokentrim.bench.subject import Subject, shape_for
 from tokentrim.bench.throughput import run_throughput
-from tokentrim.config import StrategySpec, strategy_from
+from tokentrim.config.specs import StrategySpec, strategy_from
+from tokentrim.contracts.adapter import Adapter
+from tokentrim.counting.published import PRESETS
+from tokentrim.counting.shape import ModelShape
 from tokentrim.errors import ConfigError
 from tokentrim.loading import require_supported
-from tokentrim.plugins import registry
-from tokentrim.published import PRESETS
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.stopwatch import generate
 from tokentrim.session import trim
-from tokentrim.shape import ModelShape
 
 IMAGES, BATCH, TEXT = 2, 3, 6
 

@@ -11,20 +11,20 @@ import torch
 from torch import nn
 
 from tests.bench.small import SMALL
-from tokentrim.accounting import Usage, physical_flops
-from tokentrim.adapter import Layout
 from tokentrim.bench import BenchOptions, Geometry, KernelFloor, Limits, run
 from tokentrim.bench import runner as bench_runner
 from tokentrim.bench.geometry import build_model, build_prompt
 from tokentrim.bench.limits import least_prefill_flops, measure_limits
-from tokentrim.bench.measure import generate
 from tokentrim.bench.profile import _tower
 from tokentrim.bench.runner import widest
 from tokentrim.bench.subject import at_budget, shape_for
-from tokentrim.config import Spec, strategy_from
-from tokentrim.plan import plan
+from tokentrim.config.specs import Spec, strategy_from
+from tokentrim.contracts.adapter import Layout
+from tokentrim.contracts.strategy import Strategy
+from tokentrim.counting.costs import Usage, physical_flops
+from tokentrim.counting.forecast import plan
+from tokentrim.runs.stopwatch import generate
 from tokentrim.session import adapter_of, trim
-from tokentrim.strategy import Strategy
 
 TEXT = 6
 BATCH = 2

@@ -17,15 +17,15 @@ from tokentrim.calibrate.likelihood import likelihood
 from tokentrim.calibrate.measure import SPLIT, divergence
 from tokentrim.calibrate.options import VTW, GSearch, PSigmoid, options_from
 from tokentrim.calibrate.runner import NothingFound, first_within, run
-from tokentrim.calibrate.schedule_file import read_schedule
-from tokentrim.compare.batches import answer_tokens, model_inputs
-from tokentrim.compare.cells import Cell, locate
-from tokentrim.compare.specs import TaskSpec
-from tokentrim.compare.work import work_of
-from tokentrim.config import strategy_from
+from tokentrim.config.schedule_file import read_schedule
+from tokentrim.config.specs import strategy_from
 from tokentrim.errors import ConfigError, DataError, EngineError, ResultsError, UnknownNameError
 from tokentrim.loading import load_model
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.batches import answer_tokens, model_inputs
+from tokentrim.runs.cells import Cell, locate
+from tokentrim.runs.specs import TaskSpec
+from tokentrim.runs.work import work_of
 
 SMALL = {"model": "testbed-plain", "tasks": ["where", "what"], "samples": 3}
 G = {**SMALL, "resolution": 0.25, "tolerance": 0.2}

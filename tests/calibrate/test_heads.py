@@ -8,11 +8,11 @@ import yaml
 
 from tokentrim.calibrate.heads import Heads, head_ratios, inactive_heads, run
 from tokentrim.calibrate.options import options_from
-from tokentrim.compare.batches import make_batches, model_inputs
-from tokentrim.config import strategy_from
+from tokentrim.config.specs import strategy_from
 from tokentrim.errors import ResultsError
 from tokentrim.loading import load_model
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.batches import make_batches, model_inputs
 
 
 def test_ratios_are_those_of_full_attention_maps() -> None:

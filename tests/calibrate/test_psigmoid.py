@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokentrim.budget import exact, keep_count
 from tokentrim.calibrate.psigmoid import Depth, apportion, centre_of, counts_of, psigmoid, sigmoid
-from tokentrim.calibrate.schedule_file import rates_of
+from tokentrim.config.schedule_file import rates_of
+from tokentrim.counting.rounding import exact, keep_count
 from tokentrim.errors import ConfigError, UnsupportedError
 
 

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tokentrim.cli import app
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
 
 RUNNER = CliRunner()
 

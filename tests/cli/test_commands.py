@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tokentrim.plugins import KINDS, registry
+from tokentrim.plugins.loader import KINDS, registry
 
 COMMANDS = (
     "run", "compare", "report", "plan", "ls", "show", "cite", "validate", "bench", "plugins", "new-plugin", "schema",

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tokentrim.cli.scaffold import KINDS, NewPlugin
+from tokentrim.config.yaml_reader import load_yaml
 from tokentrim.errors import DataError
-from tokentrim.scaffold import KINDS, NewPlugin
-from tokentrim.yaml_reader import load_yaml
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs/examples/tokentrim-example-plugin"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tokentrim.weights import read_header
+from tokentrim.contracts.trained.weights import read_header
 
 SMALL = ("--model", "testbed-plain", "--task", "where", "--steps", 2, "--batch-size", 2)
 

@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from tokentrim import loading
-from tokentrim.compare import execute, run
+from tokentrim.compare import run
 from tokentrim.errors import ResultsError
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
+from tokentrim.runs import answer as execute
 
 # The names that scripts rely on.
 CELL_KEYS = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tokentrim.compare.figures import FIGURES, REPORTED, figures_of
 from tokentrim.compare.readback import schema_of
-from tokentrim.report import Report
+from tokentrim.engine.report import Report
+from tokentrim.runs.figures import FIGURES, REPORTED, figures_of
 
 COMPARE = Path(__file__).parents[2] / "docs/compare.md"
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from tokentrim.compare import matching, run
-from tokentrim.compare.batches import Batch
-from tokentrim.compare.cells import locate
 from tokentrim.compare.config import load_compare
 from tokentrim.compare.expand import expand
 from tokentrim.compare.folder import ResultsFolder
-from tokentrim.compare.results import CellResult
-from tokentrim.compare.work import Unreachable, measured
-from tokentrim.plan import plan
+from tokentrim.counting.forecast import plan
+from tokentrim.runs.batches import Batch
+from tokentrim.runs.cells import locate
+from tokentrim.runs.results import CellResult
+from tokentrim.runs.work import Unreachable, measured
 
 BATCH = Batch((0,), (), {}, 100, (20,))
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.compare.hostile import HOSTILE, hostile
-from tokentrim.compare.kept import Kept
 from tokentrim.compare.page import page as page_of
 from tokentrim.compare.summary import Summary
+from tokentrim.runs.kept import Kept
 
 DESK, PHONE, SMALLEST = (1280, 900), (390, 844), (320, 568)
 CHROMIUM = next(

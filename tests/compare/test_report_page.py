@@ -11,12 +11,12 @@ from itertools import pairwise
 import pytest
 
 from tests.compare.hostile import HOSTILE, hostile
-from tokentrim.compare.figures import CHARTED, Figure
 from tokentrim.compare.page import columns, page
 from tokentrim.compare.page.fronts import chart
-from tokentrim.compare.style import looks
 from tokentrim.compare.summary import Summary
 from tokentrim.compare.tables import task_grid
+from tokentrim.drawing.style import looks
+from tokentrim.runs.figures import CHARTED, Figure
 
 NO_CHILDREN = {"meta", "link", "input", "br", "img"}
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from tokentrim.compare.config import load_compare
-from tokentrim.compare.files import write_atomic, write_json, write_lines
 from tokentrim.compare.folder import ResultsFolder
 from tokentrim.errors import ResultsError
+from tokentrim.runs.files import write_atomic, write_json, write_lines
 
 CONFIG = {"tasks": ["where"], "strategies": ["fastv"]}
 

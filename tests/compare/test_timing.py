@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tokentrim.bench.spread import Spread
 from tokentrim.compare import run, timing
 from tokentrim.compare.tables import time_grid
+from tokentrim.runs.spread import Spread
 
 SMALL = {
     "models": ["testbed-plain"],

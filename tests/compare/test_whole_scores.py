@@ -2,12 +2,12 @@
 
 import math
 
-from tokentrim.compare.cells import locate
 from tokentrim.compare.config import load_compare
 from tokentrim.compare.expand import expand
-from tokentrim.compare.results import CellResult
 from tokentrim.compare.summary import Summary, build
 from tokentrim.compare.tables import overall_grid, score_text, task_grid
+from tokentrim.runs.cells import locate
+from tokentrim.runs.results import CellResult
 
 
 def summary_of(tmp_path, aggregates, scores=(1.0, 0.0)):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.executors.small import CONFIG, Shaky
-from tokentrim import plugins
 from tokentrim.compare import run
+from tokentrim.plugins import loader as plugins
 
 _ALONE = []
 

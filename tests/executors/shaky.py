@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from tokentrim import hookimpl
+from tokentrim.contracts.tasks import Task
 from tokentrim.executors import Executor, Outcome, run_job
-from tokentrim.tasks import Task
 from tokentrim.testbed.tasks import TASKS
 
 WHERE = TASKS["where"]

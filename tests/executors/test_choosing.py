@@ -10,7 +10,7 @@ from tokentrim.compare import load_compare, runner
 from tokentrim.errors import ConfigError, UnknownNameError, UnsupportedError
 from tokentrim.executors import choose, executor_from, parse_options
 from tokentrim.executors.local import LocalExecutor
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
 
 BARE = {"tasks": ["where"], "strategies": ["fastv"]}
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from tokentrim.compare import cells as cells_module
-from tokentrim.compare.cells import locate
 from tokentrim.compare.config import load_compare
 from tokentrim.compare.expand import expand
 from tokentrim.errors import ConfigError, StrategyError, UnsupportedError
 from tokentrim.executors.backlog import Backlog
 from tokentrim.executors.base import Job
 from tokentrim.executors.workplace import Workplace, job_of, opened, packed
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
+from tokentrim.runs import cells as cells_module
+from tokentrim.runs.cells import locate
 
 
 def job(key, model="a", task="x"):

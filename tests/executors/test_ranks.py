@@ -2,15 +2,15 @@
 
 import json
 
-from tokentrim.compare.cells import locate
 from tokentrim.compare.config import load_compare
-from tokentrim.compare.execute import run_cell
 from tokentrim.compare.expand import expand
-from tokentrim.compare.figures import CLOCKED
-from tokentrim.compare.ranks import ALONE, Ranks, join, joined
-from tokentrim.compare.work import work_of
 from tokentrim.loading import load_model
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.answer import run_cell
+from tokentrim.runs.cells import locate
+from tokentrim.runs.figures import CLOCKED
+from tokentrim.runs.ranks import ALONE, Ranks, join, joined
+from tokentrim.runs.work import work_of
 
 
 class Recorded(Ranks):

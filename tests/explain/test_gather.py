@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.core.cases import SPECS, with_weights
+from tests.engine.cases import SPECS, with_weights
 from tokentrim import LayerSite, ModelShape, Need, Schedule, SpatialScorer
-from tokentrim.compare.batches import evidence_of, make_batch, model_inputs
-from tokentrim.config import strategy_from
+from tokentrim.config.specs import strategy_from
+from tokentrim.contracts.strategy import SpatialScorer as Scorer
+from tokentrim.contracts.strategy import TemporalScorer
+from tokentrim.engine.recording import recording
 from tokentrim.explain import explain
 from tokentrim.loading import load_model
-from tokentrim.plugins import registry
-from tokentrim.recording import recording
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.batches import evidence_of, make_batch, model_inputs
 from tokentrim.session import trim
-from tokentrim.strategy import SpatialScorer as Scorer
-from tokentrim.strategy import TemporalScorer
 
 # One configuration of each strategy, and every temporal one: entries may leave in an order that was fixed once.
 FIRST = {

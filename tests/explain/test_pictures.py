@@ -9,9 +9,9 @@ from PIL import Image
 
 from tests.cli.conftest import RUNNER
 from tokentrim.cli import app
-from tokentrim.compare.planes import Cells, Plane
-from tokentrim.compare.style import figure_style
+from tokentrim.drawing.style import figure_style
 from tokentrim.explain.panels import MAP, Panel, scale
+from tokentrim.runs.token_places import Cells, Plane
 
 CELLS = Cells((Plane(0, 0, 0, 2, 3),), (0,) * 6, tuple(range(6)))
 

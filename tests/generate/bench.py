@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from tests.core.cases import RENUMBERED, SPECS, trimmed
+from tests.engine.cases import RENUMBERED, SPECS, trimmed
 from tests.families import Family, Layout
 from tests.masked import masked_logits
-from tokentrim import planning
-from tokentrim.config import strategy_from
+from tokentrim.config.specs import strategy_from
+from tokentrim.contracts import fits as planning
+from tokentrim.contracts.sites import Need
 from tokentrim.session import Session, adapter_of, trim, unwrapped
-from tokentrim.sites import Need
 
 NEW = 5
 """Tokens that a generation makes."""

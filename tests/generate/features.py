@@ -21,7 +21,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.generation import utils
 from transformers.generation.streamers import BaseStreamer
 
-from tests.core.reference import reference_logits
+from tests.engine.reference import reference_logits
 from tests.families import Family
 from tests.generate.bench import KINDS, NEW, Bench, group_of
 from tests.models import IMAGE

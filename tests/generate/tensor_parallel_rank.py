@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from tests.core.cases import SPECS
+from tests.engine.cases import SPECS
 from tests.models import prompt
 from tokentrim.session import trim
 

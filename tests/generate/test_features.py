@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.core.cases import deviation
+from tests.engine.cases import deviation
 from tests.every_family import FAMILIES
 from tests.generate.bench import KINDS, Bench, representatives
 from tests.generate.features import FEATURES, RECENT, Feature, expects

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.core.cases import deviation
+from tests.engine.cases import deviation
 from tests.generate.tensor_parallel_rank import NAMES, answers
 from tests.models import tiny_llava
 

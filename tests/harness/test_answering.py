@@ -2,7 +2,7 @@
 
 import pytest
 
-from tokentrim.compare.batches import make_batch, model_inputs
+from tokentrim.counting.forecast import plan
 from tokentrim.errors import EngineError, StrategyError
 from tokentrim.harness.answering import Answerer, HarnessQuestion, require_pruning
 from tokentrim.harness.costs import Costs, together
@@ -11,7 +11,7 @@ from tokentrim.harness.generation import generation_of
 from tokentrim.harness.messages import Conversation, conversation_of
 from tokentrim.harness.options import read_options
 from tokentrim.loading import load_model
-from tokentrim.plan import plan
+from tokentrim.runs.batches import make_batch, model_inputs
 from tokentrim.session import trim
 from tokentrim.testbed.tasks import TASKS
 

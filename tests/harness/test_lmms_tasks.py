@@ -6,7 +6,7 @@ import pytest
 
 from tests.harness.local_task import write_task
 from tokentrim.errors import ConfigError, DataError, UnknownNameError, UnsupportedError
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
 from tokentrim.testbed.tasks import TASKS
 
 pytestmark = [pytest.mark.lmms, pytest.mark.slow]

@@ -7,7 +7,7 @@ import pytest
 from tokentrim.compare.config import load_compare
 from tokentrim.errors import ConfigError, UnsupportedError
 from tokentrim.harness.tasks import split_metric
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
 
 absent = pytest.mark.skipif(find_spec("lmms_eval") is not None, reason="lmms-eval is installed here")
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokentrim.shape import ModelShape, VisionShape
-from tokentrim.sites import Grid, LayerSite, Need, StepSite
+from tokentrim.contracts.sites import Grid, LayerSite, Need, StepSite
+from tokentrim.counting.shape import ModelShape, VisionShape
 
 
 def model_shape(n_layers: int = 32, grid: tuple[int, int] | None = None) -> ModelShape:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.strategies.sites_factory import model_shape
+from tokentrim.contracts.knobs import turned
+from tokentrim.contracts.strategy import Strategy
 from tokentrim.errors import StrategyError
-from tokentrim.knobs import turned
-from tokentrim.strategy import Strategy
 from tokentrim_strategies._keeping import Keeping
 from tokentrim_strategies.fastv import FastV
 from tokentrim_strategies.oracle import Oracle

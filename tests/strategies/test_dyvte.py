@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.core.cases import generate
+from tests.engine.cases import generate
 from tests.models import alone, prompt, tiny_llava
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape
+from tokentrim.contracts.extras import PromptInfo
+from tokentrim.contracts.sites import Need
+from tokentrim.contracts.trained.weights import Header, read_weights, write_weights
+from tokentrim.counting.forecast import is_static
 from tokentrim.errors import StrategyError
-from tokentrim.extras import PromptInfo
-from tokentrim.plan import is_static
 from tokentrim.session import trim
-from tokentrim.sites import Need
-from tokentrim.weights import Header, read_weights, write_weights
 from tokentrim_strategies._dyvte_module import Routers, router_input
 from tokentrim_strategies._dyvte_training import Constant, of_prompt
 from tokentrim_strategies.dyvte import DyVTE

@@ -15,9 +15,9 @@ from tests.every_family import FAMILIES
 from tests.masked import masked_logits
 from tests.models import IMAGE, PAD, alone, prompt, tiny_llava
 from tests.strategies.test_sgl import _slow_scores
+from tokentrim.engine.tokens.trace import Trace
 from tokentrim.errors import StrategyError, UnsupportedError
 from tokentrim.session import trim
-from tokentrim.trace import Trace
 
 SIDE, N, NEW, END = 4, 16, 6, 7
 SHARE = 0.3

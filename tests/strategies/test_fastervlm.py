@@ -7,13 +7,13 @@ import torch
 
 from tests.models import prompt, tiny_llava
 from tests.strategies.sites_factory import attention, layer_site, model_shape
+from tokentrim.contracts.selection import top_selection
+from tokentrim.contracts.sites import Need
+from tokentrim.counting.forecast import plan
+from tokentrim.counting.published import PRESETS
+from tokentrim.counting.schedule import Schedule
 from tokentrim.errors import UnsupportedError
-from tokentrim.plan import plan
-from tokentrim.published import PRESETS
-from tokentrim.schedule import Schedule
-from tokentrim.selection import top_selection
 from tokentrim.session import trim
-from tokentrim.sites import Need
 from tokentrim_strategies.fastervlm import FasterVLM
 
 

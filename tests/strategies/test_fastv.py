@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.strategies.sites_factory import attention, layer_site, model_shape
-from tokentrim.schedule import Schedule
-from tokentrim.selection import top_selection
-from tokentrim.sites import Need
+from tokentrim.contracts.selection import top_selection
+from tokentrim.contracts.sites import Need
+from tokentrim.counting.schedule import Schedule
 from tokentrim_strategies.fastv import FastV
 
 SOURCES: list[tuple[Literal["last", "all"], Need]] = [("last", Need.LAST_ROW), ("all", Need.COLUMN_MEAN)]

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from tests.models import prompt, tiny_llava
 from tests.strategies.sites_factory import attention, layer_site, model_shape
 from tokentrim.calibrate.psigmoid import Depth, counts_of
-from tokentrim.calibrate.schedule_file import rates_of
-from tokentrim.config import load_config, strategy_from
+from tokentrim.config.schedule_file import rates_of
+from tokentrim.config.specs import load_config, strategy_from
+from tokentrim.contracts.selection import top_selection
+from tokentrim.contracts.sites import Need
+from tokentrim.counting.schedule import Schedule
 from tokentrim.errors import ConfigError, StrategyError
-from tokentrim.schedule import Schedule
-from tokentrim.selection import top_selection
 from tokentrim.session import trim
-from tokentrim.sites import Need
 from tokentrim_strategies.fastv import FastV
 from tokentrim_strategies.layer_counts import LayerCounts
 

@@ -1,6 +1,6 @@
 """``none`` has no part, and so nothing to decide."""
 
-from tokentrim.strategy import Parts
+from tokentrim.contracts.strategy import Parts
 from tokentrim_strategies.none import NoPruning
 
 

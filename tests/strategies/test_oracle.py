@@ -3,8 +3,8 @@
 import torch
 
 from tests.strategies.sites_factory import layer_site, model_shape
-from tokentrim.schedule import Schedule
-from tokentrim.sites import Need
+from tokentrim.contracts.sites import Need
+from tokentrim.counting.schedule import Schedule
 from tokentrim_strategies.oracle import Oracle
 
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape, raster_grid
+from tokentrim.contracts.selection import Selection
+from tokentrim.contracts.sites import Need
+from tokentrim.counting.schedule import Schedule
 from tokentrim.errors import StrategyError
-from tokentrim.schedule import Schedule
-from tokentrim.selection import Selection
-from tokentrim.sites import Need
 from tokentrim_strategies.pool import Pool, pooled_grid
 
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies.sites_factory import attention, layer_site, model_shape
-from tokentrim.extras import PromptInfo
-from tokentrim.schedule import Schedule
-from tokentrim.selection import top_selection
-from tokentrim.sites import Need
+from tokentrim.contracts.extras import PromptInfo
+from tokentrim.contracts.selection import top_selection
+from tokentrim.contracts.sites import Need
+from tokentrim.counting.schedule import Schedule
 from tokentrim_strategies.fastv import FastV
 from tokentrim_strategies.pvtp import PVTP, Inheritance
 from tokentrim_strategies.st3 import ST3

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape, raster_grid
+from tokentrim.contracts.extras import PromptInfo
+from tokentrim.contracts.sites import LayerSite, Need
+from tokentrim.contracts.toolkit.cells import windows_of
+from tokentrim.counting.schedule import Schedule
 from tokentrim.errors import StrategyError
-from tokentrim.extras import PromptInfo
-from tokentrim.lattice import windows_of
-from tokentrim.schedule import Schedule
-from tokentrim.sites import LayerSite, Need
 from tokentrim.train.runner import trainer_of
 from tokentrim_strategies._quecc_module import Compressor
 from tokentrim_strategies._quecc_training import PromptOnly

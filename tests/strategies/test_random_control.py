@@ -3,9 +3,9 @@
 import torch
 
 from tests.strategies.sites_factory import layer_site, model_shape
-from tokentrim.randomness import uniform
-from tokentrim.schedule import Schedule
-from tokentrim.sites import Need
+from tokentrim.contracts.noise import uniform
+from tokentrim.contracts.sites import Need
+from tokentrim.counting.schedule import Schedule
 from tokentrim_strategies.random_control import Random
 
 NOISE = {Need.RANDOM: None}

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape, step_site
+from tokentrim.contracts.extras import PromptInfo
+from tokentrim.contracts.strategy import Parts
+from tokentrim.counting.schedule import Schedule
+from tokentrim.engine.tokens.trace import Trace
 from tokentrim.errors import DataError, StrategyError
-from tokentrim.extras import PromptInfo
-from tokentrim.schedule import Schedule
-from tokentrim.strategy import Parts
-from tokentrim.trace import Trace
 from tokentrim_strategies.replay import Replay, ReplaySpatial, ReplayTemporal
 
 SHAPE = model_shape(n_layers=4)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.core.cases import generate
+from tests.engine.cases import generate
 from tests.models import IMAGE, alone, prompt, tiny_llava
 from tokentrim.errors import DataError, UnknownNameError, UnsupportedError
 from tokentrim.session import trim

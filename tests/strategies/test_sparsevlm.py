@@ -15,15 +15,15 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape
-from tokentrim.config import load_config
+from tokentrim.config.specs import load_config
+from tokentrim.contracts.extras import PromptInfo
+from tokentrim.contracts.noise import uniform
+from tokentrim.contracts.selection import Selection
+from tokentrim.contracts.sites import Need
+from tokentrim.counting.forecast import plan
+from tokentrim.counting.published import PRESETS as MODELS
+from tokentrim.engine.tokens.stream import merge_features
 from tokentrim.errors import StrategyError, UnknownNameError
-from tokentrim.extras import PromptInfo
-from tokentrim.plan import plan
-from tokentrim.published import PRESETS as MODELS
-from tokentrim.randomness import uniform
-from tokentrim.selection import Selection
-from tokentrim.sites import Need
-from tokentrim.stream import merge_features
 from tokentrim_strategies.sparsevlm import PRESETS, SparseVLM
 
 CONFIGS = Path(__file__).parents[2] / "docs/examples/configs"

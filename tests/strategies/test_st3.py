@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from tests.strategies.sites_factory import model_shape
-from tokentrim.compose import Composition
-from tokentrim.config import load_config
+from tokentrim.config.specs import load_config
+from tokentrim.contracts.compose import Composition
+from tokentrim.contracts.sites import Need
+from tokentrim.contracts.strategy import Parts, Strategy
+from tokentrim.counting.forecast import plan
 from tokentrim.errors import UnknownNameError
-from tokentrim.plan import plan
-from tokentrim.sites import Need
-from tokentrim.strategy import Parts, Strategy
 from tokentrim_strategies.fastv import FastV
 from tokentrim_strategies.pvtp import PVTP, PVTPParameters
 from tokentrim_strategies.random_control import Random

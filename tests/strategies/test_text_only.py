@@ -3,7 +3,7 @@
 import pytest
 
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape
-from tokentrim.schedule import Schedule
+from tokentrim.counting.schedule import Schedule
 from tokentrim_strategies.fastv import FastV
 from tokentrim_strategies.text_only import TextOnly
 

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.strategies.sites_factory import attention, counts_tensor, layer_site
-from tokentrim.published import PRESETS
-from tokentrim.selection import Selection
-from tokentrim.sites import Need
+from tokentrim.contracts.selection import Selection
+from tokentrim.contracts.sites import Need
+from tokentrim.counting.published import PRESETS
 from tokentrim_strategies.vispruner import VisPruner
 
 

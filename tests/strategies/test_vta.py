@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.strategies.sites_factory import attention, model_shape, step_site
-from tokentrim.sites import Need
+from tokentrim.contracts.sites import Need
 from tokentrim_strategies.vta import VTA
 
 SHAPE = model_shape()

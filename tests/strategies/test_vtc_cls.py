@@ -6,14 +6,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.core.cases import generate
+from tests.engine.cases import generate
 from tests.models import prompt, tiny_llava
 from tests.strategies.sites_factory import attention, layer_site
+from tokentrim.contracts.selection import top_selection
+from tokentrim.contracts.sites import Need
+from tokentrim.counting.published import PRESETS
 from tokentrim.errors import UnsupportedError
-from tokentrim.published import PRESETS
-from tokentrim.selection import top_selection
 from tokentrim.session import trim
-from tokentrim.sites import Need
 from tokentrim_strategies.fastervlm import FasterVLM
 from tokentrim_strategies.vtc_cls import VTCCLS
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.core.cases import generate
+from tests.engine.cases import generate
 from tests.models import prompt, tiny_llava
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape
+from tokentrim.counting.forecast import plan
+from tokentrim.counting.published import PRESETS
+from tokentrim.counting.schedule import Schedule
 from tokentrim.errors import StrategyError
-from tokentrim.plan import plan
-from tokentrim.published import PRESETS
-from tokentrim.schedule import Schedule
 from tokentrim.session import trim
 from tokentrim_strategies.vtw import Withdrawal
 

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.core.cases import deviation, generate
-from tests.core.reference import embeddings
+from tests.engine.cases import deviation, generate
+from tests.engine.reference import embeddings
 from tests.models import IMAGE, alone, prompt, tiny_llava
-from tokentrim.accounting import prefill_flops
-from tokentrim.bands import spans_of
 from tokentrim.bench.limits import least_prefill_flops
+from tokentrim.counting.costs import prefill_flops
+from tokentrim.counting.forecast import plan
+from tokentrim.engine.abilities.bands import spans_of
 from tokentrim.errors import TokentrimError, UnsupportedError
-from tokentrim.plan import plan
 from tokentrim.session import trim
 from tokentrim_strategies.yopo import YOPO
 

@@ -8,20 +8,20 @@ import pytest
 import torch
 from PIL import Image
 
-from tokentrim.testbed.checkpoint import Checkpoint
-from tokentrim.testbed.distil import PLACING, load_teacher, teacher_tokens, warm_start
-from tokentrim.testbed.dropout import DropoutPlan, draw_priorities
-from tokentrim.testbed.families import FAMILIES, family_of
-from tokentrim.testbed.family import LLAVA
-from tokentrim.testbed.forward import run_packed
-from tokentrim.testbed.losses import NOT_A_GLYPH, UNJUDGED, patch_targets
-from tokentrim.testbed.packing import AnswerWeights, pack
-from tokentrim.testbed.processors import build_processor
-from tokentrim.testbed.recipe_warm import RECIPES
 from tokentrim.testbed.scenes import SQUARE, Canvas, draw_scenes, render
-from tokentrim.testbed.stage import Options
-from tokentrim.testbed.train import train
-from tokentrim.testbed.view import fine_centre, holds_centre, overlap
+from tokentrim.testbed.training.checkpoint import Checkpoint
+from tokentrim.testbed.training.distil import PLACING, load_teacher, teacher_tokens, warm_start
+from tokentrim.testbed.training.dropout import DropoutPlan, draw_priorities
+from tokentrim.testbed.training.families import FAMILIES, family_of
+from tokentrim.testbed.training.family import LLAVA
+from tokentrim.testbed.training.forward import run_packed
+from tokentrim.testbed.training.losses import NOT_A_GLYPH, UNJUDGED, patch_targets
+from tokentrim.testbed.training.packing import AnswerWeights, pack
+from tokentrim.testbed.training.processors import build_processor
+from tokentrim.testbed.training.recipe_warm import RECIPES
+from tokentrim.testbed.training.stage import Options
+from tokentrim.testbed.training.train import train
+from tokentrim.testbed.training.view import fine_centre, holds_centre, overlap
 from tokentrim.testbed.vocabulary import IDS
 
 WARM = ("qwen2.5-vl", "llava-next")

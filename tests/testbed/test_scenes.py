@@ -15,7 +15,7 @@ from tokentrim.testbed.scenes import (
     draw_scenes,
     render,
 )
-from tokentrim.testbed.view import SQUARE_VIEW, fine_centre, overlap
+from tokentrim.testbed.training.view import SQUARE_VIEW, fine_centre, overlap
 from tokentrim.testbed.vocabulary import GLYPHS
 
 seeds = st.integers(0, 2**32 - 1)

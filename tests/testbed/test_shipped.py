@@ -8,16 +8,17 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-from tokentrim.testbed import MODELS, check, model_folder
-from tokentrim.testbed.checkpoint import Checkpoint, Progress
-from tokentrim.testbed.evaluate import kept_tokens, mean_score, only_plane, oracle, predictions, random_order
-from tokentrim.testbed.export import export
-from tokentrim.testbed.families import family_of
-from tokentrim.testbed.family import LLAVA
-from tokentrim.testbed.model import build_model, pixel_values
-from tokentrim.testbed.processors import build_processor
+from tokentrim.testbed import MODELS, model_folder
 from tokentrim.testbed.scenes import Canvas
 from tokentrim.testbed.tasks import TASKS, TASKS_SIZES, resized
+from tokentrim.testbed.training import check
+from tokentrim.testbed.training.checkpoint import Checkpoint, Progress
+from tokentrim.testbed.training.evaluate import kept_tokens, mean_score, only_plane, oracle, predictions, random_order
+from tokentrim.testbed.training.export import export
+from tokentrim.testbed.training.families import family_of
+from tokentrim.testbed.training.family import LLAVA
+from tokentrim.testbed.training.model import build_model, pixel_values
+from tokentrim.testbed.training.processors import build_processor
 from tokentrim.testbed.vocabulary import ASSISTANT, BEGIN, IDS, IMAGE
 
 models = pytest.mark.parametrize("name", MODELS)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tokentrim.tasks
-from tokentrim.tasks import Evidence, Sample, Task, evidence_over, evidence_scores
+import tokentrim.contracts.tasks
+from tokentrim.contracts.tasks import Evidence, Sample, Task, evidence_over, evidence_scores
 from tokentrim.testbed import scenes, tasks, vocabulary
 from tokentrim.testbed.scenes import GRID, IMAGE_SIZE, draw_scenes
 from tokentrim.testbed.tasks import TASKS, evidence_of, exact, list_f1
@@ -179,7 +179,7 @@ def test_evidence_scores_are_ordered_and_distinct(evidence, height, width, rows,
     np.testing.assert_array_equal(scores, evidence_scores(list(reversed(evidence)), height, width, rows, cols))
 
 
-@pytest.mark.parametrize("module", [tokentrim.tasks, scenes, tasks, vocabulary], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [tokentrim.contracts.tasks, scenes, tasks, vocabulary], ids=lambda m: m.__name__)
 def test_tasks_themselves_need_no_torch(module):
     nodes = ast.walk(ast.parse(Path(module.__file__).read_text()))
     imported = {

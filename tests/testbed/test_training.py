@@ -9,19 +9,27 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokentrim.testbed.checkpoint import Checkpoint
-from tokentrim.testbed.dropout import DropoutMix, DropoutPlan, draw_plan, draw_priorities
-from tokentrim.testbed.forward import run_packed
-from tokentrim.testbed.losses import patch_targets
-from tokentrim.testbed.model import build_model, deepen, pixel_values
-from tokentrim.testbed.packing import IGNORE, PREFIX, AnswerWeights, caption_segment, layout, pack, short_segment
-from tokentrim.testbed.questions import ASKERS
-from tokentrim.testbed.recipe import DEEP_LAYERS, DEEP_PLACES, QUESTIONS, STAGES
 from tokentrim.testbed.scenes import TOKENS, draw_scenes, render
-from tokentrim.testbed.stage import Options
 from tokentrim.testbed.tasks import TASKS, ask_list_all, ask_list_where
-from tokentrim.testbed.train import train
-from tokentrim.testbed.view import SQUARE_VIEW, fine_centre
+from tokentrim.testbed.training.checkpoint import Checkpoint
+from tokentrim.testbed.training.dropout import DropoutMix, DropoutPlan, draw_plan, draw_priorities
+from tokentrim.testbed.training.forward import run_packed
+from tokentrim.testbed.training.losses import patch_targets
+from tokentrim.testbed.training.model import build_model, deepen, pixel_values
+from tokentrim.testbed.training.packing import (
+    IGNORE,
+    PREFIX,
+    AnswerWeights,
+    caption_segment,
+    layout,
+    pack,
+    short_segment,
+)
+from tokentrim.testbed.training.questions import ASKERS
+from tokentrim.testbed.training.recipe import DEEP_LAYERS, DEEP_PLACES, QUESTIONS, STAGES
+from tokentrim.testbed.training.stage import Options
+from tokentrim.testbed.training.train import train
+from tokentrim.testbed.training.view import SQUARE_VIEW, fine_centre
 from tokentrim.testbed.vocabulary import COLUMNS, END, IDS, NOTHING, ROWS, decode
 
 seeds = st.integers(0, 2**32 - 1)

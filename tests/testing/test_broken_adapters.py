@@ -1,6 +1,6 @@
 """The checks of adapters pass on ours, and each of them fails on one that is broken where it looks.
 
-Those that the self-test brings along have their broken adapters in tests/core/test_selftest.py.
+Those that the self-test brings along have their broken adapters in tests/selftest/test_selftest.py.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from tests.families import FAMILIES
-from tokentrim.adapter import Adapter, Encoding, Layout, Places
+from tokentrim.contracts.adapter import Adapter, Encoding, Layout, Places
 from tokentrim.errors import UnknownNameError
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
 from tokentrim.selftest.checks import CHECKS
 from tokentrim.selftest.subject import Subject
 from tokentrim.testing import Example, check_adapter, checks_of, parametrize_with_checks, small_model

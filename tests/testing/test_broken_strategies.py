@@ -15,14 +15,14 @@ import torch
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from torch import Tensor
 
-from tokentrim.adapter import Layout
-from tokentrim.budget import keep_count
-from tokentrim.plugins import registry
-from tokentrim.registry import Entry
-from tokentrim.schedule import Schedule
-from tokentrim.selection import Selection, top_selection
-from tokentrim.sites import LayerSite, Need, StepSite
-from tokentrim.strategy import Parts, SpatialScorer, SpatialSelector, TemporalScorer
+from tokentrim.contracts.adapter import Layout
+from tokentrim.contracts.selection import Selection, top_selection
+from tokentrim.contracts.sites import LayerSite, Need, StepSite
+from tokentrim.contracts.strategy import Parts, SpatialScorer, SpatialSelector, TemporalScorer
+from tokentrim.counting.rounding import keep_count
+from tokentrim.counting.schedule import Schedule
+from tokentrim.plugins.loader import registry
+from tokentrim.plugins.registry import Entry
 from tokentrim.testing import checks_of, small_model
 from tokentrim.testing.answer_checks import ANSWER_CHECKS
 from tokentrim.testing.case import STEPS

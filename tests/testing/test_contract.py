@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.core.cases import SPECS
-from tokentrim.config import strategy_from
+from tests.engine.cases import SPECS
+from tokentrim.config.specs import strategy_from
 from tokentrim.testing import checks_of, parametrize_with_checks
 
 _FIRST = {strategy_from(spec).strategy.name: name for name, spec in reversed(SPECS.items())}

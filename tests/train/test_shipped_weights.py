@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import tokentrim_strategies
-from tokentrim.compare.cells import locate
-from tokentrim.compare.specs import ModelSpec
+from tokentrim.contracts.trained.trainable import Trainable
+from tokentrim.contracts.trained.weights import read_weights
 from tokentrim.loading import load_model
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.cells import locate
+from tokentrim.runs.specs import ModelSpec
 from tokentrim.session import trim
 from tokentrim.train.data import answered
-from tokentrim.trainable import Trainable
-from tokentrim.weights import read_weights
 
 FILES = sorted((Path(tokentrim_strategies.__file__).parent / "weights").glob("[!.]*.safetensors"))
 COUNTS = [int(path.stem.rsplit("-", 1)[1]) for path in FILES if path.name.startswith("quecc")]

@@ -12,19 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from tokentrim.compare.progress import Silent
+from tokentrim.contracts.tasks import Sample, Task
+from tokentrim.contracts.trained.sketch import difference, is_same, sketch_of
+from tokentrim.contracts.trained.weights import read_weights
 from tokentrim.errors import ConfigError, PluginError, ResultsError, StrategyError, TokentrimError, UnknownNameError
 from tokentrim.loading import load_model
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.progress import Silent
 from tokentrim.session import located, trim
-from tokentrim.sketch import difference, is_same, sketch_of
-from tokentrim.tasks import Sample, Task
 from tokentrim.train import runner
 from tokentrim.train.answering import answer_logits, per_sample
 from tokentrim.train.data import IGNORE, Rounds, answered, step_rng
 from tokentrim.train.runner import options_of, run, trainable, trainer_of
 from tokentrim.train.trainer import TrainOptions
-from tokentrim.weights import read_weights
 
 SMALL: dict[str, Any] = {"model": "testbed-plain", "tasks": ["where", "what"], "batch_size": 4, "steps": 4}
 STRATEGIES = ["quecc", "dyvte"]

@@ -12,7 +12,7 @@ from tokentrim.bench.options import BenchOptions, split_strategies
 from tokentrim.bench.render import markdown
 from tokentrim.bench.result import BenchResult, BenchRow
 from tokentrim.bench.runner import run
-from tokentrim.bench.spread import Spread
+from tokentrim.runs.spread import Spread
 
 __all__ = [
     "GEOMETRIES",

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokentrim.adapter import Layout
-from tokentrim.attention import implementation_of
-from tokentrim.bench.measure import timed
-from tokentrim.masks import causal_mask
+from tokentrim.contracts.adapter import Layout
+from tokentrim.engine.seams.attention import implementation_of
+from tokentrim.engine.seams.masks import causal_mask
+from tokentrim.runs.stopwatch import timed
 
 
 @dataclass(frozen=True)

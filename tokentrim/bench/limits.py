@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokentrim.accounting import Usage
-from tokentrim.adapter import Layout
-from tokentrim.bench.measure import timed
+from tokentrim.contracts.adapter import Layout
+from tokentrim.counting.costs import Usage
+from tokentrim.runs.stopwatch import timed
 
 BUFFER_BYTES: Final = 2**29
 """Bytes that a pass over memory covers: many times any cache."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from tokentrim.bench.families.base import Geometry
 from tokentrim.bench.geometry import GEOMETRIES
-from tokentrim.config import Spec, strategy_from
+from tokentrim.config.specs import Spec, strategy_from
 from tokentrim.errors import ConfigError, complaint, unknown_name
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]

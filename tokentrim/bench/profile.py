@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from tokentrim.adapter import Layout
-from tokentrim.bench.measure import generate
 from tokentrim.bench.options import BenchOptions
 from tokentrim.bench.runner import trimmed
 from tokentrim.bench.subject import Subject, threads
-from tokentrim.strategy import Strategy
+from tokentrim.contracts.adapter import Layout
+from tokentrim.contracts.strategy import Strategy
+from tokentrim.runs.stopwatch import generate
 
 Phase = Literal["vision", "prefill", "decode"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from tokentrim.bench.limits import Limits
 from tokentrim.bench.options import BenchOptions
 from tokentrim.bench.result import BenchResult, BenchRow
-from tokentrim.bench.spread import Spread
+from tokentrim.runs.spread import Spread
 
 _COLUMNS = (
     "strategy", "tokens kept, layer mean", "prefill, s", "speed-up", "implied by FLOPs", "reached", "kernels alone",

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.bench.geometry import GEOMETRIES
 from tokentrim.bench.limits import Limits
-from tokentrim.bench.spread import Spread
 from tokentrim.errors import ResultsError, complaint
+from tokentrim.runs.spread import Spread
 
 if TYPE_CHECKING:
     from rich.table import Table

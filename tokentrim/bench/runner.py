@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokentrim.accounting import Usage
-from tokentrim.adapter import Layout
 from tokentrim.bench.floor import KernelFloor
 from tokentrim.bench.limits import Limits, decode_weight_bytes, measure_limits
-from tokentrim.bench.measure import Timing, generate, peak_bytes, timed_generate
 from tokentrim.bench.options import BenchOptions
 from tokentrim.bench.result import BenchResult, BenchRow
-from tokentrim.bench.spread import Spread
 from tokentrim.bench.subject import Subject, environment_of, threads
+from tokentrim.contracts.adapter import Layout
+from tokentrim.contracts.strategy import Strategy
+from tokentrim.counting.costs import Usage
+from tokentrim.counting.forecast import Plan, plan
+from tokentrim.engine.tokens.trace import Trace
 from tokentrim.errors import EngineError, complaint
-from tokentrim.plan import Plan, plan
+from tokentrim.runs.spread import Spread
+from tokentrim.runs.stopwatch import Timing, generate, peak_bytes, timed_generate
 from tokentrim.session import Session, trim
-from tokentrim.strategy import Strategy
-from tokentrim.trace import Trace
 
 
 @dataclass

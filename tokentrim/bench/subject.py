@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokentrim.adapter import Layout
 from tokentrim.bench.geometry import build_model, build_prompt
 from tokentrim.bench.options import BenchOptions
-from tokentrim.compose import Composition
-from tokentrim.config import Spec, strategy_from
+from tokentrim.config.specs import Spec, strategy_from
+from tokentrim.contracts.adapter import Layout
+from tokentrim.contracts.compose import Composition
+from tokentrim.contracts.strategy import Strategy
+from tokentrim.counting.shape import ModelShape
 from tokentrim.errors import ConfigError, complaint
 from tokentrim.session import adapter_of
-from tokentrim.shape import ModelShape
-from tokentrim.strategy import Strategy
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from tokentrim.bench.jobs import AnyJob, ThroughputJob, TimingJob
 from tokentrim.bench.options import BenchOptions, Device, DType
 from tokentrim.bench.result import BenchResult
 from tokentrim.bench.throughput import ThroughputResult
-from tokentrim.compare.files import write_atomic, write_json
-from tokentrim.config import load_yaml, strategy_from
+from tokentrim.config.specs import load_yaml, strategy_from
+from tokentrim.config.validation import check
+from tokentrim.config.yaml_reader import Where
 from tokentrim.errors import ConfigError, ResultsError, complaint
-from tokentrim.validation import check
-from tokentrim.yaml_reader import Where
+from tokentrim.runs.files import write_atomic, write_json
 
 PAGE = "index.md"
 _FAILED = ".failed.json"

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 import torch
 
-from tokentrim.bench.measure import generate, peak_bytes, timed_generate
 from tokentrim.bench.options import BenchOptions
 from tokentrim.bench.runner import trimmed
-from tokentrim.bench.spread import Spread
 from tokentrim.bench.subject import Subject, environment_of, threads
+from tokentrim.contracts.strategy import Strategy
 from tokentrim.errors import ConfigError, ResultsError, complaint
-from tokentrim.strategy import Strategy
+from tokentrim.runs.spread import Spread
+from tokentrim.runs.stopwatch import generate, peak_bytes, timed_generate
 
 COLUMNS: Final = ("strategy", "largest batch", "peak, MiB", "tokens per second", "against untouched")
 """Headings of :meth:`Throughput.cells`."""

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from tokentrim.calibrate.options import options_from as options_from
     from tokentrim.calibrate.runner import Calibration as Calibration
     from tokentrim.calibrate.runner import run as run
-    from tokentrim.calibrate.schedule_file import MadeFor as MadeFor
-    from tokentrim.calibrate.schedule_file import Query as Query
-    from tokentrim.calibrate.schedule_file import ScheduleFile as ScheduleFile
-    from tokentrim.calibrate.schedule_file import falling as falling
-    from tokentrim.calibrate.schedule_file import read_schedule as read_schedule
+    from tokentrim.config.schedule_file import MadeFor as MadeFor
+    from tokentrim.config.schedule_file import Query as Query
+    from tokentrim.config.schedule_file import ScheduleFile as ScheduleFile
+    from tokentrim.config.schedule_file import falling as falling
+    from tokentrim.config.schedule_file import read_schedule as read_schedule
 
 # Lazy, so that the command line's help needs neither torch nor optuna.
 _HOME: Final = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from tokentrim.budget import exact
+from tokentrim.counting.rounding import exact
 
 Rates = Mapping[int, float]
 """boundary -> share of all visual tokens that is kept from there on; never rising."""

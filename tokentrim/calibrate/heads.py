@@ -14,18 +14,18 @@ import yaml
 from pydantic import Field
 from torch import Tensor
 
-from tokentrim import attention
-from tokentrim import rows as rows_of
 from tokentrim.calibrate.measure import SPLIT
 from tokentrim.calibrate.options import CalibrationOptions
-from tokentrim.compare.batches import Batch, model_inputs
-from tokentrim.compare.cells import Cell, locate, versions
-from tokentrim.compare.files import write_atomic
-from tokentrim.compare.progress import Progress, Silent
-from tokentrim.compare.work import work_of
-from tokentrim.config import strategy_from
+from tokentrim.config.specs import strategy_from
+from tokentrim.engine.seams import attention
+from tokentrim.engine.seams import attention_rows as rows_of
 from tokentrim.errors import ResultsError, complaint
 from tokentrim.loading import Loaded, load_model
+from tokentrim.runs.batches import Batch, model_inputs
+from tokentrim.runs.cells import Cell, locate, versions
+from tokentrim.runs.files import write_atomic
+from tokentrim.runs.progress import Progress, Silent
+from tokentrim.runs.work import work_of
 from tokentrim.session import located
 
 RUNS_IT: Final = "yopo"

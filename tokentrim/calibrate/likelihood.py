@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from tokentrim.compare.batches import Batch, answer_tokens, model_inputs
-from tokentrim.compare.cells import Cell
-from tokentrim.compare.work import Work
 from tokentrim.loading import Loaded
+from tokentrim.runs.batches import Batch, answer_tokens, model_inputs
+from tokentrim.runs.cells import Cell
+from tokentrim.runs.work import Work
 from tokentrim.session import trim
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.calibrate.likelihood import generate, likelihood
 from tokentrim.calibrate.options import CalibrationOptions, Direction, Quality
-from tokentrim.compare.cells import Cell, ModelTarget
-from tokentrim.compare.execute import run_cell
-from tokentrim.compare.work import Work, work_of
-from tokentrim.config import strategy_from
+from tokentrim.config.specs import strategy_from
 from tokentrim.errors import EngineError
 from tokentrim.loading import Loaded, load_model
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.answer import run_cell
+from tokentrim.runs.cells import Cell, ModelTarget
+from tokentrim.runs.work import Work, work_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tokentrim.compare.specs import ModelSpec, TaskSpec, asked
-from tokentrim.validation import check
-from tokentrim.yaml_reader import Where
+from tokentrim.config.validation import check
+from tokentrim.config.yaml_reader import Where
+from tokentrim.runs.specs import ModelSpec, TaskSpec, asked
 
 Quality = Literal["score", "likelihood"]
 Direction = Literal["withdrawn-full", "full-withdrawn"]

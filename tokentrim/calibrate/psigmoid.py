@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tokentrim.budget import keep_count
 from tokentrim.calibrate.gsearch import Found
-from tokentrim.calibrate.schedule_file import rates_of
+from tokentrim.config.schedule_file import rates_of
+from tokentrim.counting.rounding import keep_count
 from tokentrim.errors import ConfigError, UnsupportedError, complaint
 
 _HALVINGS: Final = 200  # of the centre's interval: to the last bit of a double

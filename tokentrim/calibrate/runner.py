@@ -16,17 +16,17 @@ from tokentrim.calibrate.gsearch import Found, Rates, grid_of, gsearch, most_tri
 from tokentrim.calibrate.measure import SPLIT, Bench, divergence, next_token, quality_of
 from tokentrim.calibrate.options import VTW, CalibrationOptions, GSearch, PSigmoid
 from tokentrim.calibrate.psigmoid import Depth, psigmoid, require_optuna
-from tokentrim.calibrate.schedule_file import FORMAT, MadeFor, ScheduleFile, read_schedule
 from tokentrim.calibrate.state import State
-from tokentrim.compare.cells import Cell, ModelTarget, locate, versions
-from tokentrim.compare.files import write_atomic
-from tokentrim.compare.progress import Progress, Silent
-from tokentrim.compare.specs import digest
-from tokentrim.compare.work import Work
-from tokentrim.config import strategy_from
+from tokentrim.config.schedule_file import FORMAT, MadeFor, ScheduleFile, read_schedule
+from tokentrim.config.specs import strategy_from
+from tokentrim.counting.schedule import Schedule
 from tokentrim.errors import ConfigError, EngineError, ResultsError, complaint
-from tokentrim.plugins import registry
-from tokentrim.schedule import Schedule
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.cells import Cell, ModelTarget, locate, versions
+from tokentrim.runs.files import write_atomic
+from tokentrim.runs.progress import Progress, Silent
+from tokentrim.runs.specs import digest
+from tokentrim.runs.work import Work
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tokentrim.compare.files import write_json
 from tokentrim.errors import ResultsError, complaint
+from tokentrim.runs.files import write_json
 
 
 class State:

@@ -75,7 +75,7 @@ def _version(wanted: bool) -> None:
 
 def _without_plugins(wanted: bool) -> None:
     if wanted:
-        from tokentrim.plugins import only_builtins
+        from tokentrim.plugins.loader import only_builtins
 
         only_builtins()
 

@@ -128,7 +128,7 @@ def heads(
     """The heads that do without visual keys (inactive heads of YOPO)."""
     from tokentrim.calibrate import heads as search
     from tokentrim.calibrate.options import options_from
-    from tokentrim.compare.progress import progress_on
+    from tokentrim.runs.progress import progress_on
 
     quiet_libraries()
     shared = _shared(model, task, samples, batch_size, device, dtype)
@@ -162,7 +162,7 @@ def _run(kind: type[CalibrationOptions], values: dict[str, Any], out: Path, as_j
     """Calibrate, and print what was found."""
     from tokentrim.calibrate.options import options_from
     from tokentrim.calibrate.runner import run
-    from tokentrim.compare.progress import progress_on
+    from tokentrim.runs.progress import progress_on
 
     quiet_libraries()
     options = options_from(kind, values)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokentrim.adapter import Adapter
+from tokentrim.contracts.adapter import Adapter
 from tokentrim.errors import DataError, complaint
 from tokentrim.loading import read_config, require_supported, resolve_folder
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
 from tokentrim.selftest import Result, model_class_of, self_test
 
 

@@ -22,7 +22,7 @@ def cite(
     """Print the BibTeX of strategies, of their parts and guides, and of models; each work once."""
     if not what and not tokentrim:
         raise ConfigError(complaint("cite", "be told what", hint="such as: tokentrim cite st3, or a YAML file"))
-    from tokentrim.citation import bibliography, of_tokentrim
+    from tokentrim.cli.citations import bibliography, of_tokentrim
 
     found = bibliography(what or ())
     references = [*found.references, *([of_tokentrim()] if tokentrim else [])]

@@ -33,10 +33,10 @@ def compare(
     Writes results.jsonl, summary.json and gallery.json, and reports: report.html, report.md, summary.csv, pareto.png,
     kept.png. Exit code 1 when a question failed.
     """
-    from tokentrim.compare.progress import progress_on
-    from tokentrim.compare.ranks import leave, speaks
     from tokentrim.compare.runner import run
     from tokentrim.executors import parse_options
+    from tokentrim.runs.progress import progress_on
+    from tokentrim.runs.ranks import leave, speaks
 
     quiet_libraries()
     people = console(to_stderr=as_json)

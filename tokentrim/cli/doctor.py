@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokentrim.cli.output import AsJson, RunFailed, console, emit, quiet_libraries
-from tokentrim.plugins import checked_infos, registry
+from tokentrim.plugins.loader import checked_infos, registry
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from tokentrim.config import Structure
+    from tokentrim.config.specs import Structure
     from tokentrim.explain import Explanation
     from tokentrim.loading import DeviceName, DTypeName, Loaded
 
@@ -51,7 +51,7 @@ def explain(
 ) -> None:
     """Draw each strategy's scores on the image, what it kept, merged and forgot: a picture per stage."""
     from tokentrim.bench.options import split_strategies
-    from tokentrim.config import strategy_from
+    from tokentrim.config.specs import strategy_from
 
     check_words(device, dtype, structure)
     specs = [strategy_from(piece) for piece in split_strategies(strategy)]
@@ -117,7 +117,7 @@ def _question(image: list[Path], prompt: str | None, task: str | None, model: st
         return Question(asked, [load_image(path) for path in image])
     if prompt is not None:
         raise ConfigError(complaint("--prompt", "come with --image", hint="the task brings its own question"))
-    from tokentrim.plugins import registry
+    from tokentrim.plugins.loader import registry
 
     name, _, number = task.partition(":")
     found = registry("task").get(name)
@@ -130,7 +130,7 @@ def _question(image: list[Path], prompt: str | None, task: str | None, model: st
     sample = samples[place]
 
     def evidence(loaded: Loaded) -> Any:
-        from tokentrim.compare.batches import evidence_of, make_batch
+        from tokentrim.runs.batches import evidence_of, make_batch
 
         return evidence_of(found, make_batch(loaded, [sample], [0]))
 
@@ -139,10 +139,10 @@ def _question(image: list[Path], prompt: str | None, task: str | None, model: st
 
 def _check_fit(specs: list[Any], model: str, n_images: int) -> None:
     """Refuse what does not fit the model before its weights are loaded."""
-    from tokentrim.config import resolve
+    from tokentrim.config.specs import resolve
+    from tokentrim.contracts.fits import prepare
+    from tokentrim.counting.forecast import plan
     from tokentrim.loading import shape_of
-    from tokentrim.plan import plan
-    from tokentrim.planning import prepare
 
     shape = shape_of(model)
     if shape.vision is None:
@@ -162,10 +162,10 @@ def _one(
         RunFailed: when the run breaks after it has started.
     """
     from tokentrim.cli.run import visual_tokens_of
-    from tokentrim.config import resolve
+    from tokentrim.config.specs import resolve
+    from tokentrim.contracts.sites import Need
     from tokentrim.explain import explain as explained
     from tokentrim.session import adapter_of
-    from tokentrim.sites import Need
 
     shape = adapter_of(loaded.model).locate(loaded.model).shape
     n_visual = visual_tokens_of(loaded, inputs, question.images if structure == "keep" else [])

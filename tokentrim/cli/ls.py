@@ -10,8 +10,8 @@ import typer
 
 from tokentrim.cli.output import AsJson, console, emit
 from tokentrim.errors import PluginError, unknown_name
-from tokentrim.plugins import KINDS, installed_version, registry
-from tokentrim.registry import Entry
+from tokentrim.plugins.loader import KINDS, installed_version, registry
+from tokentrim.plugins.registry import Entry
 
 _KINDS = (*(kind.name for kind in KINDS), "config")
 

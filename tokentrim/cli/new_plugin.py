@@ -24,7 +24,7 @@ def new_plugin(
     as_json: AsJson = False,
 ) -> None:
     """Write a package with a strategy that can be installed, tested and compared at once, and then be changed."""
-    from tokentrim.scaffold import NewPlugin
+    from tokentrim.cli.scaffold import NewPlugin
 
     plugin = NewPlugin(name, strategy or name, kind)
     plugin.check()

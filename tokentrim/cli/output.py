@@ -65,7 +65,7 @@ def warn_in_one_line() -> None:
     """Show our own warnings as errors are shown; those of libraries keep their form."""
     import warnings
 
-    from tokentrim.plugins import PluginWarning
+    from tokentrim.plugins.loader import PluginWarning
 
     show = warnings.showwarning
 

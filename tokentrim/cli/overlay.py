@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from tokentrim.compare.shade import shade
+from tokentrim.drawing.shade import shade
 from tokentrim.errors import ResultsError, complaint
 
 if TYPE_CHECKING:
-    from tokentrim.compare.planes import Cells
+    from tokentrim.runs.token_places import Cells
 
 _TILE: Final = 288
 _GAP: Final = 16

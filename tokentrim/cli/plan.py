@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from tokentrim.accounting import Usage
 from tokentrim.cli.output import AsJson, StrategyOption, console, emit
+from tokentrim.counting.costs import Usage
+from tokentrim.counting.forecast import NEW_TOKENS, TEXT_TOKENS, Plan
+from tokentrim.counting.forecast import plan as make_plan
+from tokentrim.counting.tilings import NOMINAL_SIZE
 from tokentrim.errors import ConfigError, UnsupportedError, complaint
-from tokentrim.plan import NEW_TOKENS, TEXT_TOKENS, Plan
-from tokentrim.plan import plan as make_plan
-from tokentrim.tilings import NOMINAL_SIZE
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tokentrim.shape import VisionShape
+    from tokentrim.counting.shape import VisionShape
 
 _SIZE = re.compile(r"\s*(\d+)\s*[xX]\s*(\d+)\s*")
 
@@ -40,7 +40,7 @@ def plan(
         raise ConfigError(
             complaint("--strategy", "be given", hint="such as --strategy st3; see 'tokentrim ls strategy'")
         )
-    from tokentrim.config import strategy_from
+    from tokentrim.config.specs import strategy_from
     from tokentrim.loading import shape_of
 
     spec = strategy_from(strategy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from tokentrim.cli.output import AsJson, console, emit
-from tokentrim.plugins import LIMIT_VARIABLE, checked_infos
+from tokentrim.plugins.loader import LIMIT_VARIABLE, checked_infos
 
 
 def plugins(as_json: AsJson = False) -> None:

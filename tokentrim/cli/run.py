@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
 
-    from tokentrim.config import Structure
+    from tokentrim.config.specs import Structure
+    from tokentrim.contracts.strategy import Strategy
+    from tokentrim.engine.report import Report
     from tokentrim.loading import DeviceName, DTypeName, Loaded
-    from tokentrim.report import Report
     from tokentrim.session import Session
-    from tokentrim.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def run(
     """Answer a question about an image with fewer visual tokens, and show what was kept and what it cost."""
     name, spec = _chosen(strategy, config, model)
     named: str = structure or spec.structure or "keep"
-    from tokentrim.config import resolve
+    from tokentrim.config.specs import resolve
+    from tokentrim.contracts.fits import prepare
+    from tokentrim.counting.forecast import plan
     from tokentrim.loading import load_image, load_model, shape_of
-    from tokentrim.plan import plan
-    from tokentrim.planning import prepare
 
     quiet_libraries()
     check_words(device, dtype, named)
@@ -86,7 +86,7 @@ def run(
     answer = _answer(loaded, inputs, solved, max_new_tokens, ends)
     if overlay is not None:
         from tokentrim.cli.overlay import write_overlay
-        from tokentrim.compare.planes import Cells
+        from tokentrim.runs.token_places import Cells
 
         write_overlay(overlay, pictures, answer.stages, Cells.of(answer.session.grid))
     if as_json:
@@ -109,7 +109,7 @@ def _chosen(strategy: str | None, config: Path | None, model: str | None) -> tup
                 hint="such as --strategy st3; see 'tokentrim ls strategy'",
             )
         )
-    from tokentrim.config import load_config, strategy_from
+    from tokentrim.config.specs import load_config, strategy_from
 
     if strategy is not None:
         return model or "testbed", strategy_from(strategy)
@@ -118,14 +118,14 @@ def _chosen(strategy: str | None, config: Path | None, model: str | None) -> tup
 
 
 def _strategy(name: str) -> Strategy:
-    from tokentrim.config import strategy_from
+    from tokentrim.config.specs import strategy_from
 
     return strategy_from(name).strategy
 
 
 def refuse_evidence(strategy: Strategy) -> None:
     """Raise UnsupportedError for a strategy that must be told what is relevant: nobody tells it of a user's image."""
-    from tokentrim.sites import Need
+    from tokentrim.contracts.sites import Need
 
     if Need.EVIDENCE in strategy.needed():
         raise UnsupportedError(
@@ -172,7 +172,7 @@ def inputs_of(loaded: Loaded, prompt: str, pictures: list[Image.Image]) -> dict[
 
 def visual_tokens_of(loaded: Loaded, inputs: dict[str, Any], pictures: list[Image.Image]) -> int:
     """Visual tokens of the prompt, without the line ends of ``pictures``."""
-    from tokentrim.compare.batches import visual_tokens
+    from tokentrim.runs.batches import visual_tokens
 
     return visual_tokens(loaded, inputs, [pictures])[0]
 

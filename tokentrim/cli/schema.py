@@ -15,7 +15,7 @@ def schema(
     schedule: Annotated[bool, typer.Option("--schedule", help="Of a file that 'tokentrim calibrate' writes.")] = False,
 ) -> None:
     """Print the JSON schema of a configuration file, with every installed strategy, for editors."""
-    from tokentrim.schema import SCHEMAS
+    from tokentrim.cli.schemas import SCHEMAS
 
     if compare and schedule:
         raise ConfigError(complaint("a schema", "be either --compare or --schedule", hint="call the command twice"))

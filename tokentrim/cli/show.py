@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from tokentrim.citation import BLOCK
+from tokentrim.cli.citations import BLOCK
 from tokentrim.cli.output import AsJson, console, emit
 from tokentrim.errors import unknown_name
-from tokentrim.plugins import KINDS, registry
-from tokentrim.registry import Entry
+from tokentrim.plugins.loader import KINDS, registry
+from tokentrim.plugins.registry import Entry
 
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 

@@ -34,11 +34,11 @@ def read(file: Path) -> tuple[str, dict[str, Any]]:
         UnknownNameError: when a name in it is not registered.
     """
     from tokentrim.compare.config import is_comparison
-    from tokentrim.config import load_config, load_yaml
+    from tokentrim.config.specs import load_config, load_yaml
 
     if is_comparison(load_yaml(file).data):
-        from tokentrim.compare.cells import first_boundary, locate
         from tokentrim.compare.config import load_compare
+        from tokentrim.runs.cells import first_boundary, locate
 
         config = load_compare(file)
         for spec in config.models:

@@ -9,25 +9,15 @@ from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tokentrim.compare.specs import (
-    DOWNSCALE,
-    Match,
-    ModelSpec,
-    Part,
-    Share,
-    TaskSpec,
-    Timing,
-    digest,
-    usual_comparison,
-)
-from tokentrim.config import StrategySpec, load_yaml, strategy_from
+from tokentrim.config.specs import StrategySpec, load_yaml, strategy_from
+from tokentrim.config.validation import check
+from tokentrim.config.yaml_reader import Where
+from tokentrim.contracts.tasks import Split
 from tokentrim.errors import complaint
 from tokentrim.executors.base import Executor
 from tokentrim.executors.choosing import executor_from
-from tokentrim.plugins import registry
-from tokentrim.tasks import Split
-from tokentrim.validation import check
-from tokentrim.yaml_reader import Where
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.specs import DOWNSCALE, Match, ModelSpec, Part, Share, TaskSpec, Timing, digest, usual_comparison
 
 Correction: TypeAlias = Literal["holm", "bonferroni", "fdr_bh", "none"]
 Control: TypeAlias = Literal["downscale"]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokentrim.compare.cells import TEXT_ONLY, Cell, ModelTarget, first_boundary
 from tokentrim.compare.config import CompareConfig, MethodSpec
-from tokentrim.compare.specs import MEASURED, Match, TaskSpec, Timing
-from tokentrim.config import StrategySpec, strategy_from
+from tokentrim.config.specs import StrategySpec, strategy_from
+from tokentrim.contracts.fits import prepare
+from tokentrim.counting.shape import ModelShape
 from tokentrim.errors import StrategyError
-from tokentrim.planning import prepare
-from tokentrim.plugins import registry
-from tokentrim.shape import ModelShape
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.cells import TEXT_ONLY, Cell, ModelTarget, first_boundary
+from tokentrim.runs.specs import MEASURED, Match, TaskSpec, Timing
 
 if TYPE_CHECKING:
-    from tokentrim.compare.results import CellResult
+    from tokentrim.runs.results import CellResult
 
 
 def expand(config: CompareConfig, models: list[ModelTarget]) -> list[Cell]:

@@ -18,11 +18,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from tokentrim.compare.cells import Cell
 from tokentrim.compare.config import CompareConfig
-from tokentrim.compare.files import write_json, write_lines
-from tokentrim.compare.results import CellResult
 from tokentrim.errors import ResultsError, complaint
+from tokentrim.runs.cells import Cell
+from tokentrim.runs.files import write_json, write_lines
+from tokentrim.runs.results import CellResult
 
 _CONFIG: Final = "config.json"
 

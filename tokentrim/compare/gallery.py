@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from PIL import Image
 
-from tokentrim.compare.cells import Cell
-from tokentrim.compare.results import CellResult
-from tokentrim.plugins import registry
-from tokentrim.tasks import Sample
+from tokentrim.contracts.tasks import Sample
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.cells import Cell
+from tokentrim.runs.results import CellResult
 
 Gallery = dict[str, Any]
 Question = dict[str, Any]

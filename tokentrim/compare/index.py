@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tokentrim.compare.cells import CONTROL, REFERENCE, TEXT_ONLY, Cell
-from tokentrim.compare.results import CellResult
-from tokentrim.compare.specs import DOWNSCALE
+from tokentrim.runs.cells import CONTROL, REFERENCE, TEXT_ONLY, Cell
+from tokentrim.runs.results import CellResult
+from tokentrim.runs.specs import DOWNSCALE
 
 _SAME: Final = 1e-9  # between a task's own score and the mean of its answers' scores
 Scores = dict[str, float]

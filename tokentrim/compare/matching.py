@@ -12,20 +12,20 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any, Final, Protocol
 
-from tokentrim.budgeting import Knob
-from tokentrim.compare.batches import Batch
-from tokentrim.compare.cells import Cell, Solved, versions
-from tokentrim.compare.controls import EQUAL
 from tokentrim.compare.folder import ResultsFolder
-from tokentrim.compare.progress import Progress
-from tokentrim.compare.results import CellResult
-from tokentrim.compare.specs import MEASURED, digest
 from tokentrim.compare.timing import Arm, pairs, timed_task, timed_work
-from tokentrim.config import strategy_from
+from tokentrim.config.specs import strategy_from
+from tokentrim.contracts.strategy import Strategy
+from tokentrim.counting.forecast import planned_layer_tokens
+from tokentrim.counting.solve import Knob
 from tokentrim.errors import StrategyError, complaint
 from tokentrim.loading import load_model
-from tokentrim.plan import planned_layer_tokens
-from tokentrim.strategy import Strategy
+from tokentrim.runs.batches import Batch
+from tokentrim.runs.cells import Cell, Solved, versions
+from tokentrim.runs.downscale import EQUAL
+from tokentrim.runs.progress import Progress
+from tokentrim.runs.results import CellResult
+from tokentrim.runs.specs import MEASURED, digest
 
 _ATTEMPTS: Final = 3  # searches, where a second measurement says that the first was misled
 _DOUBT: Final = 0.05  # share of the budget by which it has to be off for that
@@ -93,7 +93,7 @@ def _spec(cell: Cell) -> dict[str, Any]:
 
 def _measurer(unpruned: Arm, cell: Cell, known: dict[Strategy, dict[str, Any]]) -> Share:
     """Measures the share of prefill time that a strategy takes; settings that were measured before are remembered."""
-    from tokentrim.bench.spread import Spread
+    from tokentrim.runs.spread import Spread
 
     repeats = 0 if cell.timing is None else cell.timing.repeats
 

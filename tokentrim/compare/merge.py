@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tokentrim.compare.figures import CHARTED, Row
 from tokentrim.compare.gallery import SCHEMA, Gallery
 from tokentrim.compare.readback import KNOWN, PastRun
-from tokentrim.compare.specs import digest
 from tokentrim.errors import ResultsError, complaint
+from tokentrim.runs.figures import CHARTED, Row
+from tokentrim.runs.specs import digest
 
 KINDS: Final = ("models", "tasks", "versions", "placement", "statistics")
 _VERSIONS: Final = ("tokentrim", "torch", "transformers")

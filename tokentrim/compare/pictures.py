@@ -10,13 +10,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
-from tokentrim.compare.files import write_atomic
 from tokentrim.compare.gallery import Gallery, Question, opened
-from tokentrim.compare.kept import Kept
-from tokentrim.compare.planes import Cells
-from tokentrim.compare.shade import shade
-from tokentrim.compare.style import FAINT, INK, Look, figure_style, looks
+from tokentrim.drawing.shade import shade
+from tokentrim.drawing.style import FAINT, INK, Look, figure_style, looks
+from tokentrim.runs.cells import REFERENCE, TEXT_ONLY
+from tokentrim.runs.files import write_atomic
+from tokentrim.runs.kept import Kept
+from tokentrim.runs.token_places import Cells
 
 _TILE: Final = 0.86  # inches
 _MARGIN: Final = 0.78

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
-from tokentrim.compare.figures import CHARTED, Row
-from tokentrim.compare.files import write_atomic
-from tokentrim.compare.style import FAINT, INK, Look, figure_style, looks
 from tokentrim.compare.summary import Summary
 from tokentrim.compare.tables import metrics_of
+from tokentrim.drawing.style import FAINT, INK, Look, figure_style, looks
+from tokentrim.runs.cells import REFERENCE, TEXT_ONLY
+from tokentrim.runs.figures import CHARTED, Row
+from tokentrim.runs.files import write_atomic
 
 _LEGEND_NAMES: Final = 7
 _SCORES: Final = {"exact": "right answers", "f1": "F1 of listed objects"}

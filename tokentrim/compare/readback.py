@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from tokentrim.compare.figures import Kind, Rows, figures_of
 from tokentrim.compare.gallery import SCHEMA, Gallery
 from tokentrim.errors import ResultsError, complaint
+from tokentrim.runs.figures import Kind, Rows, figures_of
 
 _ROWS: Final[dict[str, Rows]] = {"cells": "cells", "pooled": "cells", "overall": "means"}
 _TYPES: Final[dict[Kind, Any]] = {

@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tokentrim.compare.files import write_atomic, write_json, write_lines
 from tokentrim.compare.readings import MEANS_READING, SPLIT_READING, time_reading
 from tokentrim.compare.tables import Data, markdown, overall_grid, split_grid, task_grid, time_grid
 from tokentrim.errors import ConfigError, UnsupportedError, complaint, suggestion
+from tokentrim.runs.files import write_atomic, write_json, write_lines
 
 if TYPE_CHECKING:
     from tokentrim.compare.gallery import Gallery

@@ -10,12 +10,12 @@ from itertools import chain
 from typing import Any, Final
 
 from tokentrim.compare import stats
-from tokentrim.compare.cells import REFERENCE, TEXT_ONLY, Cell
-from tokentrim.compare.figures import FIGURES, Figure, Row, Rows, figures_of
 from tokentrim.compare.index import Index, Scores, matrix, mean_scores, variant_of
-from tokentrim.compare.specs import MEASURED
 from tokentrim.compare.split import Split, split
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.cells import REFERENCE, TEXT_ONLY, Cell
+from tokentrim.runs.figures import FIGURES, Figure, Row, Rows, figures_of
+from tokentrim.runs.specs import MEASURED
 
 _REALISED: Final = {
     "layer_mean_ratio": "layer_mean_ratio",

@@ -10,24 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokentrim.compare.cells import Cell, ModelTarget, locate, versions
 from tokentrim.compare.config import CompareConfig, load_compare
 from tokentrim.compare.expand import expand, further_text_only
 from tokentrim.compare.folder import ResultsFolder
 from tokentrim.compare.gallery import gallery_of
 from tokentrim.compare.matching import solve_measured
-from tokentrim.compare.progress import Progress, Silent
-from tokentrim.compare.ranks import ALONE, Ranks, join, started
 from tokentrim.compare.report import publish, require_formats
-from tokentrim.compare.results import CellResult, failed
 from tokentrim.compare.summary import Summary, build
 from tokentrim.compare.timing import time_cells
+from tokentrim.contracts.sites import Need
 from tokentrim.errors import UnsupportedError, complaint
 from tokentrim.executors import Executor, choose
 from tokentrim.executors.workplace import job_of, packed
 from tokentrim.loading import device_of
-from tokentrim.plugins import registry
-from tokentrim.sites import Need
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.cells import Cell, ModelTarget, locate, versions
+from tokentrim.runs.progress import Progress, Silent
+from tokentrim.runs.ranks import ALONE, Ranks, join, started
+from tokentrim.runs.results import CellResult, failed
 
 if TYPE_CHECKING:
     from tokentrim.executors.choosing import Source

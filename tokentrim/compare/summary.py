@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare import stats
-from tokentrim.compare.cells import CONTROL, TEXT_ONLY, Cell
 from tokentrim.compare.config import Correction
-from tokentrim.compare.figures import TIMED, Row
 from tokentrim.compare.index import Index
-from tokentrim.compare.results import CellResult
 from tokentrim.compare.rows import cell_row, overall_rows, set_units
-from tokentrim.compare.specs import DOWNSCALE
+from tokentrim.runs.cells import CONTROL, TEXT_ONLY, Cell
+from tokentrim.runs.figures import TIMED, Row
+from tokentrim.runs.results import CellResult
+from tokentrim.runs.specs import DOWNSCALE
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from tokentrim.compare.cells import REFERENCE, TEXT_ONLY
-from tokentrim.compare.figures import Figure, Row, printed
-from tokentrim.compare.specs import MEASURED
+from tokentrim.runs.cells import REFERENCE, TEXT_ONLY
+from tokentrim.runs.figures import Figure, Row, printed
+from tokentrim.runs.specs import MEASURED
 
 if TYPE_CHECKING:
     from rich.table import Table

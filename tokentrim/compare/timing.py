@@ -14,23 +14,23 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
-from tokentrim.compare.batches import Batch, evidence_of, expected_new_tokens, make_batches, model_inputs
-from tokentrim.compare.cells import TEXT_ONLY, Cell
 from tokentrim.compare.config import CompareConfig
-from tokentrim.compare.controls import smaller
 from tokentrim.compare.folder import ResultsFolder
-from tokentrim.compare.progress import Progress
-from tokentrim.compare.results import CellResult
-from tokentrim.compare.specs import Timing, digest
-from tokentrim.compare.work import Unreachable, Work, solve
+from tokentrim.contracts.sites import Need
 from tokentrim.loading import Loaded, load_model
-from tokentrim.plugins import registry
-from tokentrim.sites import Need
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.batches import Batch, evidence_of, expected_new_tokens, make_batches, model_inputs
+from tokentrim.runs.cells import TEXT_ONLY, Cell
+from tokentrim.runs.downscale import smaller
+from tokentrim.runs.progress import Progress
+from tokentrim.runs.results import CellResult
+from tokentrim.runs.specs import Timing, digest
+from tokentrim.runs.work import Unreachable, Work, solve
 
 if TYPE_CHECKING:
-    from tokentrim.bench.spread import Spread
+    from tokentrim.contracts.strategy import Strategy
+    from tokentrim.runs.spread import Spread
     from tokentrim.session import Session
-    from tokentrim.strategy import Strategy
 
 SAVING: Final = "net saving"
 UNCLEAR: Final = "within the spread"
@@ -82,7 +82,7 @@ def run_once(arm: Arm, new_tokens: int) -> Seconds:
     """Answer an arm's questions with exactly ``new_tokens`` tokens each, and take the time."""
     import torch
 
-    from tokentrim.bench.measure import Stopwatch
+    from tokentrim.runs.stopwatch import Stopwatch
 
     prefill = selection = decode = total = 0.0
     model = arm.work.loaded.model
@@ -124,7 +124,7 @@ def peak_of(arm: Arm, new_tokens: int) -> int:
     """Most bytes that a run of the arm's first batch held beyond the weights."""
     import torch
 
-    from tokentrim.bench.measure import peak_bytes
+    from tokentrim.runs.stopwatch import peak_bytes
 
     model, batch = arm.work.loaded.model, arm.work.batches[0]
     inputs = model_inputs(arm.work.loaded, batch)
@@ -207,7 +207,7 @@ def arm_of(cell: Cell, work: Work) -> Arm:
 
 def _row(cell: Cell, unpruned: Arm, unpruned_peak: int | None, settings: Timing) -> dict[str, Any] | None:
     """One method at one budget; None where it cannot be brought to its budget on these questions."""
-    from tokentrim.bench.spread import Spread
+    from tokentrim.runs.spread import Spread
 
     try:
         arm = arm_of(cell, unpruned.work)

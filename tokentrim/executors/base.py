@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from tokentrim.compare.cells import Cell
-    from tokentrim.compare.results import CellResult
+    from tokentrim.runs.cells import Cell
+    from tokentrim.runs.results import CellResult
 
 Say: TypeAlias = Callable[[str], None]
 

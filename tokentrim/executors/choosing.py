@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from tokentrim.config import load_yaml
+from tokentrim.config.specs import load_yaml
+from tokentrim.config.validation import check
+from tokentrim.config.yaml_reader import Where
 from tokentrim.errors import ConfigError, TokentrimError, complaint
 from tokentrim.executors.base import Executor
-from tokentrim.plugins import registry
-from tokentrim.validation import check
-from tokentrim.yaml_reader import Where
+from tokentrim.plugins.loader import registry
 
 DEFAULT: Final = "local"
 Source: TypeAlias = "str | Mapping[str, Any] | Executor"

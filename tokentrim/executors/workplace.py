@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from tokentrim.errors import TokentrimError, UnsupportedError, complaint
 from tokentrim.executors.base import Job, Outcome
-from tokentrim.plugins import LIMIT_VARIABLE, registry
+from tokentrim.plugins.loader import LIMIT_VARIABLE, registry
 
 if TYPE_CHECKING:
-    from tokentrim.compare.cells import Cell, ModelTarget
-    from tokentrim.compare.results import CellResult
-    from tokentrim.compare.work import Work
     from tokentrim.loading import Loaded
+    from tokentrim.runs.cells import Cell, ModelTarget
+    from tokentrim.runs.results import CellResult
+    from tokentrim.runs.work import Work
 
 
 def run_job(job: Job) -> CellResult:
@@ -51,8 +51,8 @@ class Workplace:
 
     def run(self, job: Job) -> CellResult:
         """See :func:`run_job`."""
-        from tokentrim.compare.execute import run_cell
-        from tokentrim.compare.ranks import joined
+        from tokentrim.runs.answer import run_cell
+        from tokentrim.runs.ranks import joined
 
         cell = job.cell or opened(job)
         result = run_cell(cell, self._work_of(cell), joined())
@@ -70,8 +70,8 @@ class Workplace:
 
     def _work_of(self, cell: Cell) -> Work:
         """The questions of a cell's task, kept as long as jobs ask for the same ones."""
-        from tokentrim.compare.execute import warm_up
-        from tokentrim.compare.work import work_of
+        from tokentrim.runs.answer import warm_up
+        from tokentrim.runs.work import work_of
 
         asked = (cell.model, cell.task, cell.split, cell.n, cell.batch_size, cell.max_new_tokens)
         if self._work is None or asked != self._asked:
@@ -83,8 +83,8 @@ class Workplace:
 
     def _model_of(self, target: ModelTarget) -> Loaded:
         """A model; the one before it is dropped first, because two may not fit."""
+        from tokentrim.engine.report import describe
         from tokentrim.loading import load_model
-        from tokentrim.report import describe
 
         if self._loaded is None or target != self._target:
             self._loaded = None
@@ -160,7 +160,7 @@ def opened(job: Job) -> Cell:
         UnsupportedError: when the process sees another one: its result would pass for what it is not.
         TokentrimError: when the model is not here.
     """
-    from tokentrim.compare.cells import locate
+    from tokentrim.runs.cells import locate
 
     if Path(job.home).is_dir():
         os.chdir(job.home)
@@ -185,7 +185,7 @@ def opened(job: Job) -> Cell:
 
 def _conditions(cell: Cell) -> dict[str, str]:
     """What a cell's key depends on and another machine may have otherwise."""
-    from tokentrim.compare.cells import versions
+    from tokentrim.runs.cells import versions
 
     return {
         **{name: value for name, value in versions().items() if name in ("tokentrim", "torch", "transformers")},

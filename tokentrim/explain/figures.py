@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from PIL import Image
 
-from tokentrim.compare.style import FAINT, INK
+from tokentrim.drawing.style import FAINT, INK
 from tokentrim.explain.gather import Eviction, Explanation, Stage
 from tokentrim.explain.panels import LIFE_MAP, Panel, color_bar, scale
 

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from PIL import Image
 
-from tokentrim.compare.files import write_atomic, write_json
-from tokentrim.compare.style import figure_style
+from tokentrim.drawing.style import figure_style
 from tokentrim.errors import ResultsError, complaint
 from tokentrim.explain.gather import Explanation
+from tokentrim.runs.files import write_atomic, write_json
 
 _NUMBERS: Final = "explain.json"
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokentrim.compare.planes import Cells
+from tokentrim.runs.token_places import Cells
 
 if TYPE_CHECKING:
-    from tokentrim.config import Structure
+    from tokentrim.config.specs import Structure
+    from tokentrim.contracts.strategy import Strategy
+    from tokentrim.engine.recording import Decided
+    from tokentrim.engine.tokens.trace import Trace
     from tokentrim.loading import Loaded
-    from tokentrim.recording import Decided
     from tokentrim.session import Session
-    from tokentrim.strategy import Strategy
-    from tokentrim.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def explain(
     """
     import torch
 
-    from tokentrim.recording import recording
+    from tokentrim.engine.recording import recording
     from tokentrim.session import trim
 
     with (

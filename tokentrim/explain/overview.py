@@ -9,7 +9,7 @@ from typing import Any, Final
 from matplotlib.colors import Normalize
 from PIL import Image
 
-from tokentrim.compare.style import FAINT, INK
+from tokentrim.drawing.style import FAINT, INK
 from tokentrim.explain.figures import Rect, axis_at, no_scores, size_of, write
 from tokentrim.explain.gather import Explanation, Stage
 from tokentrim.explain.panels import LIFE_MAP, Panel, color_bar, scale

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from tokentrim.compare.planes import Cells, Plane
-from tokentrim.compare.shade import shade
-from tokentrim.compare.style import FAINT, INK
+from tokentrim.drawing.shade import shade
+from tokentrim.drawing.style import FAINT, INK
+from tokentrim.runs.token_places import Cells, Plane
 
 MAP: Final = "viridis"
 LIFE_MAP: Final = "magma"

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from tokentrim.compare.batches import visual_tokens
+from tokentrim.counting.forecast import planned_cached, planned_layer_tokens
+from tokentrim.engine.generate import answer_lengths
 from tokentrim.errors import EngineError, complaint
-from tokentrim.generating import answer_lengths
 from tokentrim.harness.costs import Costs
 from tokentrim.harness.generation import Generation
 from tokentrim.harness.messages import Conversation
 from tokentrim.harness.options import HarnessOptions
 from tokentrim.loading import Loaded, conversation_inputs
-from tokentrim.plan import planned_cached, planned_layer_tokens
+from tokentrim.runs.batches import visual_tokens
 from tokentrim.session import located, trim
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokentrim.strategy import Strategy
+    from tokentrim.contracts.strategy import Strategy
 
 _SPECIAL: Final = 16  # tokens without text that may lie between those of a stop text
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tokentrim.compare.figures import REPORTED
-from tokentrim.report import Report
+from tokentrim.engine.report import Report
+from tokentrim.runs.figures import REPORTED
 
 _RATIOS: Final = ("n_visual", *REPORTED)
 _TIMES: Final = ("prefill_seconds", "decode_seconds", "selection_seconds")

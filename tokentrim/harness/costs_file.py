@@ -7,11 +7,11 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Final
 
-from tokentrim.compare.cells import versions
-from tokentrim.compare.files import write_json
+from tokentrim.engine.report import describe
 from tokentrim.harness.answering import Answerer
 from tokentrim.harness.costs import Costs
-from tokentrim.report import describe
+from tokentrim.runs.cells import versions
+from tokentrim.runs.files import write_json
 
 NAME: Final = "tokentrim-costs.json"
 

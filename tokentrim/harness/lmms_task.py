@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, cast
 
+from tokentrim.contracts.tasks import Sample, Split, Task
 from tokentrim.errors import ConfigError, DataError, complaint, suggestion
 from tokentrim.harness.generation import generation_of
 from tokentrim.harness.messages import conversation_of
 from tokentrim.harness.options import LONGEST_ANSWER
-from tokentrim.tasks import Sample, Split, Task
 
 _CACHED: Final = 4096
 

@@ -7,12 +7,12 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tokentrim.config import StrategySpec, strategy_from
+from tokentrim.config.specs import StrategySpec, strategy_from
+from tokentrim.config.validation import check
+from tokentrim.config.yaml_reader import Where
+from tokentrim.contracts.sites import Need
 from tokentrim.errors import complaint
 from tokentrim.loading import DTypeName, Loaded
-from tokentrim.sites import Need
-from tokentrim.validation import check
-from tokentrim.yaml_reader import Where
 
 LONGEST_ANSWER: Final = 1024
 _WHOM: Final = "the model arguments"

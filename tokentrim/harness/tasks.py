@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from tokentrim.errors import ConfigError, DataError, UnknownNameError, UnsupportedError, complaint, nearest
 from tokentrim.harness.lmms_task import LmmsTask
-from tokentrim.registry import Family
+from tokentrim.plugins.registry import Family
 
 _DISTRIBUTION: Final = "lmms_eval"
 _FILE: Final = (".yaml", ".yml")

@@ -8,15 +8,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from tokentrim.compose import compose
+from tokentrim.contracts.compose import compose
+from tokentrim.contracts.sites import ATTENTION_ROWS, Need
+from tokentrim.contracts.strategy import Strategy
+from tokentrim.engine.tokens.trace import Trace
 from tokentrim.errors import UnsupportedError
 from tokentrim.selftest.masked import masked_logits
 from tokentrim.selftest.probes import Fade, Noisy, Scatter, reader
 from tokentrim.selftest.subject import STEPS, TOLERANCE, Subject, deviation, generate, state
 from tokentrim.selftest.verdict import Failed, Skipped
-from tokentrim.sites import ATTENTION_ROWS, Need
-from tokentrim.strategy import Strategy
-from tokentrim.trace import Trace
 
 Check = Callable[[Subject], str]
 

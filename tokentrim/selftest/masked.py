@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokentrim.adapter import Layout
-from tokentrim.trace import Trace
+from tokentrim.contracts.adapter import Layout
+from tokentrim.engine.tokens.trace import Trace
 
 Change = Callable[[Tensor], Tensor]
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tokentrim.schedule import Schedule
-from tokentrim.shape import ModelShape
-from tokentrim.sites import LayerSite, Need, StepSite
-from tokentrim.strategy import SpatialScorer, Stage, TemporalScorer
+from tokentrim.contracts.sites import LayerSite, Need, StepSite
+from tokentrim.contracts.strategy import SpatialScorer, Stage, TemporalScorer
+from tokentrim.counting.schedule import Schedule
+from tokentrim.counting.shape import ModelShape
 
 _PRIME = 7919
 

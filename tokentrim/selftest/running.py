@@ -14,15 +14,15 @@ import torch
 import transformers
 from torch import nn
 
-from tokentrim.adapter import Adapter, Layout
-from tokentrim.attention import implementation_of
+from tokentrim.contracts.adapter import Adapter, Layout
+from tokentrim.contracts.sites import Need
+from tokentrim.engine.seams.attention import implementation_of
 from tokentrim.errors import AdapterError, TokentrimError, UnsupportedError, complaint
 from tokentrim.selftest.checks import CHECKS
 from tokentrim.selftest.pictures import Maker, maker_for
 from tokentrim.selftest.shrink import LAYERS, PATCHES, TOWER_LAYERS, build, small_config, windows_of
 from tokentrim.selftest.subject import Made, Subject
 from tokentrim.selftest.verdict import Failed, Skipped
-from tokentrim.sites import Need
 
 _PASSING: Final = frozenset({"training", "gradient_checkpointing"})
 """Switches of a module that say nothing of its kind."""

@@ -10,14 +10,14 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor, nn
 
-from tokentrim.adapter import Adapter, Encoding, Layout
-from tokentrim.attention import is_observed
-from tokentrim.engine_session import Session
-from tokentrim.seams_private import attention_settings
+from tokentrim.contracts.adapter import Adapter, Encoding, Layout
+from tokentrim.contracts.strategy import Strategy
+from tokentrim.engine.seams.attention import is_observed
+from tokentrim.engine.seams.private import attention_settings
+from tokentrim.engine.session import Session
 from tokentrim.selftest.pictures import Maker, noise
 from tokentrim.selftest.probes import Scatter
 from tokentrim.selftest.verdict import Skipped
-from tokentrim.strategy import Strategy
 
 STEPS: Final = 4
 TOLERANCE: Final = 1e-4

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from tokentrim.tasks import Evidence, Metric, Sample, Split, Task
+from tokentrim.contracts.tasks import Evidence, Metric, Sample, Split, Task
 from tokentrim.testbed.scenes import SQUARE, Canvas, Scene, SceneObject, draw_scenes, render
 from tokentrim.testbed.vocabulary import COLORS, COLUMNS, GLYPHS, NOTHING, ROWS
 

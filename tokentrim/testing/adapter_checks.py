@@ -14,17 +14,17 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from tokentrim.accounting import mean_ratios
-from tokentrim.adapter import Adapter
-from tokentrim.compose import compose
+from tokentrim.contracts.adapter import Adapter
+from tokentrim.contracts.compose import compose
+from tokentrim.contracts.sites import LayerSite, Need
+from tokentrim.contracts.strategy import Strategy
+from tokentrim.counting.costs import mean_ratios
+from tokentrim.counting.forecast import plan
 from tokentrim.errors import AdapterError, UnsupportedError
-from tokentrim.plan import plan
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
 from tokentrim.selftest.checks import CHECKS
 from tokentrim.selftest.probes import Fade, Scatter, reader
 from tokentrim.selftest.subject import TOLERANCE, Subject, deviation, generate, state
-from tokentrim.sites import LayerSite, Need
-from tokentrim.strategy import Strategy
 from tokentrim.testing.case import Beam, best_beams
 from tokentrim.testing.outcome import ADAPTERS, Check, Failed, Skipped, checks, require, unlike
 from tokentrim.testing.subjects import Example, example_subject
@@ -122,7 +122,7 @@ def drift_is_an_error(case: AdapterCase) -> None:
         return
     except Exception as error:  # a stranger's adapter may raise anything
         case.require(False, "locate() on a model without its modules", "raise AdapterError",
-                     f"{type(error).__name__}: {error}", hint="find modules with tokentrim.adapter.child",
+                     f"{type(error).__name__}: {error}", hint="find modules with tokentrim.contracts.adapter.child",
                      see=_INTERFACE)  # fmt: skip
     case.require(False, "locate() on a model without its modules", "raise AdapterError", "a Layout", see=_INTERFACE)
 

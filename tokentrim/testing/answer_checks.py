@@ -8,13 +8,13 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from tokentrim.accounting import Usage, mean_ratios
-from tokentrim.compose import compose
-from tokentrim.plan import is_static, plan
+from tokentrim.contracts.compose import compose
+from tokentrim.contracts.sites import StepSite
+from tokentrim.contracts.strategy import Strategy
+from tokentrim.counting.costs import Usage, mean_ratios
+from tokentrim.counting.forecast import is_static, plan
 from tokentrim.selftest.masked import masked_logits
 from tokentrim.selftest.subject import TOLERANCE, deviation, state
-from tokentrim.sites import StepSite
-from tokentrim.strategy import Strategy
 from tokentrim.testing.case import STEPS, Beam, Case, Run, answer, best_beams, subjected
 from tokentrim.testing.outcome import STRATEGIES, Skipped, checks, unlike
 from tokentrim.testing.subjects import forget_small_models

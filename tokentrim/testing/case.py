@@ -9,20 +9,20 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from tokentrim.cache import TrimLayer
-from tokentrim.config import Spec, StrategySpec, resolve, strategy_from
+from tokentrim.config.specs import Spec, StrategySpec, resolve, strategy_from
+from tokentrim.contracts.sites import Need
+from tokentrim.contracts.strategy import Strategy
+from tokentrim.counting.shape import ModelShape
+from tokentrim.engine.report import Report
+from tokentrim.engine.tokens.cache import TrimLayer
+from tokentrim.engine.tokens.trace import Trace
 from tokentrim.errors import StrategyError, UnsupportedError
-from tokentrim.report import Report
 from tokentrim.selftest.subject import Subject, state
 from tokentrim.session import Session, session_with
-from tokentrim.shape import ModelShape
-from tokentrim.sites import Need
-from tokentrim.strategy import Strategy
 from tokentrim.testing.outcome import STRATEGIES, Skipped, require
 from tokentrim.testing.subjects import small_model
 from tokentrim.testing.supplies import evidence_for, with_weights
 from tokentrim.testing.watching import Look, Seen, Watched
-from tokentrim.trace import Trace
 
 STEPS: Final = 8
 """New tokens of a run: seven decode forwards."""

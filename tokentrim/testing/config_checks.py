@@ -8,15 +8,15 @@ from typing import Any, Final, cast, get_args
 import yaml
 from pydantic import ValidationError
 
-from tokentrim.budgeting import solve
-from tokentrim.compose import Composition
-from tokentrim.config import strategy_from
+from tokentrim.config.specs import strategy_from
+from tokentrim.contracts.compose import Composition
+from tokentrim.contracts.sites import AT_BOUNDARIES, AT_STEPS
+from tokentrim.contracts.strategy import Spatial, Stage, Strategy
+from tokentrim.counting.forecast import is_static, plan
+from tokentrim.counting.schedule import Schedule
+from tokentrim.counting.solve import solve
 from tokentrim.errors import StrategyError, TokentrimError
-from tokentrim.plan import is_static, plan
-from tokentrim.plugins import registry
-from tokentrim.schedule import Schedule
-from tokentrim.sites import AT_BOUNDARIES, AT_STEPS
-from tokentrim.strategy import Spatial, Stage, Strategy
+from tokentrim.plugins.loader import registry
 from tokentrim.testing.case import Case
 from tokentrim.testing.outcome import STRATEGIES, Skipped, checks
 

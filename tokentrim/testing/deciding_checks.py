@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokentrim.compose import compose
+from tokentrim.contracts.compose import compose
+from tokentrim.contracts.sites import Need
+from tokentrim.counting.forecast import is_static
+from tokentrim.counting.schedule import Schedule
 from tokentrim.errors import StrategyError, TokentrimError, UnsupportedError
-from tokentrim.plan import is_static
-from tokentrim.schedule import Schedule
 from tokentrim.selftest.probes import Scatter
 from tokentrim.selftest.subject import deviation
 from tokentrim.session import session_with
-from tokentrim.sites import Need
 from tokentrim.testing.case import STEPS, Case, answer, subjected
 from tokentrim.testing.outcome import STRATEGIES, Failed, Skipped, checks
 from tokentrim.testing.supplies import sparsest

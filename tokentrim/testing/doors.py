@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from tokentrim.adapter import Adapter
-from tokentrim.config import Spec
+from tokentrim.config.specs import Spec
+from tokentrim.contracts.adapter import Adapter
 from tokentrim.errors import ConfigError, complaint, suggestion
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
 from tokentrim.testing.adapter_checks import adapter_checks
 from tokentrim.testing.answer_checks import ANSWER_CHECKS
 from tokentrim.testing.case import Case

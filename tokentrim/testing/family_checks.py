@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from tokentrim.config import StrategySpec
+from tokentrim.config.specs import StrategySpec
 from tokentrim.errors import TokentrimError
 from tokentrim.testing import answer_checks, deciding_checks
 from tokentrim.testing.case import Case

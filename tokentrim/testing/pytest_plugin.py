@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     if not strategies and not adapters:
         return
     from tokentrim.errors import TokentrimError
-    from tokentrim.plugins import registry
+    from tokentrim.plugins.loader import registry
     from tokentrim.testing.doors import checks_of
 
     try:

@@ -15,9 +15,9 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from tokentrim.adapter import Adapter
+from tokentrim.contracts.adapter import Adapter
 from tokentrim.errors import UnknownNameError, UnsupportedError, complaint, unknown_name
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
 from tokentrim.selftest.running import Result, model_class_of, subject_of
 from tokentrim.selftest.subject import Made, Rows, Subject
 

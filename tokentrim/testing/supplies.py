@@ -12,14 +12,14 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from tokentrim.compose import Composition
+from tokentrim.contracts.compose import Composition
+from tokentrim.contracts.knobs import turned
+from tokentrim.contracts.strategy import Strategy
+from tokentrim.contracts.trained.trainable import Trainable
+from tokentrim.contracts.trained.weights import read_weights, write_weights
+from tokentrim.counting.forecast import plan
+from tokentrim.counting.shape import ModelShape
 from tokentrim.errors import TokentrimError
-from tokentrim.knobs import turned
-from tokentrim.plan import plan
-from tokentrim.shape import ModelShape
-from tokentrim.strategy import Strategy
-from tokentrim.trainable import Trainable
-from tokentrim.weights import read_weights, write_weights
 
 S = TypeVar("S", bound=Strategy)
 

@@ -10,17 +10,10 @@ import torch
 from pydantic import PrivateAttr
 from torch import Tensor
 
+from tokentrim.contracts.selection import Selection
+from tokentrim.contracts.sites import LayerSite, Need, StepSite
+from tokentrim.contracts.strategy import Parts, Spatial, SpatialScorer, Strategy, Temporal, TemporalScorer
 from tokentrim.errors import StrategyError, complaint
-from tokentrim.selection import Selection
-from tokentrim.sites import LayerSite, Need, StepSite
-from tokentrim.strategy import (
-    Parts,
-    Spatial,
-    SpatialScorer,
-    Strategy,
-    Temporal,
-    TemporalScorer,
-)
 
 Site = LayerSite | StepSite
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokentrim.compare.batches import answer_tokens, sample_inputs
+from tokentrim.contracts.tasks import Sample
 from tokentrim.loading import Loaded
-from tokentrim.plugins import registry
-from tokentrim.tasks import Sample
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.batches import answer_tokens, sample_inputs
 
 IGNORE: Final = -100
 """Label of a column that holds no answer token."""

@@ -13,22 +13,22 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from tokentrim.compare.cells import locate, versions
-from tokentrim.compare.progress import Progress, Silent
-from tokentrim.compare.specs import asked, digest
-from tokentrim.config import Spec, strategy_from
+from tokentrim.config.specs import Spec, strategy_from
+from tokentrim.config.validation import check
+from tokentrim.config.yaml_reader import Where
+from tokentrim.contracts.trained.sketch import sketch_of
+from tokentrim.contracts.trained.trainable import Trainable
+from tokentrim.contracts.trained.weights import Header, file_digest, read_header, write_weights
 from tokentrim.errors import PluginError, ResultsError, StrategyError, complaint
 from tokentrim.loading import Loaded, load_model
-from tokentrim.plugins import registry
+from tokentrim.plugins.loader import registry
+from tokentrim.runs.cells import locate, versions
+from tokentrim.runs.progress import Progress, Silent
+from tokentrim.runs.specs import asked, digest
 from tokentrim.session import adapter_of
-from tokentrim.sketch import sketch_of
 from tokentrim.train.data import Rounds, answered, step_rng
 from tokentrim.train.state import State
 from tokentrim.train.trainer import Trainer, TrainOptions
-from tokentrim.trainable import Trainable
-from tokentrim.validation import check
-from tokentrim.weights import Header, file_digest, read_header, write_weights
-from tokentrim.yaml_reader import Where
 
 _SAVE_EVERY: Final = 20.0
 """Seconds between two states on the disk."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tokentrim.compare.files import write_atomic
-from tokentrim.compare.specs import digest
 from tokentrim.errors import ResultsError, complaint
+from tokentrim.runs.files import write_atomic
+from tokentrim.runs.specs import digest
 
 
 class State:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from tokentrim.compare.specs import ModelSpec
-from tokentrim.shape import ModelShape
-from tokentrim.trainable import Trainable
+from tokentrim.contracts.trained.trainable import Trainable
+from tokentrim.counting.shape import ModelShape
+from tokentrim.runs.specs import ModelSpec
 
 if TYPE_CHECKING:
     import numpy as np

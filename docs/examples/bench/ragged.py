@@ -15,10 +15,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from tokentrim import packing, trim
+from tokentrim import trim
 from tokentrim.bench.geometry import GEOMETRIES, build_model
-from tokentrim.bench.measure import timed_generate
-from tokentrim.bench.spread import Spread
+from tokentrim.engine.seams import packing
+from tokentrim.runs.spread import Spread
+from tokentrim.runs.stopwatch import timed_generate
 
 BATCHES = ((1, 1, 1, 4), (1, 2, 3, 4), (3, 4, 4, 4), (4, 4, 4, 4))  # pictures of each row
 TEXT, REPEATS = 35, 5

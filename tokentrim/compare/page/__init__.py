@@ -8,12 +8,9 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
-from tokentrim.compare.cells import REFERENCE
-from tokentrim.compare.figures import CHARTED, FOLDED, GROUPS, TEXTUAL, Row
 from tokentrim.compare.page import columns
 from tokentrim.compare.page.fronts import chart
 from tokentrim.compare.readings import SPLIT_READING, time_reading
-from tokentrim.compare.style import Look, looks
 from tokentrim.compare.tables import (
     METRICS,
     Data,
@@ -27,7 +24,10 @@ from tokentrim.compare.tables import (
     split_grid,
     time_grid,
 )
+from tokentrim.drawing.style import Look, looks
 from tokentrim.errors import UnsupportedError, complaint
+from tokentrim.runs.cells import REFERENCE
+from tokentrim.runs.figures import CHARTED, FOLDED, GROUPS, TEXTUAL, Row
 
 if TYPE_CHECKING:
     from tokentrim.compare.gallery import Gallery

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tokentrim.compare.figures import FIGURES, GROUPS, Figure
+from tokentrim.runs.figures import FIGURES, GROUPS, Figure
 
 # What a row's own heading says already, or what every row of a table has in common.
 _OF_CELLS: Final = frozenset({"method", "model", "budget_requested", "unit", "skipped"})

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from textwrap import shorten
 from typing import TYPE_CHECKING, Final
 
-from tokentrim.compare.cells import REFERENCE
-from tokentrim.compare.figures import CHARTED, Row
 from tokentrim.compare.tables import budget_text, p_text, row_name, score_text
+from tokentrim.runs.cells import REFERENCE
+from tokentrim.runs.figures import CHARTED, Row
 
 if TYPE_CHECKING:
-    from tokentrim.compare.style import Look
+    from tokentrim.drawing.style import Look
 
 _WIDTH: Final = 400.0
 _LEFT: Final = 40.0

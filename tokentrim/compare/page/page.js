@@ -139,7 +139,7 @@ function from_runs(text) {
   return found;
 }
 
-// What a layer kept in the prompt, and what its cache holds at a step; see tokentrim/compare/kept.py.
+// What a layer kept in the prompt, and what its cache holds at a step; see tokentrim/runs/kept.py.
 function kept_at(line, layer, step) {
   const stage = line.prefill.filter(([first]) => first <= layer).at(-1);
   const prompt = new Set(from_runs(stage[1])), now = new Set(prompt);

@@ -1,0 +1,86 @@
+"""Strategies that ask for everything, keep a note of what they saw, and cut where they are told."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import PrivateAttr
+
+from tokentrim.contracts.selection import Selection
+from tokentrim.contracts.sites import LayerSite, Need, StepSite
+from tokentrim.contracts.strategy import SpatialSelector, TemporalScorer
+from tokentrim.counting.schedule import Schedule
+
+_LATE = frozenset({Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.KEYS, Need.VALUES})
+_ANYWHERE = frozenset(
+    {Need.HIDDEN, Need.VISION_ROWS, Need.FEATURES, Need.TEXT_EMBEDS, Need.TEXT_HIDDEN, Need.GRID, Need.RANDOM}
+)
+_NAMES = {
+    Need.LAST_ROW: "last_row",
+    Need.TEXT_ROWS: "text_rows",
+    Need.WINDOW_ROWS: "window_rows",
+    Need.COLUMN_MEAN: "column_mean",
+    Need.KEYS: "keys",
+    Need.VALUES: "values",
+    Need.HIDDEN: "hidden",
+    Need.VISION_ROWS: "vision_rows",
+    Need.FEATURES: "features",
+    Need.TEXT_EMBEDS: "text_embeds",
+    Need.TEXT_HIDDEN: "text_hidden",
+    Need.GRID: "grid",
+}
+
+
+class Probe(SpatialSelector):
+    """At each boundary of ``at`` notes all it may see, then keeps every second token that is still there."""
+
+    name: ClassVar[str] = "probe"
+    needs: ClassVar[frozenset[Need]] = _LATE | _ANYWHERE
+    at: tuple[int, ...] = (2,)
+    blocks: tuple[int, ...] = (-2,)
+    window: int = 3
+    halvings: int = 1
+    _seen: dict[int, dict[str, Any]] = PrivateAttr(default_factory=dict)
+
+    def needed(self) -> frozenset[Need]:
+        return self.needs if min(self.at) > 0 else _ANYWHERE
+
+    def wants_vision_blocks(self) -> tuple[int, ...]:
+        return self.blocks
+
+    def wants_window(self) -> int:
+        return self.window
+
+    def schedule(self, shape: Any, n_visual: int) -> Schedule:
+        return Schedule.of({boundary: n_visual // 2 ** (i + self.halvings) for i, boundary in enumerate(self.at)})
+
+    def select(self, site: LayerSite, count: torch.Tensor) -> Selection:
+        seen = {_NAMES[need]: getattr(site, _NAMES[need]) for need in self.needed() & _NAMES.keys()}
+        noise = site.random(3, salt=site.boundary)
+        self._seen[site.boundary] = {**seen, "noise": noise, "ids": site.ids, "n_visual": site.n_visual}
+        counts = tuple(int(c) for c in count)
+        mask = (torch.arange(site.ids.shape[1]) % 2 == 0).expand_as(site.ids) & site.valid
+        return Selection.from_mask(mask, counts)
+
+
+class StepProbe(TemporalScorer):
+    """Notes what it sees in every layer at every decode forward; evicts the lowest numbers, one per forward."""
+
+    name: ClassVar[str] = "step-probe"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.LAST_ROW, Need.PROMPT_ROW, Need.KEYS, Need.VALUES, Need.RANDOM})
+    _seen: dict[tuple[int, int], dict[str, Any]] = PrivateAttr(default_factory=dict)
+
+    def count(self, step: int, layer: int, n_prefill: int, shape: Any) -> int:
+        return max(0, n_prefill - step)
+
+    def score(self, site: StepSite) -> torch.Tensor:
+        self._seen[site.step, site.layer] = {
+            "last_row": site.last_row,
+            "prompt_row": site.prompt_row,
+            "keys": site.keys,
+            "values": site.values,
+            "noise": site.random(3),
+            "ids": site.ids,
+        }
+        return site.ids.float()

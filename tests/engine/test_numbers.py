@@ -1,0 +1,87 @@
+"""Scores that are no numbers are an error, not an arbitrary answer."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.models import prompt, tiny_llava
+from tokentrim import LayerSite, ModelShape, Need, Schedule, SpatialScorer, StrategyError, trim
+from tokentrim.engine.deciding import Doubts
+
+_model = lru_cache(maxsize=1)(tiny_llava)
+
+
+class Normalised(SpatialScorer):
+    """Divides by the standard deviation, which is zero in pictures without any."""
+
+    name: ClassVar[str] = "normalised"
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.FEATURES})
+    flat: bool = True
+
+    def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
+        return Schedule.of({0: n_visual // 2, 2: n_visual // 4})
+
+    def score(self, site: LayerSite) -> Tensor:
+        norms = site.features.norm(dim=-1)
+        return norms * 0 / 0 if self.flat and site.boundary == 2 else norms
+
+
+def test_generate_raises_and_names_the_boundary() -> None:
+    model = _model(side=4)
+    inputs = prompt(model, [3, "image", 5], [2, "image", "image", 4])
+    with trim(model, Normalised()) as session:
+        with pytest.raises(StrategyError, match=r"scores of 'normalised' at boundary 2 must be numbers; got 'NaN'"):
+            model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        session.report()  # said once
+    with trim(model, Normalised(flat=False)) as session:
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        session.report()
+
+
+@pytest.mark.parametrize("ask", ["report", "leave"])
+def test_a_plain_forward_says_so_later(ask: str) -> None:
+    model = _model(side=4)
+    inputs: dict[str, Any] = prompt(model, [3, "image", 5])
+    session = trim(model, Normalised())
+    session.__enter__()
+    try:
+        model(**inputs)
+        if ask == "report":
+            with pytest.raises(StrategyError, match="be numbers"):
+                session.report()
+    finally:
+        if ask == "report":
+            session.__exit__(None, None, None)
+        else:
+            with pytest.raises(StrategyError, match="be numbers"):
+                session.__exit__(None, None, None)
+    model(**inputs)  # the model is as before all the same
+
+
+def test_an_error_inside_is_not_hidden_by_it() -> None:
+    model = _model(side=4)
+    inputs: dict[str, Any] = prompt(model, [3, "image", 5])
+
+    def fail() -> None:
+        with trim(model, Normalised()):
+            model(**inputs)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        fail()
+
+
+def test_padding_may_hold_anything() -> None:
+    doubts = Doubts()
+    doubts.note("a", torch.tensor([[1.0, float("nan")]]), torch.tensor([[True, False]]))
+    doubts.settle()
+    doubts.note("a", torch.tensor([[float("nan")]]), torch.tensor([[True]]))
+    doubts.note("a", torch.tensor([[1.0]]), torch.tensor([[True]]))
+    with pytest.raises(StrategyError, match="scores of a must"):
+        doubts.settle()
+    doubts.settle()

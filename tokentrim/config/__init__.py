@@ -1,0 +1,1 @@
+"""Configuration: from YAML to checked objects, with errors that name file, line and key."""

@@ -1,0 +1,1 @@
+"""Contracts: what strategies, adapters and tasks implement, and what they are handed."""

@@ -1,0 +1,300 @@
+"""Adapter: tells the engine where things are in one model family. It decides nothing and changes nothing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tokentrim.contracts.sites import Need
+from tokentrim.counting.shape import ModelShape, VisionShape
+from tokentrim.errors import AdapterError, UnsupportedError, complaint
+
+Modality = Literal["image", "video"]
+MODALITIES: tuple[Modality, ...] = ("image", "video")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The modules of one model that the engine hooks.
+
+    Attributes:
+        entry: module whose forward receives ``input_ids`` and merges visual features into embeddings. Its methods
+            ``get_image_features`` and ``get_video_features`` encode pictures.
+        language_model: module whose forward receives ``inputs_embeds`` and runs the decoder layers.
+        layers: decoder layers, in order.
+        attentions: the attention module of each decoder layer, in order.
+        text_config: config object that ``attentions`` read their attention implementation from.
+        rotary: module that maps (hidden states, position ids) to (cos, sin).
+        vision_attentions: attention module of each vision block, in order.
+        vision_config: config object that ``vision_attentions`` read their implementation from, or None.
+        has_cls: whether row 0 of the vision tower's attention is a [CLS] token.
+        shape: the model's numbers.
+        full_blocks: vision blocks whose attention sees the whole picture; None = all of them.
+        structured: whether some placeholders are structure (line ends and the like), which is never pruned.
+        mrope: whether position ids have one row per axis (time, height, width).
+        unserved: what strategies may not ask for on this model, with the reason of each.
+    """
+
+    entry: nn.Module
+    language_model: nn.Module
+    layers: tuple[nn.Module, ...]
+    attentions: tuple[nn.Module, ...]
+    text_config: Any
+    rotary: nn.Module
+    vision_attentions: tuple[nn.Module, ...]
+    vision_config: Any
+    has_cls: bool
+    shape: ModelShape
+    full_blocks: tuple[int, ...] | None = None
+    structured: bool = False
+    mrope: bool = False
+    unserved: Mapping[Need, str] = field(default_factory=dict[Need, str])
+
+    def vision_block(self, block: int) -> int:
+        """The vision block (0-based) that stands in for ``block``: itself, or the nearest earlier (else later) one
+        whose attention sees the whole picture.
+        """
+        block %= len(self.vision_attentions)
+        if self.full_blocks is None or block in self.full_blocks:
+            return block
+        earlier = [full for full in self.full_blocks if full < block]
+        return earlier[-1] if earlier else self.full_blocks[0]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One call of ``get_image_features`` or ``get_video_features``.
+
+    Attributes:
+        modality: what was encoded.
+        arguments: the call's arguments by name; empty where the features were made before the context was entered.
+        lengths: placeholders of each image or video.
+    """
+
+    modality: Modality
+    arguments: Mapping[str, Any]
+    lengths: tuple[int, ...]
+
+    def argument(self, *names: str) -> Tensor:
+        """The first of the named arguments that was given.
+
+        Raises:
+            UnsupportedError: when there is none, because the pictures were encoded outside the context.
+        """
+        for name in names:
+            if self.arguments.get(name) is not None:
+                return self.arguments[name]
+        raise UnsupportedError(
+            complaint(
+                f"the {self.modality}s of the prompt",
+                f"be encoded inside the context, with {' or '.join(names)}",
+                "features made elsewhere",
+                "pass the processor's output to generate() or to the model, and no mm_encoder_outputs",
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where every placeholder of one image or video lies; int64 [n] on the host (see :class:`tokentrim.Grid`).
+
+    ``structure`` marks the placeholders that are not visual tokens (line ends): bool [n], or None where none is.
+    """
+
+    frame: Tensor
+    plane: Tensor
+    tile: Tensor
+    row: Tensor
+    col: Tensor
+    rows: Tensor
+    cols: Tensor
+    structure: Tensor | None = None
+
+    @classmethod
+    def raster(cls, rows: int, cols: int, *, frames: int = 1, plane: int = 0) -> Places:
+        """One plane per frame in raster order, frame after frame."""
+        n = frames * rows * cols
+        ids = torch.arange(n)
+        inside = ids % max(rows * cols, 1)
+        return cls(
+            frame=ids // max(rows * cols, 1),
+            plane=torch.full((n,), plane),
+            tile=torch.zeros(n, dtype=torch.long),
+            row=inside // max(cols, 1),
+            col=inside % max(cols, 1),
+            rows=torch.full((n,), rows),
+            cols=torch.full((n,), cols),
+        )
+
+    @classmethod
+    def nowhere(cls, n: int, *, structure: bool) -> Places:
+        """``n`` placeholders without a place in any grid: structure, or a [CLS] token among the features."""
+        gone = torch.full((n,), -1)
+        return cls(gone, gone, gone, gone, gone, gone, gone, torch.full((n,), structure))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Places]) -> Places:
+        """Parts one after another."""
+        names = ("frame", "plane", "tile", "row", "col", "rows", "cols")
+        whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        marks = [
+            torch.zeros(len(part.row), dtype=torch.bool) if part.structure is None else part.structure for part in parts
+        ]
+        return cls(**whole, structure=torch.cat(marks))
+
+
+class Adapter(ABC):
+    """One model family."""
+
+    name: ClassVar[str] = ""
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """``config.model_type`` values of this family."""
+    needs_proof: ClassVar[bool] = False
+    """Whether a model must pass the self-test before it is trimmed, because the adapter assumes what it cannot know."""
+
+    @abstractmethod
+    def locate(self, model: nn.Module) -> Layout:
+        """Find the modules.
+
+        Raises:
+            AdapterError: when the model claims this family but its layout has drifted; names what is missing.
+        """
+
+    @abstractmethod
+    def shape(self, config: Any, *, name: str = "", bytes_per_element: int | None = None) -> ModelShape:
+        """The model's numbers from its config alone (no weights)."""
+
+    def preprocessed(self, shape: ModelShape, settings: Mapping[str, Any]) -> ModelShape:
+        """``shape`` where the settings of the image processor (``preprocessor_config.json``) say more of an image's
+        size than the config does, such as limits of its area; by default they do not.
+        """
+        return shape
+
+    @abstractmethod
+    def places(self, layout: Layout, encoding: Encoding, item: int) -> Places:
+        """Where the placeholders of image or video number ``item`` of an encoding lie.
+
+        Raises:
+            UnsupportedError: when that needs arguments of the encoding which are not known.
+        """
+
+    def modalities(self, layout: Layout, arguments: Mapping[str, Any]) -> Tensor:
+        """uint8 [B, T]: 0 for text, 1 for a placeholder of an image, 2 for one of a video.
+
+        Args:
+            layout: the located modules.
+            arguments: the entry module's forward arguments by name.
+
+        Raises:
+            UnsupportedError: when the positions cannot be told from the arguments.
+        """
+        ids: Tensor | None = arguments.get("input_ids")
+        if ids is None:
+            raise UnsupportedError(
+                complaint("a trimmed model", "be called with input_ids, which tell where the images are",
+                          "inputs_embeds", "pass input_ids and pixel_values")
+            )  # fmt: skip
+        config: Any = layout.entry.config
+        found = (ids == config.image_token_id).to(torch.uint8)
+        video = getattr(config, "video_token_id", None)
+        return found if video is None else found + 2 * (ids == video).to(torch.uint8)
+
+    def fixed_length(self, layout: Layout, modality: Modality) -> int | None:
+        """Placeholders of every image (video), where all have the same number; None where sizes differ."""
+        return None
+
+    def pixels(self, layout: Layout, encoding: Encoding, item: int) -> Tensor:
+        """Pixel values of one image or video, without padding; their bits seed the sample's noise."""
+        return encoding.argument("pixel_values", "pixel_values_videos")[item]
+
+    def arrange(self, layout: Layout, encoding: Encoding, rows: Sequence[Tensor]) -> Tensor:
+        """Vision-tower attention, laid out like the placeholders: float [H, sum(encoding.lengths)].
+
+        Args:
+            layout: the located modules.
+            encoding: what was encoded.
+            rows: attention that every token of the tower received, one float [pieces, H, tokens] per attention call
+                of the block, in call order ([CLS] included where the tower has one).
+        """
+        return torch.cat([piece.permute(1, 0, 2).flatten(1) for piece in rows], dim=1)
+
+    def example_config(self, model_type: str) -> Any | None:
+        """A configuration of a family in ``model_types``, of any size; the contract suite makes a small copy of it.
+
+        By default the one that transformers' configuration class makes of no arguments; None where transformers does
+        not know the family, and then only models that are handed to the suite are tested.
+        """
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # only tests need it
+
+        return CONFIG_MAPPING[model_type]() if model_type in CONFIG_MAPPING else None
+
+    def take_deepstack(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
+        """The language model's arguments without its features for deeper layers, and these features.
+
+        Returns:
+            The arguments, and one [visual tokens of all rows, D] per layer 0, 1, ...: what is added to the visual
+            tokens behind that layer. An empty list where the family has none.
+        """
+        return arguments, []
+
+
+def decoder_shape(
+    config: Any,
+    text: Any,
+    *,
+    name: str,
+    bytes_per_element: int | None,
+    dtype: torch.dtype,
+    vision: VisionShape | None = None,
+    width: int | None = None,
+) -> ModelShape:
+    """Numbers of a decoder of Llama's make from its config.
+
+    Args:
+        config: of the whole model.
+        text: of its decoder.
+        name: what to call it in reports.
+        bytes_per_element: of a cached number; None = as in the configs' dtype.
+        dtype: of caches where neither config says one.
+        vision: the tower, where it is known.
+        width: feed-forward width that a token runs through; None = ``text.intermediate_size``.
+    """
+    heads = text.num_attention_heads
+    if bytes_per_element is None:
+        said: Any = getattr(config, "dtype", None) or getattr(text, "dtype", None) or dtype
+        cached: torch.dtype = getattr(torch, said) if isinstance(said, str) else said
+        bytes_per_element = cached.itemsize
+    return ModelShape(
+        n_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        n_heads=heads,
+        n_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        intermediate_size=text.intermediate_size if width is None else width,
+        vocab_size=text.vocab_size,
+        bytes_per_element=bytes_per_element,
+        ffn_matrices=3,
+        vision=vision,
+        name=name,
+    )
+
+
+def submodule(module: nn.Module, name: str, whose: str) -> Any:
+    """A submodule by name.
+
+    Raises:
+        AdapterError: when ``whose`` layout has drifted, and it is not there.
+    """
+    found = getattr(module, name, None)
+    if found is None:
+        raise AdapterError(
+            complaint(f"{whose} ({type(module).__name__})", f"have a module {name!r}",
+                      sorted(name for name, _ in module.named_children()),
+                      "its layout has drifted from the one this adapter knows; please report the version")
+        )  # fmt: skip
+    return found

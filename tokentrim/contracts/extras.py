@@ -1,0 +1,75 @@
+"""What few strategies need: editing attention, a second model that answers first, what is known of a prompt."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from tokentrim.counting.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class AttentionEdit:
+    """What is edited in one decoder layer's attention.
+
+    Attributes:
+        radius: a visual query sees, of the visual keys, those whose row and column in its plane differ by at most
+            this, earlier and later ones alike; None = as in the model.
+        heads: [H]; where False, the head's weights on visual keys count nothing (the others are not rescaled), and it
+            adds nothing to visual tokens. None = all heads as in the model.
+    """
+
+    radius: int | None = None
+    heads: tuple[bool, ...] | None = None
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything is edited."""
+        return self.radius is not None or (self.heads is not None and not all(self.heads))
+
+
+class AttentionEditor(ABC):
+    """The third ability, beside deciding at boundaries and at decode steps: changing what attention sees.
+
+    Tokens stay where they are. Neighbourhoods are computed in blocks that leave the rest out; heads are recomputed.
+    """
+
+    @abstractmethod
+    def edit(self, layer: int, shape: ModelShape) -> AttentionEdit | None:
+        """What is edited in decoder layer ``layer`` (0-based); None = nothing."""
+
+
+@dataclass(frozen=True)
+class GuideRequest:
+    """A second model that answers every prompt first, and what is read of its attention (``Need.GUIDE``).
+
+    Attributes:
+        model: a registered model or a model folder; ``"self"`` for the trimmed model itself, unpruned.
+        new_tokens: most tokens of its answer.
+        rows: whose attention is summed: the text behind the last visual token of the prompt, the generated tokens,
+            both, or the last prompt token alone.
+        layers: decoder layers that are summed over (negative = from the end); None = all.
+        exit_threshold: in ``generate``, the guide gives a row's answer where its score is above this; None = never.
+        consistency_ratio: share of the visual tokens with which it is asked again for that score.
+    """
+
+    model: str
+    new_tokens: int = 16
+    rows: Literal["prompt", "generated", "both", "last"] = "both"
+    layers: tuple[int, ...] | None = None
+    exit_threshold: float | None = None
+    consistency_ratio: float = 0.05
+
+
+@dataclass(frozen=True)
+class PromptInfo:
+    """What is known of a prompt before any of it has run.
+
+    Attributes:
+        n_visual: visual tokens of each row.
+        shape: the model's numbers.
+    """
+
+    n_visual: tuple[int, ...]
+    shape: ModelShape

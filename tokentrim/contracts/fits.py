@@ -1,0 +1,157 @@
+"""What will be decided where, known before anything runs; and whether it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tokentrim.contracts.compose import require_one_policy
+from tokentrim.contracts.sites import AT_BOUNDARIES, AT_STEPS, FROM_LAYER_BEFORE, Need
+from tokentrim.contracts.strategy import Spatial, Strategy, TemporalScorer
+from tokentrim.counting.shape import ModelShape
+from tokentrim.errors import StrategyError, UnsupportedError, complaint
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One spatial part acting at one boundary.
+
+    Attributes:
+        boundary: before this decoder layer.
+        part: who decides.
+        place: the part's number among the spatial ones.
+        counts: keep_count of each row by the part's schedule (an upper bound where the count is data-dependent).
+    """
+
+    boundary: int
+    part: Spatial
+    place: int
+    counts: tuple[int, ...]
+
+
+def decisions(parts: Sequence[Spatial], shape: ModelShape, n_visual: Sequence[int]) -> list[Decision]:
+    """All decisions of a prompt in the order in which they are taken: by boundary, then by declaration.
+
+    Rows without visual tokens get count 0 everywhere and are never asked about.
+
+    Raises:
+        StrategyError: when a part's boundaries depend on the row or lie outside the model.
+    """
+    found: list[tuple[int, int, Decision]] = []
+    for order, part in enumerate(parts):
+        schedules = {n: part.schedule(shape, n) for n in sorted(set(n_visual)) if n}
+        boundaries = {schedule.boundaries for schedule in schedules.values()}
+        if len(boundaries) > 1:
+            raise StrategyError(
+                complaint(
+                    f"boundaries of {part.label()!r}",
+                    "not depend on the number of visual tokens",
+                    sorted(boundaries),
+                    "return the same boundaries for every prompt",
+                )
+            )
+        for boundary in next(iter(boundaries), ()):
+            if boundary >= shape.n_layers:
+                raise StrategyError(
+                    complaint(
+                        f"boundary of {part.label()!r}",
+                        f"lie below the model's {shape.n_layers} layers",
+                        boundary,
+                        "boundaries are counted from 0: before decoder layer b",
+                    )
+                )
+            counts = tuple(schedules[n].count_at(boundary) if n else 0 for n in n_visual)
+            found.append((boundary, order, Decision(boundary, part, order, counts)))
+    return [decision for _, _, decision in sorted(found, key=lambda item: item[:2])]
+
+
+def check(
+    strategy: Strategy, shape: ModelShape, *, vision_blocks: int, unserved: Mapping[Need, str] | None = None
+) -> None:
+    """Refuse, before anything runs, a strategy that this model cannot serve.
+
+    Args:
+        strategy: what the user asked for.
+        shape: the model's numbers.
+        vision_blocks: attention modules of the vision tower that the adapter found (0 = none).
+        unserved: what this model cannot give, and why.
+
+    Raises:
+        UnsupportedError: names the missing ability.
+        StrategyError: for parts that contradict each other or lie outside the model.
+    """
+    spatial, temporal = strategy.spatial_parts, strategy.temporal_part
+    _check_served(strategy, unserved or {})
+    require_one_policy(spatial)
+    for decision in decisions(spatial, shape, (shape.usual_visual,)):
+        _check_needs(decision.part.label(), decision.part.needed(), AT_BOUNDARIES, "at a boundary")
+        early = decision.part.needed() & FROM_LAYER_BEFORE
+        if decision.boundary == 0 and early:
+            raise UnsupportedError(
+                complaint(
+                    f"{decision.part.label()!r}",
+                    "act at boundary 1 or later: it reads the layer before",
+                    f"boundary 0 and needs {sorted(n.value for n in early)}",
+                    "raise its boundary",
+                )
+            )
+    for part in spatial:
+        if Need.VISION_ROWS in part.needed():
+            for block in part.wants_vision_blocks():
+                if not -vision_blocks <= block < vision_blocks:
+                    raise UnsupportedError(
+                        complaint(
+                            f"vision block of {part.label()!r}",
+                            f"exist among the tower's {vision_blocks}",
+                            block,
+                            "choose another block, or a model whose vision tower the adapter can read",
+                        )
+                    )
+    if temporal is not None:
+        _check_needs(temporal.label(), temporal.needed(), AT_STEPS, "at a decode step")
+        if isinstance(temporal, TemporalScorer) and temporal.ranks_once() and Need.LAST_ROW in temporal.needed():
+            raise UnsupportedError(
+                complaint(
+                    f"{temporal.label()!r}, which ranks once,",
+                    "not need what each step brings",
+                    Need.LAST_ROW.value,
+                    "read Need.PROMPT_ROW instead, or let ranks_once() be False",
+                )
+            )
+    prepare(strategy, shape)
+
+
+def prepare(strategy: Strategy, shape: ModelShape) -> None:
+    """Let every part of a strategy load and check what it needs for a model, such as trained weights.
+
+    Raises:
+        TokentrimError: when a part has not what it needs.
+    """
+    for part in strategy.parts().deciders:
+        part.prepare(shape)
+
+
+def _check_needs(label: str, needed: frozenset[Need], served: frozenset[Need], where: str) -> None:
+    missing = needed - served
+    if missing:
+        raise UnsupportedError(
+            complaint(
+                f"needs of {label!r}",
+                f"be available {where}",
+                sorted(n.value for n in missing),
+                f"what can be had there: {sorted(n.value for n in served)}",
+            )
+        )
+
+
+def _check_served(strategy: Strategy, unserved: Mapping[Need, str]) -> None:
+    missing = sorted(strategy.needed() & unserved.keys(), key=lambda need: need.value)
+    if missing:
+        raise UnsupportedError(
+            complaint(
+                f"needs of {strategy.label()!r}",
+                "be what this model can give",
+                [need.value for need in missing],
+                "; ".join(dict.fromkeys(unserved[need] for need in missing)),
+            )
+        )

@@ -1,0 +1,282 @@
+"""What a strategy sees when it is asked to decide: typed, lazy, read-only views.
+
+A strategy lists in ``needs`` what the engine must have ready; only that is computed, and asking for anything else is
+an error. All tensors are on the model's device. B = rows of the batch, N = current visual tokens of the longest row
+(shorter rows are padded at the end; ``valid`` says where), H = query heads, T = text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+from tokentrim.counting.shape import ModelShape
+from tokentrim.errors import StrategyError, complaint
+
+if TYPE_CHECKING:  # plans look at needs, and need no torch
+    import torch
+    from torch import Tensor
+
+
+class Need(str, Enum):
+    """What a strategy may ask the engine for. The value is the word that ``tokentrim ls`` prints."""
+
+    LAST_ROW = "last-row"
+    """Attention row of the last prompt token in layer b-1 (temporal: of the current token, in this layer)."""
+    TEXT_ROWS = "text-rows"
+    """Attention rows of every text token in layer b-1."""
+    WINDOW_ROWS = "window-rows"
+    """Attention rows of the last wants_window() prompt tokens in layer b-1."""
+    COLUMN_MEAN = "column-mean"
+    """Attention received in layer b-1, averaged over all queries."""
+    PROMPT_ROW = "prompt-row"
+    """Temporal only: this layer's attention row of the last prompt token, taken once at prefill."""
+    HIDDEN = "hidden"
+    """Hidden states of the visual tokens at the boundary."""
+    TEXT_HIDDEN = "text-hidden"
+    """Hidden states of the text tokens at the boundary."""
+    KEYS = "keys"
+    """Keys (after RoPE) of the visual tokens in layer b-1 (temporal: in this layer's cache)."""
+    VALUES = "values"
+    """Values of the visual tokens in layer b-1 (temporal: in this layer's cache)."""
+    VISION_ROWS = "vision-cls"
+    """Vision-tower attention: [CLS] rows of chosen blocks, or the column mean where the tower has no [CLS]."""
+    FEATURES = "features"
+    """Projected visual features, as they enter the language model."""
+    TEXT_EMBEDS = "text-embeds"
+    """Input embeddings of the text tokens."""
+    GRID = "grid"
+    """Image, frame, plane, tile, row and column of every visual token."""
+    RANDOM = "random"
+    """Reproducible noise, a function of the seed and of the sample's content alone."""
+    GUIDE = "guide"
+    """Attention that a second model, which answered the prompt first, gave to every visual token."""
+    EVIDENCE = "evidence"
+    """Relevance of every visual token, supplied by a task that knows it (testbed only)."""
+
+
+ATTENTION_ROWS: Final = frozenset({Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN})
+"""Needs that are attention of the decoder layer before a boundary."""
+FROM_LAYER_BEFORE: Final = ATTENTION_ROWS | {Need.KEYS, Need.VALUES}
+"""Needs that read layer b-1 of a boundary b, and so do not exist at boundary 0."""
+AT_BOUNDARIES: Final = frozenset(Need) - {Need.PROMPT_ROW}
+"""Needs that a :class:`LayerSite` can serve."""
+AT_STEPS: Final = frozenset({Need.LAST_ROW, Need.PROMPT_ROW, Need.KEYS, Need.VALUES, Need.RANDOM})
+"""Needs that a :class:`StepSite` can serve."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where each visual token came from; all int64 [B, N] (-1 where a token has no place in the grid).
+
+    A *plane* is one rectangle of tokens that covers a whole picture: an image of a plain model is one plane; a tiled
+    image is two, a thumbnail and the assembled tiles; each frame of a video is one. Tokens of equal (image, frame,
+    plane) lie in one plane, at (row, col) of its rows x cols.
+
+    Attributes:
+        image: number of the image or video in its prompt, images before videos.
+        frame: number of the (temporally merged) video frame; 0 in images.
+        plane: 0, or 1 for the assembled tiles of a tiled image.
+        tile: 0 for a whole picture (or thumbnail), 1, 2, ... for its tiles in reading order.
+        row: row in the plane.
+        col: column in the plane.
+        rows: rows of the plane that the token lies in.
+        cols: columns of that plane.
+    """
+
+    image: Tensor
+    frame: Tensor
+    plane: Tensor
+    tile: Tensor
+    row: Tensor
+    col: Tensor
+    rows: Tensor
+    cols: Tensor
+
+
+@dataclass(frozen=True)
+class Note:
+    """Scores that a selector ranked by, as it told its site.
+
+    Attributes:
+        scores: float [B, N], higher = better.
+        about: what they decide, where they do not decide everything.
+    """
+
+    scores: Tensor
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Shared part of both views."""
+
+    shape: ModelShape
+    n_visual: tuple[int, ...]
+    """Current visual tokens of each row, as host integers."""
+    ids: Tensor
+    """int64 [B, N]: original (raster) number of each current visual token; -1 in padding."""
+    valid: Tensor
+    """bool [B, N]: False in padding."""
+    state: Any
+    """What ``Strategy.begin`` returned for this prompt."""
+    keys_of_rows: Tensor
+    """int64 [B]: content key of each sample; seeds its noise (read it through :meth:`random`)."""
+    needs: frozenset[Need]
+    providers: Mapping[Need, Callable[[], Any]] = field(repr=False)
+    cache: dict[Need, Any] = field(default_factory=dict[Need, Any], repr=False)
+    notes: list[Note] | None = field(default=None, repr=False)
+
+    def _get(self, need: Need) -> Any:
+        if need not in self.needs:
+            raise StrategyError(
+                complaint(
+                    "a site's data",
+                    f"be declared before use; got a read of {need.value!r}, declared",
+                    sorted(n.value for n in self.needs),
+                    f"add Need.{need.name} to the strategy's needs",
+                )
+            )
+        if need not in self.cache:
+            self.cache[need] = self.providers[need]()
+        return self.cache[need]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of every tensor of this view."""
+        return self.ids.device
+
+    def random(self, seed: int, salt: int = 0) -> Tensor:
+        """Uniform noise [B, N] in [0, 1), one number per original visual token.
+
+        A counter-based generator keyed by (seed, salt, content of the sample, raster number): the same sample draws
+        the same noise in any batch, on any device, and torch's global generator is never touched.
+        """
+        from tokentrim.contracts.noise import uniform  # it computes with torch
+
+        self._get(Need.RANDOM)
+        return uniform(self.keys_of_rows, self.ids, seed=seed, salt=salt)
+
+    def note(self, scores: Tensor, about: str = "") -> None:
+        """For selectors: show ``tokentrim explain`` the scores that the choice is made by. Otherwise it does nothing.
+
+        Args:
+            scores: float [B, N], higher = better, of the current tokens.
+            about: what they decide, where they do not decide everything.
+        """
+        if self.notes is not None:
+            self.notes.append(Note(scores, about))
+
+
+@dataclass(frozen=True)
+class LayerSite(_Site):
+    """A spatial decision: boundary ``boundary``, before decoder layer ``boundary``."""
+
+    boundary: int = 0
+
+    @property
+    def last_row(self) -> Tensor:
+        """float [B, H, N]: attention of the last prompt token to each visual token in layer b-1.
+
+        Softmax over all keys of the row, then the visual columns.
+        """
+        return self._get(Need.LAST_ROW)
+
+    @property
+    def text_rows(self) -> tuple[Tensor, Tensor]:
+        """(rows float [B, H, T, N], valid bool [B, T]): attention of every text token in layer b-1."""
+        return self._get(Need.TEXT_ROWS)
+
+    @property
+    def window_rows(self) -> tuple[Tensor, Tensor]:
+        """(rows float [B, H, W, N], valid bool [B, W]): attention of the last W prompt tokens in layer b-1."""
+        return self._get(Need.WINDOW_ROWS)
+
+    @property
+    def column_mean(self) -> Tensor:
+        """float [B, H, N]: attention received in layer b-1, averaged over all (real) queries of the prompt."""
+        return self._get(Need.COLUMN_MEAN)
+
+    @property
+    def hidden(self) -> Tensor:
+        """[B, N, D]: hidden states of the visual tokens at this boundary."""
+        return self._get(Need.HIDDEN)
+
+    @property
+    def text_hidden(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(hidden [B, T, D], valid bool [B, T], behind bool [B, T]): hidden states of the text tokens at this boundary.
+
+        ``behind`` marks those that come after the row's last visual token of the prompt, dropped or not; a row's last
+        valid one is the last token of its prompt.
+        """
+        return self._get(Need.TEXT_HIDDEN)
+
+    @property
+    def keys(self) -> Tensor:
+        """[B, H_kv, N, head_dim]: keys after RoPE of the visual tokens in layer b-1."""
+        return self._get(Need.KEYS)
+
+    @property
+    def values(self) -> Tensor:
+        """[B, H_kv, N, head_dim]: values of the visual tokens in layer b-1."""
+        return self._get(Need.VALUES)
+
+    @property
+    def vision_rows(self) -> Tensor:
+        """float [B, blocks, H_vision, N]: [CLS] rows (column mean without [CLS]) of wants_vision_blocks()."""
+        return self._get(Need.VISION_ROWS)
+
+    @property
+    def features(self) -> Tensor:
+        """[B, N, D]: projected visual features of the current tokens, as they entered the language model."""
+        return self._get(Need.FEATURES)
+
+    @property
+    def text_embeds(self) -> tuple[Tensor, Tensor]:
+        """(embeddings [B, T, D], valid bool [B, T]): input embeddings of the text tokens."""
+        return self._get(Need.TEXT_EMBEDS)
+
+    @property
+    def grid(self) -> Grid:
+        """Image, frame, plane, tile, row and column of every current visual token."""
+        return self._get(Need.GRID)
+
+    @property
+    def guide(self) -> Tensor:
+        """float32 [B, N]: attention of the guide that ``wants_guide()`` names, summed over layers, heads and rows."""
+        return self._get(Need.GUIDE)
+
+    @property
+    def evidence(self) -> Tensor:
+        """float [B, N]: relevance of every current visual token, as the task supplied it."""
+        return self._get(Need.EVIDENCE)
+
+
+@dataclass(frozen=True)
+class StepSite(_Site):
+    """A temporal decision: decode forward ``step`` (1 = the first after prefill), in decoder layer ``layer``."""
+
+    step: int = 1
+    layer: int = 0
+
+    @property
+    def last_row(self) -> Tensor:
+        """float [B, H, N]: attention of the current token to each cached visual token of this layer."""
+        return self._get(Need.LAST_ROW)
+
+    @property
+    def prompt_row(self) -> Tensor:
+        """float [B, H, N]: this layer's attention row of the last prompt token, as it was at prefill."""
+        return self._get(Need.PROMPT_ROW)
+
+    @property
+    def keys(self) -> Tensor:
+        """[B, H_kv, N, head_dim]: cached keys of the visual tokens."""
+        return self._get(Need.KEYS)
+
+    @property
+    def values(self) -> Tensor:
+        """[B, H_kv, N, head_dim]: cached values of the visual tokens."""
+        return self._get(Need.VALUES)

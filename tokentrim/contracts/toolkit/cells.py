@@ -1,0 +1,77 @@
+"""Cells of the visual grid: side x side windows over each picture, also where they do not divide it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokentrim.contracts.sites import Grid
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The cells of one sample, in the order of their representatives.
+
+    Attributes:
+        kept: int64 [M], ascending: the token nearest to the centre of each cell (the first of several).
+        members: int64 [M, K]: the token at each of the K = kernel^2 places of a cell, row by row; -1 where the cell
+            has none.
+    """
+
+    kept: Tensor
+    members: Tensor
+
+
+def planes_of(grid: Grid, row: int, n: int) -> Tensor:
+    """int64 [n]: number of the plane that each token of a sample lies in, in raster order; -1 without a place."""
+    parts = torch.stack([part[row, :n] for part in (grid.image, grid.frame, grid.plane)], dim=1)
+    placed = grid.row[row, :n] >= 0
+    plane = torch.full((n,), -1, dtype=torch.int64, device=parts.device)
+    if bool(placed.any()):
+        plane[placed] = torch.unique(parts[placed], dim=0, return_inverse=True)[1]
+    return plane
+
+
+def windows_of(grid: Grid, row: int, n: int, side: int, kernel: int) -> Windows | None:
+    """The cells of one sample; host tensors in, host tensors out.
+
+    A plane of R x C tokens has min(side, R) x min(side, C) cells. The token at (y, x) is in cell
+    ``(floor(y r / R), floor(x c / C))``, at the place that it has counted from the cell's first row and column.
+
+    Args:
+        grid: on the host.
+        row: sample of the batch.
+        n: its visual tokens.
+        side: cells along a side of a plane.
+        kernel: places along a side of a cell.
+
+    Returns:
+        The cells, or None where a cell has more than ``kernel`` rows or columns.
+    """
+    plane = planes_of(grid, row, n)
+    placed = plane >= 0
+    token = torch.arange(n)[placed]
+    plane = plane[placed]
+    y, x, rows, cols = (part[row, :n][placed] for part in (grid.row, grid.col, grid.rows, grid.cols))
+    r, c = rows.clamp(max=side), cols.clamp(max=side)
+    (band, down, far_y), (column, across, far_x) = _along(y, rows, r), _along(x, cols, c)
+    if bool((down >= kernel).any()) or bool((across >= kernel).any()):
+        return None
+    number = torch.unique(torch.stack([plane, band, column], dim=1), dim=0, return_inverse=True)[1]
+    cells = int(number.max()) + 1 if len(number) else 0
+    members = torch.full((cells, kernel * kernel), -1, dtype=torch.int64)
+    members[number, down * kernel + across] = token
+    order = (far_y + far_x) * n + token  # nearest to the centre first, then the lower number
+    nearest = torch.full((cells,), torch.iinfo(torch.int64).max).scatter_reduce(0, number, order, "amin")
+    kept, by_place = torch.sort(nearest % max(n, 1))
+    return Windows(kept, members[by_place])
+
+
+def _along(place: Tensor, size: Tensor, parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(part, place in the part, squared distance from the part's middle in half steps) along one axis."""
+    part = place * parts // size
+    first = -(-part * size // parts)
+    last = -(-(part + 1) * size // parts) - 1
+    return part, place - first, (2 * place - first - last) ** 2

@@ -1,0 +1,130 @@
+"""ModelShape: the numbers of a model that budgets, plans and accounting need, read from its config alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tokentrim.counting.tilings import Tiling
+
+_USUAL_VISUAL = 576
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """The vision tower as arithmetic sees it, and one image in it.
+
+    Where images become different numbers of tokens, the counts are those of a nominal image, and :meth:`for_image`
+    gives those of another.
+
+    Attributes:
+        n_layers: encoder blocks.
+        hidden_size: width of the tower.
+        intermediate_size: width of its feed-forward part.
+        n_tokens: tokens per piece of an image inside the tower (patches, and [CLS] where there is one).
+        n_visual: visual tokens per image that reach the language model.
+        rows: rows of the visual grid of one image (of the assembled tiles, where an image is tiled).
+        cols: columns of that grid.
+        pieces: separately encoded pieces per image.
+        n_structure: placeholders per image that are not visual tokens (line ends).
+        n_projected: tokens per image that pass the projector; None = the visual tokens.
+        ffn_matrices: 3 for a gated feed-forward part of the tower, 2 for a plain one.
+        windowed_layers: encoder blocks whose attention stays inside windows.
+        window_pairs: pairs of tokens that attend to each other in such a block, per image.
+        merge: patches along each side that the projector makes one visual token.
+        mergers: 0 for a two-layer projector as wide as the language model; otherwise the number of projectors that
+            are as wide as the patches they merge.
+        tiling: what happens to an image's size; None where nothing is known of it.
+    """
+
+    n_layers: int
+    hidden_size: int
+    intermediate_size: int
+    n_tokens: int
+    n_visual: int
+    rows: int
+    cols: int
+    pieces: int = 1
+    n_structure: int = 0
+    n_projected: int | None = None
+    ffn_matrices: int = 2
+    windowed_layers: int = 0
+    window_pairs: int = 0
+    merge: int = 1
+    mergers: int = 0
+    tiling: Tiling | None = None
+
+    @property
+    def varies(self) -> bool:
+        """Whether images of different sizes become different numbers of visual tokens."""
+        return self.tiling is not None and self.tiling.varies
+
+    def for_image(self, height: int, width: int, images: int = 1) -> VisionShape:
+        """This tower with the counts of an image of ``height`` x ``width`` pixels, one of ``images`` in its prompt.
+
+        Raises:
+            DataError: when no image of this size is accepted.
+        """
+        if self.tiling is None:
+            return self
+        cut = self.tiling.cut(height, width, images)
+        return replace(
+            self,
+            pieces=cut.pieces,
+            n_tokens=cut.tokens,
+            n_visual=cut.n_visual,
+            n_structure=cut.n_structure,
+            rows=cut.rows,
+            cols=cut.cols,
+            n_projected=cut.projected,
+            window_pairs=cut.window_pairs,
+        )
+
+    def with_structure_visual(self) -> VisionShape:
+        """This tower where line ends count as visual tokens; no projector makes those."""
+        return replace(self, n_visual=self.n_visual + self.n_structure, n_structure=0)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The language model as arithmetic sees it.
+
+    Attributes:
+        n_layers: decoder layers, L.
+        hidden_size: model width, d.
+        n_heads: query heads.
+        n_kv_heads: key/value heads (grouped-query attention when below ``n_heads``).
+        head_dim: width of one head.
+        intermediate_size: feed-forward width, m.
+        vocab_size: rows of the output head.
+        bytes_per_element: bytes of one cached number (2 for fp16/bf16, 4 for fp32).
+        ffn_matrices: 3 for a gated feed-forward (SwiGLU), 2 for a plain one.
+        vision: the vision tower, where known.
+        name: what to call it in reports.
+    """
+
+    n_layers: int
+    hidden_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    bytes_per_element: int = 2
+    ffn_matrices: int = 3
+    vision: VisionShape | None = None
+    name: str = ""
+
+    @property
+    def usual_visual(self) -> int:
+        """Visual tokens of one image as the vision tower describes it; those of LLaVA-1.5 where none is known."""
+        return _USUAL_VISUAL if self.vision is None else self.vision.n_visual
+
+    @property
+    def attention_width(self) -> int:
+        """Numbers of one token in the query heads together, ``H h``."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def kv_bytes_per_token_layer(self) -> int:
+        """Bytes that one token's key and value take in one layer's cache."""
+        return 2 * self.n_kv_heads * self.head_dim * self.bytes_per_element

@@ -1,0 +1,1 @@
+"""Drawing: colours, fonts and shading of every picture."""

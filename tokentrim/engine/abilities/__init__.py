@@ -1,0 +1,1 @@
+"""Abilities: what some strategies read or change beside the choice of tokens."""

@@ -1,0 +1,93 @@
+"""Context: what the passes of one engine ask for, and nothing of how a forward gets to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokentrim.contracts.adapter import Adapter, Layout
+from tokentrim.contracts.sites import Need
+from tokentrim.contracts.strategy import Spatial, Temporal
+from tokentrim.counting.shape import ModelShape
+from tokentrim.engine.abilities.vision import VisionCapture
+from tokentrim.engine.ability import Ability
+from tokentrim.engine.deciding import Doubts
+from tokentrim.engine.seams.attention import Kernel, implementation_of
+from tokentrim.engine.seams.clock import Clock
+from tokentrim.engine.seams.sharding import Heads
+from tokentrim.engine.tokens.prompt import Prompt
+from tokentrim.engine.tokens.stream import Stream
+
+
+@dataclass(frozen=True)
+class Context:
+    """One strategy on one model.
+
+    Attributes:
+        adapter: the model family's.
+        layout: the located modules.
+        spatial: deciders of the prefill, in declaration order.
+        temporal: decider of the decode steps, or None.
+        needs: what any part asks for.
+        heads: completes what one of several processes reads.
+        clock: durations by name: prefill, decode, vision, selection.
+        doubts: whether scores were numbers, to be settled when an answer is there.
+        vision: what was read while pictures were encoded.
+        abilities: all that acts beside the deciders, ``vision`` among them.
+        acts: whether forwards are changed at all; where not, they are only counted.
+        compiles: whether decode steps run compiled where they can.
+    """
+
+    adapter: Adapter
+    layout: Layout
+    spatial: tuple[Spatial, ...]
+    temporal: Temporal | None
+    needs: frozenset[Need]
+    heads: Heads
+    clock: Clock
+    doubts: Doubts
+    vision: VisionCapture
+    abilities: tuple[Ability, ...]
+    acts: bool
+    compiles: bool
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model's numbers."""
+        return self.layout.shape
+
+    @property
+    def implementation(self) -> str:
+        """The attention implementation that the model was set to."""
+        return implementation_of(self.layout.text_config)
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that sliding-window attention sees, or None where attention has no window."""
+        config = self.layout.text_config
+        return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+
+    @property
+    def renumbers(self) -> bool:
+        """Whether tokens that stay get contiguous positions."""
+        return any(part.positions == "renumber" for part in self.spatial)
+
+    @property
+    def wants_prompt_row(self) -> bool:
+        """Whether every layer's attention row of the last prompt token is kept."""
+        return self.temporal is not None and Need.PROMPT_ROW in self.temporal.needed()
+
+    @property
+    def edits_attention(self) -> bool:
+        """Whether an ability changes what attention computes."""
+        return any(ability.edits_attention for ability in self.abilities)
+
+    @property
+    def edits_steps(self) -> bool:
+        """Whether one does so in decode steps."""
+        return any(ability.edits_steps for ability in self.abilities)
+
+    def around_attention(self, layer: int, kernel: Kernel, stream: Stream, prompt: Prompt) -> Kernel:
+        """The attention function of ``layer`` with all abilities around it."""
+        for ability in self.abilities:
+            kernel = ability.around_attention(layer, kernel, stream, prompt)
+        return kernel

@@ -1,0 +1,249 @@
+"""The engine: hooks on one model, and the routing of every forward to a prefill or a decode pass.
+
+It hooks three modules: the entry (which sees ``input_ids`` and so knows where the visual tokens are), the language
+model (which sees embeddings, positions, the 2-D mask and the cache), and the vision tower (whose attention some
+strategies read). Decoder layers are hooked only for the duration of a pass that changes something in them, and the
+attention function is switched to the wrapper only for a pass that reads or masks attention itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from tokentrim.contracts import fits as planning
+from tokentrim.contracts.adapter import Adapter, Layout
+from tokentrim.contracts.strategy import Strategy
+from tokentrim.engine import refusals
+from tokentrim.engine.abilities.editing import Editing
+from tokentrim.engine.abilities.evidence import Evidence
+from tokentrim.engine.abilities.vision import VisionCapture
+from tokentrim.engine.ability import Ability
+from tokentrim.engine.compiled import Compiled
+from tokentrim.engine.context import Context
+from tokentrim.engine.deciding import Doubts
+from tokentrim.engine.decode import Decode
+from tokentrim.engine.generate import Generating
+from tokentrim.engine.passes import Passes
+from tokentrim.engine.prefill import Prefill
+from tokentrim.engine.prompting import Prompting
+from tokentrim.engine.seams import attention, positions
+from tokentrim.engine.seams.calls import bind, cached_length, pictured
+from tokentrim.engine.seams.clock import Clock
+from tokentrim.engine.seams.packing import Packing
+from tokentrim.engine.seams.sharding import Heads
+from tokentrim.engine.tokens import cache
+from tokentrim.engine.tokens.prompt import Prompt
+from tokentrim.engine.untouched import Untouched
+
+
+class Engine:
+    """Applies one strategy to one model while installed.
+
+    Attributes:
+        context: what passes ask for: the model, the strategy, and what acts beside it.
+        evidence: takes relevance for the next prompt.
+    """
+
+    def __init__(
+        self,
+        host: nn.Module,
+        adapter: Adapter,
+        layout: Layout,
+        strategy: Strategy,
+        *,
+        on_prompt: Callable[[Prompt], None],
+        record: bool = True,
+        guide: Ability | None = None,
+        compiled: bool = False,
+    ) -> None:
+        """Prepare to apply ``strategy`` to ``host``, whose modules ``layout`` names.
+
+        ``on_prompt`` is called with every prompt when its prefill is over.
+        """
+        planning.check(strategy, layout.shape, vision_blocks=len(layout.vision_attentions), unserved=layout.unserved)
+        spatial, temporal, editor = strategy.spatial_parts, strategy.temporal_part, strategy.attention_part
+        clock, heads, needs = Clock(), Heads.of(host), strategy.needed()
+        self.evidence, self._passes = Evidence(), Passes(clock, layout.text_config)
+        vision = VisionCapture.of(adapter, layout, clock, spatial, needs, keeps_pixels=guide is not None)
+        abilities = (
+            self.evidence,
+            guide,
+            vision,
+            Editing.of(editor, layout.shape, attention.implementation_of(layout.text_config)),
+            None if heads.shared else Packing(layout.layers),
+            Compiled(layout, self._passes) if compiled else None,
+        )
+        self.context = Context(
+            adapter=adapter,
+            layout=layout,
+            spatial=spatial,
+            temporal=temporal,
+            needs=needs,
+            heads=heads,
+            clock=clock,
+            doubts=Doubts(),
+            vision=vision,
+            abilities=tuple(ability for ability in abilities if ability is not None),
+            acts=bool(spatial) or temporal is not None or editor is not None or compiled,
+            compiles=compiled,
+        )
+        self._host, self._on_prompt = host, on_prompt
+        self._generating = Generating(self.context)
+        self._prompting = Prompting(self.context, self._generating, on_prompt, lambda: bool(self._undo), record)
+        self._untouched = None if self.context.acts else Untouched(self._prompting)
+        self._undo: list[Callable[[], None]] = []
+        self._modalities: Tensor | None = None
+        self._text_only: WeakSet[Any] = WeakSet()
+        self._thread: int | None = None
+
+    # ------------------------------------------------------------------ installing
+
+    def install(self) -> None:
+        """Hook the model, and ``generate`` and the labels of the host around it; on any failure nothing remains.
+
+        Raises:
+            UnsupportedError: when the strategy prunes, and the model runs compiled or on several devices.
+        """
+        layout = self.context.layout
+        if self.context.acts:
+            refusals.of_model(self._host, layout)
+        try:
+            self._undo += self._generating.watch(self._host)
+            for handle in (
+                layout.entry.register_forward_pre_hook(self._enter_entry, with_kwargs=True),
+                layout.entry.register_forward_hook(self._leave_entry, always_call=True),
+                layout.language_model.register_forward_pre_hook(self._enter_model, with_kwargs=True),
+                layout.language_model.register_forward_hook(self._leave_model, always_call=True),
+            ):
+                self._undo.append(handle.remove)
+            for ability in self.context.abilities:
+                self._undo.append(ability.detach)
+                ability.attach()
+            for index, module in enumerate(layout.attentions):
+                attention.observe(module, self._passes.observer(index))
+                self._undo.append(lambda m=module: attention.ignore(m))
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Take every hook out and put every setting back."""
+        self._passes.end()
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+
+    # ------------------------------------------------------------------ the entry module
+
+    def _enter_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.context.vision.suspended or self._compiling():
+            return
+        refusals.of_thread(self._thread)
+        arguments = bind(module.forward, args, kwargs)
+        self._leave_entry()
+        self._thread = threading.get_ident()
+        ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
+        columns = ids.shape[1] if ids is not None else embeds.shape[1] if embeds is not None else 0
+        if cached_length(arguments.get("past_key_values")) and (columns == 1 or not pictured(arguments)):
+            return  # a decode step or a turn of text; a guessed token may well be a placeholder, but stands for itself
+        if ids is None and not self.context.acts:
+            return  # embeddings do not tell where pictures are; nothing is pruned, so nothing has to
+        self._modalities = self.context.adapter.modalities(self.context.layout, arguments)
+        self._prompting.arguments = arguments
+
+    def _leave_entry(self, *_: Any) -> None:
+        if not (torch.compiler.is_compiling() or self.context.vision.suspended) and self._is_mine():
+            self._modalities, self._prompting.arguments, self._thread = None, {}, None
+
+    def _compiling(self) -> bool:
+        """Whether torch.compile is reading this; untouched models then run without an account, others not at all."""
+        if torch.compiler.is_compiling() and self.context.acts:
+            refusals.refuse_compiled("a forward that torch.compile reads")
+        return torch.compiler.is_compiling()
+
+    def _is_mine(self) -> bool:
+        """Whether no other thread runs a forward."""
+        return self._thread in (None, threading.get_ident())
+
+    # ------------------------------------------------------------------ the language model
+
+    def _enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.context.vision.suspended or self._compiling():
+            return None
+        refusals.of_thread(self._thread)
+        self._passes.end()  # a pass that an exception cut short
+        arguments = bind(module.forward, args, kwargs)
+        past, embeds = arguments.get("past_key_values"), arguments.get("inputs_embeds")
+        if embeds is None:
+            return None  # the language model called on its own, with text
+        if self._untouched is not None:
+            return self._untouched.enter(arguments, self._modalities)
+        if cached_length(past):
+            return (), self._enter_decode(arguments, past, embeds)
+        if self._modalities is None:
+            return None
+        return (), self._enter_prefill(arguments, past, embeds, self._modalities)
+
+    def _enter_prefill(
+        self, arguments: dict[str, Any], past: Any, embeds: Tensor, modalities: Tensor
+    ) -> dict[str, Any]:
+        context, mask = self.context, arguments.get("attention_mask")
+        refusals.of_mask(mask)
+        prompt = self._prompting.begin(modalities, mask)
+        stream = prompt.start
+        if not any(stream.n_visual):
+            # Nothing to prune: the forward and its decode steps run untouched, and the report says so.
+            if past is not None:
+                self._text_only.add(past)
+            self._on_prompt(prompt)
+            return arguments
+        decisions = planning.decisions(context.spatial, context.shape, stream.n_visual)
+        refusals.of_prefill(context, arguments, self._generating.labels, stream, decisions)
+        use_cache = arguments.get("use_cache")
+        use_cache = context.layout.text_config.use_cache if use_cache is None else use_cache
+        if refusals.checkpoints(context.layout.language_model):
+            past, use_cache = None, False  # layers are then run without a cache
+        if past is None and use_cache:
+            past = cache.plain(context.layout.text_config)
+            arguments = {**arguments, "past_key_values": past}
+        if past is not None:
+            cache.install(past, prompt, context.shape.n_layers)
+        position_ids = positions.of_call(arguments, 0, stream.length, embeds.device)
+        run = Prefill(context, prompt, decisions, past, embeds, position_ids)
+        self._passes.begin(run, embeds.device)
+        return run.enter(arguments)
+
+    def _enter_decode(self, arguments: dict[str, Any], past: Any, embeds: Tensor) -> dict[str, Any]:
+        pictures = self._modalities is not None and bool(self._modalities.any())
+        if not cache.trimmed(past) and past in self._text_only and not pictures:
+            return arguments
+        layers = refusals.of_continued(past, pictures=pictures)
+        prompt = layers[0].prompt
+        columns, start = embeds.shape[1], layers[0].get_seq_length()
+        refusals.of_window(self.context, start + columns)
+        prompt.begin_step(arguments.get("attention_mask"), columns, embeds.shape[0])
+        run = Decode(self.context, prompt, layers, columns)
+        self._passes.begin(run, embeds.device)
+        run.hook_layers(positions.of_call(arguments, start, columns, embeds.device))
+        # Every layer has its own length: the one mask that the model would build fits none but the first.
+        return {**arguments, "attention_mask": None}
+
+    def _leave_model(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if torch.compiler.is_compiling() or self.context.vision.suspended or not self._is_mine():
+            return None
+        if self._untouched is not None:
+            return self._untouched.leave(output)
+        if output is None:  # the forward raised
+            return self._passes.end()
+        run = self._passes.finish()
+        if not isinstance(run, Prefill):
+            return None
+        run.require_pruned()
+        self._on_prompt(run.prompt)
+        return run.with_whole_length(output)

@@ -1,0 +1,130 @@
+"""Temporal eviction inside compiled steps: entries are masked where they stand, and leave when buffers change anyway.
+
+Sizes must not change from step to step in compiled code, so a temporal part that ranks anew at each step only marks
+what it lets go. The physical eviction is made up for later, all at once: when a step cannot run compiled, when rows
+change places, or when half of the buffers is masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tokentrim.contracts.selection import Selection
+from tokentrim.contracts.sites import Need
+from tokentrim.contracts.strategy import Temporal, TemporalScorer
+from tokentrim.engine.seams import attention_rows as rows_of
+from tokentrim.engine.tokens.cache import TrimLayer
+from tokentrim.engine.tokens.eviction import evict
+
+
+def evicts_under_mask(part: Temporal | None) -> bool:
+    """Whether a part can evict in compiled code: by scores that read the current row alone, to known counts."""
+    return isinstance(part, TemporalScorer) and part.count_is_static and part.needed() == frozenset({Need.LAST_ROW})
+
+
+class SeenStep:
+    """What a temporal scorer sees of a compiled step: of its :class:`~tokentrim.contracts.sites.StepSite`, what it declared.
+
+    Attributes:
+        last_row: float [B, H, N]; entries that are gone have weight 0.
+        ids: int64 [B, N], -1 for entries that are gone.
+        valid: bool [B, N].
+    """
+
+    def __init__(self, last_row: Tensor, ids: Tensor, valid: Tensor) -> None:
+        self.last_row, self.ids, self.valid = last_row, ids, valid
+
+
+class MaskedEviction:
+    """What is masked in every layer's buffers. L layers, B rows, C columns and N visual entries of a layer.
+
+    Attributes:
+        part: whose scores decide.
+        alive: per layer bool [B, C + 1], False where an entry was let go; the last column stands for padding.
+        columns: per layer int64 [B, N], where the visual entries stand.
+        ids: per layer int64 [B, N], their raster numbers, -1 in padding.
+        allowed: int64 [L, B], visual entries that may stay at this step.
+        now: int64 [L, B, N of the fullest layer], raster numbers of what stays, -1 elsewhere.
+    """
+
+    def __init__(self, part: TemporalScorer, layers: Sequence[TrimLayer]) -> None:
+        self.part = part
+        self._streams = [layer.held_stream for layer in layers]
+        self.alive: list[Tensor] = []
+        self.columns: list[Tensor] = []
+        self.ids: list[Tensor] = []
+        for layer in layers:
+            stream, capacity = layer.held_stream, layer.buffers[0].shape[2]
+            self.alive.append(stream.vis_pos.new_ones(stream.rows, capacity + 1, dtype=torch.bool))
+            self.columns.append((stream.vis_pos + layer.given_up).masked_fill(~stream.vis_valid, capacity))
+            self.ids.append(stream.vis_ids.clone())
+        width = max(ids.shape[1] for ids in self.ids)
+        self.allowed = self.ids[0].new_zeros(len(layers), len(self.ids[0]))
+        self.now = self.ids[0].new_full((len(layers), len(self.ids[0]), width), -1)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that compiled code reads and writes."""
+        return [*self.alive, *self.columns, *self.ids, self.allowed, self.now]
+
+    def describes(self, layers: Sequence[TrimLayer]) -> bool:
+        """Whether the layers' entries still stand where they stood: steps that ran as usual move them."""
+        return all(layer.stream is stream for layer, stream in zip(layers, self._streams, strict=True))
+
+    def note(self, index: int, layer: TrimLayer, counts: tuple[int, ...]) -> None:
+        """A compiled step has let all but ``counts`` of a layer's entries go."""
+        layer.evict_later(counts, partial(self._settle, index, layer))
+
+    def _settle(self, index: int, layer: TrimLayer, counts: tuple[int, ...]) -> None:
+        """Evict what is masked."""
+        there = self.alive[index].gather(1, self.columns[index]) & (self.ids[index] >= 0)
+        layer.evict(*evict(layer.held_stream, Selection.from_mask(there, counts)))
+
+
+def in_use(state: Tensor, layer: int, key: Tensor, eviction: MaskedEviction | None) -> Tensor:
+    """bool [B, C]: columns that the query of a step may see.
+
+    Args:
+        state: int64 [L, 1 + B], per layer the newest column and each row's first.
+        layer: number of the decoder layer.
+        key: [B, H_kv, C, head_dim].
+        eviction: what is masked besides, if anything.
+    """
+    columns = torch.arange(key.shape[2], device=key.device)
+    seen = (columns <= state[layer, 0]) & (columns >= state[layer, 1:].unsqueeze(1))
+    return seen if eviction is None else seen & eviction.alive[layer][:, :-1]
+
+
+def attend_and_evict(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: Tensor,
+    eviction: MaskedEviction,
+    scaling: float,
+) -> Tensor:
+    """[B, 1, H, head_dim]: one step of one layer; reads the row, lets the lowest go, and attends to the rest."""
+    layer: Any = module.layer_idx
+    alive, columns, ids = eviction.alive[layer], eviction.columns[layer], eviction.ids[layer]
+    seen = in_use(state, layer, key, eviction)
+    weights = rows_of.attention_rows(query, key, scaling, seen[:, None, None])
+    row = functional.pad(weights, (0, 1))[:, :, 0]
+    row = row.gather(2, columns.unsqueeze(1).expand(-1, row.shape[1], -1))
+    there = alive.gather(1, columns) & (ids >= 0)
+    site: Any = SeenStep(row, ids.masked_fill(~there, -1), there)
+    scores = eviction.part.score(site).masked_fill(~there, float("-inf"))
+    order = torch.argsort(scores, dim=-1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    rank = torch.zeros_like(order).scatter(1, order, places)
+    stays = (rank < eviction.allowed[layer].unsqueeze(1)) & there
+    alive.scatter_(1, columns, stays)
+    eviction.now[layer, :, : ids.shape[1]] = ids.masked_fill(~stays, -1)
+    left = in_use(state, layer, key, eviction)
+    return rows_of.attend(weights.masked_fill(~left[:, None, None], 0.0), value, query)

@@ -1,0 +1,81 @@
+"""Passes: the pass that is running, and attention switched on for as long as it has to be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokentrim.engine.decode import Decode
+from tokentrim.engine.prefill import Prefill
+from tokentrim.engine.seams import attention
+from tokentrim.engine.seams.clock import Clock
+
+
+class Passes:
+    """Begins and ends the passes of one engine.
+
+    Attributes:
+        running: the pass that is running, if one is.
+    """
+
+    def __init__(self, clock: Clock, text_config: Any) -> None:
+        self.running: Prefill | Decode | None = None
+        self._clock, self._config = clock, text_config
+        self._switch_off: Callable[[], None] | None = None
+        self._mark: Any = None
+
+    @property
+    def decoding(self) -> Decode | None:
+        """The decode pass that is running, if one is."""
+        return self.running if isinstance(self.running, Decode) else None
+
+    def begin(self, run: Prefill | Decode, device: torch.device) -> None:
+        """Run a pass from here on."""
+        self.running, self._mark = run, self._clock.start(device)
+        if run.observes:
+            self._switch_off = attention.switch_on(self._config)
+
+    def catch_up(self, run: Decode) -> None:
+        """Run a step as usual that was meant to run compiled."""
+        run.catch_up()
+        if run.observes and self._switch_off is None:
+            self._switch_off = attention.switch_on(self._config)
+
+    def finish(self) -> Prefill | Decode | None:
+        """End the pass that went well, and count its time; returns it."""
+        run = self.running
+        if run is not None:
+            run.leave()
+            self.end()
+            self._clock.stop("prefill" if isinstance(run, Prefill) else "decode", self._mark)
+        return run
+
+    def end(self) -> None:
+        """End the pass, if one is running: also one that an exception cut short."""
+        run, self.running = self.running, None
+        if run is not None:
+            run.close()
+        if self._switch_off is not None:
+            self._switch_off()
+            self._switch_off = None
+
+    def observer(self, layer: int) -> attention.Observer:
+        """What sees the attention of a decoder layer for the pass that is running."""
+
+        def look(
+            kernel: attention.Kernel,
+            module: nn.Module,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            mask: Any,
+            options: dict[str, Any],
+        ) -> tuple[Tensor, Tensor | None]:
+            if self.running is None:
+                return kernel(module, query, key, value, mask, **options)
+            return self.running.attend(layer, kernel, module, query, key, value, mask, options)
+
+        return look

@@ -1,0 +1,426 @@
+"""Prefill: run the prompt, and at each boundary take the tokens out that the strategy let go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokentrim.contracts.fits import Decision
+from tokentrim.contracts.selection import Selection
+from tokentrim.contracts.sites import FROM_LAYER_BEFORE, Need
+from tokentrim.engine.context import Context
+from tokentrim.engine.deciding import decide_layer
+from tokentrim.engine.seams import attention_rows as rows_of
+from tokentrim.engine.seams import positions
+from tokentrim.engine.seams.attention import Kernel
+from tokentrim.engine.seams.masks import causal_mask
+from tokentrim.engine.tokens.cache import TrimLayer
+from tokentrim.engine.tokens.prompt import Prompt
+from tokentrim.engine.tokens.stream import Stream, gather_columns, merge_features, place
+from tokentrim.errors import AdapterError, EngineError, complaint
+
+
+@dataclass
+class _Handed:
+    """What every layer after a boundary must be handed instead of what the model's loop hands it."""
+
+    position_embeddings: tuple[Tensor, Tensor]
+    position_ids: Tensor | None
+    mask: Any
+
+
+@dataclass
+class Prefill:
+    """One pass over a prompt."""
+
+    context: Context
+    prompt: Prompt
+    decisions: list[Decision]
+    cache: Any
+    embeds: Tensor
+    position_ids: Tensor
+    stream: Stream = field(init=False)
+    handed: _Handed | None = None
+    surplus: Tensor | None = None
+    read: dict[Need, Any] = field(default_factory=dict[Need, Any])
+    handles: list[Any] = field(default_factory=list[Any])
+
+    def __post_init__(self) -> None:
+        self.stream = self.prompt.start
+        self.at: dict[int, list[Decision]] = {}
+        for decision in self.decisions:
+            self.at.setdefault(decision.boundary, []).append(decision)
+        self.wanted: dict[int, frozenset[Need]] = {}
+        for boundary, here in self.at.items():
+            needs = frozenset().union(*(d.part.needed() for d in here)) & FROM_LAYER_BEFORE
+            if boundary > 0 and needs:
+                self.wanted[boundary - 1] = needs
+
+    # ------------------------------------------------------------------ entering the language model
+
+    def enter(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Act at boundary 0, install what later ones need; returns the language model's arguments."""
+        if self.context.renumbers:
+            self.surplus = positions.surplus(self.position_ids, self.stream)
+        kwargs = self._take_deepstack(kwargs)
+        hidden = self._prune(0, self.embeds) if 0 in self.at else self.embeds
+        if hidden is not self.embeds:
+            mask = self._mask_for_model()
+            kwargs = {**kwargs, "inputs_embeds": hidden, "position_ids": self.position_ids, "attention_mask": mask}
+        inside = [b for b in self.at if b > 0]
+        if inside:
+            for index in range(min(inside), self.context.shape.n_layers):
+                layer, hook = self.context.layout.layers[index], self._layer_hook(index)
+                self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
+        self._record(0)
+        return kwargs
+
+    def _take_deepstack(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Add the features for deeper layers ourselves where the model would look for tokens that are gone."""
+        without, features = self.context.adapter.take_deepstack(kwargs)
+        if not features or min(self.at, default=len(features)) >= len(features):
+            return kwargs
+        start = self.prompt.start
+        n_visual = torch.tensor(start.n_visual, device=start.vis_ids.device)
+        number = ((n_visual.cumsum(0) - n_visual).unsqueeze(1) + start.vis_ids).clamp(min=0, max=len(features[0]) - 1)
+        for layer, flat in zip(self.context.layout.layers, features, strict=False):
+            self.handles.append(layer.register_forward_hook(self._adder(flat, number)))
+        return without
+
+    def _adder(self, flat: Tensor, number: Tensor) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            hidden: Tensor = output[0] if isinstance(output, tuple) else output
+            stream = self.stream
+            chosen = flat.to(hidden.device, hidden.dtype)[number.gather(1, stream.vis_ids.clamp(min=0))]
+            chosen = chosen.masked_fill(~stream.vis_valid.unsqueeze(-1), 0.0)
+            hidden = hidden.scatter_add(1, stream.vis_pos.unsqueeze(-1).expand_as(chosen), chosen)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return hook
+
+    def _mask_for_model(self) -> Tensor | None:
+        if self.stream.valid is not None:
+            return self.stream.valid
+        if self.cache is not None:
+            return None
+        # Without cache and mask, gapped position ids would be read as packed sequences.
+        return torch.ones(self.stream.rows, self.stream.length, dtype=torch.bool, device=self.embeds.device)
+
+    # ------------------------------------------------------------------ between the layers
+
+    def _layer_hook(self, index: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if index in self.at:
+                hidden = self._prune(index, hidden, kwargs)
+                self._record(index)
+            if self.handed is None:
+                return None
+            kwargs = {
+                **kwargs,
+                "position_embeddings": self.handed.position_embeddings,
+                "position_ids": self.handed.position_ids,
+                "attention_mask": self.handed.mask,
+            }
+            if args:
+                return (hidden, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": hidden}
+
+        return hook
+
+    def _prune(self, boundary: int, hidden: Tensor, kwargs: dict[str, Any] | None = None) -> Tensor:
+        """Take every decision of ``boundary``; returns the hidden states that go on."""
+        clock = self.context.clock
+        before = self.stream
+        with clock.timed("selection", hidden.device):
+            for decision in self.at[boundary]:
+                hidden = self._apply(decision, hidden)
+            self.read.clear()
+            if self.stream is not before:
+                self._rebuild(boundary, hidden, before, kwargs)
+                for ability in self.context.abilities:
+                    ability.before_layer(boundary, self.stream)
+        return hidden
+
+    def _apply(self, decision: Decision, hidden: Tensor) -> Tensor:
+        stream, part = self.stream, decision.part
+        counts = tuple(min(c, n) for c, n in zip(decision.counts, stream.n_visual, strict=True))
+        if part.count_is_static and counts == stream.n_visual:
+            return hidden  # everything stays: nothing to decide
+        selection = decide_layer(
+            part,
+            decision.boundary,
+            counts,
+            stream,
+            shape=self.context.shape,
+            state=self.prompt.state_of(decision.place),
+            sample_keys=self.prompt.sample_keys,
+            providers=self._providers(decision, hidden),
+            doubts=self.context.doubts,
+        )
+        if self.context.doubts.check_indices:
+            selection.check_indices(stream.n_visual)
+        self.prompt.events += 1
+        if selection.counts == stream.n_visual and not selection.merges:
+            return hidden
+        merged = None
+        if selection.features is not None:
+            merged = selection.features[:, : max(selection.counts, default=0)].to(hidden.dtype)
+        elif selection.merges:
+            merged = merge_features(gather_columns(hidden, stream.vis_pos), selection)
+        self.stream, order = stream.take(selection)
+        # A later part at this boundary sees what was read in layer b-1 of the tokens that are left.
+        self.read = {need: _pick_read(need, what, selection) for need, what in self.read.items()}
+        hidden = gather_columns(hidden, order)
+        self._orders.append(order)
+        if merged is not None:
+            hidden = place(hidden, merged, self.stream)
+        return hidden
+
+    _orders: list[Tensor] = field(default_factory=list[Tensor])
+
+    def _rebuild(self, boundary: int, hidden: Tensor, before: Stream, kwargs: dict[str, Any] | None) -> None:
+        """Positions and mask for the shorter sequence."""
+        renumber = self.at[boundary][0].part.positions == "renumber"
+        original = self.position_ids
+        for order in self._orders:
+            self.position_ids = positions.take_columns(self.position_ids, order)
+        if renumber:
+            self.position_ids = positions.renumbered(self.position_ids, original, before, self.stream)
+        if kwargs is None:  # boundary 0: the language model makes embeddings and mask itself
+            self._orders.clear()
+            return
+        if "position_embeddings" not in kwargs:
+            raise AdapterError(
+                complaint("decoder layers of this model", "receive position_embeddings by keyword", sorted(kwargs),
+                          "this family needs an adapter of its own")
+            )  # fmt: skip
+        if renumber:
+            embeddings = self.context.layout.rotary(hidden, positions.of_rotary(self.position_ids))
+        else:
+            current = self.handed.position_embeddings if self.handed else kwargs["position_embeddings"]
+            cos, sin = current
+            for order in self._orders:
+                cos, sin = gather_columns(cos, order), gather_columns(sin, order)
+            embeddings = (cos, sin)
+        self._orders.clear()
+        mask = causal_mask(
+            self.context.implementation,
+            self.context.layout.text_config,
+            batch=self.stream.rows,
+            queries=self.stream.length,
+            keys=self.stream.length,
+            valid=self.stream.valid,
+            dtype=hidden.dtype,
+            device=hidden.device,
+        )
+        self.handed = _Handed(embeddings, positions.of_layers(self.position_ids), mask)
+
+    def _record(self, first: int) -> None:
+        """Note the stream that layers from ``first`` on run with."""
+        trace = self.prompt.trace
+        if trace is not None and (not trace.prefill or trace.prefill[-1][1] is not self.stream.vis_ids):
+            trace.prefill.append((first, self.stream.vis_ids))
+        self._streams[first] = self.stream
+
+    _streams: dict[int, Stream] = field(default_factory=dict[int, Stream])
+
+    def stream_of(self, layer: int) -> Stream:
+        """The columns that ``layer`` ran with."""
+        return self._streams[max(first for first in self._streams if first <= layer)]
+
+    # ------------------------------------------------------------------ inside attention
+
+    @property
+    def observes(self) -> bool:
+        """Whether any layer's attention has to be read."""
+        return bool(self.wanted) or self.context.wants_prompt_row or self.context.edits_attention
+
+    def attend(
+        self,
+        layer: int,
+        kernel: Kernel,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        options: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Read the rows that were asked for, then let the kernel run."""
+        wanted = self.wanted.get(layer, frozenset())
+        if wanted or self.context.wants_prompt_row:
+            with self.context.clock.timed("selection", query.device), torch.no_grad():
+                self._read(layer, wanted, query, key, value, options)
+        kernel = self.context.around_attention(layer, kernel, self.stream, self.prompt)
+        return kernel(module, query, key, value, mask, **options)
+
+    def _read(
+        self, layer: int, wanted: frozenset[Need], query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
+    ) -> None:
+        stream, valid = self.stream, self.stream.valid
+        scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
+        if self.context.wants_prompt_row or Need.LAST_ROW in wanted:
+            row = rows_of.last_row(query, key, scaling, stream.last_columns(), valid)
+            picked = self.context.heads.whole(rows_of.pick_visual(row, stream.vis_pos)[:, :, 0])
+            if self.context.wants_prompt_row and self.cache is not None:
+                held: TrimLayer = self.cache.layers[layer]
+                held.prompt_row = picked
+            self.read[Need.LAST_ROW] = picked
+        if Need.TEXT_ROWS in wanted:
+            columns, real = stream.text()
+            self.read[Need.TEXT_ROWS] = self.context.heads.whole(
+                (self._rows_at(query, key, scaling, columns, stream), real)
+            )
+        if Need.WINDOW_ROWS in wanted:
+            window = max(d.part.wants_window() for d in self.at[layer + 1] if Need.WINDOW_ROWS in d.part.needed())
+            last = stream.last_columns()
+            end = query.new_full((stream.rows,), stream.length - 1, dtype=torch.long) if last is None else last
+            columns = end.unsqueeze(1) - torch.arange(window - 1, -1, -1, device=query.device)
+            real = columns >= 0
+            columns = columns.clamp(min=0)
+            if valid is not None:
+                real = real & valid.gather(1, columns)
+            self.read[Need.WINDOW_ROWS] = self.context.heads.whole(
+                (self._rows_at(query, key, scaling, columns, stream), real)
+            )
+        if Need.COLUMN_MEAN in wanted:
+            mean = rows_of.column_mean(query, key, scaling, stream.vis_pos, valid)
+            self.read[Need.COLUMN_MEAN] = self.context.heads.whole(mean)
+        for need, tensor in ((Need.KEYS, key), (Need.VALUES, value)):
+            if need in wanted:
+                self.read[need] = self.context.heads.whole(rows_of.pick_rows(tensor, stream.vis_pos))
+
+    @staticmethod
+    def _rows_at(query: Tensor, key: Tensor, scaling: float, columns: Tensor, stream: Stream) -> Tensor:
+        visible = rows_of.causal_visible(columns, key.shape[2], stream.valid)
+        rows = rows_of.attention_rows(rows_of.pick_rows(query, columns), key, scaling, visible)
+        return rows_of.pick_visual(rows, stream.vis_pos)
+
+    # ------------------------------------------------------------------ what a site may ask for
+
+    def _providers(self, decision: Decision, hidden: Tensor) -> dict[Need, Callable[[], Any]]:
+        stream, context, prompt = self.stream, self.context, self.prompt
+        ids = stream.vis_ids.clamp(min=0)
+        before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: self.read[n]) for need in FROM_LAYER_BEFORE}
+
+        def vision() -> Tensor:
+            blocks = [context.layout.vision_block(block) for block in decision.part.wants_vision_blocks()]
+            rows = [context.vision.rows_of(block, prompt.placement, prompt.start.vis_pos) for block in blocks]
+            stacked = torch.stack(rows, dim=1)
+            return stacked.gather(3, ids[:, None, None].expand(-1, *stacked.shape[1:3], -1))
+
+        def text() -> tuple[Tensor, Tensor]:
+            columns, real = prompt.start.text()
+            return gather_columns(self.embeds, columns), real
+
+        def text_hidden() -> tuple[Tensor, Tensor, Tensor]:
+            columns, real = stream.text()
+            behind = real & (stream.columns.gather(1, columns) > prompt.start.last_visual())
+            return gather_columns(hidden, columns).detach(), real, behind
+
+        def window() -> tuple[Tensor, Tensor]:
+            rows, real = self.read[Need.WINDOW_ROWS]  # as many as the widest part at this boundary wants
+            width = decision.part.wants_window()
+            return rows[:, :, -width:], real[:, -width:]
+
+        return {
+            **before,
+            Need.WINDOW_ROWS: window,
+            Need.HIDDEN: lambda: gather_columns(hidden, stream.vis_pos).detach(),
+            Need.VISION_ROWS: vision,
+            Need.FEATURES: lambda: gather_columns(gather_columns(self.embeds, prompt.start.vis_pos), ids).detach(),
+            Need.TEXT_EMBEDS: text,
+            Need.TEXT_HIDDEN: text_hidden,
+            Need.GRID: lambda: prompt.grid(ids, stream.vis_valid),
+            Need.RANDOM: lambda: None,
+            Need.GUIDE: lambda: prompt.guided_at(ids),
+            Need.EVIDENCE: lambda: prompt.evidence_at(ids),
+        }
+
+    # ------------------------------------------------------------------ leaving the language model
+
+    def leave(self) -> None:
+        """Hand the final streams to the cache and the counts to the prompt."""
+        layers = range(self.context.shape.n_layers)
+        self.prompt.layer_counts = [self.stream_of(layer).n_visual for layer in layers]
+        if self.cache is not None:
+            for layer in layers:
+                held: TrimLayer = self.cache.layers[layer]
+                held.stream = self.stream_of(layer)
+                held.prefill_counts = held.stream.n_visual
+                held.shift = self._shift(held.stream)
+
+    def require_pruned(self) -> None:
+        """No silent fallback: raise EngineError unless every decision that was due has been taken."""
+        promised = list(self.prompt.start.n_visual)
+        for decision in self.decisions:
+            if decision.part.count_is_static:
+                promised = [min(n, count) for n, count in zip(promised, decision.counts, strict=True)]
+                ran = self.stream_of(decision.boundary).n_visual
+                if any(n > limit for n, limit in zip(ran, promised, strict=True)):
+                    raise EngineError(
+                        complaint(
+                            f"layer {decision.boundary}",
+                            f"run with {promised} visual tokens",
+                            ran,
+                            "pruning did not happen: please report this model and call",
+                        )
+                    )
+
+    def _shift(self, stream: Stream) -> Tensor | None:
+        """int64 [B]: what the renumber policy takes off a new token's id in layers that ran with ``stream``."""
+        gone = stream.dropped if self.context.renumbers else None
+        if gone is None or self.surplus is None:
+            return gone
+        key = id(stream)
+        if key not in self._shifts:  # layers that share a stream share a shift
+            self._shifts[key] = gone + self.surplus * (gone > 0)  # a row that lost nothing counts on as it did
+        return self._shifts[key]
+
+    _shifts: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+
+    def with_whole_length(self, output: Any) -> Any:
+        """The forward's output with last hidden states [B, T_prompt, D] at the columns of the prompt; zeros where a
+        token was dropped.
+
+        So ``labels``, ``logits_to_keep`` and whoever reads logits by position find every column where it was.
+        """
+        if isinstance(output, tuple):
+            return (self._scattered(output[0]), *output[1:])
+        output.last_hidden_state = self._scattered(output.last_hidden_state)
+        return output
+
+    def _scattered(self, hidden: Tensor) -> Tensor:
+        if self.stream is self.prompt.start:
+            return hidden
+        length, stream = self.prompt.length, self.stream
+        columns = stream.columns if stream.valid is None else stream.columns.masked_fill(~stream.valid, length)
+        full = hidden.new_zeros(stream.rows, length + 1, hidden.shape[-1])
+        return full.scatter(1, columns.unsqueeze(-1).expand_as(hidden), hidden)[:, :length]
+
+    def close(self) -> None:
+        """Remove the layer hooks."""
+        for ability in self.context.abilities:
+            ability.after_prompt(self.prompt)
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+
+def _pick_read(need: Need, what: Any, selection: Selection) -> Any:
+    """What was read for ``need``, of the kept tokens alone."""
+    if isinstance(what, tuple):  # rows [B, H, T, N] and which of the T are real
+        rows, real = what
+        return _pick_read(need, rows, selection), real
+    axis = 2 if need in (Need.KEYS, Need.VALUES) else -1
+    slots = selection.kept[:, : max(selection.counts, default=0)].clamp(min=0)
+    shape = [slots.shape[0]] + [1] * (what.dim() - 1)
+    shape[axis] = slots.shape[1]
+    wanted = list(what.shape)
+    wanted[axis] = slots.shape[1]
+    return what.gather(axis, slots.reshape(shape).expand(wanted))

@@ -1,0 +1,113 @@
+"""Making prompts: what is remembered of a prompt before any of it has run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from tokentrim.contracts.extras import PromptInfo
+from tokentrim.engine.abilities.exits import Exited
+from tokentrim.engine.ability import Asked
+from tokentrim.engine.context import Context
+from tokentrim.engine.generate import Generating
+from tokentrim.engine.tokens.placement import Placement, encoded_elsewhere, fixed_encodings
+from tokentrim.engine.tokens.prompt import TEMPORAL, Prompt
+from tokentrim.engine.tokens.stream import Stream
+from tokentrim.engine.tokens.trace import Trace
+
+
+@dataclass
+class Prompting:
+    """Makes the prompts of one engine.
+
+    Attributes:
+        context: the strategy and the model.
+        generating: the call that is running.
+        on_prompt: called with a prompt that need not run.
+        is_active: whether the engine is installed.
+        record: whether prompts keep a trace.
+        arguments: of the running forward of the entry module, by name.
+    """
+
+    context: Context
+    generating: Generating
+    on_prompt: Callable[[Prompt], None]
+    is_active: Callable[[], bool]
+    record: bool
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def begin(self, modalities: Tensor, mask: Tensor | None) -> Prompt:
+        """A prompt of ``modalities`` uint8 [B, T] under ``mask`` [B, T], shown to all abilities.
+
+        Raises:
+            Exited: when a guide answers every row, so that the prompt need not run.
+        """
+        context = self.context
+        stream, place = self._stream(modalities, mask)
+        info = PromptInfo(stream.n_visual, context.shape)
+        states = {number: part.begin(info) for number, part in enumerate(context.spatial)}
+        if context.temporal is not None:
+            states[TEMPORAL] = context.temporal.begin(info)
+        call = self.generating.call
+        prompt = Prompt(
+            length=stream.length,
+            start=stream,
+            spatial=context.spatial,
+            temporal=context.temporal,
+            sample_keys=stream.vis_pos.new_zeros(stream.rows),
+            is_active=self.is_active,
+            n_layers=context.shape.n_layers,
+            new_tokens=None if call is None else call.new_tokens,
+            place=place,
+            states=states,
+            trace=Trace(stream.n_visual, context.shape.n_layers) if self.record else None,
+        )
+        if any(stream.n_visual):
+            self._show(prompt, mask)
+        return prompt
+
+    def _show(self, prompt: Prompt, mask: Tensor | None) -> None:
+        vision = self.context.vision
+
+        def pictures() -> dict[str, Any]:
+            return {} if prompt.placement is None else vision.inputs(prompt.placement.encodings)
+
+        asked = Asked(self.arguments, mask, pictures, self.context.clock)
+        vision.suspended = True  # a guide may be this very model
+        try:
+            for ability in self.context.abilities:
+                ability.before_prompt(prompt, asked)
+        finally:
+            vision.suspended = False
+        if prompt.skipped:
+            self.on_prompt(prompt)
+            raise Exited
+
+    def _stream(self, modalities: Tensor, mask: Tensor | None) -> tuple[Stream, Callable[[], Placement | None]]:
+        """All columns of a prompt, and what makes its placement."""
+        visual, place = modalities > 0, self._placing(modalities)
+        if not (self.context.layout.structured and bool(visual.any())):
+            return Stream.of_prompt(visual, mask), place
+        placement = place()
+        if placement is None:
+            if self.context.acts:
+                raise encoded_elsewhere("line ends")
+            return Stream.of_prompt(visual, mask), place
+        structure = placement.structure()
+        return Stream.of_prompt(visual & ~structure, mask, structure), lambda: placement
+
+    def _placing(self, modalities: Tensor) -> Callable[[], Placement | None]:
+        """Makes the prompt's placement when somebody asks for it (it costs a look at the device); None where pictures
+        of unknown size were encoded outside the context, which only those are told who need to know.
+        """
+        adapter, layout = self.context.adapter, self.context.layout
+        encodings = self.context.vision.encodings(self.arguments)
+
+        def place() -> Placement | None:
+            known = fixed_encodings(adapter, layout, modalities) if encodings is None else encodings
+            return None if known is None else Placement.of(adapter, layout, known, modalities)
+
+        return place

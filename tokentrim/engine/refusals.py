@@ -1,0 +1,242 @@
+"""What a pruned forward cannot do, refused by name before a layer runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokentrim.contracts.adapter import Layout
+from tokentrim.contracts.fits import Decision
+from tokentrim.contracts.strategy import Temporal
+from tokentrim.engine.context import Context
+from tokentrim.engine.seams.private import ORIGINAL, device_of, is_compiled
+from tokentrim.engine.tokens.cache import TrimLayer, trimmed
+from tokentrim.engine.tokens.stream import Stream
+from tokentrim.errors import DataError, UnsupportedError, complaint
+
+_IGNORED = -100
+"""The label that transformers' losses leave out."""
+
+
+def of_thread(running: int | None) -> None:
+    """Refuse a forward while another thread runs one.
+
+    Raises:
+        UnsupportedError: when ``running`` identifies a thread other than this one.
+    """
+    if running not in (None, threading.get_ident()):
+        raise UnsupportedError(
+            complaint(
+                "a trimmed model",
+                "run one forward at a time",
+                "two threads",
+                "give each thread a model of its own; weights may be shared",
+            )
+        )
+
+
+def of_mask(mask: Any) -> None:
+    """Refuse an attention mask that does not say which tokens are padding.
+
+    Raises:
+        UnsupportedError: for anything but None and a 2-D tensor.
+    """
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+        raise UnsupportedError(
+            complaint(
+                "attention_mask of a trimmed model",
+                "be 2-D [batch, tokens]",
+                tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__,
+                "pass the processor's attention_mask",
+            )
+        )
+
+
+def of_prefill(
+    context: Context, arguments: dict[str, Any], labels: Tensor | None, stream: Stream, decisions: Sequence[Decision]
+) -> None:
+    """Refuse a prompt that would come out wrong.
+
+    Raises:
+        UnsupportedError: for gradient checkpointing that would decide twice, for a temporal strategy without a cache,
+            and for a sequence longer than a sliding window.
+        DataError: for a row that ends in a token which may be dropped, unless the loss of given labels is all that
+            is wanted; and for a label that would be compared with the logits of such a token.
+    """
+    if checkpoints(context.layout.language_model) and not hooks_stay_outside(context.layout.layers):
+        raise UnsupportedError(
+            complaint(
+                "gradient checkpointing in this release of transformers",
+                "be off while a model is pruned: it runs the hooks of a layer twice",
+                "on",
+                "call model.gradient_checkpointing_disable(), or install a release that checkpoints inside the hooks",
+            )
+        )
+    if arguments.get("use_cache") is False and context.temporal is not None:
+        refuse_without_cache(context.temporal)
+    dropping = [
+        any(not d.part.count_is_static or d.counts[row] < n for d in decisions) for row, n in enumerate(stream.n_visual)
+    ]
+    if labels is not None:
+        _of_labels(labels, stream, dropping)
+    for row in () if labels is not None else stream.ends_visual:
+        # Its hidden state at the end may be dropped, and with it the logits of the first new token.
+        if dropping[row]:
+            raise DataError(
+                complaint(
+                    f"the last token of row {row} of a pruned prompt",
+                    "be text",
+                    "a visual token",
+                    "put the question, or the template's closing tokens, after the image; for a loss, pass labels",
+                )
+            )
+    of_window(context, stream.length)
+
+
+def _of_labels(labels: Tensor, stream: Stream, dropping: Sequence[bool]) -> None:
+    """Refuse labels right behind visual tokens: who predicts them may be gone."""
+    behind = (stream.vis_pos + 1).clamp(max=stream.length - 1)
+    rows = torch.tensor(dropping, device=behind.device).unsqueeze(1)
+    asked = labels.to(behind.device).gather(1, behind) != _IGNORED
+    asked = asked & rows & stream.vis_valid & (stream.vis_pos + 1 < stream.length)
+    if bool(asked.any()):
+        row = int(asked.any(1).to(torch.uint8).argmax())
+        raise DataError(
+            complaint(
+                f"labels of row {row} of a pruned prompt",
+                f"be {_IGNORED} right behind visual tokens, whose logits would have to predict them and may be gone",
+                "a label there",
+                f"set the labels of the prompt to {_IGNORED}, and keep those of the answer",
+            )
+        )
+
+
+def of_window(context: Context, length: int) -> None:
+    """Refuse a sequence that does not fit into a sliding window.
+
+    Raises:
+        UnsupportedError: which entries a window holds is defined by positions that pruning changes.
+    """
+    window = context.window
+    if window is not None and length > window:
+        raise UnsupportedError(
+            complaint(
+                "a sequence under sliding-window attention",
+                f"be at most the window, {window} tokens long",
+                length,
+                "shorten the prompt or the answer, or use a model without a sliding window",
+            )
+        )
+
+
+def of_continued(past: Any, *, pictures: bool) -> list[TrimLayer]:
+    """The layers of a cache that is continued.
+
+    Raises:
+        UnsupportedError: when no prompt of this context filled it, the context is closed, or new pictures come.
+    """
+    if not trimmed(past):
+        raise UnsupportedError(
+            complaint(
+                "a continued KV cache",
+                "have been filled inside this context, by a prompt with its images",
+                type(past).__name__,
+                "start the prompt again inside 'with trim(model, ...)'",
+            )
+        )
+    if pictures:
+        refuse_new_pictures()
+    layers: list[TrimLayer] = past.layers
+    layers[0].prompt.require_active()
+    return layers
+
+
+def of_model(host: nn.Module, layout: Layout) -> None:
+    """Refuse a model that cannot be pruned as it is.
+
+    Raises:
+        UnsupportedError: when it runs compiled, or its decoder layers run on several devices.
+    """
+    of_compiled([host, layout.entry, layout.language_model, *layout.layers, *layout.attentions])
+    of_devices(layout.layers)
+
+
+def of_compiled(modules: Sequence[nn.Module]) -> None:
+    """Refuse modules whose compiled code runs past the hooks.
+
+    Raises:
+        UnsupportedError: names the module.
+    """
+    for module in modules:
+        if is_compiled(module):
+            refuse_compiled(type(module).__name__)
+
+
+def of_devices(layers: Sequence[nn.Module]) -> None:
+    """Refuse decoder layers on several devices: what is chosen on one would have to follow the states to the next.
+
+    Raises:
+        UnsupportedError: names the devices. Weights that accelerate brings to one device layer by layer are fine.
+    """
+    devices = sorted({str(device_of(layer)) for layer in layers})
+    if len(devices) > 1:
+        raise UnsupportedError(
+            complaint(
+                "the decoder layers of a model that is pruned",
+                "run on one device",
+                devices,
+                "give device_map one device for the language model (the vision tower may have another), let accelerate"
+                " offload weights, or load with tp_plan='auto' in one process per device",
+            )
+        )
+
+
+def refuse_new_pictures() -> None:
+    """Raise for a cache that is continued with pictures."""
+    raise UnsupportedError(
+        complaint(
+            "a continued prompt",
+            "bring text only",
+            "new images (or a prompt fed in chunks)",
+            "start a new prompt that holds all images and all that was said, without a cache",
+        )
+    )
+
+
+def refuse_without_cache(temporal: Temporal | None) -> None:
+    """Raise for a temporal strategy that has nothing to act on."""
+    label = temporal.label() if temporal is not None else ""
+    raise UnsupportedError(
+        complaint(
+            f"temporal strategy {label!r}",
+            "have a KV cache to act on",
+            "use_cache=False",
+            "drop use_cache=False, or the temporal part",
+        )
+    )
+
+
+def refuse_compiled(what: str) -> None:
+    """Raise for a compiled forward: compiled code has fixed lengths, and keeps running without the hooks."""
+    raise UnsupportedError(
+        complaint(
+            "the forward of a pruned model",
+            "run as it is, not through torch.compile",
+            what,
+            f"pass and call the model that was not compiled (a compiled one keeps it as {ORIGINAL})",
+        )
+    )
+
+
+def checkpoints(model: Any) -> bool:
+    """Whether the next forward of ``model`` drops its activations and runs the layers again for the gradient."""
+    return bool(model.training and getattr(model, "gradient_checkpointing", False))
+
+
+def hooks_stay_outside(layers: Sequence[nn.Module]) -> bool:
+    """Whether checkpointing wraps a layer's ``forward`` (newer transformers), and not its call with the hooks."""
+    return all(type(layer).__call__ is nn.Module.__call__ for layer in layers)

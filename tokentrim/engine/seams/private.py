@@ -1,0 +1,121 @@
+"""Names that transformers, accelerate and torch keep to themselves, all that the library knows of them, and their uses.
+
+Whoever follows a new release looks here first; :mod:`tokentrim.engine.seams.attention` and :mod:`tokentrim.engine.seams.sharding` use some too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, Final
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from tokentrim.engine.seams.undo import replaced
+
+PRIVATE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "_attn_implementation": "transformers.PreTrainedConfig",
+        "_attn_implementation_internal": "transformers.PreTrainedConfig",
+        "_compiled_call_impl": "torch.nn.Module",
+        "_device_mesh": "transformers.PreTrainedModel",
+        "_get_candidate_generator": "transformers.GenerationMixin",
+        "_hf_hook": "accelerate.hooks",
+        "_orig_mod": "torch._dynamo.eval_frame",
+        "_torchdynamo_orig_callable": "torch._dynamo.eval_frame",
+        "_tp_size": "transformers.PreTrainedModel",
+    }
+)
+"""Each private name, with the class or module whose source has it."""
+
+
+ORIGINAL: Final = "_orig_mod"
+"""Attribute of a compiled module that holds the one that was not compiled."""
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls of a module run compiled code, past its hooks."""
+    compiled = getattr(module, "_compiled_call_impl", None) is not None
+    return compiled or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+
+
+def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
+    """The model inside the wrappers that a user may pass instead, and whether one of them compiles it.
+
+    Known are PEFT's (every forward ends in their inner model), distributed data parallel, and ``torch.compile``.
+    """
+    compiled, inner = False, model
+    while True:
+        if ORIGINAL in dict(inner.named_children()):
+            inner, compiled = getattr(inner, ORIGINAL), True
+        elif hasattr(inner, "peft_config") and hasattr(inner, "get_base_model"):
+            inner = getattr(inner, "get_base_model")()  # noqa: B009
+        elif isinstance(inner, nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        else:
+            return inner, compiled
+
+
+def device_of(module: nn.Module) -> Any:
+    """Where a module runs: what accelerate says, or where its weights are."""
+    hook = getattr(module, "_hf_hook", None)
+    for one in getattr(hook, "hooks", (hook,)):
+        device = getattr(one, "execution_device", None)
+        if device is not None:
+            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    return next((parameter.device for parameter in module.parameters()), None)
+
+
+def attention_settings(config: Any) -> dict[str, Any]:
+    """What a config says of the attention implementation, wherever it keeps that."""
+    return {name: value for name, value in vars(config).items() if name.startswith("_attn")}
+
+
+def register_attention(name: str, function: Callable[..., Any]) -> None:
+    """Let configs name ``function`` as their attention; it is handed no mask, and makes its own."""
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, _no_mask)
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+@contextmanager
+def attention_set(config: Any, name: str) -> Generator[None]:
+    """Let the modules that read ``config`` use the registered attention ``name`` inside the block."""
+    before, config._attn_implementation_internal = config._attn_implementation_internal, name
+    try:
+        yield
+    finally:
+        config._attn_implementation_internal = before
+
+
+@contextmanager
+def no_guess_within_the_prompt(host: Any) -> Generator[None]:
+    """Let the first forward of assisted decoding take the prompt alone: its last token then is the prompt's.
+
+    The first guess is made, so that an assistant has read the prompt, and thrown away.
+    """
+    make = host._get_candidate_generator
+
+    def made(*args: Any, **kwargs: Any) -> Any:
+        generator = make(*args, **kwargs)
+        ask = generator.get_candidates
+
+        def first(input_ids: Any, *more: Any, **options: Any) -> tuple[Any, None]:
+            del generator.get_candidates
+            ask(input_ids, *more, **options)
+            return input_ids, None
+
+        generator.get_candidates = first
+        return generator
+
+    undo = replaced(host, "_get_candidate_generator", made)
+    try:
+        yield
+    finally:
+        undo()

@@ -1,0 +1,221 @@
+"""Session: a strategy on a model, and what the caller may say and ask meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from tokentrim.contracts.adapter import Adapter, Layout
+from tokentrim.contracts.sites import Grid
+from tokentrim.contracts.strategy import Strategy
+from tokentrim.engine import refusals
+from tokentrim.engine.ability import Ability
+from tokentrim.engine.engine import Engine
+from tokentrim.engine.report import Report, Tally, make_report
+from tokentrim.engine.seams.private import unwrapped
+from tokentrim.engine.tokens.prompt import Prompt
+from tokentrim.engine.tokens.trace import Trace
+from tokentrim.errors import DataError, UnsupportedError, complaint
+
+_TRIMMED: WeakKeyDictionary[nn.Module, Session] = WeakKeyDictionary()
+"""Language models that carry a session, with it."""
+
+
+def session_on(language_model: nn.Module) -> Session | None:
+    """The session that a language model carries, if it does."""
+    return _TRIMMED.get(language_model)
+
+
+class Session:
+    """A strategy on a model, from ``with trim(...)`` to the end of the block (or ``apply`` to ``restore``).
+
+    Attributes:
+        model: the caller's model.
+        strategy: the strategy object in force, with its budget solved.
+        adapter: the model family's adapter.
+        layout: where the adapter found things.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        strategy: Strategy,
+        *,
+        adapter: Adapter,
+        layout: Layout,
+        guide: Ability | None = None,
+        record: bool = True,
+        compile: bool = False,
+    ) -> None:
+        """Prepare a session; :func:`tokentrim.trim` finds, proves and makes what it is handed.
+
+        Args:
+            model: the caller's model.
+            strategy: with its budget solved.
+            adapter: the model family's.
+            layout: where the adapter found things.
+            guide: answers each prompt first, for a strategy that asks for one.
+            record: keep a trace of what was kept where.
+            compile: run decode steps compiled where they can.
+        """
+        self.model, self.strategy, self.adapter, self.layout = model, strategy, adapter, layout
+        host, wrapped = unwrapped(model)
+        self._engine = Engine(
+            host,
+            adapter,
+            layout,
+            strategy,
+            on_prompt=self._begin_prompt,
+            record=record,
+            guide=guide,
+            compiled=compile,
+        )
+        for part in strategy.spatial_parts:
+            part.meet(layout.entry, layout.shape)
+        if wrapped and self._engine.context.acts:
+            refusals.refuse_compiled(type(model).__name__)
+        self._tally = Tally(layout.shape)
+        self._latest: Prompt | None = None
+        self._lengths: Sequence[int] | None = None
+
+    # ------------------------------------------------------------------ on and off
+
+    def __enter__(self) -> Session:
+        """Install the engine.
+
+        Raises:
+            UnsupportedError: when the model is trimmed already.
+        """
+        owner = self.layout.language_model
+        if owner in _TRIMMED:
+            raise UnsupportedError(
+                complaint(
+                    "a model",
+                    "carry one strategy at a time",
+                    _TRIMMED[owner].strategy.label(),
+                    "leave the context or call restore(model) first; combine strategies by composing them",
+                )
+            )
+        self._engine.install()
+        _TRIMMED[owner] = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the engine out; the model is exactly as before.
+
+        Raises:
+            StrategyError: when a forward outside ``generate`` was pruned by scores with NaN among them.
+        """
+        _TRIMMED.pop(self.layout.language_model, None)
+        self._engine.remove()
+        if error is None:
+            self._engine.context.doubts.settle()
+
+    # ------------------------------------------------------------------ what the caller may say and ask
+
+    def annotate(self, *, evidence: Any = None, new_tokens: Sequence[int] | None = None) -> None:
+        """Tell the session what only the caller knows.
+
+        Args:
+            evidence: for the *next* prompt: relevance of every visual token, one row of N numbers per sample, for
+                strategies that read it (``oracle``). Or a function that makes such rows of the prompt's
+                :class:`~tokentrim.contracts.sites.Grid`.
+            new_tokens: for the *latest* prompt: tokens that each row's answer really has. In a batch, rows that end
+                early are decoded on with the others; with this their cache figures count their own steps only.
+
+        Raises:
+            DataError: when ``new_tokens`` does not have one entry per row of the latest prompt.
+        """
+        if evidence is not None:
+            self._engine.evidence.given = evidence
+        if new_tokens is not None:
+            rows = self._latest.start.rows if self._latest else 0
+            if len(new_tokens) != rows:
+                raise DataError(
+                    complaint(
+                        "new_tokens",
+                        f"have one entry per row of the latest prompt, {rows}",
+                        len(new_tokens),
+                        "call it after generate, before the next prompt",
+                    )
+                )
+            self._lengths = list(new_tokens)
+
+    @property
+    def trace(self) -> Trace:
+        """The record of the latest prompt.
+
+        Raises:
+            DataError: when no prompt has run, or recording is off.
+        """
+        if self._latest is None or self._latest.trace is None:
+            raise DataError(
+                complaint(
+                    "session.trace",
+                    "follow a prompt that was recorded",
+                    None,
+                    "call generate() first, and do not pass record=False",
+                )
+            )
+        return self._latest.trace
+
+    @property
+    def grid(self) -> Grid:
+        """Image, frame, plane, row and column of every visual token of the latest prompt.
+
+        Raises:
+            DataError: when no prompt with pictures has run.
+            UnsupportedError: when its pictures were encoded outside the context, and differ in size.
+        """
+        if self._latest is None or not any(self._latest.start.n_visual):
+            raise DataError(
+                complaint("session.grid", "follow a prompt with pictures", None, "call generate() with an image first")
+            )
+        return self._latest.grid()
+
+    @property
+    def visual(self) -> Tensor:
+        """bool [B, T]: which columns of the latest prompt were visual tokens, before anything was pruned.
+
+        Raises:
+            DataError: when no prompt has run.
+        """
+        if self._latest is None:
+            raise DataError(complaint("session.visual", "follow a prompt", None, "call generate() first"))
+        return self._latest.start.visual_mask()
+
+    def report(self) -> Report:
+        """What was kept and spent so far, over all prompts of this session.
+
+        Raises:
+            DataError: when no prompt has run: a report of nothing would hide that nothing was pruned.
+            StrategyError: when scores of a prompt held NaN.
+        """
+        self._engine.context.doubts.settle()
+        tally = self._tally.copy()
+        if self._latest is not None:
+            tally.add(self._latest, self._lengths)
+        if not tally.prompts:
+            raise DataError(
+                complaint(
+                    "session.report()",
+                    "follow at least one prompt",
+                    0,
+                    "call generate() on this very model inside the context",
+                )
+            )
+        context = self._engine.context
+        seconds = {name: context.clock.seconds(name) for name in ("selection", "prefill", "vision", "decode")}
+        notes = [note for ability in context.abilities for note in ability.notes()]
+        return make_report(self.strategy.label(), tally, seconds, notes)
+
+    def _begin_prompt(self, prompt: Prompt) -> None:
+        if self._latest is not None:
+            self._tally.add(self._latest, self._lengths)
+        self._latest, self._lengths = prompt, None

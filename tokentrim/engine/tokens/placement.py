@@ -1,0 +1,149 @@
+"""Placement: which placeholder of a prompt stands for which token of which encoded image or video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from tokentrim.contracts.adapter import MODALITIES, Adapter, Encoding, Layout, Modality, Places
+from tokentrim.contracts.sites import Grid
+from tokentrim.errors import EngineError, UnsupportedError, complaint
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The placeholders of a prompt, numbered through all encoded images, then all encoded videos.
+
+    Attributes:
+        adapter: knows the family's grids.
+        layout: the located modules.
+        encodings: of the prompt, images before videos.
+        number: int64 [B, T]: number of each placeholder in the encodings laid end to end; -1 at text.
+        repeats: how many neighbouring rows share their pictures (beams); 1 where none do.
+    """
+
+    adapter: Adapter
+    layout: Layout
+    encodings: tuple[Encoding, ...]
+    number: Tensor
+    repeats: int = 1
+
+    @classmethod
+    def of(cls, adapter: Adapter, layout: Layout, encodings: Sequence[Encoding], modalities: Tensor) -> Placement:
+        """Number the placeholders.
+
+        Rows may be repeated (beams): every row of a run of equal rows shares the images of the first.
+
+        Args:
+            adapter: knows the family's grids.
+            layout: the located modules.
+            encodings: of the prompt, images before videos.
+            modalities: uint8 [B, T], as :meth:`Adapter.modalities` gives it.
+
+        Raises:
+            EngineError: when the placeholders are not as many as the encoded tokens, or a multiple.
+        """
+        number = torch.full(modalities.shape, -1, dtype=torch.long, device=modalities.device)
+        base, repeats = 0, 1
+        for encoding in encodings:
+            here = modalities == MODALITIES.index(encoding.modality) + 1
+            starts, repeats = _starts(here.sum(1).tolist(), sum(encoding.lengths), encoding.modality)
+            first = torch.tensor(starts, device=modalities.device).unsqueeze(1) + base
+            number = torch.where(here, first + here.long().cumsum(1) - 1, number)
+            base += sum(encoding.lengths)
+        return cls(adapter, layout, tuple(encodings), number, repeats)
+
+    @cached_property
+    def items(self) -> Tensor:
+        """int64 [placeholders of all encodings]: number of the image or video that each belongs to, on the host."""
+        lengths = [n for encoding in self.encodings for n in encoding.lengths]
+        return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.long))
+
+    @cached_property
+    def places(self) -> Places:
+        """Places of the placeholders of all encodings, end to end, on the host."""
+        return Places.joined(
+            [
+                self.adapter.places(self.layout, encoding, item)
+                for encoding in self.encodings
+                for item in range(len(encoding.lengths))
+            ]
+        )
+
+    def structure(self) -> Tensor:
+        """bool [B, T]: the placeholders that are not visual tokens."""
+        marks = self.places.structure
+        if marks is None:
+            return torch.zeros_like(self.number, dtype=torch.bool)
+        marks = torch.cat([marks, marks.new_zeros(1)]).to(self.number.device)  # the last entry serves text
+        return marks[self.number]
+
+    def grid(self, vis_pos: Tensor, valid: Tensor) -> Grid:
+        """The grid of the visual tokens at columns ``vis_pos`` [B, N]; ``valid`` bool [B, N] is False in padding."""
+        number = self.number.gather(1, vis_pos).clamp(min=0)
+        places, device = self.places, number.device
+
+        def pick(values: Tensor) -> Tensor:
+            return values.to(device)[number].masked_fill(~valid, -1)
+
+        image = pick(self.items)
+        # Numbered from 0 in each row, whatever other rows hold.
+        first = image.masked_fill(~valid, torch.iinfo(torch.int64).max).amin(dim=1, keepdim=True)
+        return Grid(
+            image=(image - first).masked_fill(~valid, -1),
+            frame=pick(places.frame),
+            plane=pick(places.plane),
+            tile=pick(places.tile),
+            row=pick(places.row),
+            col=pick(places.col),
+            rows=pick(places.rows),
+            cols=pick(places.cols),
+        )
+
+
+def fixed_encodings(adapter: Adapter, layout: Layout, modalities: Tensor) -> list[Encoding] | None:
+    """Stand-ins for encodings that were made outside the context; None where sizes differ from image to image."""
+    found: list[Encoding] = []
+    for index, modality in enumerate(MODALITIES):
+        total = int((modalities == index + 1).sum())
+        length = adapter.fixed_length(layout, modality) if total else None
+        if total and (length is None or total % length):
+            return None
+        if total and length is not None:
+            found.append(Encoding(modality, {}, (length,) * (total // length)))
+    return found
+
+
+def encoded_elsewhere(what: str) -> UnsupportedError:
+    """The error for pictures that were encoded where the engine could not see it."""
+    return UnsupportedError(
+        complaint(
+            f"{what} of a prompt whose pictures differ in size",
+            "be known from encoding them inside the context",
+            "features made elsewhere",
+            "pass the processor's output to generate() or to the model, and no mm_encoder_outputs",
+        )
+    )
+
+
+def _starts(wanted: list[int], total: int, modality: Modality) -> tuple[list[int], int]:
+    """First encoded token of each row, and how many equal neighbours share their images."""
+    whole = sum(wanted)
+    if total == 0 or whole % total or len(wanted) % (whole // total or 1):
+        raise EngineError(
+            complaint(
+                f"{modality} tokens of the prompt",
+                f"be the {total} that the vision tower just encoded (or a multiple, with beams)",
+                whole,
+                "encode the images inside the context",
+            )
+        )
+    repeats, starts, position = max(1, whole // total), list[int](), 0
+    for first in range(0, len(wanted), repeats):
+        starts += [position] * repeats
+        position += wanted[first]
+    return starts, repeats

@@ -1,0 +1,227 @@
+"""Prompt: everything the engine remembers of one prompt, from its first forward to its last decode step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from tokentrim.contracts.sites import Grid
+from tokentrim.contracts.strategy import Spatial, Temporal
+from tokentrim.engine.tokens.placement import Placement, encoded_elsewhere
+from tokentrim.engine.tokens.stream import Stream
+from tokentrim.engine.tokens.trace import Trace
+from tokentrim.errors import EngineError, StrategyError, UnsupportedError, complaint
+
+TEMPORAL: Final = -1
+"""Place of the temporal part; spatial parts are numbered from 0, in declaration order."""
+
+
+@dataclass
+class Prompt:
+    """One prompt (a batch of rows) and its decode steps.
+
+    Attributes:
+        length: columns of the prompt before pruning.
+        start: the whole prompt's stream.
+        spatial: deciders of the prefill, in declaration order.
+        temporal: decider of the decode steps, or None.
+        sample_keys: int64 [B], content keys that seed noise.
+        is_active: whether the context that this prompt belongs to is still open.
+        n_layers: decoder layers.
+        new_tokens: the most that the call of ``generate`` will append, where that is known.
+        evidence: float [B, N] relevance supplied by the caller, or None.
+        guided: float [B, N], what a guide attended to, or None where there is none.
+        guide_flops: FLOPs that the guide took for each row.
+        exited: rows whose answer is the guide's.
+        skipped: whether all of them are, so that no layer of the trimmed model runs.
+        place: makes :attr:`placement`.
+        states: what each part's ``begin`` returned, by the part's place in the strategy.
+        step: decode forwards run so far.
+        appended_valid: bool [B, A] of appended columns, None while all are real.
+        trace: what was kept where.
+        held: per decode step, per layer, visual entries of each row.
+    """
+
+    length: int
+    start: Stream
+    spatial: tuple[Spatial, ...]
+    temporal: Temporal | None
+    sample_keys: Tensor
+    is_active: Callable[[], bool]
+    n_layers: int
+    new_tokens: int | None = None
+    evidence: Tensor | None = None
+    guided: Tensor | None = None
+    guide_flops: tuple[int, ...] = ()
+    exited: tuple[int, ...] = ()
+    skipped: bool = False
+    place: Callable[[], Placement | None] = field(default=lambda: None, repr=False)
+    states: dict[int, Any] = field(default_factory=dict[int, Any])
+    step: int = 0
+    appended_valid: Tensor | None = None
+    trace: Trace | None = None
+    events: int = 0
+    layer_counts: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
+    visual_pairs: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
+    held: list[list[tuple[int, ...]]] = field(default_factory=list[list[tuple[int, ...]]])
+    appended: list[int] = field(default_factory=list[int])
+    _memo: tuple[Tensor, dict[int, tuple[Any, Any]]] | None = None
+    _repeat: tuple[int, int, Tensor] | None = None
+
+    @cached_property
+    def placement(self) -> Placement | None:
+        """Which token of which picture each placeholder is; None where that is unknown. Made on first use."""
+        return self.place()
+
+    def forget_placement(self) -> None:
+        """The prompt has become longer than what its placement was made for."""
+        self.place = lambda: None
+        self.__dict__.pop("placement", None)
+
+    @property
+    def n_text(self) -> tuple[int, ...]:
+        """Real text tokens of each row."""
+        return tuple(real - n for real, n in zip(self.start.real, self.start.n_visual, strict=True))
+
+    def grid(self, ids: Tensor | None = None, valid: Tensor | None = None) -> Grid:
+        """The grid of the current tokens ``ids`` [B, N], or of all visual tokens.
+
+        Raises:
+            UnsupportedError: when the pictures were encoded outside the context, and differ in size.
+        """
+        if self.placement is None:
+            raise encoded_elsewhere("the visual grid")
+        where = self.start.vis_pos if ids is None else self.start.vis_pos.gather(1, ids)
+        return self.placement.grid(where, self.start.vis_valid if valid is None else valid)
+
+    def state_of(self, place: int) -> Any:
+        """What the part at ``place`` of the strategy (or ``TEMPORAL``) remembers.
+
+        Raises:
+            EngineError: when no part there was asked to begin.
+        """
+        if place not in self.states:
+            raise EngineError(
+                complaint("the state of a part", f"be that of one of {sorted(self.states)}", place,
+                          "please report this strategy")
+            )  # fmt: skip
+        return self.states[place]
+
+    def guided_at(self, ids: Tensor) -> Tensor:
+        """float32 [B, N]: what a guide attended to, of the current tokens ``ids`` [B, N].
+
+        Raises:
+            StrategyError: when no guide was asked.
+        """
+        if self.guided is None:
+            raise StrategyError(
+                complaint("a strategy that reads a guide", "name one", None, "return a GuideRequest from wants_guide()")
+            )
+        return self.guided.gather(1, ids)
+
+    def evidence_at(self, ids: Tensor) -> Tensor:
+        """float [B, N]: relevance of the current tokens ``ids`` [B, N].
+
+        Raises:
+            StrategyError: when the prompt came without evidence.
+        """
+        if self.evidence is None:
+            raise StrategyError(
+                complaint("a strategy that reads evidence", "be given it before each prompt", None,
+                          "call session.annotate(evidence=...); only tasks that know the answer's place can")
+            )  # fmt: skip
+        return self.evidence.gather(1, ids)
+
+    def exit(self, rows: tuple[int, ...], scores: Sequence[float], *, skipped: bool) -> None:
+        """Note the rows that a guide answers; where it answers all of them, no layer sees a token."""
+        self.exited, self.skipped = rows, skipped
+        if self.trace is not None:
+            self.trace.exited, self.trace.exit_scores = rows, tuple(scores)
+        if skipped:
+            self.events += 1
+            self.layer_counts = [(0,) * self.start.rows] * self.n_layers
+            if self.trace is not None:
+                self.trace.prefill.append((0, self.start.vis_ids[:, :0]))
+
+    def require_active(self) -> None:
+        """Raise UnsupportedError once the context has been left."""
+        if not self.is_active():
+            raise UnsupportedError(
+                complaint(
+                    "a trimmed KV cache",
+                    "be used inside the context that filled it",
+                    "the context is closed",
+                    "continue inside 'with trim(model, ...)', or start the prompt again without a cache",
+                )
+            )
+
+    def reordered_shift(self, shift: Tensor, index: Tensor) -> Tensor:
+        """``shift`` [B] with rows ``index``; layers that share one go on sharing it."""
+        known = self._known(index)
+        if id(shift) not in known:
+            known[id(shift)] = (shift, shift.index_select(0, index.to(shift.device)))
+        return known[id(shift)][1]
+
+    def reordered(self, stream: Stream, index: Tensor) -> Stream:
+        """``stream`` with rows ``index``; layers that share a stream go on sharing one."""
+        known = self._known(index)
+        if id(stream) not in known:
+            known[id(stream)] = (stream, stream.select_rows(index))
+        return known[id(stream)][1]
+
+    def note_rows(self, layer: int, stream: Stream) -> None:
+        """Tell the trace what rows ``layer`` will hold from the next step on; rows that never evicted are alike."""
+        if self.trace is not None and layer in self.trace.evictions:
+            self.trace.evictions[layer].append((self.step + 1, stream.vis_ids))
+
+    def _known(self, index: Tensor) -> dict[int, tuple[Any, Any]]:
+        """What this very reordering has already produced (one call reorders every layer in turn)."""
+        if self._memo is None or self._memo[0] is not index:
+            self._memo = (index, {})
+            if self.appended_valid is not None:
+                self.appended_valid = self.appended_valid.index_select(0, index.to(self.appended_valid.device))
+            for state in self.states.values():
+                if hasattr(state, "select_rows"):
+                    state.select_rows(index)
+        return self._memo[1]
+
+    def repeat_index(self, rows: int, repeats: int, device: torch.device) -> Tensor:
+        """int64 [rows * repeats]: each row ``repeats`` times; the same object for all layers of one call."""
+        if self._repeat is None or self._repeat[:2] != (rows, repeats):
+            index = torch.arange(rows, device=device).repeat_interleave(repeats)
+            self._repeat = (rows, repeats, index)
+        return self._repeat[2]
+
+    def begin_step(self, mask: Any, columns: int, rows: int) -> None:
+        """Count a decode forward of ``columns`` new columns, some of which a 2-D ``mask`` may say are padding."""
+        self.step += 1
+        new_valid = None
+        if columns > 1 and isinstance(mask, Tensor) and mask.dim() == 2:
+            new_valid = mask[:, -columns:].bool()
+            new_valid = None if bool(new_valid.all()) else new_valid
+        before = sum(self.appended)
+        self.appended.append(columns)
+        if new_valid is None and self.appended_valid is None:
+            return
+        device = self.start.vis_pos.device
+        old = self.appended_valid
+        if old is None:
+            old = torch.ones(rows, before, dtype=torch.bool, device=device)
+        new = new_valid if new_valid is not None else torch.ones(rows, columns, dtype=torch.bool, device=device)
+        self.appended_valid = torch.cat([old, new], dim=1)
+
+    def cropped(self, appended: int) -> None:
+        """The cache was rolled back to ``appended`` columns behind the prompt."""
+        if self.appended_valid is not None:
+            self.appended_valid = self.appended_valid[:, :appended]
+        while self.appended and sum(self.appended) > appended:
+            surplus = sum(self.appended) - appended
+            if self.appended[-1] > surplus:
+                self.appended[-1] -= surplus
+            else:
+                self.appended.pop()

@@ -1,0 +1,241 @@
+"""Stream: which tokens are in the sequence right now, per row, and how to take some of them out.
+
+One Stream describes the columns that a run of decoder layers sees (prefill), and later the columns that these layers
+hold in their caches (decode). All planning is done with host integers that are read once per prompt; tensors hold
+only what the device needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tokentrim.contracts.selection import Selection
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Columns of one stretch of layers. B rows, T columns, N = visual tokens of the fullest row.
+
+    Attributes:
+        length: T.
+        valid: bool [B, T], False in padding; None when nothing is padded.
+        real: real (unpadded) tokens per row.
+        columns: int64 [B, T]: the column of the prompt that each current column was.
+        vis_pos: int64 [B, N]: current column of each visual token (0 in padding).
+        vis_ids: int64 [B, N]: raster number of each visual token (-1 in padding); ascending with the padding behind,
+            but in the order of leaving with the padding in front where a cache layer's order of leaving is known.
+        n_visual: visual tokens per row.
+        dropped: int64 [B]: tokens of the row that were gone by the end of prefill, padding not counted; None when none.
+        ends_visual: rows of a whole prompt whose last real token is visual (not kept up to date by :meth:`take`).
+        structure: bool [B, T_prompt], placeholders of the prompt that are no visual tokens (line ends), which always
+            stay and are no text either; None where there are none.
+        n_structure: their number per row; empty where there are none.
+        flush: whether every row is known to end in the last column, padding in front.
+    """
+
+    length: int
+    valid: Tensor | None
+    real: tuple[int, ...]
+    columns: Tensor
+    vis_pos: Tensor
+    vis_ids: Tensor
+    n_visual: tuple[int, ...]
+    dropped: Tensor | None = None
+    ends_visual: tuple[int, ...] = ()
+    structure: Tensor | None = None
+    n_structure: tuple[int, ...] = ()
+    flush: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return len(self.real)
+
+    @property
+    def vis_valid(self) -> Tensor:
+        """bool [B, N]: False in padding."""
+        return self.vis_ids >= 0
+
+    @classmethod
+    def of_prompt(cls, visual: Tensor, attention_mask: Tensor | None, structure: Tensor | None = None) -> Stream:
+        """The whole prompt.
+
+        Args:
+            visual: bool [B, T].
+            attention_mask: bool or int [B, T], or None when nothing is padded.
+            structure: bool [B, T], placeholders that are no visual tokens; None where there are none.
+        """
+        rows, length = visual.shape
+        device = visual.device
+        mask = None if attention_mask is None else attention_mask.to(torch.bool)
+        if mask is not None:
+            visual = visual & mask
+        places = torch.arange(length, device=device)
+        if mask is None:
+            sums = [visual.sum(1), visual.new_full((rows,), True).long() * length, visual[:, -1].long()]
+        else:
+            last = (mask * places).amax(dim=1, keepdim=True)
+            sums = [visual.sum(1), mask.sum(1), visual.gather(1, last)[:, 0].long()]
+        sums.append(visual.new_zeros(rows, dtype=torch.long) if structure is None else structure.sum(1))
+        # The one read of the device per prompt: every later shape follows from these integers.
+        n_visual, real, ends, n_structure = (tuple(int(n) for n in column) for column in torch.stack(sums).tolist())
+        valid = None if all(n == length for n in real) else mask
+        width = max(n_visual, default=0)
+        order = torch.argsort((~visual).to(torch.uint8), dim=1, stable=True)[:, :width]
+        ids = torch.arange(width, device=device).expand(rows, width)
+        if any(n != width for n in n_visual):
+            limit = torch.tensor(n_visual, device=device).unsqueeze(1)
+            beyond = ids >= limit
+            order, ids = order.masked_fill(beyond, 0), ids.masked_fill(beyond, -1)
+        columns = places.expand(rows, length)
+        ends_visual = tuple(row for row, end in enumerate(ends) if end)
+        stream = cls(length, valid, real, columns, order, ids, n_visual, ends_visual=ends_visual, flush=valid is None)
+        return stream if structure is None else replace(stream, structure=structure, n_structure=n_structure)
+
+    def visual_mask(self, columns: int | None = None) -> Tensor:
+        """bool [B, T], or [B, columns]: where the visual tokens are; columns behind the stream's are new text."""
+        width = self.length if columns is None else columns
+        marks = torch.zeros(self.rows, width + 1, dtype=torch.bool, device=self.vis_pos.device)
+        return marks.scatter(1, self.vis_pos.masked_fill(~self.vis_valid, width), True)[:, :width]
+
+    def last_visual(self) -> Tensor:
+        """int64 [B, 1]: the column of each row's last visual token; -1 where there is none."""
+        return self.vis_pos.masked_fill(~self.vis_valid, -1).amax(dim=1, keepdim=True)
+
+    def last_columns(self) -> Tensor | None:
+        """int64 [B]: the last real column of each row; None when that is column T-1 everywhere (no padding)."""
+        if self.valid is None:
+            return None
+        places = torch.arange(self.length, device=self.valid.device)
+        return (self.valid * places).amax(dim=1)
+
+    def text(self) -> tuple[Tensor, Tensor]:
+        """(columns int64 [B, T_text], valid bool [B, T_text]) of the real text tokens, in order."""
+        return self._not_visual(with_structure=False)
+
+    def others(self) -> tuple[Tensor, Tensor]:
+        """The same of all real tokens that are not visual: text and structure."""
+        return self._not_visual(with_structure=True)
+
+    def _not_visual(self, *, with_structure: bool) -> tuple[Tensor, Tensor]:
+        here = ~self.visual_mask()
+        if self.valid is not None:
+            here = here & self.valid
+        counts = [real - n for real, n in zip(self.real, self.n_visual, strict=True)]
+        if self.structure is not None and not with_structure:
+            here = here & ~self.structure.gather(1, self.columns)
+            counts = [count - n for count, n in zip(counts, self.n_structure, strict=True)]
+        width = max(counts)
+        order = torch.argsort((~here).to(torch.uint8), dim=1, stable=True)[:, :width]
+        limit = torch.tensor(counts, device=order.device).unsqueeze(1)
+        return order, torch.arange(width, device=order.device) < limit
+
+    def take(self, selection: Selection) -> tuple[Stream, Tensor]:
+        """The stream after a selection, and int64 [B, T_new]: the current column of each new column.
+
+        Order is kept, so causality in the shorter sequence is causality in the longer one. Rows end flush right;
+        the columns in front of a shorter row are padding. Padding of the prompt is dropped as well where possible.
+        """
+        device, rows = self.vis_pos.device, self.rows
+        kept = selection.kept
+        width = max(selection.counts, default=0)
+        kept = kept[:, :width]
+        in_use = kept >= 0
+        safe = kept.clamp(min=0)
+        # A spare column T takes the writes of padded slots.
+        going = self.vis_pos.masked_fill(~self.vis_valid, self.length)
+        stays = torch.ones(rows, self.length + 1, dtype=torch.bool, device=device)
+        if self.valid is not None:
+            stays[:, : self.length] = self.valid
+        stays.scatter_(1, going, False)
+        kept_pos = self.vis_pos.gather(1, safe)
+        stays.scatter_(1, kept_pos.masked_fill(~in_use, self.length), True)
+        stays = stays[:, : self.length]
+
+        real = tuple(r - n + c for r, n, c in zip(self.real, self.n_visual, selection.counts, strict=True))
+        length = max(real)
+        pads = torch.tensor([length - r for r in real], device=device).unsqueeze(1)
+        places = stays.cumsum(1) - 1 + pads
+        order = torch.zeros(rows, length + 1, dtype=torch.int64, device=device)
+        source = torch.arange(self.length, device=device).expand(rows, self.length)
+        order = order.scatter_(1, places.masked_fill(~stays, length), source)[:, :length]
+        ragged = any(r != length for r in real)
+        valid = (torch.arange(length, device=device) >= pads) if ragged else None
+        gone = torch.tensor([n - c for n, c in zip(self.n_visual, selection.counts, strict=True)], device=device)
+        after = Stream(
+            length=length,
+            valid=valid,
+            real=real,
+            columns=self.columns.gather(1, order),
+            vis_pos=places.gather(1, kept_pos).masked_fill(~in_use, 0),
+            vis_ids=self.vis_ids.gather(1, safe).masked_fill(~in_use, -1),
+            n_visual=selection.counts,
+            dropped=gone if self.dropped is None else self.dropped + gone,
+            structure=self.structure,
+            n_structure=self.n_structure,
+            flush=True,
+        )
+        return after, order
+
+    def select_rows(self, index: Tensor) -> Stream:
+        """The stream of a batch whose row r is this stream's row ``index[r]`` (beam search, batch selection)."""
+        unlike = any(len(set(counts)) > 1 for counts in (self.n_visual, self.real, self.n_structure))
+        host = index.tolist() if unlike else [0] * len(index)
+        index = index.to(self.columns.device)
+        return Stream(
+            length=self.length,
+            valid=None if self.valid is None else self.valid.index_select(0, index),
+            real=tuple(self.real[i] for i in host),
+            columns=self.columns.index_select(0, index),
+            vis_pos=self.vis_pos.index_select(0, index),
+            vis_ids=self.vis_ids.index_select(0, index),
+            n_visual=tuple(self.n_visual[i] for i in host),
+            dropped=None if self.dropped is None else self.dropped.index_select(0, index),
+            structure=None if self.structure is None else self.structure.index_select(0, index),
+            n_structure=tuple(self.n_structure[i] for i in host) if self.structure is not None else (),
+            flush=self.flush,
+        )
+
+
+def gather_columns(tensor: Tensor, order: Tensor) -> Tensor:
+    """Columns ``order`` [B, T_new] of ``tensor`` [B or 1, T, ...]."""
+    if tensor.shape[0] != order.shape[0]:
+        tensor = tensor.expand(order.shape[0], *tensor.shape[1:])
+    index = order.reshape(*order.shape, *([1] * (tensor.dim() - 2))).expand(-1, -1, *tensor.shape[2:])
+    return tensor.gather(1, index)
+
+
+def place(hidden: Tensor, features: Tensor, stream: Stream) -> Tensor:
+    """``hidden`` [B, T, D] with ``features`` [B, N, D] at the visual columns of ``stream``."""
+    spare = torch.cat([hidden, hidden[:, :1]], dim=1)
+    where = stream.vis_pos.masked_fill(~stream.vis_valid, stream.length).unsqueeze(-1).expand_as(features)
+    return spare.scatter(1, where, features)[:, : stream.length]
+
+
+def merge_features(features: Tensor, selection: Selection) -> Tensor:
+    """Weighted mean (or sum, as the selection says) of each kept token and the tokens merged into it.
+
+    Args:
+        features: [B, N, D], the current visual tokens.
+        selection: a merging selection.
+
+    Returns:
+        [B, n, D]: one vector per slot of ``selection.kept``.
+    """
+    target = selection.target
+    if target is None:
+        return features.gather(1, selection.kept.clamp(min=0).unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+    slots = max(selection.counts, default=0)
+    weight = torch.ones_like(target, dtype=torch.float32) if selection.weight is None else selection.weight.float()
+    weight = weight.masked_fill(target < 0, 0.0)
+    place = target.masked_fill(target < 0, slots)  # a spare slot takes what is simply dropped
+    total = torch.zeros(target.shape[0], slots + 1, device=target.device).scatter_add(1, place, weight)
+    mixed = torch.zeros(target.shape[0], slots + 1, features.shape[-1], device=target.device)
+    mixed = mixed.scatter_add(1, place.unsqueeze(-1).expand_as(features), features.float() * weight.unsqueeze(-1))
+    mixed = mixed[:, :slots]
+    if selection.reduce == "mean":
+        mixed = mixed / total[:, :slots].clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
+    return mixed.to(features.dtype)

@@ -1,0 +1,346 @@
+"""Registry: names and lazy targets of one kind of thing, with the origin of each.
+
+Registering imports nothing. Asking for a name imports its target, checks that it is what its kind demands, and
+remembers it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from tokentrim.errors import PluginError, TokentrimError, UnknownNameError, complaint, unknown_name
+
+# Lower case, and none of YAML's or a path's signs: a name can then never be mistaken for inline YAML or a file.
+_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]|(?<=[0-9])\.(?=[0-9]))*")
+_TARGET: Final = re.compile(r"(?P<module>[\w.]+):(?P<attribute>[\w.]+)(\[(?P<key>[^\]]+)\])?")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of registered thing.
+
+    Attributes:
+        name: the word for it: strategy, adapter, task, executor, model.
+        hook: the hook through which plugins register it.
+        base: lazy target of the class that it must derive from, or None when anything will do.
+        instances: whether targets are objects of ``base`` rather than classes derived from it.
+        check: lazy target of a function that is given an imported target and its tags, and returns what is wrong with
+            them, or "".
+        exclusive: the tag whose values may each belong to one entry only.
+    """
+
+    name: str
+    hook: str
+    base: str | None = None
+    instances: bool = False
+    check: str | None = None
+    exclusive: str | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who registered a name: a plugin (entry point) of a distribution."""
+
+    plugin: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        """Text for messages."""
+        return f"plugin {self.plugin!r} of {self.distribution} {self.version}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name.
+
+    Attributes:
+        kind: the word for its kind.
+        name: the name.
+        target: ``"module:Attribute"``, ``"module:MAPPING[key]"``, or the object itself.
+        origin: who registered it.
+        tags: what can be said of it without importing it.
+    """
+
+    kind: str
+    name: str
+    target: object
+    origin: Origin
+    tags: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        """Text for messages."""
+        return f"{self.kind} {self.name!r} of {self.origin}"
+
+
+class Family(ABC):
+    """A family of names that are kept elsewhere and looked up when they are asked for, each ``prefix:rest``.
+
+    A plugin registers an object of a subclass under the prefix, with the tag ``family=True``.
+    """
+
+    @abstractmethod
+    def origin(self, rest: str) -> tuple[str, str]:
+        """Distribution that provides ``prefix:rest``, and its version: what changes when the thing may have changed.
+
+        Raises:
+            TokentrimError: when there is no such name, or what is needed to know is not installed.
+        """
+
+    @abstractmethod
+    def get(self, rest: str) -> Any:
+        """What ``prefix:rest`` names.
+
+        Raises:
+            TokentrimError: when there is no such name, or it cannot be had here.
+        """
+
+
+class Registry:
+    """Name -> :class:`Entry`, for one kind. Filled while plugins load, then frozen."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind: Final = kind
+        self._entries: dict[str, Entry] = {}
+        self._families: dict[str, Entry] = {}
+        self._resolved: dict[str, Any] = {}
+        self._lost: dict[str, PluginError] = {}
+        self._broken: list[PluginError] = []
+        self._skipped: tuple[str, ...] = ()
+        self._frozen = False
+
+    def make_entry(self, name: str, target: object, origin: Origin, tags: Mapping[str, Any]) -> Entry:
+        """A checked entry that is not yet registered.
+
+        Raises:
+            PluginError: when the name or the target has not the right form.
+        """
+        whom = f"{self.kind.name} {name!r} of {origin}"
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise PluginError(
+                complaint(
+                    f"the name of a {self.kind.name} of {origin}",
+                    "consist of a-z, 0-9, '-', '_' and a '.' between digits",
+                    name,
+                )
+            )
+        if isinstance(target, str) and not _TARGET.fullmatch(target):
+            raise PluginError(
+                complaint(f"the target of {whom}", "read 'package.module:Attribute'", target,
+                          "put a colon between the module and the attribute")
+            )  # fmt: skip
+        return Entry(self.kind.name, name, target, origin, MappingProxyType(dict(tags)))
+
+    def check_free(self, entry: Entry) -> None:
+        """Raise PluginError, naming both origins, when the entry's name, or what it alone may serve, is taken."""
+        taken = self._entries.get(entry.name) or self._families.get(entry.name)
+        if taken is not None:
+            raise PluginError(
+                complaint(
+                    f"the {self.kind.name} name {entry.name!r}",
+                    "be registered once",
+                    hint=f"it is registered by {taken.origin} and again by {entry.origin}: rename one, or keep one "
+                    "of them from loading with the environment variable TOKENTRIM_PLUGINS",
+                )
+            )
+        tag = self.kind.exclusive
+        for other in self._entries.values() if tag is not None else ():
+            shared = sorted(_values(entry, tag) & _values(other, tag))
+            if shared:
+                raise PluginError(
+                    complaint(f"{tag} of {entry}", "belong to it alone", shared,
+                              f"{other} serves {', '.join(shared)}: take it out, or keep one of the two from loading "
+                              "with the environment variable TOKENTRIM_PLUGINS")
+                )  # fmt: skip
+
+    def add(self, entry: Entry) -> None:
+        """Register an entry.
+
+        Raises:
+            PluginError: when the name is taken, or the registry is frozen.
+        """
+        if self._frozen:
+            raise PluginError(
+                complaint(f"{entry}", "be registered while plugins load",
+                          hint=f"register it in the hook {self.kind.hook} of a plugin")
+            )  # fmt: skip
+        self.check_free(entry)
+        (self._families if entry.tags.get("family") else self._entries)[entry.name] = entry
+
+    def lose(self, name: str, cause: PluginError) -> None:
+        """Remember why a name that a broken plugin would have provided is not there."""
+        self._lost.setdefault(name, cause)
+
+    def freeze(self, broken: list[PluginError], skipped: Sequence[str] = ()) -> None:
+        """End registration.
+
+        Args:
+            broken: the plugins that failed, for the message about an unknown name.
+            skipped: names of the plugins that were not to load, for the same.
+        """
+        self._broken = list(broken)
+        self._skipped = tuple(skipped)
+        self._frozen = True
+
+    def names(self) -> tuple[str, ...]:
+        """All registered names, sorted."""
+        return tuple(sorted(self._entries))
+
+    def families(self) -> tuple[Entry, ...]:
+        """The registered families of names, whose members are not listed."""
+        return tuple(self._families[prefix] for prefix in sorted(self._families))
+
+    def __iter__(self) -> Iterator[Entry]:
+        """All entries, in the order of their names."""
+        return iter([self._entries[name] for name in self.names()])
+
+    def __len__(self) -> int:
+        """Number of registered names."""
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a name is registered."""
+        return name in self._entries
+
+    def knows(self, name: str) -> bool:
+        """Whether a name is registered, or a broken plugin would have registered it."""
+        prefix, colon, _ = name.partition(":")
+        return name in self._entries or name in self._lost or bool(colon and prefix in self._families)
+
+    def entry(self, name: str) -> Entry:
+        """The entry of a name; imports nothing, unless the name is one of a family.
+
+        Raises:
+            UnknownNameError: when the name is not registered; lists the names and suggests the nearest.
+            PluginError: when a plugin would have provided the name and failed; its cause is chained.
+        """
+        if name in self._entries:
+            return self._entries[name]
+        prefix, colon, rest = name.partition(":")
+        if colon and prefix in self._families:
+            family = self._families[prefix]
+            distribution, version = self._family(prefix).origin(rest)
+            return Entry(family.kind, name, family.target, Origin(family.origin.plugin, distribution, version), {})
+        if name in self._lost:
+            lost = self._lost[name]
+            raise PluginError(f"{self.kind.name} {name!r} is not there, because {lost}") from lost
+        known = [*self._entries, *(f"{prefix}:NAME" for prefix in self._families)]
+        raise self.unknown(unknown_name(self.kind.name, name, known))
+
+    def unknown(self, error: UnknownNameError) -> UnknownNameError:
+        """The error about an unknown name, with the plugins that did not load and may have provided it."""
+        notes = [f"Not loaded, and may have provided it: {cause}" for cause in self._broken]
+        if self._skipped:
+            notes.append(f"Not loaded, by TOKENTRIM_PLUGINS or --no-plugins: {', '.join(self._skipped)}.")
+        more = UnknownNameError(" ".join((str(error), *notes)))
+        more.__cause__ = next(iter(self._broken), None)
+        return more
+
+    def get(self, name: str) -> Any:
+        """The target of a name, imported and checked.
+
+        Raises:
+            UnknownNameError: when the name is not registered.
+            PluginError: when the target cannot be imported, or is not what its kind demands.
+        """
+        if name not in self._resolved:
+            entry = self.entry(name)
+            prefix, _, rest = name.partition(":")
+            found = resolve(entry) if name in self._entries else self._family(prefix).get(rest)
+            self._check(entry, found)
+            self._resolved[name] = found
+        return self._resolved[name]
+
+    def probe(self, name: str) -> None:
+        """Import and check what is registered under a name, which may be a family's prefix.
+
+        Raises:
+            TokentrimError: when it cannot be used.
+        """
+        if name in self._families:
+            self._family(name)
+        else:
+            self.get(name)
+
+    def _family(self, prefix: str) -> Family:
+        """The object that knows a family's names.
+
+        Raises:
+            PluginError: when the target cannot be imported, or is no family.
+        """
+        entry = self._families[prefix]
+        found = resolve(entry)
+        if not isinstance(found, Family):
+            raise PluginError(complaint(f"{entry}", "be an object of class tokentrim.plugins.registry:Family", found))
+        return found
+
+    def _check(self, entry: Entry, found: object) -> None:
+        """Raise PluginError unless ``found`` is what the kind demands."""
+        if self.kind.base is not None:
+            base = load_target(self.kind.base)
+            fits = (
+                isinstance(found, base) if self.kind.instances else inspect.isclass(found) and issubclass(found, base)
+            )
+            relation = "be an object of class" if self.kind.instances else "be a class derived from"
+            if not fits:
+                raise PluginError(complaint(f"{entry}", f"{relation} {self.kind.base}", found))
+        if inspect.isabstract(found):
+            missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+            raise PluginError(complaint(f"{entry}", f"define {missing}", hint="an abstract class cannot be run"))
+        # A name that differs would show one method's results under another's name after a round trip.
+        own = getattr(found, "name", entry.name)
+        if isinstance(own, str) and own != entry.name:
+            raise PluginError(
+                complaint(
+                    f"{entry}",
+                    "be registered under its own name",
+                    own,
+                    "let the class's name and the registered one agree",
+                )
+            )
+        problem = load_target(self.kind.check)(found, entry.tags) if self.kind.check is not None else ""
+        if problem:
+            raise PluginError(f"{entry}: {problem}")
+
+
+def _values(entry: Entry, tag: str | None) -> set[str]:
+    """The values of a tag, which may be one text or several."""
+    found = entry.tags.get(tag or "", ())
+    return {found} if isinstance(found, str) else {str(value) for value in found}
+
+
+def resolve(entry: Entry) -> Any:
+    """Import an entry's target.
+
+    Raises:
+        PluginError: naming the entry, its origin and the cause, which is chained.
+    """
+    if not isinstance(entry.target, str):
+        return entry.target
+    try:
+        return load_target(entry.target)
+    except TokentrimError:
+        raise
+    except (Exception, SystemExit) as cause:  # a stranger's module may raise anything while it is imported
+        raise PluginError(
+            f"{entry} could not be imported from {entry.target!r}: {type(cause).__name__}: {cause}. "
+            f"Repair or reinstall {entry.origin.distribution}."
+        ) from cause
+
+
+def load_target(target: str) -> Any:
+    """Import ``"module:Attribute"`` or ``"module:MAPPING[key]"``."""
+    match = _TARGET.fullmatch(target)
+    if match is None:
+        raise PluginError(complaint("a target", "read 'package.module:Attribute'", target))
+    found: Any = importlib.import_module(match["module"])
+    for part in match["attribute"].split("."):
+        found = getattr(found, part)
+    return found if match["key"] is None else found[match["key"]]

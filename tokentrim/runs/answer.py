@@ -1,0 +1,321 @@
+"""Running one cell: every question under one strategy, scored, with what it cost."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from tokentrim.runs.batches import Batch, evidence_of, make_batch, model_inputs
+from tokentrim.runs.cells import Cell, first_boundary
+from tokentrim.runs.downscale import ratios, smaller
+from tokentrim.runs.figures import REPORTED
+from tokentrim.runs.kept import Kept, pieces
+from tokentrim.runs.token_places import Cells
+from tokentrim.runs.ranks import ALONE, Ranks
+from tokentrim.runs.results import CellResult
+from tokentrim.runs.work import Unreachable, Work, solve
+from tokentrim.engine.generate import answer_lengths
+from tokentrim.loading import Loaded
+from tokentrim.counting.forecast import is_static, planned_cached, planned_layer_tokens
+from tokentrim.contracts.sites import Need
+from tokentrim.contracts.tasks import Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokentrim.session import Session
+    from tokentrim.contracts.strategy import Strategy
+    from tokentrim.engine.tokens.trace import Trace
+
+_TIMES: Final = ("prefill_seconds", "decode_seconds", "selection_seconds")
+_TEXT_OF_MESSAGE: Final = 300
+
+
+@dataclass
+class Answers:
+    """What some batches of one cell gave.
+
+    Attributes:
+        records: each question's line, by place.
+        sums: of costs over rows.
+        pictures: kept tokens of the first questions.
+        tokens: new tokens but each answer's first.
+        rows: questions answered.
+        events: selections applied.
+        due: whether some plan promises that something is dropped.
+        boundaries: where each row first lost tokens, of rows that did, where the data decide that.
+    """
+
+    records: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
+    sums: dict[str, float] = field(default_factory=dict[str, float])
+    pictures: dict[str, Any] = field(default_factory=dict[str, Any])
+    tokens: int = 0
+    rows: int = 0
+    events: int = 0
+    due: bool = False
+    boundaries: list[int] = field(default_factory=list[int])
+
+    def add(self, part: Answers) -> None:
+        """Add what a further batch gave."""
+        self.records |= part.records
+        for name, value in part.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.pictures |= part.pictures
+        self.tokens += part.tokens
+        self.rows += part.rows
+        self.events += part.events
+        self.due = self.due or part.due
+        self.boundaries += part.boundaries
+
+
+def run_cell(cell: Cell, work: Work, ranks: Ranks = ALONE) -> CellResult:
+    """Answer every question of a cell. What fails is recorded, question by question.
+
+    Several ranks answer a batch each in turn, and each of them returns the result of all: batches are never cut, so
+    that it is the result of one process.
+    """
+    head: dict[str, Any] = {"key": cell.key, **cell.about(), "boundary": None, "skipped": None, "failure": None}
+    try:
+        work, about = _shown(cell, work)
+    except Unreachable as reason:
+        return CellResult({**head, "skipped": str(reason)}, [])
+    except Exception as cause:
+        lost = Answers()
+        for batch in work.batches:
+            _fail(cell, lost, batch, cause)
+        return _result(cell, work, {**head, "strategy": cell.strategy.as_dict(), "strategies": []}, lost)
+    solved: dict[int, Strategy] = {}
+    found: list[tuple[str | None, dict[int, Answers]]] = ranks.gather(_own_batches(cell, work, ranks, solved))
+    reason = next((reason for reason, _ in found if reason is not None), None)
+    if reason is not None:
+        return CellResult({**head, "skipped": reason}, [])
+    answers = Answers()
+    for _, part in sorted((item for _, parts in found for item in parts.items()), key=lambda item: item[0]):
+        answers.add(part)
+    if answers.due and answers.events == 0:
+        head["failure"] = f"{cell.where}: the strategy should have pruned, and no pruning event was seen"
+    specs = [solved[n].spec() for n in sorted(solved)]
+    head |= {
+        "boundary": _boundary(cell, solved, answers),
+        "strategy": None if cell.control else specs[-1] if specs else cell.strategy.as_dict(),
+        "strategies": specs,
+        "solved": cell.solved.about if cell.solved else None,
+        **about,
+    }
+    return _result(cell, work, head, answers)
+
+
+def _result(cell: Cell, work: Work, head: dict[str, Any], answers: Answers) -> CellResult:
+    """The cell's head with what its answers scored together and cost, and their lines."""
+    records = [answers.records[place] for place in sorted(answers.records)]
+    _aggregate(cell, work, records, head)
+    return CellResult({**head, **_costs(answers)}, records)
+
+
+def _shown(cell: Cell, work: Work) -> tuple[Work, dict[str, Any]]:
+    """What the cell's model is shown, and what the head says of it: smaller pictures, for the control that does that.
+
+    Raises:
+        Unreachable: when pictures cannot be made small enough.
+    """
+    if cell.control is None:
+        return work, {"picture_ratio": None, "form": None}
+    found = smaller(cell, work)
+    shares = list(found.shares.values())
+    return found.work, {
+        "picture_ratio": sum(shares) / len(shares) if shares else None,
+        "form": ", ".join(found.forms) or None,
+    }
+
+
+def _boundary(cell: Cell, solved: dict[int, Strategy], answers: Answers) -> int | None:
+    """Where the cell's strategy first drops tokens: by its plan, or where the data decide, the questions' median."""
+    if cell.control is not None or not solved:
+        return None
+    n_visual = max(solved)
+    if all(is_static(strategy) for strategy in solved.values()):
+        return first_boundary(solved[n_visual], cell.model.shape, n_visual)
+    return statistics.median_low(answers.boundaries) if answers.boundaries else None
+
+
+def _aggregate(cell: Cell, work: Work, records: Sequence[dict[str, Any]], head: dict[str, Any]) -> None:
+    """Let the task score all answers together, where its metric is no mean of single scores."""
+    samples = {sample.id: sample for sample in work.samples}
+    answered = [(samples[r["sample"]], r["prediction"]) for r in records if r["failure"] is None]
+    try:
+        head["aggregate"] = work.task.aggregate(answered) if answered else None
+    except Exception as cause:  # a stranger's metric may raise anything
+        reason = f"{type(cause).__name__}: {cause}"[:_TEXT_OF_MESSAGE]
+        head["failure"] = head["failure"] or f"{cell.where}: its answers could not be scored together: {reason}"
+
+
+def _own_batches(
+    cell: Cell, work: Work, ranks: Ranks, solved: dict[int, Strategy]
+) -> tuple[str | None, dict[int, Answers]]:
+    """(why the budget cannot be reached, or None; what each of this rank's batches gave, by the batch's number).
+
+    Every rank solves every budget, on the batch on which one process would solve it.
+    """
+    parts: dict[int, Answers] = {}
+    for number, batch in enumerate(work.batches):
+        part = Answers()
+        if ranks.owns(number):
+            parts[number] = part
+        try:
+            if batch.n_visual not in solved:
+                # A control has smaller pictures instead of a strategy; they are at its budget already.
+                solved[batch.n_visual] = cell.strategy.strategy if cell.control else solve(cell, work, batch)
+            strategy = solved[batch.n_visual]
+        except Unreachable as reason:
+            return str(reason), {}
+        except Exception as cause:
+            _fail(cell, part, batch, cause)
+            continue
+        if number in parts:
+            _run_batch(cell, work, batch, strategy, part)
+    return None, parts
+
+
+def warm_up(cell: Cell, work: Work) -> None:
+    """Answer the first question untimed: first calls pay for what later ones find ready."""
+    from tokentrim.session import trim
+
+    model = work.loaded.model
+    with suppress(Exception), trim(model, "none"):  # what fails here fails again where it is recorded
+        _generate(cell, work.loaded, make_batch(work.loaded, work.samples, [0]))
+
+
+def _run_batch(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: Answers) -> None:
+    """Answer one batch; if it fails, answer its questions one by one, so that one bad question spoils no other."""
+    try:
+        _answer(cell, work, batch, strategy, answers)
+    except Exception as cause:
+        if len(batch.places) == 1:
+            _fail(cell, answers, batch, cause)
+            return
+        for place in batch.places:
+            single = make_batch(work.loaded, work.samples, [place])
+            _run_batch(cell, work, single, strategy, answers)
+
+
+def _fail(cell: Cell, answers: Answers, batch: Batch, cause: Exception) -> None:
+    """Record that a batch's questions have no answer, and why."""
+    message = f"{type(cause).__name__}: {cause}"[:_TEXT_OF_MESSAGE]
+    for place, sample in zip(batch.places, batch.samples, strict=True):
+        answers.records[place] = record(cell, sample, failure=message)
+
+
+def record(
+    cell: Cell, sample: Sample, prediction: str | None = None, score: float | None = None, failure: str | None = None
+) -> dict[str, Any]:
+    """One question's line. A failed one has neither an answer nor a score, so it cannot pass for a wrong answer.
+
+    One that is answered and has no score belongs to a task that scores all answers together.
+    """
+    return {
+        "key": cell.key,
+        **cell.about(),
+        "sample": sample.id,
+        "question": sample.question,
+        "answer": sample.answer,
+        "prediction": prediction,
+        "score": score,
+        "failure": failure,
+    }
+
+
+def _answer(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: Answers) -> None:
+    """Generate, decode, score and account for one batch."""
+    from tokentrim.session import trim
+
+    model, processor = work.loaded
+    with trim(model, strategy, record=True) as session:
+        if Need.EVIDENCE in strategy.needed():
+            session.annotate(evidence=evidence_of(work.task, batch))
+        new = _generate(cell, work.loaded, batch)
+    lengths = answer_lengths(model, new)
+    for row, (place, sample) in enumerate(zip(batch.places, batch.samples, strict=True)):
+        said = processor.tokenizer.decode(new[row, : lengths[row]], skip_special_tokens=True).strip()
+        score = work.task.score(sample, said)
+        answers.records[place] = record(cell, sample, said, None if score is None else float(score))
+        if place < cell.pictures and cell.control is None:
+            spoken = pieces(processor.tokenizer, new[row, : lengths[row]].tolist())
+            kept = Kept.of(session.trace, row, lengths[row] - 1).as_dict()
+            cells = Cells.of(session.grid, row).as_dict() if batch.n_visual else None
+            answers.pictures[sample.id] = {**kept, "tokens": spoken, "cells": cells}
+    _account(cell, work, batch, strategy, session, lengths, answers)
+
+
+def _generate(cell: Cell, loaded: Loaded, batch: Batch) -> Tensor:
+    """New tokens of a batch, greedily, on the host."""
+    import torch
+
+    inputs = model_inputs(loaded, batch)
+    with torch.inference_mode():
+        output = loaded.model.generate(**inputs, max_new_tokens=cell.max_new_tokens, do_sample=False)
+    return output[:, inputs["input_ids"].shape[1] :].cpu()
+
+
+def _account(
+    cell: Cell,
+    work: Work,
+    batch: Batch,
+    strategy: Strategy,
+    session: Session,
+    lengths: list[int],
+    answers: Answers,
+) -> None:
+    """Add a batch's costs; every row is charged for its own answer, not for the longest of the batch."""
+    session.annotate(new_tokens=lengths)
+    report = session.report()
+    means = {name: getattr(report, name) for name in REPORTED}
+    for row, place in enumerate(batch.places):
+        full = work.full.get(place)
+        # Smaller pictures have their shares of the full ones' prompt, not of their own.
+        found = means if full is None else {**means, **ratios(cell.model.shape, full, batch, row, lengths[row])}
+        for name in REPORTED:
+            answers.sums[name] = answers.sums.get(name, 0.0) + found[name]
+        first = None if is_static(strategy) else _first_loss(session.trace, row)
+        if first is not None:
+            answers.boundaries.append(first)
+    for name in _TIMES:
+        answers.sums[name] = answers.sums.get(name, 0.0) + getattr(report, name)
+    answers.rows += len(lengths)
+    answers.tokens += sum(length - 1 for length in lengths)
+    answers.events += report.pruning_events
+    answers.due = answers.due or _should_prune(cell, batch, strategy, max(lengths) - 1)
+
+
+def _first_loss(trace: Trace, row: int) -> int | None:
+    """The first layer that a row's tokens do not all reach."""
+    full = trace.n_visual[row]
+    return next((layer for layer in range(trace.n_layers) if len(trace.kept(layer, row)) < full), None)
+
+
+def _should_prune(cell: Cell, batch: Batch, strategy: Strategy, steps: int) -> bool:
+    """Whether the strategy's own plan drops anything on this batch; data-dependent counts promise nothing."""
+    shape, full = cell.model.shape, (batch.n_visual,) * cell.model.shape.n_layers
+    layers = planned_layer_tokens(strategy.spatial_parts, shape, batch.n_visual)
+    if layers != full and batch.n_visual:
+        return True
+    return any(held != layers for held in planned_cached(strategy.temporal_part, shape, layers, steps))
+
+
+def _costs(answers: Answers) -> dict[str, Any]:
+    """A cell's costs: means over its questions, and times per question or token."""
+    rows, tokens, sums = answers.rows, answers.tokens, answers.sums
+    means: dict[str, float | None] = {name: sums[name] / rows if rows else None for name in REPORTED}
+    if not rows:
+        return {**means, "pruning_events": 0, "pictures": {}}
+    return {
+        **means,
+        "prefill_seconds": sums["prefill_seconds"] / rows,
+        "decode_seconds_per_token": sums["decode_seconds"] / tokens if tokens else None,
+        "selection_seconds": sums["selection_seconds"] / rows,
+        "new_tokens": (tokens + rows) / rows,
+        "pruning_events": answers.events,
+        "pictures": answers.pictures,
+    }

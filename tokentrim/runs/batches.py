@@ -1,0 +1,152 @@
+"""Batches: the questions of one task as model inputs, made once and answered by every method."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from tokentrim.errors import DataError, UnsupportedError, complaint
+from tokentrim.loading import Loaded, conversation_inputs, single_turn
+from tokentrim.session import adapter_of
+from tokentrim.contracts.sites import Grid
+from tokentrim.contracts.tasks import Sample, Task, evidence_over
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some questions of one task, all with the same number of visual tokens.
+
+    Attributes:
+        places: index of each question in the task's list.
+        samples: the questions.
+        inputs: model inputs on the host, left-padded.
+        n_visual: visual tokens of every row.
+        n_text: other tokens of every row, padding not counted.
+    """
+
+    places: tuple[int, ...]
+    samples: tuple[Sample, ...]
+    inputs: dict[str, Tensor]
+    n_visual: int
+    n_text: tuple[int, ...]
+
+
+class VisualCounter:
+    """Counts the visual tokens of prompts for one model: its placeholders, without line ends and other structure."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        config: Any = loaded.model.config
+        image = getattr(config, "image_token_id", None)
+        tokens = [config.image_token_index if image is None else image, getattr(config, "video_token_id", None)]
+        self._placeholders: Final = [token for token in tokens if token is not None]
+        self.vision: Final = adapter_of(loaded.model).shape(config).vision
+
+    def __call__(self, inputs: Any, images: Sequence[Sequence[Any]]) -> list[int]:
+        """Visual tokens of each row.
+
+        Args:
+            inputs: what the processor made.
+            images: the images of each row.
+        """
+        ids: Tensor = inputs["input_ids"]
+        counted = [int(n) for n in torch.stack([ids == token for token in self._placeholders]).any(0).sum(1)]
+        if self.vision is None:
+            return counted
+        return [n - self._structure(row) for n, row in zip(counted, images, strict=True)]
+
+    def _structure(self, images: Sequence[Any]) -> int:
+        """Placeholders of a row that are not visual tokens."""
+        if self.vision is None:
+            return 0
+        return sum(self.vision.for_image(image.height, image.width, len(images)).n_structure for image in images)
+
+
+def make_batches(loaded: Loaded, samples: Sequence[Sample], size: int) -> list[Batch]:
+    """Group questions by their number of visual tokens, then cut the groups into batches of ``size``.
+
+    A knob that is solved for a budget depends on that number, so one batch has one strategy.
+    """
+    counter = VisualCounter(loaded)
+    counted: dict[int, list[int]] = defaultdict(list)
+    for place, sample in enumerate(samples):
+        inputs = sample_inputs(loaded, [sample])
+        counted[counter(inputs, [sample.images])[0]].append(place)
+    return [
+        make_batch(loaded, samples, places[start : start + size], counter)
+        for _, places in sorted(counted.items())
+        for start in range(0, len(places), size)
+    ]
+
+
+def make_batch(
+    loaded: Loaded, samples: Sequence[Sample], places: Sequence[int], counter: VisualCounter | None = None
+) -> Batch:
+    """The batch of the questions at ``places``."""
+    chosen = tuple(samples[place] for place in places)
+    inputs = sample_inputs(loaded, chosen)
+    n_visual = (counter or VisualCounter(loaded))(inputs, [s.images for s in chosen])
+    real = [int(n) for n in inputs["attention_mask"].sum(1)]
+    if len(set(n_visual)) != 1:
+        raise DataError(complaint("a batch", "have one number of visual tokens", sorted(set(n_visual))))
+    n_text = tuple(all_tokens - n_visual[0] for all_tokens in real)
+    return Batch(tuple(places), chosen, dict(inputs), n_visual[0], n_text)
+
+
+def sample_inputs(loaded: Loaded, samples: Sequence[Sample]) -> Any:
+    """What the processor makes of samples: of their conversation, or of their images and question."""
+    turns = [s.messages or single_turn(s.question, len(s.images)) for s in samples]
+    return conversation_inputs(loaded.processor, turns, [s.images for s in samples])
+
+
+def model_inputs(loaded: Loaded, batch: Batch) -> dict[str, Tensor]:
+    """A batch's inputs where the model is, floating-point ones in its number format."""
+    model = loaded.model
+    inputs = {name: value.to(model.device) for name, value in batch.inputs.items()}
+    return inputs | {name: value.to(model.dtype) for name, value in inputs.items() if torch.is_floating_point(value)}
+
+
+def visual_tokens(loaded: Loaded, inputs: Any, images: Sequence[Sequence[Any]]) -> list[int]:
+    """Visual tokens of each row; see :class:`VisualCounter`, which counts many prompts of one model."""
+    return VisualCounter(loaded)(inputs, images)
+
+
+def expected_new_tokens(loaded: Loaded, samples: Sequence[Sample], limit: int) -> int:
+    """Typical length of a right answer with its end token: what decode-time budgets are planned for."""
+    lengths = [len(loaded.processor.tokenizer(s.answer, add_special_tokens=False)["input_ids"]) for s in samples]
+    return max(1, min(limit, round(sum(lengths) / len(lengths)) + 1))
+
+
+def answer_tokens(loaded: Loaded, answer: str) -> list[int]:
+    """An answer as the model would have to say it: its tokens, as they are without context, and the end token."""
+    ends: Any = loaded.model.generation_config.eos_token_id
+    tokens: list[int] = loaded.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return [*tokens, *([] if ends is None else [ends] if isinstance(ends, int) else ends[:1])]
+
+
+def evidence_of(task: Task, batch: Batch) -> Callable[[Grid], list[Tensor]]:
+    """How much the answer needs each visual token, once the prompt's grid is known: one row per sample.
+
+    Raises:
+        UnsupportedError: when the task cannot tell.
+    """
+    if any(not sample.evidence for sample in batch.samples):
+        raise UnsupportedError(
+            complaint(f"task {task.name!r}", "know the evidence of each question for this strategy",
+                      hint="leave the strategy out, or run it on the testbed's tasks")
+        )  # fmt: skip
+
+    def over(grid: Grid) -> list[Tensor]:
+        found: list[Tensor] = []
+        for row, sample in enumerate(batch.samples):
+            real = grid.image[row] >= 0
+            where = (part[row][real].cpu().numpy() for part in (grid.image, grid.row, grid.col, grid.rows, grid.cols))
+            sizes = [(image.height, image.width) for image in sample.images]
+            found.append(torch.from_numpy(evidence_over(sample.evidence, sizes, *where)).float())
+        return found
+
+    return over

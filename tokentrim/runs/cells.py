@@ -1,0 +1,196 @@
+"""Cells: one method at one budget on one task with one model, each with a key that changes when its result may."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tokentrim.runs.specs import Match, ModelSpec, TaskSpec, Timing, digest
+from tokentrim.config.specs import StrategySpec
+from tokentrim.errors import ConfigError, complaint
+from tokentrim.loading import device_of, fingerprint, read_config, require_supported, resolve_folder, shape_of
+from tokentrim.counting.forecast import planned_layer_tokens
+from tokentrim.plugins.loader import installed_version, registry
+from tokentrim.counting.shape import ModelShape
+from tokentrim.contracts.strategy import Strategy
+
+if TYPE_CHECKING:
+    pass
+
+REFERENCE: Final = "none"
+CONTROL: Final = "random"
+TEXT_ONLY: Final = "text-only"
+# Whatever may change an answer; a new matplotlib need not answer all questions again.
+_THAT_MATTER: Final = ("torch", "transformers")
+_SCHEMA: Final = 3  # of the cell files; raised when what they hold changes
+
+
+@dataclass(frozen=True)
+class ModelTarget:
+    """A model of the comparison, located but not loaded."""
+
+    spec: ModelSpec
+    folder: Path
+    fingerprint: str
+    shape: ModelShape
+
+    @property
+    def name(self) -> str:
+        """Its name in results."""
+        return self.spec.model
+
+    @property
+    def device(self) -> str:
+        """Where it is to run: a device that was named need not be here, because another machine may run its cells."""
+        return device_of(self.spec.device) if self.spec.device == "auto" else self.spec.device
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A knob that was solved by measuring.
+
+    Attributes:
+        strategy: with the knob set; None where no value of it meets the budget.
+        about: how it was found, for the cell's head.
+        reason: why there is no strategy.
+    """
+
+    strategy: StrategySpec | None
+    about: dict[str, Any]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method x budget x task x model (x seed, for a method that draws random numbers).
+
+    Attributes:
+        model: what answers.
+        task: what is asked.
+        n: how many questions.
+        split: of the task.
+        method: label in tables.
+        strategy: what prunes, before its knob is solved.
+        match: which share the budget means.
+        budget: the share asked for; None where the strategy runs as it is configured.
+        seed: where the method draws random numbers.
+        boundary: where a text-only row drops the image; for others the first boundary at which they are expected to
+            drop tokens, None where none is known before they run.
+        max_new_tokens: limit of an answer.
+        batch_size: questions answered at once.
+        pictures: questions whose kept tokens are recorded.
+        control: what is done to the pictures before the processor, instead of a strategy.
+        timing: how its knob is solved for a share of time; None where it is solved on the plan.
+        solved: what that found; no part of the key, which stands for what is asked.
+    """
+
+    model: ModelTarget
+    task: TaskSpec
+    n: int
+    split: str
+    method: str
+    strategy: StrategySpec
+    match: Match
+    budget: float | None
+    seed: int | None
+    boundary: int | None
+    max_new_tokens: int
+    batch_size: int
+    pictures: int
+    control: str | None = None
+    timing: Timing | None = None
+    solved: Solved | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of all that may change the cell's result."""
+        return digest(
+            {
+                "schema": _SCHEMA,
+                "versions": {name: value for name, value in versions().items() if name in (*_THAT_MATTER, "tokentrim")},
+                "model": self.model.fingerprint,
+                "placement": [self.model.device, self.model.spec.dtype],
+                "origin": _origin(self.task.task),
+                "task": [self.task.task, self.split, self.n, self.max_new_tokens],
+                "strategy": self.strategy.as_dict(),
+                "budget": [self.match, self.budget],
+                "batch": [self.batch_size, self.pictures],
+                **({"control": self.control} if self.control else {}),
+                **({"timing": self.timing.model_dump()} if self.timing else {}),
+            }
+        )
+
+    @property
+    def where(self) -> str:
+        """Text for progress and messages."""
+        budget = "" if self.budget is None else f" at {self.budget:.0%}"
+        return f"{self.row} on {self.task.task} ({self.model.name}){budget}"
+
+    @property
+    def row(self) -> str:
+        """Method, with its seed where that is not the first."""
+        return f"{self.method} (seed {self.seed})" if self.seed else self.method
+
+    def about(self) -> dict[str, Any]:
+        """What identifies the cell's lines in results files."""
+        return {
+            "method": self.method,
+            "model": self.model.name,
+            "task": self.task.task,
+            "budget_requested": self.budget,
+            "matched_by": self.match,
+            "seed": self.seed,
+            "control": self.control,
+        }
+
+
+def locate(spec: ModelSpec) -> ModelTarget:
+    """Find a model's folder and numbers without loading it.
+
+    Raises:
+        TokentrimError: when there is no such model, or no adapter serves its family.
+    """
+    folder = resolve_folder(spec.model)
+    require_supported(read_config(folder)["model_type"], f"model {spec.model!r}")
+    shape = shape_of(str(folder))
+    if shape.vision is None:
+        raise ConfigError(complaint(f"model {spec.model!r}", "have a vision tower", hint="compare a multimodal model"))
+    return ModelTarget(spec, folder, fingerprint(folder), shape)
+
+
+def first_boundary(strategy: Strategy, shape: ModelShape, n_visual: int | None = None) -> int | None:
+    """The first boundary at which a strategy's plan drops tokens during prefill.
+
+    Args:
+        strategy: with its knob solved.
+        shape: the model's numbers.
+        n_visual: visual tokens of the prompt; None = of the model's usual picture.
+
+    Returns:
+        The boundary; None where nothing is dropped, or where the data decide whether anything is.
+    """
+    if n_visual is None:
+        n_visual = shape.vision.n_visual if shape.vision else 1
+    layers = planned_layer_tokens(strategy.spatial_parts, shape, n_visual)
+    return next((layer for layer, kept in enumerate(layers) if kept < n_visual), None)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version(), "tokentrim": installed_version()}
+    for name in (*_THAT_MATTER, "numpy", "scipy", "pillow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _origin(task: str) -> str:
+    """Who provides a task, with its version: a plugin's update may change its questions."""
+    origin = registry("task").entry(task).origin
+    return f"{origin.distribution} {origin.version}"

@@ -1,0 +1,80 @@
+"""Which rectangle of a picture each visual token stands for: what drawings of kept tokens need to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokentrim.contracts.sites import Grid
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One rectangle of tokens that covers a whole picture (see :class:`tokentrim.contracts.sites.Grid`)."""
+
+    image: int
+    frame: int
+    plane: int
+    rows: int
+    cols: int
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Planes of one sample, and where in them its visual tokens lie.
+
+    Attributes:
+        planes: in order of image, frame and plane.
+        plane: number of the plane of each visual token, -1 where it lies nowhere.
+        place: raster number of each visual token in its plane.
+    """
+
+    planes: tuple[Plane, ...]
+    plane: tuple[int, ...]
+    place: tuple[int, ...]
+
+    @classmethod
+    def of(cls, grid: Grid, row: int = 0) -> Cells:
+        """The cells of one row of a prompt's grid."""
+        real = grid.image[row] >= 0
+        names = ("image", "frame", "plane", "rows", "cols", "row", "col")
+        tokens = list(zip(*(getattr(grid, name)[row][real].tolist() for name in names), strict=True))
+        planes = sorted({token[:5] for token in tokens if token[5] >= 0})
+        numbers = {plane: number for number, plane in enumerate(planes)}
+        return cls(
+            tuple(Plane(*plane) for plane in planes),
+            tuple(numbers[token[:5]] if token[5] >= 0 else -1 for token in tokens),
+            tuple(token[5] * token[4] + token[6] for token in tokens),
+        )
+
+    def inside(self, number: int, kept: Sequence[int]) -> list[int]:
+        """Places in plane ``number`` of those of the ``kept`` tokens that lie in it."""
+        return [self.place[token] for token in kept if self.plane[token] == number]
+
+    def finest(self, image: int = 0) -> int:
+        """Number of an image's plane with the most tokens."""
+        own = [number for number, plane in enumerate(self.planes) if plane.image == image]
+        return max(own, key=lambda number: self.planes[number].rows * self.planes[number].cols)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a results file: planes, and runs of tokens that lie side by side in one of them."""
+        runs: list[list[int]] = []
+        for plane, place in zip(self.plane, self.place, strict=True):
+            last = runs[-1] if runs else None
+            if last is not None and last[0] == plane and (plane < 0 or last[1] + last[2] == place):
+                last[2] += 1
+            else:
+                runs.append([plane, max(place, 0), 1])
+        return {"planes": [[p.image, p.frame, p.plane, p.rows, p.cols] for p in self.planes], "runs": runs}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Cells:
+        """What :meth:`as_dict` made; the place of a token that lies nowhere means nothing."""
+        tokens = [(plane, first + n) for plane, first, count in data["runs"] for n in range(count)]
+        return cls(
+            tuple(Plane(*plane) for plane in data["planes"]),
+            tuple(plane for plane, _ in tokens),
+            tuple(place for _, place in tokens),
+        )

@@ -1,0 +1,50 @@
+"""Write a trained checkpoint as a model folder that plain transformers loads.
+
+`python -m tokentrim.testbed.training.export CHECKPOINT --out FOLDER`
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tokentrim.testbed.training.checkpoint import Checkpoint
+from tokentrim.testbed.training.families import FAMILIES
+from tokentrim.testbed.training.family import LLAVA, Family
+from tokentrim.testbed.training.processors import build_processor
+from tokentrim.testbed.vocabulary import BEGIN, END, IDS, PAD
+
+
+def load_checkpoint(path: Path, family: Family = LLAVA) -> Any:
+    """The model of a training checkpoint, in evaluation mode."""
+    state = Checkpoint.load(path).model
+    prefix = "model.language_model.layers."
+    layers = 1 + max(int(name[len(prefix) :].split(".")[0]) for name in state if name.startswith(prefix))
+    model = family.build(layers)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def export(checkpoint: Path, folder: Path, family: Family = LLAVA) -> None:
+    """Write weights, configuration, tokenizer and processor; other files of the folder are left alone."""
+    model = load_checkpoint(checkpoint, family)
+    model.generation_config.bos_token_id = IDS[BEGIN]
+    model.generation_config.eos_token_id = IDS[END]
+    model.generation_config.pad_token_id = IDS[PAD]
+    model.generation_config.do_sample = False
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    build_processor(family).save_pretrained(folder)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="STAGE.pt of a training run")
+    parser.add_argument("--model", choices=tuple(FAMILIES), default="llava", help="architecture of the checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to write")
+    arguments = parser.parse_args()
+    export(arguments.checkpoint, arguments.out, FAMILIES[arguments.model])
+
+
+if __name__ == "__main__":
+    main()
