@@ -1,6 +1,7 @@
 """The package's public names are lazy, complete, and the same for type checkers."""
 
 import ast
+import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
@@ -20,16 +21,20 @@ def test_every_public_name_resolves(name):
         assert found.__doc__
 
 
-def test_type_checkers_see_the_same_names():
-    tree = ast.parse((ROOT / "__init__.py").read_text())
-    seen = {
-        alias.name: node.module
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tokentrim.")
+@pytest.mark.parametrize("room", ["", *(path.parent.name for path in sorted(ROOT.glob("*/__init__.py")))])
+def test_type_checkers_see_the_same_names(room):
+    package = importlib.import_module(f"tokentrim.{room}".rstrip("."))
+    imports = [
+        (node.module, alias)
+        for block in ast.parse(Path(package.__file__).read_text(encoding="utf-8")).body
+        if isinstance(block, ast.If)
+        for node in block.body
         for alias in node.names
-        if alias.asname == alias.name
-    }
-    assert seen == {name: f"tokentrim.{module}" for name, module in tokentrim._HOME.items()}
+    ]
+    for module, alias in imports:
+        assert getattr(package, alias.asname or alias.name) is getattr(importlib.import_module(module), alias.name)
+    if imports:
+        assert {alias.asname or alias.name for _, alias in imports} == {*package.__all__} - {"__version__"}
 
 
 def test_an_unknown_name():

@@ -1,0 +1,32 @@
+"""Public names of a package, imported on first use (PEP 562): whoever asks for one pays for no other's imports."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def lazy(package: str, **modules: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """Make the ``__getattr__``, the ``__dir__`` and the ``__all__`` of a package.
+
+    Args:
+        package: its ``__name__``.
+        modules: by module of the package, the names that it holds, as an import statement lists them:
+            ``options="GSearch, VTWSearch as VTW"``.
+
+    The first raises AttributeError for a name that is not listed.
+    """
+    listed = [(module, *name.split(" as ")) for module, names in modules.items() for name in names.split(", ")]
+    homes = {name[-1]: (module, name[0]) for module, *name in listed}
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module, spelt = homes[name]
+        found = getattr(importlib.import_module(f"{package}.{module}"), spelt)
+        setattr(sys.modules[package], name, found)
+        return found
+
+    return find, lambda: sorted({*vars(sys.modules[package]), *homes}), list(homes)
