@@ -32,6 +32,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 
 docs: $(VENV)/.docs-installed ## build the site into site/
 	$(BIN)/zensical build --clean --strict

@@ -67,7 +67,7 @@ COMMANDS_NOT_RUN = {
     "tokentrim calibrate": "minutes; tests/calibrate runs it smaller",
     "tokentrim train": "minutes; tests/train runs it smaller",
     "tokentrim bench": "minutes; tests/bench runs it smaller",
-    "tokentrim plugins": "what is installed beside tokentrim is not ours to judge; tests/plugins/test_loader.py runs it",
+    "tokentrim plugins": "what is installed beside it is not ours to judge; tests/plugins/test_loader.py runs it",
     "tokentrim ls --no-plugins": "changes this process for good; tests/plugins/test_loader.py runs it",
     "TOKENTRIM_PLUGINS=": "changes this process for good; tests/plugins/test_loader.py runs it",
 }

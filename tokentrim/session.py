@@ -13,8 +13,7 @@ from tokentrim.contracts.extras import GuideRequest
 from tokentrim.engine import guide as guides
 from tokentrim.engine.abilities import exits as exiting
 from tokentrim.engine.seams.private import unwrapped as unwrapped
-from tokentrim.engine.session import Session as Session
-from tokentrim.engine.session import session_on
+from tokentrim.engine.session import Session as Session, session_on
 from tokentrim.errors import AdapterError, ConfigError, UnsupportedError, complaint
 from tokentrim.plugins.loader import registry
 from tokentrim.selftest import proven
@@ -99,7 +98,7 @@ def trim(
             them, which are then neither text nor visual tokens, or ``prune`` them as visual tokens without a place
             in any grid. None: as the configuration says, else ``keep``.
         compile: run decode steps of one token under ``torch.compile``, with cache buffers of bucketed size (see
-            :mod:`tokentrim.engine.compiled`). The first step at each set of sizes is slow. Steps that cannot run compiled
+            ``engine/compiled.py``). The first step at each set of sizes is slow. Steps that cannot run compiled
             run as usual, and the report says how many and why.
 
     Raises:

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from tests.engine.cases import FIRST, SPECS, dealt, deviation, generate, merges, with_weights
@@ -19,8 +18,7 @@ from tests.engine.probes import Probe
 from tests.families import FAMILIES, Family, Layout, noise
 from tests.masked import masked_logits
 from tokentrim.config.specs import strategy_from
-from tokentrim.contracts.adapter import Encoding
-from tokentrim.contracts.adapter import Layout as Located
+from tokentrim.contracts.adapter import Encoding, Layout as Located
 from tokentrim.contracts.sites import Need
 from tokentrim.counting.forecast import is_static, plan, planned_layer_tokens
 from tokentrim.errors import AdapterError, ConfigError, StrategyError, UnsupportedError

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from tests.bench.small import SMALL
-from tokentrim.bench import BenchOptions, Geometry, KernelFloor, Limits, run
-from tokentrim.bench import runner as bench_runner
+from tokentrim.bench import BenchOptions, Geometry, KernelFloor, Limits, run, runner as bench_runner
 from tokentrim.bench.geometry import build_model, build_prompt
 from tokentrim.bench.limits import least_prefill_flops, measure_limits
 from tokentrim.bench.profile import _tower

@@ -1,8 +1,7 @@
 """G-Search on made-up qualities whose least rates are known."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tokentrim.calibrate.gsearch import grid_of, gsearch, most_trials
 

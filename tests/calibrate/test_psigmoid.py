@@ -5,8 +5,7 @@ import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tokentrim.calibrate.psigmoid import Depth, apportion, centre_of, counts_of, psigmoid, sigmoid
 from tokentrim.config.schedule_file import rates_of

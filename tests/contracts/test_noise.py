@@ -6,8 +6,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tests.engine.probes import Probe
 from tests.models import alone, prompt, tiny_llava

@@ -14,8 +14,8 @@ from torch import Tensor
 from tests.engine.cases import deviation, generate
 from tests.models import PAD, prompt, tiny_llava
 from tests.qwen import tiny_qwen
-from tokentrim.engine.seams import packing
-from tokentrim.engine.seams.packing import _token_by_token
+from tokentrim.engine.abilities import packing
+from tokentrim.engine.abilities.packing import _token_by_token
 from tokentrim.session import trim
 
 _model = lru_cache(maxsize=8)(tiny_llava)

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from tokentrim.contracts.selection import Selection, top_selection
 from tokentrim.counting.rounding import keep_count, prune_count, resolve_count

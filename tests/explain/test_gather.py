@@ -10,8 +10,7 @@ from torch import Tensor
 from tests.engine.cases import SPECS, with_weights
 from tokentrim import LayerSite, ModelShape, Need, Schedule, SpatialScorer
 from tokentrim.config.specs import strategy_from
-from tokentrim.contracts.strategy import SpatialScorer as Scorer
-from tokentrim.contracts.strategy import TemporalScorer
+from tokentrim.contracts.strategy import SpatialScorer as Scorer, TemporalScorer
 from tokentrim.engine.recording import recording
 from tokentrim.explain import explain
 from tokentrim.loading import load_model

@@ -3,8 +3,7 @@
 import pytest
 import torch
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tests.models import prompt, tiny_llava
 from tests.strategies.sites_factory import attention, layer_site, model_shape

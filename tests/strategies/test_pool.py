@@ -4,8 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape, raster_grid
 from tokentrim.contracts.selection import Selection

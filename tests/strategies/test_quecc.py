@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape, raster_grid
 from tokentrim.contracts.extras import PromptInfo

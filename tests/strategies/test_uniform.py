@@ -2,8 +2,7 @@
 
 from itertools import pairwise
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tests.strategies.sites_factory import counts_tensor, layer_site
 from tokentrim_strategies.uniform import Uniform

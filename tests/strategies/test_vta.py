@@ -6,8 +6,7 @@ from fractions import Fraction
 from typing import Literal
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tests.strategies.sites_factory import attention, model_shape, step_site
 from tokentrim.contracts.sites import Need

@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tokentrim.testbed.scenes import TOKENS, draw_scenes, render
 from tokentrim.testbed.tasks import TASKS, ask_list_all, ask_list_where

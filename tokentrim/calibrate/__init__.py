@@ -14,17 +14,20 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from tokentrim.calibrate.options import VTW as VTW
-    from tokentrim.calibrate.options import GSearch as GSearch
-    from tokentrim.calibrate.options import PSigmoid as PSigmoid
-    from tokentrim.calibrate.options import options_from as options_from
-    from tokentrim.calibrate.runner import Calibration as Calibration
-    from tokentrim.calibrate.runner import run as run
-    from tokentrim.config.schedule_file import MadeFor as MadeFor
-    from tokentrim.config.schedule_file import Query as Query
-    from tokentrim.config.schedule_file import ScheduleFile as ScheduleFile
-    from tokentrim.config.schedule_file import falling as falling
-    from tokentrim.config.schedule_file import read_schedule as read_schedule
+    from tokentrim.calibrate.options import (
+        VTW as VTW,
+        GSearch as GSearch,
+        PSigmoid as PSigmoid,
+        options_from as options_from,
+    )
+    from tokentrim.calibrate.runner import Calibration as Calibration, run as run
+    from tokentrim.config.schedule_file import (
+        MadeFor as MadeFor,
+        Query as Query,
+        ScheduleFile as ScheduleFile,
+        falling as falling,
+        read_schedule as read_schedule,
+    )
 
 # Lazy, so that the command line's help needs neither torch nor optuna.
 _HOME: Final = {

@@ -17,8 +17,7 @@ from torch import Tensor
 from tokentrim.calibrate.measure import SPLIT
 from tokentrim.calibrate.options import CalibrationOptions
 from tokentrim.config.specs import strategy_from
-from tokentrim.engine.seams import attention
-from tokentrim.engine.seams import attention_rows as rows_of
+from tokentrim.engine.seams import attention, attention_rows as rows_of
 from tokentrim.errors import ResultsError, complaint
 from tokentrim.loading import Loaded, load_model
 from tokentrim.runs.batches import Batch, model_inputs

@@ -10,8 +10,7 @@ import typer
 
 from tokentrim.cli.output import AsJson, StrategyOption, console, emit
 from tokentrim.counting.costs import Usage
-from tokentrim.counting.forecast import NEW_TOKENS, TEXT_TOKENS, Plan
-from tokentrim.counting.forecast import plan as make_plan
+from tokentrim.counting.forecast import NEW_TOKENS, TEXT_TOKENS, Plan, plan as make_plan
 from tokentrim.counting.tilings import NOMINAL_SIZE
 from tokentrim.errors import ConfigError, UnsupportedError, complaint
 

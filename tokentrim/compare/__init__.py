@@ -11,8 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from tokentrim.compare.config import CompareConfig as CompareConfig
-    from tokentrim.compare.config import load_compare as load_compare
+    from tokentrim.compare.config import CompareConfig as CompareConfig, load_compare as load_compare
     from tokentrim.compare.runner import run as run
     from tokentrim.compare.summary import Summary as Summary
 

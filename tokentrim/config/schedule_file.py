@@ -129,7 +129,7 @@ def falling(steps: Mapping[int, float], of_whom: str) -> dict[int, Any]:
 def rates_of(counts: Sequence[int], n_visual: int) -> dict[int, float]:
     """Rates that give exactly these counts back for prompts of ``n_visual`` visual tokens.
 
-    A rate is rounded up to as many digits as it needs, because :func:`tokentrim.counting.rounding.keep_count` rounds down.
+    A rate is rounded up to as many digits as it needs, because :func:`tokentrim.keep_count` rounds down.
 
     Args:
         counts: visual tokens that each layer processes, first layer first; never rising.

@@ -112,7 +112,7 @@ class Strategy(BaseModel, ABC):
     ) -> tuple[Strategy, float]:  # fmt: skip
         """This strategy with its knob solved on the plan for one of the ratios, and the value that was realised.
 
-        See :func:`tokentrim.counting.solve.solve`, which says what the ratios are shares of and which errors are raised.
+        See :func:`tokentrim.counting.solve.solve`, which says what the ratios are shares of and what is raised.
         """
         targets = {"layer_mean_ratio": layer_mean_ratio, "kv_ratio": kv_ratio, "flops_ratio": flops_ratio}
         return solve(self, shape, n_visual, n_text=n_text, new_tokens=new_tokens, **targets)

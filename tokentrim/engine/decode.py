@@ -13,8 +13,7 @@ from tokentrim.contracts.sites import Need, StepSite
 from tokentrim.contracts.strategy import Temporal, TemporalScorer
 from tokentrim.engine.context import Context
 from tokentrim.engine.deciding import Providers, decide_order, decide_step
-from tokentrim.engine.seams import attention_rows as rows_of
-from tokentrim.engine.seams import positions
+from tokentrim.engine.seams import attention_rows as rows_of, positions
 from tokentrim.engine.seams.attention import Kernel
 from tokentrim.engine.seams.masks import causal_mask
 from tokentrim.engine.tokens.cache import TrimLayer

@@ -22,6 +22,7 @@ from tokentrim.contracts.strategy import Strategy
 from tokentrim.engine import refusals
 from tokentrim.engine.abilities.editing import Editing
 from tokentrim.engine.abilities.evidence import Evidence
+from tokentrim.engine.abilities.packing import Packing
 from tokentrim.engine.abilities.vision import VisionCapture
 from tokentrim.engine.ability import Ability
 from tokentrim.engine.compiled import Compiled
@@ -35,7 +36,6 @@ from tokentrim.engine.prompting import Prompting
 from tokentrim.engine.seams import attention, positions
 from tokentrim.engine.seams.calls import bind, cached_length, pictured
 from tokentrim.engine.seams.clock import Clock
-from tokentrim.engine.seams.packing import Packing
 from tokentrim.engine.seams.sharding import Heads
 from tokentrim.engine.tokens import cache
 from tokentrim.engine.tokens.prompt import Prompt

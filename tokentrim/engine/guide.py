@@ -19,8 +19,7 @@ from tokentrim.counting.rounding import keep_count
 from tokentrim.engine.abilities.exits import Answers, Attended, Chances, Exited, Exits, lengths_to_end, likelihood
 from tokentrim.engine.ability import Ability, Asked
 from tokentrim.engine.generate import answer_lengths
-from tokentrim.engine.seams import attention
-from tokentrim.engine.seams import attention_rows as rows_of
+from tokentrim.engine.seams import attention, attention_rows as rows_of
 from tokentrim.engine.seams.calls import Options
 from tokentrim.engine.session import Session
 from tokentrim.engine.tokens.placement import encoded_elsewhere

@@ -29,7 +29,7 @@ def evicts_under_mask(part: Temporal | None) -> bool:
 
 
 class SeenStep:
-    """What a temporal scorer sees of a compiled step: of its :class:`~tokentrim.contracts.sites.StepSite`, what it declared.
+    """What a temporal scorer sees of a compiled step: of its :class:`~tokentrim.StepSite`, what it declared.
 
     Attributes:
         last_row: float [B, H, N]; entries that are gone have weight 0.

@@ -14,8 +14,7 @@ from tokentrim.contracts.selection import Selection
 from tokentrim.contracts.sites import FROM_LAYER_BEFORE, Need
 from tokentrim.engine.context import Context
 from tokentrim.engine.deciding import decide_layer
-from tokentrim.engine.seams import attention_rows as rows_of
-from tokentrim.engine.seams import positions
+from tokentrim.engine.seams import attention_rows as rows_of, positions
 from tokentrim.engine.seams.attention import Kernel
 from tokentrim.engine.seams.masks import causal_mask
 from tokentrim.engine.tokens.cache import TrimLayer

@@ -10,12 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from tokentrim.executors.base import Executor as Executor
-    from tokentrim.executors.base import Job as Job
-    from tokentrim.executors.base import Outcome as Outcome
-    from tokentrim.executors.choosing import choose as choose
-    from tokentrim.executors.choosing import executor_from as executor_from
-    from tokentrim.executors.choosing import parse_options as parse_options
+    from tokentrim.executors.base import Executor as Executor, Job as Job, Outcome as Outcome
+    from tokentrim.executors.choosing import (
+        choose as choose,
+        executor_from as executor_from,
+        parse_options as parse_options,
+    )
     from tokentrim.executors.workplace import run_job as run_job
 
 _HOME: Final = {

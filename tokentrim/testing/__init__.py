@@ -15,15 +15,14 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from tokentrim.testing.doors import check_adapter as check_adapter
-    from tokentrim.testing.doors import check_strategy as check_strategy
-    from tokentrim.testing.doors import checks_of as checks_of
-    from tokentrim.testing.doors import parametrize_with_checks as parametrize_with_checks
-    from tokentrim.testing.outcome import ContractError as ContractError
-    from tokentrim.testing.outcome import Outcome as Outcome
-    from tokentrim.testing.outcome import Outcomes as Outcomes
-    from tokentrim.testing.subjects import Example as Example
-    from tokentrim.testing.subjects import small_model as small_model
+    from tokentrim.testing.doors import (
+        check_adapter as check_adapter,
+        check_strategy as check_strategy,
+        checks_of as checks_of,
+        parametrize_with_checks as parametrize_with_checks,
+    )
+    from tokentrim.testing.outcome import ContractError as ContractError, Outcome as Outcome, Outcomes as Outcomes
+    from tokentrim.testing.subjects import Example as Example, small_model as small_model
 
 _HOME: Final = {
     "check_adapter": "doors",

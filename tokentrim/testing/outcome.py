@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
 from tokentrim.errors import TokentrimError, complaint
-from tokentrim.selftest.verdict import Failed
-from tokentrim.selftest.verdict import Skipped as Skipped
+from tokentrim.selftest.verdict import Failed, Skipped as Skipped
 
 Status = Literal["passed", "failed", "skipped", "expected"]
 

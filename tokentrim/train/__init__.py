@@ -12,16 +12,14 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from tokentrim.train.answering import Answering as Answering
-    from tokentrim.train.answering import answer_logits as answer_logits
-    from tokentrim.train.answering import per_sample as per_sample
-    from tokentrim.train.data import IGNORE as IGNORE
-    from tokentrim.train.data import Answered as Answered
-    from tokentrim.train.runner import Trained as Trained
-    from tokentrim.train.runner import run as run
-    from tokentrim.train.trainer import Group as Group
-    from tokentrim.train.trainer import Trainer as Trainer
-    from tokentrim.train.trainer import TrainOptions as TrainOptions
+    from tokentrim.train.answering import (
+        Answering as Answering,
+        answer_logits as answer_logits,
+        per_sample as per_sample,
+    )
+    from tokentrim.train.data import IGNORE as IGNORE, Answered as Answered
+    from tokentrim.train.runner import Trained as Trained, run as run
+    from tokentrim.train.trainer import Group as Group, Trainer as Trainer, TrainOptions as TrainOptions
 
 # Lazy, so that the command line's help needs no torch.
 _HOME: Final = {

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokentrim import trim
 from tokentrim.bench.geometry import GEOMETRIES, build_model
-from tokentrim.engine.seams import packing
+from tokentrim.engine.abilities import packing
 from tokentrim.runs.spread import Spread
 from tokentrim.runs.stopwatch import timed_generate
 

@@ -32,7 +32,7 @@ class Header:
         strategy: name of the strategy.
         made_for: numbers that model and strategy must share with those it was trained for.
         sizes: numbers that the module was built with.
-        model: name, fingerprint and sketch (:mod:`tokentrim.contracts.trained.sketch`) of the model trained on; empty if untrained.
+        model: name, fingerprint and sketch (see ``sketch.py``) of the model trained on; empty if untrained.
         provenance: how it was trained.
     """
 

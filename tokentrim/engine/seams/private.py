@@ -1,6 +1,6 @@
 """Names that transformers, accelerate and torch keep to themselves, all that the library knows of them, and their uses.
 
-Whoever follows a new release looks here first; :mod:`tokentrim.engine.seams.attention` and :mod:`tokentrim.engine.seams.sharding` use some too.
+Whoever follows a new release looks here first; ``attention.py`` and ``sharding.py`` beside it use some too.
 """
 
 from __future__ import annotations

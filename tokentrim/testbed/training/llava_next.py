@@ -18,8 +18,7 @@ from transformers.image_processing_utils import select_best_resolution
 
 from tokentrim.testbed.scenes import PATCH, SQUARE, Canvas, Floats
 from tokentrim.testbed.training.family import Encoded, Family
-from tokentrim.testbed.training.model import PIXEL_MEAN, PIXEL_STD, VISION_WIDTH
-from tokentrim.testbed.training.model import build_config as llava_config
+from tokentrim.testbed.training.model import PIXEL_MEAN, PIXEL_STD, VISION_WIDTH, build_config as llava_config
 from tokentrim.testbed.training.view import View, raster_boxes
 from tokentrim.testbed.vocabulary import BEGIN, IDS, USER
 

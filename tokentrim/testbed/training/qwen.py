@@ -18,8 +18,7 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTe
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from tokentrim.testbed.scenes import PATCH as TOKEN
-from tokentrim.testbed.scenes import SQUARE, Canvas
+from tokentrim.testbed.scenes import PATCH as TOKEN, SQUARE, Canvas
 from tokentrim.testbed.training.family import Encoded, Family
 from tokentrim.testbed.training.model import WIDTH, pixel_values
 from tokentrim.testbed.training.view import View, raster_boxes
