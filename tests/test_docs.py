@@ -206,7 +206,7 @@ def figure_table():
 
     lines = ["| column | printed as | rows | from | definition |", "|---|---|---|---|---|"]
     for figure in FIGURES:
-        rows = "all" if len(figure.rows) > 1 else figure.rows[0]
+        rows = "all" if len(figure.rows) > 1 else next(iter(figure.rows))
         cells = (f"`{figure.name}`", figure.title, rows, SOURCES[figure.source], figure.meaning)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -27,7 +27,7 @@ def test_a_bare_import_is_light():
 
 
 def test_plugins_load_without_importing_what_they_register():
-    code = "from tokentrim.plugins.loader import registry as r\nfor kind in ('strategy', 'task', 'model'): r(kind).names()"
+    code = "from tokentrim.plugins.loader import registry as r\nfor k in ('strategy', 'task', 'model'): r(k).names()"
     assert loaded_after(code) == []
 
 
