@@ -95,7 +95,7 @@ __version__: Final = "0.1.0"
 # By module; tests hold it equal to the imports above.
 __getattr__, __dir__, __all__ = lazy(
     __name__,
-    **{
+    {
         "config.specs": "TrimConfig, load_config",
         "contracts.adapter": "Adapter, Encoding, Layout, Modality, Places, decoder_shape, submodule",
         "contracts.extras": "AttentionEdit, AttentionEditor, GuideRequest, PromptInfo",

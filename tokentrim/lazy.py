@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def lazy(package: str, **modules: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+def lazy(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Make the ``__getattr__``, the ``__dir__`` and the ``__all__`` of a package.
 
     Args:
         package: its ``__name__``.
-        modules: by module of the package, the names that it holds, as an import statement lists them:
-            ``options="GSearch, VTWSearch as VTW"``.
+        modules: by module below ``tokentrim``, the names that it holds, as an import statement lists them:
+            ``{"calibrate.options": "GSearch, VTWSearch as VTW"}``.
 
     The first raises AttributeError for a name that is not listed.
     """
@@ -25,7 +25,7 @@ def lazy(package: str, **modules: str) -> tuple[Callable[[str], Any], Callable[[
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, spelt = homes[name]
-        found = getattr(importlib.import_module(f"{package}.{module}"), spelt)
+        found = getattr(importlib.import_module(f"tokentrim.{module}"), spelt)
         setattr(sys.modules[package], name, found)
         return found
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from tests.models import prompt, tiny_llava
+from tokentrim.contracts.compose import compose
+from tokentrim.contracts.extras import PromptInfo
 from tokentrim.contracts.selection import Selection, top_selection
 from tokentrim.contracts.sites import LayerSite
-from tokentrim.contracts.strategy import PromptInfo, SpatialSelector, compose
+from tokentrim.contracts.strategy import SpatialSelector
 from tokentrim.counting.schedule import Schedule
 from tokentrim.engine.tokens.prompt import TEMPORAL
 from tokentrim.errors import EngineError

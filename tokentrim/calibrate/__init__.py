@@ -10,8 +10,9 @@ test question.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from tokentrim.lazy import lazy
 
 if TYPE_CHECKING:
     from tokentrim.calibrate.options import (
@@ -29,27 +30,12 @@ if TYPE_CHECKING:
         read_schedule as read_schedule,
     )
 
-# Lazy, so that the command line's help needs neither torch nor optuna.
-_HOME: Final = {
-    "Calibration": "runner",
-    "GSearch": "options",
-    "MadeFor": "schedule_file",
-    "PSigmoid": "options",
-    "Query": "schedule_file",
-    "ScheduleFile": "schedule_file",
-    "VTW": "options",
-    "falling": "schedule_file",
-    "options_from": "options",
-    "read_schedule": "schedule_file",
-    "run": "runner",
-}
-
-__all__ = ["VTW", "Calibration", "GSearch", "MadeFor", "PSigmoid", "Query", "ScheduleFile", "falling", "options_from",
-           "read_schedule", "run"]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'tokentrim.calibrate' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"tokentrim.calibrate.{_HOME[name]}"), name)
+# So that the command line's help needs neither torch nor optuna.
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "calibrate.options": "GSearch, PSigmoid, VTW, options_from",
+        "calibrate.runner": "Calibration, run",
+        "config.schedule_file": "MadeFor, Query, ScheduleFile, falling, read_schedule",
+    },
+)

@@ -6,8 +6,9 @@ imported on first use, so that registering an executor costs nothing.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from tokentrim.lazy import lazy
 
 if TYPE_CHECKING:
     from tokentrim.executors.base import Executor as Executor, Job as Job, Outcome as Outcome
@@ -18,21 +19,12 @@ if TYPE_CHECKING:
     )
     from tokentrim.executors.workplace import run_job as run_job
 
-_HOME: Final = {
-    "Executor": "base",
-    "Job": "base",
-    "Outcome": "base",
-    "choose": "choosing",
-    "executor_from": "choosing",
-    "parse_options": "choosing",
-    "run_job": "workplace",
-}
-
-__all__ = ["Executor", "Job", "Outcome", "choose", "executor_from", "parse_options", "run_job"]
-
-
-def __getattr__(name: str) -> Any:
-    """A public name, imported on first use."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+# So that registering an executor costs nothing.
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "executors.base": "Executor, Job, Outcome",
+        "executors.choosing": "choose, executor_from, parse_options",
+        "executors.workplace": "run_job",
+    },
+)

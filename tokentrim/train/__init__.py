@@ -8,8 +8,9 @@ none; never a test question.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from tokentrim.lazy import lazy
 
 if TYPE_CHECKING:
     from tokentrim.train.answering import (
@@ -21,26 +22,13 @@ if TYPE_CHECKING:
     from tokentrim.train.runner import Trained as Trained, run as run
     from tokentrim.train.trainer import Group as Group, Trainer as Trainer, TrainOptions as TrainOptions
 
-# Lazy, so that the command line's help needs no torch.
-_HOME: Final = {
-    "IGNORE": "data",
-    "Answered": "data",
-    "Answering": "answering",
-    "Group": "trainer",
-    "TrainOptions": "trainer",
-    "Trained": "runner",
-    "Trainer": "trainer",
-    "answer_logits": "answering",
-    "per_sample": "answering",
-    "run": "runner",
-}
-
-__all__ = ["IGNORE", "Answered", "Answering", "Group", "TrainOptions", "Trained", "Trainer", "answer_logits",
-           "per_sample", "run"]  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'tokentrim.train' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"tokentrim.train.{_HOME[name]}"), name)
+# So that the command line's help needs no torch.
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "train.answering": "Answering, answer_logits, per_sample",
+        "train.data": "IGNORE, Answered",
+        "train.runner": "Trained, run",
+        "train.trainer": "Group, TrainOptions, Trainer",
+    },
+)
