@@ -223,5 +223,5 @@ def test_a_family_and_a_name_cannot_share_a_name():
 def test_a_family_that_is_none_is_refused():
     registry = make()
     add(registry, "grey", Red, family=True)
-    with pytest.raises(PluginError, match=r"tokentrim\.registry:Family"):
+    with pytest.raises(PluginError, match=r"tokentrim\.plugins\.registry:Family"):
         registry.entry("grey:50")
