@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from tokentrim.engine.seams.attention import Kernel
-from tokentrim.engine.seams.calls import Options
+from tokentrim.engine.seams.calls import GenerateOptions
 from tokentrim.engine.seams.clock import Clock
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptOrigin:
     """What a prompt was made of.
 
     Attributes:
@@ -53,11 +53,11 @@ class Ability:
     def detach(self) -> None:
         """Put back what :meth:`attach` changed; also when it failed half-way, or was never called."""
 
-    def around_call(self, host: nn.Module, options: Options, run: Callable[[], Any]) -> Any:
+    def around_call(self, host: nn.Module, options: GenerateOptions, run: Callable[[], Any]) -> Any:
         """Run a call of ``generate`` of ``host``; returns what the caller gets."""
         return run()
 
-    def before_prompt(self, prompt: Prompt, asked: Asked) -> None:
+    def before_prompt(self, prompt: Prompt, origin: PromptOrigin) -> None:
         """See a prompt with pictures before any of it runs."""
 
     def before_layer(self, layer: int, stream: Stream) -> None:

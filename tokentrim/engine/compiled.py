@@ -71,7 +71,7 @@ def _evicting_attention(
 
 
 class Compiled(Ability):
-    """Compiled decode steps of one model.
+    """Compiled decode steps of one model. It stands in front of a whole step, which no verb between layers could say.
 
     Attributes:
         steps: decode forwards that ran compiled.

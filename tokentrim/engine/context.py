@@ -13,7 +13,7 @@ from tokentrim.engine.ability import Ability
 from tokentrim.engine.deciding import Doubts
 from tokentrim.engine.seams.attention import Kernel, implementation_of
 from tokentrim.engine.seams.clock import Clock
-from tokentrim.engine.seams.sharding import Heads
+from tokentrim.engine.seams.sharding import SharedHeads
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream
 
@@ -42,7 +42,7 @@ class Context:
     spatial: tuple[Spatial, ...]
     temporal: Temporal | None
     needs: frozenset[Need]
-    heads: Heads
+    heads: SharedHeads
     clock: Clock
     doubts: Doubts
     vision: VisionCapture

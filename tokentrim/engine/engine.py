@@ -21,7 +21,7 @@ from tokentrim.contracts.adapter import Adapter, Layout
 from tokentrim.contracts.strategy import Strategy
 from tokentrim.engine import refusals
 from tokentrim.engine.abilities.editing import Editing
-from tokentrim.engine.abilities.evidence import Evidence
+from tokentrim.engine.abilities.evidence import GivenEvidence
 from tokentrim.engine.abilities.packing import Packing
 from tokentrim.engine.abilities.vision import VisionCapture
 from tokentrim.engine.ability import Ability
@@ -36,7 +36,7 @@ from tokentrim.engine.prompting import Prompting
 from tokentrim.engine.seams import attention, positions
 from tokentrim.engine.seams.calls import bind, cached_length, pictured
 from tokentrim.engine.seams.clock import Clock
-from tokentrim.engine.seams.sharding import Heads
+from tokentrim.engine.seams.sharding import SharedHeads
 from tokentrim.engine.tokens import cache
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.untouched import Untouched
@@ -68,8 +68,8 @@ class Engine:
         """
         planning.check(strategy, layout.shape, vision_blocks=len(layout.vision_attentions), unserved=layout.unserved)
         spatial, temporal, editor = strategy.spatial_parts, strategy.temporal_part, strategy.attention_part
-        clock, heads, needs = Clock(), Heads.of(host), strategy.needed()
-        self.evidence, self._passes = Evidence(), Passes(clock, layout.text_config)
+        clock, heads, needs = Clock(), SharedHeads.of(host), strategy.needed()
+        self.evidence, self._passes = GivenEvidence(), Passes(clock, layout.text_config)
         vision = VisionCapture.of(adapter, layout, clock, spatial, needs, keeps_pixels=guide is not None)
         abilities = (
             self.evidence,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tokentrim.engine import refusals
 from tokentrim.engine.abilities.exits import lengths_to_end
 from tokentrim.engine.context import Context
-from tokentrim.engine.seams.calls import GUESSERS, Options, bind, cached_length, pictured
+from tokentrim.engine.seams.calls import GUESSERS, GenerateOptions, bind, cached_length, pictured
 from tokentrim.engine.seams.private import no_guess_within_the_prompt
 from tokentrim.engine.seams.undo import replaced
 from tokentrim.engine.tokens import cache
@@ -40,7 +40,7 @@ class Call:
     new_tokens: int | None = None
 
     @classmethod
-    def of(cls, options: Options) -> Call | None:
+    def of(cls, options: GenerateOptions) -> Call | None:
         """What the engine has to know of a call; None where there are no ids to tell it from."""
         if options.ids is None:
             return None
@@ -84,7 +84,7 @@ class Generating:
 
         @functools.wraps(generate)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            options = Options(host, bind(generate, args, kwargs))
+            options = GenerateOptions(host, bind(generate, args, kwargs))
             call = Call.of(options)
             if context.acts:
                 _refuse(context, options, call)
@@ -118,7 +118,7 @@ class Generating:
         return watched
 
 
-def _refuse(context: Context, options: Options, call: Call | None) -> None:
+def _refuse(context: Context, options: GenerateOptions, call: Call | None) -> None:
     """Raise UnsupportedError for what would come out wrong under a strategy that prunes."""
     kind, past = options.get("cache_implementation"), options.arguments.get("past_key_values")
     if kind not in (None, "dynamic", "dynamic_full"):
@@ -142,7 +142,7 @@ def _refuse(context: Context, options: Options, call: Call | None) -> None:
         _refuse_assistant(context, options)
 
 
-def _refuse_assistant(context: Context, options: Options) -> None:
+def _refuse_assistant(context: Context, options: GenerateOptions) -> None:
     if context.temporal is not None:
         raise UnsupportedError(
             complaint(

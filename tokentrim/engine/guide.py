@@ -17,10 +17,10 @@ from tokentrim.contracts.strategy import Strategy
 from tokentrim.counting.costs import Usage, head_flops
 from tokentrim.counting.rounding import keep_count
 from tokentrim.engine.abilities.exits import Answers, Attended, Chances, Exited, Exits, lengths_to_end, likelihood
-from tokentrim.engine.ability import Ability, Asked
+from tokentrim.engine.ability import Ability, PromptOrigin
 from tokentrim.engine.generate import answer_lengths
 from tokentrim.engine.seams import attention, attention_rows as rows_of
-from tokentrim.engine.seams.calls import Options
+from tokentrim.engine.seams.calls import GenerateOptions
 from tokentrim.engine.session import Session
 from tokentrim.engine.tokens.placement import encoded_elsewhere
 from tokentrim.engine.tokens.prompt import Prompt
@@ -49,7 +49,7 @@ class Guide(Ability):
     request: GuideRequest
     _exits: Exits | None = None
 
-    def around_call(self, host: nn.Module, options: Options, run: Callable[[], Any]) -> Any:
+    def around_call(self, host: nn.Module, options: GenerateOptions, run: Callable[[], Any]) -> Any:
         """Put the guide's answers in the place of the model's, where the request lets it and it is sure enough.
 
         Raises:
@@ -67,7 +67,7 @@ class Guide(Ability):
             self._exits = outer
         return exits.joined(output)
 
-    def before_prompt(self, prompt: Prompt, asked: Asked) -> None:
+    def before_prompt(self, prompt: Prompt, origin: PromptOrigin) -> None:
         """Answer a prompt as the trimmed model got it, and note there what was attended to; that time is selection.
 
         Neighbouring rows may be one sample (beams); each sample is answered once.
@@ -75,11 +75,11 @@ class Guide(Ability):
         Raises:
             UnsupportedError: when the prompt's pictures were encoded elsewhere, or the guide cannot take it.
         """
-        sources, device = asked.pictures(), prompt.start.vis_pos.device
+        sources, device = origin.pictures(), prompt.start.vis_pos.device
         if not sources:
             raise encoded_elsewhere("the prompt of a guide")
-        with asked.clock.timed("selection", device), asked.clock.timed("prefill", device):
-            self._answer(prompt, asked.arguments, sources, asked.mask)
+        with origin.clock.timed("selection", device), origin.clock.timed("prefill", device):
+            self._answer(prompt, origin.arguments, sources, origin.mask)
 
     def _answer(
         self, prompt: Prompt, arguments: Mapping[str, Any], sources: Mapping[str, Any], mask: Tensor | None

@@ -141,8 +141,9 @@ class Prefill:
             self.read.clear()
             if self.stream is not before:
                 self._rebuild(boundary, hidden, before, kwargs)
-                for ability in self.context.abilities:
-                    ability.before_layer(boundary, self.stream)
+        if self.stream is not before:
+            for ability in self.context.abilities:
+                ability.before_layer(boundary, self.stream)
         return hidden
 
     def _apply(self, decision: Decision, hidden: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokentrim.contracts.extras import PromptInfo
 from tokentrim.engine.abilities.exits import Exited
-from tokentrim.engine.ability import Asked
+from tokentrim.engine.ability import PromptOrigin
 from tokentrim.engine.context import Context
 from tokentrim.engine.generate import Generating
 from tokentrim.engine.tokens.placement import Placement, encoded_elsewhere, fixed_encodings
@@ -75,11 +75,11 @@ class Prompting:
         def pictures() -> dict[str, Any]:
             return {} if prompt.placement is None else vision.inputs(prompt.placement.encodings)
 
-        asked = Asked(self.arguments, mask, pictures, self.context.clock)
+        origin = PromptOrigin(self.arguments, mask, pictures, self.context.clock)
         vision.suspended = True  # a guide may be this very model
         try:
             for ability in self.context.abilities:
-                ability.before_prompt(prompt, asked)
+                ability.before_prompt(prompt, origin)
         finally:
             vision.suspended = False
         if prompt.skipped:

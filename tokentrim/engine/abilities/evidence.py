@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokentrim.engine.ability import Ability, Asked
+from tokentrim.engine.ability import Ability, PromptOrigin
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream
 from tokentrim.errors import DataError, complaint
 
 
-class Evidence(Ability):
+class GivenEvidence(Ability):
     """Takes evidence for the next prompt.
 
     Attributes:
@@ -24,7 +24,7 @@ class Evidence(Ability):
     def __init__(self) -> None:
         self.given: Any = None
 
-    def before_prompt(self, prompt: Prompt, asked: Asked) -> None:
+    def before_prompt(self, prompt: Prompt, origin: PromptOrigin) -> None:
         """Give the prompt its rows.
 
         Raises:

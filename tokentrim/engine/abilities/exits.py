@@ -21,7 +21,7 @@ from tokentrim.contracts.strategy import SpatialScorer, Stage
 from tokentrim.counting.rounding import keep_count
 from tokentrim.counting.schedule import Schedule
 from tokentrim.counting.shape import ModelShape
-from tokentrim.engine.seams.calls import Options
+from tokentrim.engine.seams.calls import GenerateOptions
 from tokentrim.errors import UnsupportedError, complaint
 
 # What one greedy answer per row rules out; the values that change nothing.
@@ -88,7 +88,7 @@ class Exits:
     rows: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, host: Any, options: Options, threshold: float) -> Exits:
+    def of(cls, host: Any, options: GenerateOptions, threshold: float) -> Exits:
         """For a call that may exit early.
 
         Raises:
@@ -147,7 +147,7 @@ def lengths_to_end(new: Tensor, ends: Container[int]) -> list[int]:
     return [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in rows]
 
 
-def _ids_of(options: Options) -> Tensor:
+def _ids_of(options: GenerateOptions) -> Tensor:
     """The prompt of a call that one greedy answer per row serves; raises UnsupportedError for any other."""
     for name, plain in _PLAIN.items():
         value = options.get(name)

@@ -16,7 +16,7 @@ from tokentrim.contracts.adapter import MODALITIES, Adapter, Encoding, Layout, M
 from tokentrim.contracts.noise import content_key, mix, pixel_key
 from tokentrim.contracts.sites import Need
 from tokentrim.contracts.strategy import Spatial
-from tokentrim.engine.ability import Ability, Asked
+from tokentrim.engine.ability import Ability, PromptOrigin
 from tokentrim.engine.seams import attention
 from tokentrim.engine.seams.attention_rows import attention_rows, received
 from tokentrim.engine.seams.calls import bind
@@ -28,7 +28,7 @@ from tokentrim.errors import EngineError, complaint
 
 
 @dataclass
-class _Encoded:
+class _Capture:
     """The latest encoding of one modality, and what was read meanwhile."""
 
     encoding: Encoding
@@ -62,7 +62,7 @@ class VisionCapture(Ability):
     clock: Clock
     wants_keys: bool
     keeps_pixels: bool = False
-    _seen: dict[Modality, _Encoded] = field(default_factory=dict[Modality, _Encoded])
+    _seen: dict[Modality, _Capture] = field(default_factory=dict[Modality, _Capture])
     suspended: bool = False
     _reading: dict[int, list[Tensor]] | None = None
     _undo: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
@@ -157,7 +157,7 @@ class VisionCapture(Ability):
             arranged = {block: self.adapter.arrange(self.layout, encoding, pieces) for block, pieces in rows.items()}
         kept = {k: v for k, v in arguments.items() if k not in small} if self.keeps_pixels else {}
         about = replace(encoding, arguments=small)
-        self._seen[modality] = _Encoded(about, kept, ref(output), storages, arranged, keys)
+        self._seen[modality] = _Capture(about, kept, ref(output), storages, arranged, keys)
 
     def _observer(self, index: int) -> attention.Observer:
         def look(
@@ -239,11 +239,11 @@ class VisionCapture(Ability):
         number = placement.number.gather(1, vis_pos).clamp(min=0).to(rows.device)
         return rows[:, number].permute(1, 0, 2)
 
-    def before_prompt(self, prompt: Prompt, asked: Asked) -> None:
+    def before_prompt(self, prompt: Prompt, origin: PromptOrigin) -> None:
         """Seed the prompt's noise by its content, where noise is wanted."""
         if self.wants_keys:
-            ids = asked.arguments.get("input_ids")
-            keys = self._sample_keys(prompt.placement, prompt.start.rows, ids, asked.mask)
+            ids = origin.arguments.get("input_ids")
+            keys = self._sample_keys(prompt.placement, prompt.start.rows, ids, origin.mask)
             prompt.sample_keys = keys.to(prompt.start.vis_pos.device)
 
     def _sample_keys(
@@ -263,7 +263,7 @@ class VisionCapture(Ability):
         return content_key(tokens if valid is None else tokens * valid)
 
 
-def _are(seen: _Encoded, output: Any) -> bool:
+def _are(seen: _Capture, output: Any) -> bool:
     """Whether features handed to a forward (None: it encodes its own) are the ones that were seen."""
     if output is None or seen.output() is output:
         return True

@@ -39,7 +39,7 @@ def cached_length(past: Any) -> int:
     return int(past.get_seq_length()) if past is not None else 0
 
 
-class Options:
+class GenerateOptions:
     """The arguments of a call of ``generate``, however they are given."""
 
     def __init__(self, host: Any, arguments: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, distributed
 
 
 @dataclass(frozen=True)
-class Heads:
+class SharedHeads:
     """Completes what one process read of its own heads.
 
     Attributes:
@@ -20,7 +20,7 @@ class Heads:
     group: Any = None
 
     @classmethod
-    def of(cls, model: Any) -> Heads:
+    def of(cls, model: Any) -> SharedHeads:
         """The group of a model that ``from_pretrained(tp_plan=...)`` spread over several processes."""
         mesh, size = getattr(model, "_device_mesh", None), getattr(model, "_tp_size", None) or 1
         if mesh is None or size == 1:
