@@ -146,19 +146,10 @@ def head_ratios(loaded: Loaded, batch: Batch) -> Tensor:
 def _observer(layer: int, image: Tensor, real: Tensor, seen: dict[int, Tensor]) -> attention.Observer:
     """Notes the ratio of every head of a layer, [B, H]."""
 
-    def look(
-        kernel: attention.Kernel,
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        options: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
-        given = rows_of.received(query, key, scaling, real)
+    def look(call: attention.AttentionCall) -> attention.Attended:
+        given = rows_of.received(call.query, call.key, call.scaling, real)
         to_image, to_text = ((given * part[:, None]).sum(2) for part in (image, real & ~image))
         seen[layer] = to_image / to_text.clamp(min=1e-9)
-        return kernel(module, query, key, value, mask, **options)
+        return call.run()
 
     return look

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from tokentrim.contracts.strategy import Temporal, TemporalScorer
 from tokentrim.engine.context import Context
 from tokentrim.engine.deciding import Providers, decide_order, decide_step
 from tokentrim.engine.seams import attention_rows as rows_of, positions
-from tokentrim.engine.seams.attention import Kernel
+from tokentrim.engine.seams.attention import Attended, AttentionCall
 from tokentrim.engine.seams.masks import causal_mask
 from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.eviction import evict, evict_first, fronted
@@ -134,30 +134,19 @@ class Decode:
 
     # ------------------------------------------------------------------ inside attention
 
-    def attend(
-        self,
-        layer: int,
-        kernel: Kernel,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        options: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
+    def attend(self, layer: int, call: AttentionCall) -> Attended:
         """Evict what has to go, then attend to the rest under this layer's own mask."""
         held = self.layers[layer]
         if layer in self.acting:
-            with self.context.clock.timed("selection", query.device), torch.no_grad():
-                weights = self._evict(layer, held, query, key, options)
+            with self.context.clock.timed("selection", call.query.device), torch.no_grad():
+                weights = self._evict(layer, held, call)
             if held.keys is not None and held.values is not None:
-                key, value = held.keys, held.values
-            if weights is not None and self._may_reuse(query, options):
-                return rows_of.attend(weights, value, query), None
+                call = replace(call, key=held.keys, value=held.values)
+            if weights is not None and self._may_reuse(call.query, call.options):
+                return rows_of.attend(weights, call.value, call.query), None
         stream = held.held_stream
-        mask = self._mask(stream, key, query)
-        kernel = self.context.around_attention(layer, kernel, stream, self.prompt)
-        return kernel(module, query, key, value, mask, **options)
+        kernel = self.context.around_attention(layer, call.kernel, stream, self.prompt)
+        return replace(call, kernel=kernel, mask=self._mask(stream, call.key, call.query)).run()
 
     def _may_reuse(self, query: Tensor, options: dict[str, Any]) -> bool:
         """Whether attention is nothing but the weights that were read times the values, at the kernel's precision."""
@@ -166,7 +155,7 @@ class Decode:
         # In half precision the fused kernels keep more digits of the weights.
         return plain and not altered and self.queries == 1 and query.dtype == torch.float32
 
-    def _evict(self, layer: int, held: TrimLayer, query: Tensor, key: Tensor, options: dict[str, Any]) -> Tensor | None:
+    def _evict(self, layer: int, held: TrimLayer, call: AttentionCall) -> Tensor | None:
         """Evict what has to go; returns the current row over the columns that are left, if it was read.
 
         The keys are the larger half of what a decode step reads of the cache: reading them once more for the kernel
@@ -175,12 +164,11 @@ class Decode:
         part, stream = self.prompt.temporal, held.held_stream
         if part is None:
             return None
-        scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
         read: list[Tensor] = []
 
         def current_row() -> Tensor:
-            valid = self._valid(stream, key.shape[2])
-            read.append(rows_of.last_row(query, key, scaling, None, valid))
+            valid = self._valid(stream, call.key.shape[2])
+            read.append(rows_of.last_row(call.query, call.key, call.scaling, None, valid))
             return self.context.heads.whole(rows_of.pick_visual(read[0], stream.vis_pos)[:, :, 0])
 
         site = self._site(part, layer, held, {Need.LAST_ROW: current_row})

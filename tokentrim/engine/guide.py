@@ -208,16 +208,8 @@ class _Watch:
         return {modules[layer]: self._observer(first=order == 0) for order, layer in enumerate(self.chosen)}
 
     def _observer(self, *, first: bool) -> attention.Observer:
-        def look(
-            kernel: attention.Kernel,
-            module: Any,
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            mask: Any,
-            options: dict[str, Any],
-        ) -> tuple[Tensor, Tensor | None]:
-            scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
+        def look(call: attention.AttentionCall) -> attention.Attended:
+            query, key, scaling = call.query, call.key, call.scaling
             with torch.no_grad():
                 if query.shape[2] > 1:
                     if self.reads_prompt:
@@ -229,7 +221,7 @@ class _Watch:
                         self.steps.append(read)
                     else:
                         self.steps[-1] = self.steps[-1] + read
-            return kernel(module, query, key, value, mask, **options)
+            return call.run()
 
         return look
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from tokentrim.engine.decode import Decode
 from tokentrim.engine.prefill import Prefill
@@ -64,18 +63,4 @@ class Passes:
 
     def observer(self, layer: int) -> attention.Observer:
         """What sees the attention of a decoder layer for the pass that is running."""
-
-        def look(
-            kernel: attention.Kernel,
-            module: nn.Module,
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            mask: Any,
-            options: dict[str, Any],
-        ) -> tuple[Tensor, Tensor | None]:
-            if self.running is None:
-                return kernel(module, query, key, value, mask, **options)
-            return self.running.attend(layer, kernel, module, query, key, value, mask, options)
-
-        return look
+        return lambda call: call.run() if self.running is None else self.running.attend(layer, call)

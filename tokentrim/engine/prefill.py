@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from tokentrim.contracts.sites import FROM_LAYER_BEFORE, Need
 from tokentrim.engine.context import Context
 from tokentrim.engine.deciding import decide_layer
 from tokentrim.engine.seams import attention_rows as rows_of, positions
-from tokentrim.engine.seams.attention import Kernel
+from tokentrim.engine.seams.attention import Attended, AttentionCall
 from tokentrim.engine.seams.masks import causal_mask
 from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.prompt import Prompt
@@ -240,30 +240,17 @@ class Prefill:
         """Whether any layer's attention has to be read."""
         return bool(self.wanted) or self.context.wants_prompt_row or self.context.edits_attention
 
-    def attend(
-        self,
-        layer: int,
-        kernel: Kernel,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        options: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
+    def attend(self, layer: int, call: AttentionCall) -> Attended:
         """Read the rows that were asked for, then let the kernel run."""
         wanted = self.wanted.get(layer, frozenset())
         if wanted or self.context.wants_prompt_row:
-            with self.context.clock.timed("selection", query.device), torch.no_grad():
-                self._read(layer, wanted, query, key, value, options)
-        kernel = self.context.around_attention(layer, kernel, self.stream, self.prompt)
-        return kernel(module, query, key, value, mask, **options)
+            with self.context.clock.timed("selection", call.query.device), torch.no_grad():
+                self._read(layer, wanted, call)
+        return replace(call, kernel=self.context.around_attention(layer, call.kernel, self.stream, self.prompt)).run()
 
-    def _read(
-        self, layer: int, wanted: frozenset[Need], query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
-    ) -> None:
+    def _read(self, layer: int, wanted: frozenset[Need], call: AttentionCall) -> None:
         stream, valid = self.stream, self.stream.valid
-        scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
+        query, key, scaling = call.query, call.key, call.scaling
         if self.context.wants_prompt_row or Need.LAST_ROW in wanted:
             row = rows_of.last_row(query, key, scaling, stream.last_columns(), valid)
             picked = self.context.heads.whole(rows_of.pick_visual(row, stream.vis_pos)[:, :, 0])
@@ -273,9 +260,7 @@ class Prefill:
             self.read[Need.LAST_ROW] = picked
         if Need.TEXT_ROWS in wanted:
             columns, real = stream.text()
-            self.read[Need.TEXT_ROWS] = self.context.heads.whole(
-                (self._rows_at(query, key, scaling, columns, stream), real)
-            )
+            self.read[Need.TEXT_ROWS] = self.context.heads.whole((self._rows_at(call, columns), real))
         if Need.WINDOW_ROWS in wanted:
             window = max(d.part.wants_window() for d in self.at[layer + 1] if Need.WINDOW_ROWS in d.part.needed())
             last = stream.last_columns()
@@ -285,21 +270,18 @@ class Prefill:
             columns = columns.clamp(min=0)
             if valid is not None:
                 real = real & valid.gather(1, columns)
-            self.read[Need.WINDOW_ROWS] = self.context.heads.whole(
-                (self._rows_at(query, key, scaling, columns, stream), real)
-            )
+            self.read[Need.WINDOW_ROWS] = self.context.heads.whole((self._rows_at(call, columns), real))
         if Need.COLUMN_MEAN in wanted:
             mean = rows_of.column_mean(query, key, scaling, stream.vis_pos, valid)
             self.read[Need.COLUMN_MEAN] = self.context.heads.whole(mean)
-        for need, tensor in ((Need.KEYS, key), (Need.VALUES, value)):
+        for need, tensor in ((Need.KEYS, key), (Need.VALUES, call.value)):
             if need in wanted:
                 self.read[need] = self.context.heads.whole(rows_of.pick_rows(tensor, stream.vis_pos))
 
-    @staticmethod
-    def _rows_at(query: Tensor, key: Tensor, scaling: float, columns: Tensor, stream: Stream) -> Tensor:
-        visible = rows_of.causal_visible(columns, key.shape[2], stream.valid)
-        rows = rows_of.attention_rows(rows_of.pick_rows(query, columns), key, scaling, visible)
-        return rows_of.pick_visual(rows, stream.vis_pos)
+    def _rows_at(self, call: AttentionCall, columns: Tensor) -> Tensor:
+        visible = rows_of.causal_visible(columns, call.key.shape[2], self.stream.valid)
+        rows = rows_of.attention_rows(rows_of.pick_rows(call.query, columns), call.key, call.scaling, visible)
+        return rows_of.pick_visual(rows, self.stream.vis_pos)
 
     # ------------------------------------------------------------------ what a site may ask for
 

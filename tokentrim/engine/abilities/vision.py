@@ -160,32 +160,23 @@ class VisionCapture(Ability):
         self._seen[modality] = _Capture(about, kept, ref(output), storages, arranged, keys)
 
     def _observer(self, index: int) -> attention.Observer:
-        def look(
-            kernel: attention.Kernel,
-            module: Any,
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            mask: Any,
-            options: dict[str, Any],
-        ) -> tuple[Tensor, Tensor | None]:
+        def look(call: attention.AttentionCall) -> attention.Attended:
             if self._reading is not None:
-                with self.clock.timed("selection", query.device), torch.no_grad():
-                    self._reading.setdefault(index, []).extend(self._read(query, key, options))
-            return kernel(module, query, key, value, mask, **options)
+                with self.clock.timed("selection", call.query.device), torch.no_grad():
+                    self._reading.setdefault(index, []).extend(self._read(call))
+            return call.run()
 
         return look
 
-    def _read(self, query: Tensor, key: Tensor, options: Mapping[str, Any]) -> list[Tensor]:
+    def _read(self, call: attention.AttentionCall) -> list[Tensor]:
         """Per separately attended piece float [pieces, H, tokens]: the [CLS] row, or the mean over all queries."""
-        scaling = float(options.get("scaling") or query.shape[-1] ** -0.5)
-        bounds = options.get("cu_seq_lens_q")
+        query, key, bounds = call.query, call.key, call.options.get("cu_seq_lens_q")
         if bounds is not None:  # packed: pieces lie end to end in one row
             lengths = (bounds[1:] - bounds[:-1]).tolist()
             pairs = list(zip(query.split(lengths, dim=2), key.split(lengths, dim=2), strict=True))
         else:
             pairs = [(query, key)]
-        return [self._received(one, other, scaling) for one, other in pairs]
+        return [self._received(one, other, call.scaling) for one, other in pairs]
 
     def _received(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
         if self.layout.has_cls:

@@ -12,7 +12,8 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -20,28 +21,49 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from tokentrim.errors import UnsupportedError, complaint
 
-Kernel = Callable[..., tuple[Tensor, Tensor | None]]
+Attended = tuple[Tensor, Tensor | None]
+"""Output [B, T, H, head_dim], and the weights where the implementation gives them."""
+Kernel = Callable[..., Attended]
 
 _PREFIX = "tokentrim_"
 _FUNCTIONS = AttentionInterface()
 _MASKS = AttentionMaskInterface()
 
 
-class Observer(Protocol):
-    """Sees every attention call of one module while its wrapper is switched on."""
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of a module's attention, as the model makes it.
 
-    def __call__(
-        self,
-        kernel: Kernel,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        options: dict[str, Any],
-    ) -> tuple[Tensor, Tensor | None]:
-        """Compute the layer's attention (by calling ``kernel``), looking at or replacing its arguments."""
-        ...
+    Attributes:
+        kernel: the implementation that the model was set to.
+        module: whose attention it is.
+        query: [B, H, T, head_dim], after RoPE.
+        key: [B, H_kv, C, head_dim], likewise.
+        value: [B, H_kv, C, head_dim].
+        mask: as the implementation takes it.
+        options: keyword arguments that implementations know by name.
+    """
+
+    kernel: Kernel
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Any
+    options: dict[str, Any]
+
+    @property
+    def scaling(self) -> float:
+        """Factor of the products of queries and keys."""
+        return float(self.options.get("scaling") or self.query.shape[-1] ** -0.5)
+
+    def run(self) -> Attended:
+        """Compute it."""
+        return self.kernel(self.module, self.query, self.key, self.value, self.mask, **self.options)
+
+
+Observer = Callable[[AttentionCall], Attended]
+"""Computes the calls of one module while its wrapper is switched on, looking at or replacing their arguments."""
 
 
 _OBSERVERS: WeakKeyDictionary[nn.Module, Observer] = WeakKeyDictionary()
@@ -109,12 +131,10 @@ def wrapped_name(implementation: str) -> str:
 def _make_wrapper(implementation: str) -> Kernel:
     def wrapper(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        kernel = _kernel(implementation, module)
+    ) -> Attended:
+        call = AttentionCall(_kernel(implementation, module), module, query, key, value, attention_mask, options)
         observer = _OBSERVERS.get(module)
-        if observer is None:
-            return kernel(module, query, key, value, attention_mask, **options)
-        return observer(kernel, module, query, key, value, attention_mask, options)
+        return call.run() if observer is None else observer(call)
 
     return wrapper
 
