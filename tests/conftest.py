@@ -1,8 +1,10 @@
 """A severe environment for every test: no network, fixed seeds, deterministic kernels, one thread, built-ins alone."""
 
+import gc
 import os
 import random
 import socket
+from functools import partial
 
 # Before anything imports huggingface_hub, which reads them once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -28,6 +30,11 @@ def _connect_at_home_only(self, address):
     return _connect(self, address)
 
 
+def pytest_collection_finish() -> None:
+    """What importing everything has made stays: a collection, of which benches make many, need not walk through it."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_network():
     patch = pytest.MonkeyPatch()
@@ -41,3 +48,9 @@ def seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def graphs_alone(monkeypatch):
+    """``torch.compile`` captures graphs and runs them as they are: kernels would take it minutes, and are torch's."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))

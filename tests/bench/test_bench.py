@@ -326,7 +326,7 @@ def test_the_command_line_prints_a_saved_result(result: BenchResult, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_several_images_and_compiled_decoding():
+def test_several_images_and_compiled_decoding(graphs_alone: None):
     options = BenchOptions(
         geometry="tiny", strategies=("random",), images=3, batch=2, new_tokens=4, repeats=1, compile=True, memory=False,
         device="cpu", layer_mean_ratio=0.5,

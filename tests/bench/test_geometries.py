@@ -158,6 +158,6 @@ def test_pruning_line_ends_is_refused_before_anything_runs(measure: Any, monkeyp
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "tiny"])
-def test_compiled_decoding_of_the_other_families(name: str) -> None:
+def test_compiled_decoding_of_the_other_families(name: str, graphs_alone: None) -> None:
     found = run(options_of(name, compile=True, memory=False))
     assert found.rows[1].layer_mean_ratio == pytest.approx(0.25, abs=0.05)

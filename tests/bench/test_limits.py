@@ -11,7 +11,15 @@ import torch
 from torch import nn
 
 from tests.bench.small import SMALL
-from tokentrim.bench import BenchOptions, Geometry, KernelFloor, Limits, run, runner as bench_runner
+from tokentrim.bench import (
+    BenchOptions,
+    Geometry,
+    KernelFloor,
+    Limits,
+    limits as bench_limits,
+    run,
+    runner as bench_runner,
+)
 from tokentrim.bench.geometry import build_model, build_prompt
 from tokentrim.bench.limits import least_prefill_flops, measure_limits
 from tokentrim.bench.profile import _tower
@@ -143,7 +151,8 @@ def test_eager_attention_gets_its_mask(geometry: Geometry, inputs: dict[str, tor
 # ---------------------------------------------------------------------- limits
 
 
-def test_limits_are_measured_on_the_models_own_matrices(model: Any, layout: Layout):
+def test_limits_are_measured_on_the_models_own_matrices(model: Any, layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bench_limits, "_TRIES", 1)
     with torch.inference_mode():
         limits = measure_limits(model, layout, [22, 8, 22], buffer_bytes=2**16)
     assert list(limits.matrix_rates) == [8, 22]
@@ -189,6 +198,7 @@ def test_a_bench_with_limits_says_its_distance_to_them(name: str, monkeypatch: p
         return measure_limits(model, layout, rows, buffer_bytes=2**16, **options)
 
     monkeypatch.setattr(bench_runner, "measure_limits", measure)
+    monkeypatch.setattr(bench_limits, "_TRIES", 1)
     options = BenchOptions(
         geometry=name, strategies=("fastv",), new_tokens=2, repeats=1, prompt_tokens=TEXT, batch=BATCH, limits=True,
         memory=False, device="cpu",

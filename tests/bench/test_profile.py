@@ -41,6 +41,7 @@ def test_phases_of_an_answer(name: str) -> None:
         assert 0 < one["kinds"]["matrix products"] < one["seconds"]
         assert sum(one["kinds"].values()) <= one["seconds"]
     assert phases[0]["selection"] == 0 < phases[-1]["selection"] < 1
-    table = CliRunner().invoke(app, words).stdout
-    assert "| phase | strategy |" in table
-    assert table.count("| decode |") == 3
+    if name == SMALL[0]:
+        table = CliRunner().invoke(app, words).stdout
+        assert "| phase | strategy |" in table
+        assert table.count("| decode |") == 3

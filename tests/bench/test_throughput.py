@@ -43,11 +43,10 @@ def test_what_the_device_has_no_memory_for_does_not_fit() -> None:
     assert largest_batch(100, peak, "x") == (5, 5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_every_strategy_runs_at_what_fits(name: str) -> None:
     words = (
-        f"bench --geometry {name} --strategies fastv --new-tokens 9 --prompt-tokens 6 --repeats 1 --throughput 0.001"
+        f"bench --geometry {name} --strategies fastv --new-tokens 3 --prompt-tokens 6 --repeats 1 --throughput 0.0004"
     )
     result = CliRunner().invoke(app, [*words.split(), "--json", "--device", "cpu"])
     assert result.exit_code == 0, result.output
@@ -55,6 +54,7 @@ def test_every_strategy_runs_at_what_fits(name: str) -> None:
     assert rows[0]["strategy"] == "untouched"
     assert rows[0]["ratio"] == 1
     assert [row["strategy"][:5] for row in rows] == ["untou", "fastv"]
-    assert all(0 < row["peak_bytes"] <= 0.001 * 2**30 for row in rows)
-    result = CliRunner().invoke(app, [*words.split(), "--device", "cpu"])
-    assert "largest batch" in result.stdout
+    assert all(0 < row["peak_bytes"] <= 0.0004 * 2**30 for row in rows)
+    if name == SMALL[0]:
+        result = CliRunner().invoke(app, [*words.split(), "--device", "cpu"])
+        assert "largest batch" in result.stdout

@@ -107,7 +107,7 @@ def test_a_comparison_at_equal_time(tmp_path):
         "controls": ["downscale"],
         "budgets": {"match": "prefill_time_ratio", "values": [0.95]},
         "text_only": False,
-        "timing": {"repeats": 3, "questions": 2, "new_tokens": 2, "memory": False},
+        "timing": {"repeats": 3, "questions": 1, "new_tokens": 2, "memory": False},
     }
     summary = run(config, tmp_path)
     assert summary.failures == 0

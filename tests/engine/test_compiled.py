@@ -6,7 +6,7 @@ seconds less each time and goes through every line of ours.
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -21,14 +21,12 @@ from tokentrim.engine.compiled import bucket
 from tokentrim.session import trim
 
 # The compiler's own modules use what torch is about to drop.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.usefixtures("graphs_alone"),
+]
 STEPS = 10
-
-
-@pytest.fixture(autouse=True)
-def captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs are captured, and run without generated kernels."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
 @lru_cache(maxsize=4)

@@ -42,8 +42,8 @@ def test_a_lost_job_comes_back_until_its_retries_are_spent():
     assert backlog.take().key == "2"
 
 
-def cells_of(strategies, model="testbed-plain"):
-    config = load_compare({"models": [model], "tasks": ["where"], "samples": 2, "strategies": strategies})
+def cells_of(strategies, model="testbed-plain", **more):
+    config = load_compare({"models": [model], "tasks": ["where"], "samples": 2, "strategies": strategies, **more})
     return expand(config, [locate(spec) for spec in config.models])
 
 
@@ -53,10 +53,11 @@ def travelled(cell):
 
 
 def cells_by_name():
-    """The cells of every registered strategy that its name alone makes."""
-    for name in registry("strategy").names():
+    """The cells of every registered strategy that its name alone makes; controls beside the first alone."""
+    alone = {"controls": [], "text_only": False, "budgets": [0.5]}
+    for number, name in enumerate(registry("strategy").names()):
         try:
-            yield from cells_of([name], "testbed")
+            yield from cells_of([name], "testbed", **(alone if number else {}))
         except (ConfigError, StrategyError):  # it needs a file or a parameter
             continue
 

@@ -40,11 +40,11 @@ def test_options_and_fixture(tmp_path: Path) -> None:
     assert "Traceback" not in done.stdout
 
 
-@pytest.mark.slow
-def test_what_is_no_strategy_is_a_usage_error(tmp_path: Path) -> None:
-    done = run("--tokentrim-strategy", "unifrom", cwd=tmp_path)
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "Did you mean 'uniform'" in done.stderr
+def test_what_is_no_strategy_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process, in which torch is there already."""
+    options = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", *PLUGIN, "--tokentrim-strategy", "unifrom")
+    assert pytest.main([*options, str(tmp_path)]) == pytest.ExitCode.USAGE_ERROR
+    assert "Did you mean 'uniform'" in capsys.readouterr().err
 
 
 def test_without_pytest(capsys: pytest.CaptureFixture[str]) -> None:
