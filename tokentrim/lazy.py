@@ -14,7 +14,7 @@ def lazy(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any]
     Args:
         package: its ``__name__``.
         modules: by module below ``tokentrim``, the names that it holds, as an import statement lists them:
-            ``{"calibrate.options": "GSearch, VTWSearch as VTW"}``.
+            ``{"calibrate.options": "GSearch, VTW"}``.
 
     The first raises AttributeError for a name that is not listed.
     """

@@ -19,6 +19,7 @@ from tokentrim.plugins.loader import registry
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from tokentrim.contracts.adapter import Adapter
 
@@ -66,13 +67,22 @@ def read_config(folder: Path) -> dict[str, Any]:
         DataError: when it is not readable JSON, or names no model_type.
     """
     path = folder / "config.json"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
-        raise DataError(complaint(f"the model's {path}", "be readable JSON", hint=str(cause))) from cause
+    data = _json(path)
     if not isinstance(data, dict) or not isinstance(data.get("model_type"), str):
         raise DataError(complaint(f"the model's {path}", "name a model_type", hint="save it with save_pretrained"))
     return data
+
+
+def _json(path: Path) -> Any:
+    """What one of a model's JSON files holds.
+
+    Raises:
+        DataError: when it is not readable JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise DataError(complaint(f"the model's {path}", "be readable JSON", hint=str(cause))) from cause
 
 
 def known_model_types() -> dict[str, str]:
@@ -142,15 +152,10 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
         DataError: when they are not readable JSON.
     """
     for name in ("preprocessor_config.json", "processor_config.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as cause:
-            raise DataError(complaint(f"the model's {path}", "be readable JSON", hint=str(cause))) from cause
-        found: Any = data.get("image_processor", data) if isinstance(data, dict) else {}
-        return found if isinstance(found, dict) else {}
+        if (folder / name).is_file():
+            data = _json(folder / name)
+            found: Any = data.get("image_processor", data) if isinstance(data, dict) else {}
+            return found if isinstance(found, dict) else {}
     return {}
 
 
@@ -226,6 +231,12 @@ def _prepare_tokenizer(tokenizer: Any) -> None:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+
+
+def on_device(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Model inputs where the model is, floating-point ones in its number format."""
+    moved = {name: value.to(model.device) for name, value in inputs.items()}
+    return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in moved.items()}
 
 
 def prompt_inputs(processor: Any, questions: Sequence[str], images: Sequence[Sequence[Any]]) -> Any:

@@ -12,7 +12,7 @@ import torch
 from tests.bench.small import FULL, SMALL, counterpart
 from tokentrim.bench import GEOMETRIES, BenchOptions, KernelFloor, markdown, run
 from tokentrim.bench.families.base import IMAGE
-from tokentrim.bench.subject import Subject, shape_for
+from tokentrim.bench.subject import BenchSubject, shape_for
 from tokentrim.bench.throughput import run_throughput
 from tokentrim.config.specs import StrategySpec, strategy_from
 from tokentrim.contracts.adapter import Adapter
@@ -43,9 +43,9 @@ def shape_of(name: str) -> ModelShape:
 
 
 @pytest.fixture(scope="module", params=SMALL)
-def subject(request: Any) -> Subject:
+def subject(request: Any) -> BenchSubject:
     with torch.inference_mode():
-        return Subject.of(options_of(request.param))
+        return BenchSubject.of(options_of(request.param))
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -89,7 +89,7 @@ def test_published_numbers_of_visual_tokens() -> None:
     }  # fmt: skip
 
 
-def test_the_engine_finds_the_visual_tokens_and_answers_have_their_length(subject: Subject) -> None:
+def test_the_engine_finds_the_visual_tokens_and_answers_have_their_length(subject: BenchSubject) -> None:
     options = subject.options
     with torch.inference_mode():
         inputs = subject.inputs(BATCH)
@@ -102,7 +102,7 @@ def test_the_engine_finds_the_visual_tokens_and_answers_have_their_length(subjec
         assert torch.equal(inputs[name], other)
 
 
-def test_the_tower_sees_what_its_flops_are_counted_for(subject: Subject) -> None:
+def test_the_tower_sees_what_its_flops_are_counted_for(subject: BenchSubject) -> None:
     seen: list[int] = []
     block = subject.layout.vision_attentions[0]
 
@@ -119,7 +119,7 @@ def test_the_tower_sees_what_its_flops_are_counted_for(subject: Subject) -> None
     assert seen == [BATCH * IMAGES * vision.pieces * vision.n_tokens]
 
 
-def test_the_floor_has_a_row_per_prompt_whatever_its_images(subject: Subject) -> None:
+def test_the_floor_has_a_row_per_prompt_whatever_its_images(subject: BenchSubject) -> None:
     with torch.inference_mode():
         inputs = subject.inputs(BATCH)
         totals = [inputs["input_ids"].shape[1]] * subject.shape.n_layers
@@ -149,7 +149,7 @@ def test_marks_of_images_are_text() -> None:
 
 @pytest.mark.parametrize("measure", [run, lambda options: run_throughput(options, 2**30)])
 def test_pruning_line_ends_is_refused_before_anything_runs(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Subject, "of", lambda options: pytest.fail("a model was built"))
+    monkeypatch.setattr(BenchSubject, "of", lambda options: pytest.fail("a model was built"))
     spec = StrategySpec(strategy_from("random").strategy, structure="prune")
     with pytest.raises(ConfigError, match="structure must be keep here"):
         measure(options_of("tiny-next", strategies=(spec,)))

@@ -205,7 +205,7 @@ def work():
     def make(strategy):
         task = TaskSpec(task="list-all")
         spec = strategy_from(strategy)
-        return Cell(target, task, 3, SPLIT, "x", spec, "fixed", None, None, None, 34, batch_size=2, pictures=0)
+        return Cell(target, task, 3, SPLIT, "x", spec, "fixed", 34, 2)
 
     return make, work_of(make("none"), loaded)
 

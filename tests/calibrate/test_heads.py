@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from tokentrim.calibrate.heads import Heads, head_ratios, inactive_heads, run
+from tokentrim.calibrate.heads import HeadSearch, head_ratios, inactive_heads, run
 from tokentrim.calibrate.options import options_from
 from tokentrim.config.specs import strategy_from
 from tokentrim.errors import ResultsError
@@ -44,7 +44,7 @@ def test_the_lowest_heads_go_and_the_first_layer_stays(keep: float, off: int) ->
 
 def test_a_strategy_file_is_written_and_runs(tmp_path) -> None:
     out = tmp_path / "heads.yaml"
-    options = options_from(Heads, {"model": "testbed-plain", "tasks": ["where"], "samples": 2, "keep": 0.5})
+    options = options_from(HeadSearch, {"model": "testbed-plain", "tasks": ["where"], "samples": 2, "keep": 0.5})
     found = run(options, out)
     strategy = strategy_from(out).strategy
     assert strategy.name == "yopo"

@@ -109,9 +109,9 @@ def test_selectors_may_show_what_they_rank_by(loaded, question):
 
 
 def test_threshold_is_given_only_where_it_parts():
-    from tokentrim.explain import Stage
+    from tokentrim.explain import DecidedStage
 
-    stage = Stage("s", 0, (), (0, 1, 2), (3.0, 1.0, 2.0), "", (0, 2), None, False)
+    stage = DecidedStage("s", (0, 1, 2), (3.0, 1.0, 2.0), (0, 2), 0, (), "", None, False)
     assert stage.threshold == 2.0
     assert replace(stage, kept=(0, 1)).threshold is None
     assert replace(stage, kept=(0, 1, 2)).threshold is None

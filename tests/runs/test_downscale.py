@@ -10,7 +10,7 @@ from tokentrim.compare.config import load_compare
 from tokentrim.runs.downscale import ratios, shrink, smaller
 from tokentrim.runs.answer import run_cell
 from tokentrim.compare.expand import expand
-from tokentrim.runs.work import Prompt, work_of
+from tokentrim.runs.work import PromptCounts, work_of
 from tokentrim.loading import load_model, shape_of
 from tokentrim.contracts.tasks import Sample
 
@@ -102,7 +102,7 @@ def test_shares_are_against_the_full_pictures():
     image = noise(80, 80)
     loaded = load_model("testbed-plain")
     batch = make_batches(loaded, [Sample("a", (image,), "color of 3 ?", "red")], 1)[0]
-    found = ratios(shape, Prompt(200, batch.n_text[0]), batch, 0, new_tokens=3)
+    found = ratios(shape, PromptCounts(200, batch.n_text[0]), batch, 0, new_tokens=3)
     assert found["layer_mean_ratio"] == found["kv_mean_ratio"] == 0.5
     assert 0.4 < found["flops_ratio"] < 0.5  # attention costs more than its share
     assert 0.5 < found["kv_total_mean_ratio"] < 0.6

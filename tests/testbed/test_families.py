@@ -18,8 +18,8 @@ from tokentrim.testbed.training.forward import run_packed
 from tokentrim.testbed.training.losses import NOT_A_GLYPH, UNJUDGED, patch_targets
 from tokentrim.testbed.training.packing import AnswerWeights, pack
 from tokentrim.testbed.training.processors import build_processor
-from tokentrim.testbed.training.recipe_warm import RECIPES
-from tokentrim.testbed.training.stage import Options
+from tokentrim.testbed.training.recipe import RECIPES
+from tokentrim.testbed.training.stage import StageOptions
 from tokentrim.testbed.training.train import train
 from tokentrim.testbed.training.view import fine_centre, holds_centre, overlap
 from tokentrim.testbed.vocabulary import IDS
@@ -217,7 +217,7 @@ def test_a_few_steps_of_each_stage(name, tmp_path, monkeypatch):
     short = {m: tuple(replace(s, steps=6, batch=2, warmup=1) for s in stages) for m, stages in RECIPES.items()}
     for module in ("stage", "train"):
         monkeypatch.setattr(f"tokentrim.testbed.{module}.RECIPES", short)
-    options = Options(run=tmp_path / "whole", model=name, log_every=1, probe_every=0)
+    options = StageOptions(run=tmp_path / "whole", model=name, log_every=1, probe_every=0)
     train(options)
     for stage in short[name]:
         for _ in range(2):
@@ -233,4 +233,4 @@ def test_a_few_steps_of_each_stage(name, tmp_path, monkeypatch):
 
 def test_unknown_recipe(tmp_path):
     with pytest.raises(ValueError, match=r"model must be one of llava, qwen2.5-vl, llava-next; got 'gemma'"):
-        train(Options(run=tmp_path, model="gemma"))
+        train(StageOptions(run=tmp_path, model="gemma"))

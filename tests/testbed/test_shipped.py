@@ -12,8 +12,8 @@ from tokentrim.testbed import MODELS, model_folder
 from tokentrim.testbed.scenes import Canvas
 from tokentrim.testbed.tasks import TASKS, TASKS_SIZES, resized
 from tokentrim.testbed.training import check
-from tokentrim.testbed.training.checkpoint import Checkpoint, Progress
-from tokentrim.testbed.training.evaluate import kept_tokens, mean_score, only_plane, oracle, predictions, random_order
+from tokentrim.testbed.training.checkpoint import Checkpoint, TrainingProgress
+from tokentrim.testbed.training.evaluate import kept_tokens, mean_score, oracle, predictions, random_order
 from tokentrim.testbed.training.export import export
 from tokentrim.testbed.training.families import family_of
 from tokentrim.testbed.training.family import LLAVA
@@ -130,6 +130,11 @@ def test_adapted_models_need_the_right_tokens_only(name, task, shipped):
     assert mean_score(model, asked, samples, oracle, 0.0) <= 0.5
 
 
+def only_plane(plane):
+    """Tokens of one plane of a tiled picture before the others, in random order: what is each plane good for?"""
+    return lambda index, sample, view: random_order(index, sample, view) + (view.plane == plane)
+
+
 def test_glyphs_need_the_fine_plane(shipped):
     """The coarse picture alone is not enough: tiles are worth their tokens."""
     task = TASKS["what"]
@@ -178,7 +183,7 @@ def test_the_rule_of_the_check():
 
 def test_export_of_a_checkpoint(tmp_path):
     model = build_model(6)
-    Checkpoint(model.state_dict(), {}, {}, Progress()).save(tmp_path / "x.pt")
+    Checkpoint(model.state_dict(), {}, {}, TrainingProgress()).save(tmp_path / "x.pt")
     export(tmp_path / "x.pt", tmp_path / "model")
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path / "model")
     for name, value in model.state_dict().items():

@@ -15,24 +15,17 @@ from tokentrim.testbed.training.dropout import DropoutMix, DropoutPlan, draw_pla
 from tokentrim.testbed.training.forward import run_packed
 from tokentrim.testbed.training.losses import patch_targets
 from tokentrim.testbed.training.model import build_model, deepen, pixel_values
-from tokentrim.testbed.training.packing import (
-    IGNORE,
-    PREFIX,
-    AnswerWeights,
-    caption_segment,
-    layout,
-    pack,
-    short_segment,
-)
+from tokentrim.testbed.training.packing import IGNORE, AnswerWeights, caption_segment, layout, pack, short_segment
 from tokentrim.testbed.training.questions import ASKERS
-from tokentrim.testbed.training.recipe import DEEP_LAYERS, DEEP_PLACES, QUESTIONS, STAGES
-from tokentrim.testbed.training.stage import Options
+from tokentrim.testbed.training.recipe import DEEP_LAYERS, DEEP_PLACES, QUESTIONS, RECIPES, STAGES
+from tokentrim.testbed.training.stage import StageOptions
 from tokentrim.testbed.training.train import train
 from tokentrim.testbed.training.view import SQUARE_VIEW, fine_centre
 from tokentrim.testbed.vocabulary import COLUMNS, END, IDS, NOTHING, ROWS, decode
 
 seeds = st.integers(0, 2**32 - 1)
 MIX = DropoutMix()
+PREFIX = 2 + TOKENS  # begin token, "user:", picture
 NAMES = tuple(stage.name for stage in STAGES)
 
 
@@ -202,15 +195,14 @@ def test_packed_segment_equals_the_question_alone(shallow):
 def brief(monkeypatch, **changes):
     """Stages of 4 steps on 2 pictures."""
     stages = tuple(replace(s, steps=4, batch=2, warmup=1, late_from=2, **changes) for s in STAGES)
-    for module in ("stage", "train", "recipe"):
-        monkeypatch.setattr(f"tokentrim.testbed.{module}.STAGES", stages)
+    monkeypatch.setitem(RECIPES, "llava", stages)
     return stages
 
 
 @pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     brief(monkeypatch)
-    options = Options(run=tmp_path / "whole", log_every=1, probe_every=0)
+    options = StageOptions(run=tmp_path / "whole", log_every=1, probe_every=0)
     train(options)
     halves = replace(options, run=tmp_path / "halves", stop_after=2)
     for stage in NAMES:
@@ -228,21 +220,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_train(tmp_path):
-    train(Options(run=tmp_path, stage="vision", processes=2, stop_after=2))
+    train(StageOptions(run=tmp_path, stage="vision", processes=2, stop_after=2))
     assert Checkpoint.load(tmp_path / "vision.pt").progress.step == 2
 
 
 @pytest.mark.slow
 def test_vision_loss_falls(tmp_path):
-    train(Options(run=tmp_path, stage="vision", steps_scale=0.03, log_every=5))
+    train(StageOptions(run=tmp_path, stage="vision", steps_scale=0.03, log_every=5))
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert records[-1]["meters"]["loss"] < 0.9 * records[0]["meters"]["loss"]
 
 
 def test_stages_need_their_predecessor(tmp_path):
     with pytest.raises(FileNotFoundError, match="train stage vision first"):
-        train(Options(run=tmp_path, stage="alignment"))
+        train(StageOptions(run=tmp_path, stage="alignment"))
     with pytest.raises(
         ValueError, match="stage must be one of vision, alignment, plain, lookup, adapted, consolidation or all"
     ):
-        train(Options(run=tmp_path, stage="dessert"))
+        train(StageOptions(run=tmp_path, stage="dessert"))

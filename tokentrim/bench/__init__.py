@@ -1,6 +1,6 @@
 """Bench: what pruning saves in seconds and bytes, on random weights of a real geometry, against the untouched model.
 
-    python -m tokentrim.bench --geometry scaled --strategies st3,fastv,random
+    tokentrim bench --geometry scaled --strategies st3,fastv,random
 
 Accuracy needs trained weights; speed does not. So this measures with weights that are made up in memory.
 """

@@ -17,7 +17,7 @@ Result = TypeVar("Result", BenchResult, ThroughputResult)
 
 
 @dataclass(frozen=True)
-class Job(ABC, Generic[Result]):
+class BenchJob(ABC, Generic[Result]):
     """One bench of a suite.
 
     Attributes:
@@ -26,6 +26,8 @@ class Job(ABC, Generic[Result]):
 
     options: BenchOptions
 
+    kind: ClassVar[type[Any]]
+    """What it gives."""
     columns: ClassVar[tuple[str, ...]]
     """Headings of its table."""
     reading: ClassVar[str]
@@ -40,7 +42,9 @@ class Job(ABC, Generic[Result]):
     def name(self) -> str:
         """A name for its file: what it is, and a hash of all of it."""
         digest = hashlib.sha256(self.command.encode()).hexdigest()[:8]
-        return "-".join([*self._parts(), *(["compiled"] if self.options.compile else []), digest])
+        one = self.options
+        parts = [one.geometry, f"images-{one.images}", self._batches, f"new-{one.new_tokens}"]
+        return "-".join([*parts, *(["compiled"] if one.compile else []), digest])
 
     @property
     def heading(self) -> str:
@@ -55,13 +59,13 @@ class Job(ABC, Generic[Result]):
             TokentrimError: when it cannot be run as asked.
         """
 
-    @abstractmethod
     def read(self, file: Path) -> Result:
         """A stored result.
 
         Raises:
             ResultsError: when the file holds none.
         """
+        return self.kind.read(file)
 
     @abstractmethod
     def lines(self, result: Result) -> list[list[str]]:
@@ -72,9 +76,10 @@ class Job(ABC, Generic[Result]):
         cells = [f"{self.options.images} images", *self._setting()[1:], f"failed: {failure}"]
         return [*cells, *[""] * (len(self.columns) - len(cells))]
 
+    @property
     @abstractmethod
-    def _parts(self) -> list[str]:
-        """Words of its file's name."""
+    def _batches(self) -> str:
+        """The batch, in its file's name."""
 
     @abstractmethod
     def _setting(self) -> list[str]:
@@ -82,9 +87,10 @@ class Job(ABC, Generic[Result]):
 
 
 @dataclass(frozen=True)
-class TimingJob(Job[BenchResult]):
+class TimingJob(BenchJob[BenchResult]):
     """Prefill, decoding and memory against the untouched model."""
 
+    kind: ClassVar[type[Any]] = BenchResult
     columns: ClassVar[tuple[str, ...]] = (
         "visual tokens", "batch", "new", "strategy", "prefill, s", "speed-up", "of implied", "selection", "decode, ms",
         "speed-up", "of implied", "tokens per s", "end to end", "peak, MiB",
@@ -102,10 +108,6 @@ to end*: speed-up of prefill and all new tokens together."""
     def measure(self) -> BenchResult:
         """Run the bench."""
         return runner.run(self.options)
-
-    def read(self, file: Path) -> BenchResult:
-        """A stored bench."""
-        return BenchResult.read(file)
 
     def lines(self, result: BenchResult) -> list[list[str]]:
         """A line for the untouched model and each strategy."""
@@ -129,9 +131,9 @@ to end*: speed-up of prefill and all new tokens together."""
             )  # fmt: skip
         return found
 
-    def _parts(self) -> list[str]:
-        one = self.options
-        return [one.geometry, f"images-{one.images}", f"batch-{one.batch}", f"new-{one.new_tokens}"]
+    @property
+    def _batches(self) -> str:
+        return f"batch-{self.options.batch}"
 
     def _setting(self) -> list[str]:
         return [str(self.options.n_visual), str(self.options.batch), str(self.options.new_tokens)]
@@ -144,7 +146,7 @@ def _seconds(result: BenchResult, row: BenchRow) -> float:
 
 
 @dataclass(frozen=True)
-class ThroughputJob(Job[ThroughputResult]):
+class ThroughputJob(BenchJob[ThroughputResult]):
     """Tokens per second at the largest batch that fits.
 
     Attributes:
@@ -153,6 +155,7 @@ class ThroughputJob(Job[ThroughputResult]):
 
     gib: float
 
+    kind: ClassVar[type[Any]] = ThroughputResult
     columns: ClassVar[tuple[str, ...]] = ("visual tokens", "new", *throughput.COLUMNS)
     reading: ClassVar[str] = """\
 *Largest batch*: rows at once whose peak stays within the memory that the heading names; tokens per second are new
@@ -172,10 +175,6 @@ tokens of all rows per second of the whole call, prefill included, each strategy
         """Run the bench."""
         return throughput.run_throughput(self.options, self._budget)
 
-    def read(self, file: Path) -> ThroughputResult:
-        """A stored bench."""
-        return ThroughputResult.read(file)
-
     def lines(self, result: ThroughputResult) -> list[list[str]]:
         """A line for the untouched model and each strategy."""
         return [[*self._setting(), *row.cells()] for row in result.rows]
@@ -185,12 +184,12 @@ tokens of all rows per second of the whole call, prefill included, each strategy
         """Bytes."""
         return round(self.gib * 2**30)
 
-    def _parts(self) -> list[str]:
-        one = self.options
-        return [one.geometry, f"images-{one.images}", f"throughput-{self.gib:g}", f"new-{one.new_tokens}"]
+    @property
+    def _batches(self) -> str:
+        return f"throughput-{self.gib:g}"
 
     def _setting(self) -> list[str]:
         return [str(self.options.n_visual), str(self.options.new_tokens)]
 
 
-AnyJob: TypeAlias = Job[Any]
+AnyJob: TypeAlias = BenchJob[Any]

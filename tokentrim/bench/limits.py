@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import torch
@@ -63,19 +63,7 @@ class Limits:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: FLOPs and bytes per second, bytes."""
-        return {
-            "matrix_rate": self.matrix_rate,
-            "matrix_rates": {str(rows): rate for rows, rate in self.matrix_rates.items()},
-            "bandwidth": self.bandwidth,
-            "bandwidths": dict(self.bandwidths),
-            "weight_bytes": self.weight_bytes,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Limits:
-        """What :meth:`to_dict` wrote."""
-        rates = {int(rows): rate for rows, rate in data["matrix_rates"].items()}
-        return cls(rates, data["bandwidths"], data["weight_bytes"])
+        return {"matrix_rate": self.matrix_rate, "bandwidth": self.bandwidth, **asdict(self)}
 
 
 def least_prefill_flops(usage: Usage) -> int:

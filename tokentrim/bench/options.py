@@ -7,15 +7,13 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, get_args
 
 from tokentrim.bench.families.base import Geometry
 from tokentrim.bench.geometry import GEOMETRIES
 from tokentrim.config.specs import Spec, strategy_from
 from tokentrim.errors import ConfigError, complaint, unknown_name
-
-Device: TypeAlias = Literal["auto", "cpu", "cuda"]
-DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+from tokentrim.loading import DeviceName, DTypeName
 
 
 def split_strategies(text: str) -> tuple[str, ...]:
@@ -55,8 +53,8 @@ class BenchOptions:
     geometry: str = "scaled"
     strategies: tuple[Spec, ...] = ("st3", "fastv", "random")
     layer_mean_ratio: float | None = 0.25
-    device: Device = "auto"
-    dtype: DType = "auto"
+    device: DeviceName = "auto"
+    dtype: DTypeName = "auto"
     batch: int = 1
     images: int = 1
     prompt_tokens: int = 35
@@ -76,7 +74,7 @@ class BenchOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(complaint(f"{name} of a bench", f"be at least {least}", value))
-        choices = {"device": ("auto", "cpu", "cuda"), "dtype": ("auto", "float32", "bfloat16", "float16")}
+        choices = {"device": get_args(DeviceName), "dtype": get_args(DTypeName)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(complaint(f"{name} of a bench", f"be one of {', '.join(known)}", getattr(self, name)))

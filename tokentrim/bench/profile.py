@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from tokentrim.bench.options import BenchOptions
-from tokentrim.bench.runner import trimmed
-from tokentrim.bench.subject import Subject, threads
+from tokentrim.bench.runner import label_of, trimmed
+from tokentrim.bench.subject import BenchSubject, threads
 from tokentrim.contracts.adapter import Layout
 from tokentrim.contracts.strategy import Strategy
 from tokentrim.runs.stopwatch import generate
@@ -64,14 +64,14 @@ def run_profile(options: BenchOptions) -> list[Profile]:
     """
     found: list[Profile] = []
     with threads(options.threads), torch.inference_mode():
-        subject = Subject.of(options)
+        subject = BenchSubject.of(options)
         inputs = subject.inputs(options.batch)
         for strategy in (None, *dict.fromkeys(subject.strategies())):
             found += _profiled(subject, inputs, strategy)
     return found
 
 
-def _profiled(subject: Subject, inputs: dict[str, Tensor], strategy: Strategy | None) -> list[Profile]:
+def _profiled(subject: BenchSubject, inputs: dict[str, Tensor], strategy: Strategy | None) -> list[Profile]:
     model, options = subject.model, subject.options
     with trimmed(model, strategy, compiled=options.compile):
         generate(model, inputs, options.new_tokens)
@@ -91,8 +91,7 @@ def _profiled(subject: Subject, inputs: dict[str, Tensor], strategy: Strategy | 
         report = session.report()
         spent = report.prefill_seconds + report.decode_seconds
         selecting = report.selection_seconds / spent if spent else 0.0
-    label = "untouched" if strategy is None else strategy.label()
-    return _summary(profiler.events() or (), label, options.new_tokens - 1, selecting)
+    return _summary(profiler.events() or (), label_of(strategy), options.new_tokens - 1, selecting)
 
 
 def _tower(layout: Layout) -> nn.Module:

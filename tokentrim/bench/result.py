@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+
+from pydantic import TypeAdapter
 
 from tokentrim.bench.geometry import GEOMETRIES
 from tokentrim.bench.limits import Limits
@@ -105,13 +105,6 @@ class BenchRow:
         """Plain data, derived figures included."""
         return {**asdict(self), **{name: getattr(self, name) for name in _DERIVED}}
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> BenchRow:
-        """What :meth:`to_dict` wrote."""
-        given: dict[str, Any] = {one.name: data[one.name] for one in fields(cls)}
-        given |= {name: Spread(**given[name]) for name in _SPREADS}
-        return cls(**given)
-
 
 _DERIVED: Final = (
     "attained",
@@ -121,25 +114,65 @@ _DERIVED: Final = (
     "of_prefill_limit",
     "of_decode_limit",
 )
-_SPREADS: Final = frozenset(one.name for one in fields(BenchRow) if one.type == "Spread")
+SPREADS: Final = tuple(one.name for one in fields(BenchRow) if one.type == "Spread")
+"""What is measured once per repeat."""
+
+
+Kind = TypeVar("Kind", bound="StoredBench")
 
 
 @dataclass(frozen=True)
-class BenchResult:
+class StoredBench:
     """A finished bench.
 
     Attributes:
         command: what measures the same again.
         options: what was asked for, as plain data.
         environment: versions, device and threads.
-        untouched: the model without tokentrim.
-        rows: ``none`` first, then the strategies in the order asked for.
-        limits: the machine's rates; None when they were not measured.
     """
 
     command: str
     options: dict[str, Any]
     environment: dict[str, Any]
+
+    whom: ClassVar[str]
+    """What a file of it is, for messages."""
+    remedy: ClassVar[str]
+    """What to do about a file that is none."""
+
+    @classmethod
+    def read(cls: type[Kind], path: str | Path) -> Kind:
+        """What :meth:`to_dict` gave, from a JSON file.
+
+        Raises:
+            ResultsError: when the file is missing, or is not such a bench of this version.
+        """
+        try:
+            found = TypeAdapter(cls).validate_json(Path(path).read_bytes())
+            if found.options["geometry"] not in GEOMETRIES:
+                raise KeyError(found.options["geometry"])
+        except (OSError, ValueError, KeyError) as cause:
+            raise ResultsError(complaint(f"file {path}", f"be {cls.whom}", repr(cause), cls.remedy)) from cause
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; seconds, bytes and FLOPs, and tokens per second."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class BenchResult(StoredBench):
+    """A finished bench of prefill and decoding.
+
+    Attributes:
+        untouched: the model without tokentrim.
+        rows: ``none`` first, then the strategies in the order asked for.
+        limits: the machine's rates; None when they were not measured.
+    """
+
+    whom: ClassVar[str] = "a result of a bench"
+    remedy: ClassVar[str] = "write it with: tokentrim bench --json > FILE"
+
     untouched: BenchRow
     rows: tuple[BenchRow, ...]
     limits: Limits | None = None
@@ -147,38 +180,12 @@ class BenchResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; seconds, bytes and FLOPs."""
         return {
-            "command": self.command,
-            "options": self.options,
-            "environment": self.environment,
+            **super().to_dict(),
             "limits": self.limits and self.limits.to_dict(),
             "untouched": self.untouched.to_dict(),
             "rows": [row.to_dict() for row in self.rows],
             "targets": self.targets(),
         }
-
-    @classmethod
-    def read(cls, path: str | Path) -> BenchResult:
-        """What ``tokentrim bench --json`` wrote into a file.
-
-        Raises:
-            ResultsError: when the file is missing, or is not a result of a bench of this version.
-        """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            if data["options"]["geometry"] not in GEOMETRIES:
-                raise KeyError(data["options"]["geometry"])
-            return cls(
-                data["command"],
-                data["options"],
-                data["environment"],
-                BenchRow.from_dict(data["untouched"]),
-                tuple(BenchRow.from_dict(row) for row in data["rows"]),
-                data["limits"] and Limits.from_dict(data["limits"]),
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
-            what = f"file {path}"
-            hint = "write it with: tokentrim bench --json > FILE"
-            raise ResultsError(complaint(what, "be a result of a bench", repr(cause), hint)) from cause
 
     def targets(self) -> list[dict[str, Any]]:
         """What each figure should reach, what it reached, and whether that is enough.

@@ -12,24 +12,25 @@ from torch import Tensor
 from tokentrim.bench.floor import KernelFloor
 from tokentrim.bench.limits import Limits, decode_weight_bytes, measure_limits
 from tokentrim.bench.options import BenchOptions
-from tokentrim.bench.result import BenchResult, BenchRow
-from tokentrim.bench.subject import Subject, environment_of, threads
+from tokentrim.bench.result import SPREADS, BenchResult, BenchRow
+from tokentrim.bench.subject import BenchSubject, environment_of, threads
 from tokentrim.contracts.adapter import Layout
 from tokentrim.contracts.strategy import Strategy
 from tokentrim.counting.costs import Usage
-from tokentrim.counting.forecast import Plan, plan
+from tokentrim.counting.forecast import plan
 from tokentrim.engine.tokens.trace import Trace
 from tokentrim.errors import EngineError, complaint
 from tokentrim.runs.spread import Spread
-from tokentrim.runs.stopwatch import Timing, generate, peak_bytes, timed_generate
+from tokentrim.runs.stopwatch import generate, peak_bytes, timed_generate
 from tokentrim.session import Session, trim
 
 
 @dataclass
 class _Arm:
-    """One strategy (None = untouched) and what was measured of it; lists hold one entry per repeat.
+    """One strategy (None = untouched) and what was measured of it.
 
-    ``usage`` is what the plan says, or what the warm-up used where counts depend on the data.
+    ``usage`` is what the plan says, or what the warm-up used where counts depend on the data. ``repeats`` holds, by
+    field of :class:`BenchRow`, one figure per repeat.
     """
 
     strategy: Strategy | None
@@ -38,14 +39,7 @@ class _Arm:
     compile: bool = False
     layer_mean_ratio: float = 1.0
     flops_ratio: float = 1.0
-    prefill: list[float] = field(default_factory=list[float])
-    decode: list[float] = field(default_factory=list[float])
-    selection: list[float] = field(default_factory=list[float])
-    speed_up: list[float] = field(default_factory=list[float])
-    decode_ratio: list[float] = field(default_factory=list[float])
-    floor: list[float] = field(default_factory=list[float])
-    of_floor: list[float] = field(default_factory=list[float])
-    kernel_speed_up: list[float] = field(default_factory=list[float])
+    repeats: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     peak_bytes: int | None = None
     kernels: KernelFloor | None = None
 
@@ -53,30 +47,37 @@ class _Arm:
         """The context that this arm runs in."""
         return trimmed(model, self.strategy, compiled=self.compile)
 
+    def note(self, **figures: float) -> None:
+        """What one repeat measured."""
+        for name, value in figures.items():
+            self.repeats.setdefault(name, []).append(value)
+
+    def ratio(self, name: str, other: _Arm, of: str | None = None) -> float:
+        """This arm's last figure over another one's, or over one of another name."""
+        return self.repeats[name][-1] / other.repeats[of or name][-1]
+
     def row(self, limits: Limits | None, batch: int, weight_bytes: int) -> BenchRow:
         """What was measured, summarised."""
         usage = self.usage
         return BenchRow(
-            strategy="untouched" if self.strategy is None else self.strategy.label(),
+            strategy=label_of(self.strategy),
             spec=None if self.strategy is None else self.strategy.spec(),
             layer_mean_ratio=self.layer_mean_ratio,
             flops_ratio=self.flops_ratio,
             kv_mean_ratio=usage.kv_mean_ratio,
-            prefill_seconds=Spread.of(self.prefill),
-            decode_seconds_per_token=Spread.of(self.decode),
-            selection_seconds=Spread.of(self.selection),
-            speed_up=Spread.of(self.speed_up),
             implied_speed_up=usage.unpruned().prefill_flops_whole / usage.prefill_flops_whole,
-            decode_ratio=Spread.of(self.decode_ratio),
             implied_decode_speed_up=(weight_bytes + batch * usage.unpruned().kv_bytes_mean)
             / (weight_bytes + batch * usage.kv_bytes_mean),
-            kernel_floor_seconds=Spread.of(self.floor),
-            of_kernel_floor=Spread.of(self.of_floor),
-            kernel_speed_up=Spread.of(self.kernel_speed_up),
             prefill_limit_seconds=limits and limits.prefill_seconds(usage, batch),
             decode_limit_seconds=limits and limits.decode_seconds(usage, batch),
             peak_bytes=self.peak_bytes,
+            **{name: Spread.of(self.repeats[name]) for name in SPREADS},
         )
+
+
+def label_of(strategy: Strategy | None) -> str:
+    """A strategy in tables; None is the model without tokentrim."""
+    return "untouched" if strategy is None else strategy.label()
 
 
 def trimmed(model: Any, strategy: Strategy | None, *, compiled: bool) -> AbstractContextManager[Session | None]:
@@ -98,7 +99,7 @@ def run(options: BenchOptions) -> BenchResult:
     """
     asked = options.to_dict()  # first, because it may refuse
     with threads(options.threads), torch.inference_mode():
-        subject = Subject.of(options)
+        subject = BenchSubject.of(options)
         model, layout, inputs = subject.model, subject.layout, subject.inputs(options.batch)
         untouched, arms = _arms(subject)
         for arm in (untouched, *arms):
@@ -121,19 +122,13 @@ def run(options: BenchOptions) -> BenchResult:
     )
 
 
-def _arms(subject: Subject) -> tuple[_Arm, list[_Arm]]:
+def _arms(subject: BenchSubject) -> tuple[_Arm, list[_Arm]]:
     """The untouched model, then ``none`` and the strategies, at their budgets."""
-    options = subject.options
-
-    def planned(strategy: Strategy) -> Plan:
-        return plan(strategy, subject.shape, options.n_visual, options.n_text, options.new_tokens)
-
-    strategies = subject.strategies()
-    plans = [planned(strategy) for strategy in strategies]
-    untouched = _Arm(None, plans[0].usage, exact=True)
-    return untouched, [
-        _Arm(one, found.usage, found.exact, options.compile) for one, found in zip(strategies, plans, strict=True)
-    ]
+    options, arms = subject.options, list[_Arm]()
+    for one in subject.strategies():
+        found = plan(one, subject.shape, options.n_visual, options.n_text, options.new_tokens)
+        arms.append(_Arm(one, found.usage, found.exact, options.compile))
+    return _Arm(None, arms[0].usage, exact=True), arms
 
 
 def _warm_up(arm: _Arm, model: Any, layout: Layout, inputs: dict[str, Tensor], options: BenchOptions) -> None:
@@ -177,26 +172,26 @@ def _pair(untouched: _Arm, arm: _Arm, model: Any, inputs: dict[str, Tensor], new
     for member in (untouched, arm):
         with member.trimmed(model) as session:
             first = timed_generate(model, inputs, 1)
-            member.selection.append(session.report().selection_seconds if session else 0.0)
+            selection = session.report().selection_seconds if session else 0.0
         with member.trimmed(model):
             long = timed_generate(model, inputs, new_tokens)
-        _note(member, first, long)
+        member.note(
+            prefill_seconds=(first.prefill_seconds + long.prefill_seconds) / 2,  # both prefilled the same prompt
+            decode_seconds_per_token=long.decode_seconds_per_token or 0.0,
+            selection_seconds=selection,
+        )
     _floor(arm)
     for member in (untouched, arm):
-        member.of_floor.append(member.floor[-1] / member.prefill[-1])
-        member.speed_up.append(untouched.prefill[-1] / member.prefill[-1])
-        member.decode_ratio.append(member.decode[-1] / untouched.decode[-1])
-        member.kernel_speed_up.append(untouched.floor[-1] / member.floor[-1])
+        member.note(
+            of_kernel_floor=member.ratio("kernel_floor_seconds", member, "prefill_seconds"),
+            speed_up=untouched.ratio("prefill_seconds", member),
+            decode_ratio=member.ratio("decode_seconds_per_token", untouched),
+            kernel_speed_up=untouched.ratio("kernel_floor_seconds", member),
+        )
 
 
 def _floor(member: _Arm) -> None:
     """One run of the member's kernels alone."""
     if member.kernels is None:
         raise EngineError(complaint("a kernel floor", "follow the warm-up", None, "please report this"))
-    member.floor.append(member.kernels.seconds())
-
-
-def _note(member: _Arm, first: Timing, long: Timing) -> None:
-    """Both runs prefilled the same prompt: the repeat's prefill time is their mean."""
-    member.prefill.append((first.prefill_seconds + long.prefill_seconds) / 2)
-    member.decode.append(long.decode_seconds_per_token or 0.0)
+    member.note(kernel_floor_seconds=member.kernels.seconds())

@@ -24,7 +24,7 @@ from tokentrim.session import adapter_of
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchSubject:
     """A model that is timed.
 
     Attributes:
@@ -40,7 +40,7 @@ class Subject:
     shape: ModelShape
 
     @classmethod
-    def of(cls, options: BenchOptions) -> Subject:
+    def of(cls, options: BenchOptions) -> BenchSubject:
         """The model of some options, built.
 
         Raises:

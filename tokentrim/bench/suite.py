@@ -11,14 +11,15 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from tokentrim.bench.jobs import AnyJob, ThroughputJob, TimingJob
-from tokentrim.bench.options import BenchOptions, Device, DType
+from tokentrim.bench.options import BenchOptions
 from tokentrim.bench.result import BenchResult
 from tokentrim.bench.throughput import ThroughputResult
 from tokentrim.config.specs import load_yaml, strategy_from
 from tokentrim.config.validation import check
 from tokentrim.config.yaml_reader import Where
-from tokentrim.errors import ConfigError, ResultsError, complaint
-from tokentrim.runs.files import write_atomic, write_json
+from tokentrim.errors import ConfigError, complaint
+from tokentrim.loading import DeviceName, DTypeName
+from tokentrim.runs.files import make_folder, write_atomic, write_json
 
 PAGE = "index.md"
 _FAILED = ".failed.json"
@@ -47,8 +48,8 @@ class Setting(BaseModel):
     strategies: tuple[Any, ...] = ("st3", "fastv", "random")
     layer_mean_ratio: float | None = 0.25
     prompt_tokens: int = 35
-    device: Device = "auto"
-    dtype: DType = "auto"
+    device: DeviceName = "auto"
+    dtype: DTypeName = "auto"
     repeats: int = 3
     threads: int | None = None
     memory: bool = True
@@ -81,7 +82,7 @@ class Suite(BaseModel):
 
 
 @dataclass(frozen=True)
-class Entry:
+class SuiteEntry:
     """One bench of a suite and what became of it.
 
     Attributes:
@@ -129,7 +130,9 @@ def _setting(item: Any, where: Where) -> Setting:
     return setting
 
 
-def run_suite(source: str | Path, out: str | Path, *, told: Callable[[str], None] = lambda line: None) -> list[Entry]:
+def run_suite(
+    source: str | Path, out: str | Path, *, told: Callable[[str], None] = lambda line: None
+) -> list[SuiteEntry]:
     """Run what is missing of a suite, and write its page.
 
     A bench that fails (out of memory, say) is recorded with its cause, does not stop the others, and is tried again
@@ -145,21 +148,18 @@ def run_suite(source: str | Path, out: str | Path, *, told: Callable[[str], None
         ResultsError: when the folder cannot be written.
     """
     suite, folder = load_suite(source), Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as cause:
-        raise ResultsError(complaint(f"folder {out}", "be writable", hint=str(cause))) from cause
+    make_folder(folder)
     entries = [_entry(setting.title, job, folder, told) for setting in suite.settings for job in setting.jobs()]
     write_atomic(folder / PAGE, lambda part: part.write_text(page(entries), encoding="utf-8"))
     return entries
 
 
-def _entry(title: str, job: AnyJob, folder: Path, told: Callable[[str], None]) -> Entry:
+def _entry(title: str, job: AnyJob, folder: Path, told: Callable[[str], None]) -> SuiteEntry:
     """One bench: read if it is there, else measured."""
     file = folder / f"{job.name}.json"
     failures = folder / f"{job.name}{_FAILED}"
     if file.exists():
-        return Entry(title, job, job.read(file))
+        return SuiteEntry(title, job, job.read(file))
     told(job.command)
     try:
         result = job.measure()
@@ -167,13 +167,13 @@ def _entry(title: str, job: AnyJob, folder: Path, told: Callable[[str], None]) -
         failure = f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else 'no message'}"
         told(f"failed: {failure}")
         write_json(failures, {"command": job.command, "failure": failure})
-        return Entry(title, job, None, failure)
+        return SuiteEntry(title, job, None, failure)
     write_json(file, result.to_dict())
     failures.unlink(missing_ok=True)
-    return Entry(title, job, result)
+    return SuiteEntry(title, job, result)
 
 
-def page(entries: Sequence[Entry]) -> str:
+def page(entries: Sequence[SuiteEntry]) -> str:
     """The results of a suite as Markdown: a section per title and geometry, a line per bench and strategy."""
     done = [entry.result for entry in entries if entry.result is not None]
     lines = ["# Bench", ""]
@@ -193,5 +193,5 @@ def page(entries: Sequence[Entry]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _lines(entry: Entry) -> list[list[str]]:
+def _lines(entry: SuiteEntry) -> list[list[str]]:
     return [entry.job.failed(entry.failure)] if entry.result is None else entry.job.lines(entry.result)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
-from typing import Any, Final
+from typing import ClassVar, Final
 
 import torch
 
 from tokentrim.bench.options import BenchOptions
-from tokentrim.bench.runner import trimmed
-from tokentrim.bench.subject import Subject, environment_of, threads
+from tokentrim.bench.result import StoredBench
+from tokentrim.bench.runner import label_of, trimmed
+from tokentrim.bench.subject import BenchSubject, environment_of, threads
 from tokentrim.contracts.strategy import Strategy
-from tokentrim.errors import ConfigError, ResultsError, complaint
+from tokentrim.errors import ConfigError, complaint
 from tokentrim.runs.spread import Spread
 from tokentrim.runs.stopwatch import generate, peak_bytes, timed_generate
 
@@ -41,16 +40,6 @@ class Throughput:
     tokens_per_second: Spread
     ratio: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Throughput:
-        """What :meth:`to_dict` wrote."""
-        rate = Spread(**data["tokens_per_second"])
-        return cls(data["strategy"], data["batch"], data["peak_bytes"], rate, data["ratio"])
-
     def cells(self) -> list[str]:
         """A line of a table with the headings :data:`COLUMNS`."""
         peak = f"{self.peak_bytes / 2**20:.0f}"
@@ -58,48 +47,19 @@ class Throughput:
 
 
 @dataclass(frozen=True)
-class ThroughputResult:
-    """A finished throughput bench.
+class ThroughputResult(StoredBench):
+    """A finished throughput bench; the ``batch`` of its options was not used.
 
     Attributes:
-        command: what measures the same again.
-        options: what was asked for, as plain data; ``batch`` was not used.
         budget: bytes beyond the weights.
-        environment: versions, device and threads.
         rows: the untouched model, then the strategies in the order asked for.
     """
 
-    command: str
-    options: dict[str, Any]
+    whom: ClassVar[str] = "a throughput bench of a suite"
+    remedy: ClassVar[str] = "delete it to run it again"
+
     budget: int
-    environment: dict[str, Any]
     rows: tuple[Throughput, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; bytes, and tokens per second."""
-        return {
-            "command": self.command,
-            "options": self.options,
-            "budget": self.budget,
-            "environment": self.environment,
-            "rows": [row.to_dict() for row in self.rows],
-        }
-
-    @classmethod
-    def read(cls, path: str | Path) -> ThroughputResult:
-        """What :meth:`to_dict` gave, from a JSON file.
-
-        Raises:
-            ResultsError: when the file is missing, or is not a throughput bench of this version.
-        """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            rows = tuple(Throughput.from_dict(row) for row in data["rows"])
-            return cls(data["command"], data["options"], data["budget"], data["environment"], rows)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
-            raise ResultsError(
-                complaint(f"file {path}", "be a throughput bench of a suite", repr(cause), "delete it to run it again")
-            ) from cause
 
 
 def throughput_command(options: BenchOptions, budget: int) -> str:
@@ -155,7 +115,7 @@ def run_throughput(options: BenchOptions, budget: int) -> ThroughputResult:
     """
     asked = options.to_dict()  # first, because it may refuse
     with threads(options.threads), torch.inference_mode():
-        subject = Subject.of(options)
+        subject = BenchSubject.of(options)
         arms: list[Strategy | None] = [None, *subject.strategies()[1:]]  # none costs what the untouched model costs
 
         def peak_of(arm: Strategy | None) -> Callable[[int], int]:
@@ -168,7 +128,7 @@ def run_throughput(options: BenchOptions, budget: int) -> ThroughputResult:
 
         for arm in arms:  # first calls allocate what later ones find ready
             peak_of(arm)(1)
-        fits = [largest_batch(budget, peak_of(arm), _label(arm)) for arm in arms]
+        fits = [largest_batch(budget, peak_of(arm), label_of(arm)) for arm in arms]
         rates: list[list[float]] = [[] for _ in arms]
         for _ in range(options.repeats):
             for rate, arm, (batch, _) in zip(rates, arms, fits, strict=True):
@@ -186,14 +146,10 @@ def run_throughput(options: BenchOptions, budget: int) -> ThroughputResult:
         budget=budget,
         environment=environment,
         rows=tuple(
-            Throughput(_label(arm), batch, peak, Spread.of(rate), median(rate) / against)
+            Throughput(label_of(arm), batch, peak, Spread.of(rate), median(rate) / against)
             for arm, (batch, peak), rate in zip(arms, fits, rates, strict=True)
         ),
     )
-
-
-def _label(arm: Strategy | None) -> str:
-    return "untouched" if arm is None else arm.label()
 
 
 def throughput_markdown(options: BenchOptions, result: ThroughputResult) -> str:

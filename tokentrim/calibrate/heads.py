@@ -30,7 +30,7 @@ from tokentrim.session import located
 RUNS_IT: Final = "yopo"
 
 
-class Heads(CalibrationOptions):
+class HeadSearch(CalibrationOptions):
     """The heads that look at visual keys more than the others do."""
 
     method: ClassVar[str] = "heads"
@@ -60,7 +60,7 @@ class HeadsFound:
 
 
 def run(
-    options: Heads, out: str | Path, *, command: Sequence[str] | None = None, progress: Progress | None = None
+    options: HeadSearch, out: str | Path, *, command: Sequence[str] | None = None, progress: Progress | None = None
 ) -> HeadsFound:
     """Rank every head on the calibration questions, and write a ``yopo`` strategy that silences the lowest.
 
@@ -70,7 +70,7 @@ def run(
     heads is what it amounts to, and moves from model to model.
 
     Args:
-        options: see :class:`Heads`.
+        options: see :class:`HeadSearch`.
         out: the strategy file to write (YAML), a new one.
         command: the command line, for the record.
         progress: told what happens.
@@ -86,10 +86,8 @@ def run(
     loaded = load_model(target.folder, target.spec.device, target.spec.dtype)
     found: list[Tensor] = []
     for task in options.tasks:
-        cell = Cell(
-            target, task, task.samples or options.samples, SPLIT, "none", strategy_from("none"), "fixed", None, None,
-            None, max_new_tokens=1, batch_size=options.batch_size, pictures=0,
-        )  # fmt: skip
+        n, untouched = task.samples or options.samples, strategy_from("none")
+        cell = Cell(target, task, n, SPLIT, "none", untouched, "fixed", 1, options.batch_size)
         found += [head_ratios(loaded, batch) for batch in work_of(cell, loaded).batches]
         told.step(task.task)
     ratios = torch.cat(found).quantile(1 - options.share, dim=0)

@@ -20,7 +20,7 @@ from tokentrim.runs.work import Work, work_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokentrim.calibrate.state import State
+    from tokentrim.calibrate.state import CalibrationState
 
 SPLIT: Final = "calibration"
 Measure = Callable[[Cell, Work], float]
@@ -33,7 +33,7 @@ class Bench:
     """
 
     def __init__(
-        self, options: CalibrationOptions, target: ModelTarget, state: State, told: Callable[[str], None]
+        self, options: CalibrationOptions, target: ModelTarget, state: CalibrationState, told: Callable[[str], None]
     ) -> None:
         self._options, self._target, self._state, self._told = options, target, state, told
         self._loaded: Loaded | None = None
@@ -63,9 +63,8 @@ class Bench:
         options, strategy = self._options, strategy_from(dict(spec))
         return [
             Cell(
-                self._target, task, task.samples or options.samples, SPLIT, str(spec["name"]), strategy, "fixed", None,
-                None, None, max_new_tokens=task.max_new_tokens or registry("task").get(task.task).max_new_tokens,
-                batch_size=options.batch_size, pictures=0,
+                self._target, task, task.samples or options.samples, SPLIT, str(spec["name"]), strategy, "fixed",
+                task.max_new_tokens or registry("task").get(task.task).max_new_tokens, options.batch_size,
             )
             for task in options.tasks
         ]  # fmt: skip

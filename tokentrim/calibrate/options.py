@@ -37,15 +37,20 @@ class CalibrationOptions(BaseModel):
         return {"method": self.method, **self.model_dump(mode="json")}
 
 
-class GSearch(CalibrationOptions):
-    """The least keep rate of each layer with which the quality holds."""
-
-    method: ClassVar[str] = "gsearch"
+class RateOptions(CalibrationOptions):
+    """What the searches of keep rates share."""
 
     query: Literal["text", "last"] = Field(default="text", description="whose attention ranks, as in layer-counts")
     quality: Quality = Field(
         default="score", description="the tasks' own score, or the likelihood of the right answers"
     )
+
+
+class GSearch(RateOptions):
+    """The least keep rate of each layer with which the quality holds."""
+
+    method: ClassVar[str] = "gsearch"
+
     tolerance: float | None = Field(
         default=None, ge=0, allow_inf_nan=False,
         description="quality that may be lost in all: share of the score (default 0.01) or nats per token (0.02)",
@@ -58,15 +63,11 @@ class GSearch(CalibrationOptions):
         return TOLERANCE[self.quality] if self.tolerance is None else self.tolerance
 
 
-class PSigmoid(CalibrationOptions):
+class PSigmoid(RateOptions):
     """The curve of keep rates with the best quality among those that meet a budget."""
 
     method: ClassVar[str] = "psigmoid"
 
-    query: Literal["text", "last"] = Field(default="text", description="whose attention ranks, as in layer-counts")
-    quality: Quality = Field(
-        default="score", description="the tasks' own score, or the likelihood of the right answers"
-    )
     budget: float = Field(default=0.25, gt=0, le=1, description="share of the unpruned layer-mean visual tokens")
     trials: int = Field(default=40, ge=2, description="curves to try")
     seed: int = Field(default=0, ge=0, lt=2**32, description="of the sampler")
@@ -83,9 +84,6 @@ class VTW(CalibrationOptions):
         default="withdrawn-full",
         description="KL(withdrawn || full), as the released code has it, or KL(full || withdrawn)",
     )
-
-
-METHODS: Final[Mapping[str, type[CalibrationOptions]]] = {kind.method: kind for kind in (GSearch, PSigmoid, VTW)}
 
 
 def options_from(kind: type[Options], values: Mapping[str, Any]) -> Options:

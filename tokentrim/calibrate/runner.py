@@ -14,9 +14,9 @@ import yaml
 
 from tokentrim.calibrate.gsearch import Found, Rates, grid_of, gsearch, most_trials
 from tokentrim.calibrate.measure import SPLIT, Bench, divergence, next_token, quality_of
-from tokentrim.calibrate.options import VTW, CalibrationOptions, GSearch, PSigmoid
+from tokentrim.calibrate.options import VTW, CalibrationOptions, GSearch, PSigmoid, RateOptions
 from tokentrim.calibrate.psigmoid import Depth, psigmoid, require_optuna
-from tokentrim.calibrate.state import State
+from tokentrim.calibrate.state import CalibrationState
 from tokentrim.config.schedule_file import FORMAT, MadeFor, ScheduleFile, read_schedule
 from tokentrim.config.specs import strategy_from
 from tokentrim.counting.schedule import Schedule
@@ -69,7 +69,7 @@ class _Search:
     bench: Bench
     told: Progress
 
-    def quality(self, rates: Rates, options: GSearch | PSigmoid) -> float:
+    def quality(self, rates: Rates, options: RateOptions) -> float:
         """Quality of the model pruned by these rates."""
         spec = {"name": RUNS_IT, "rates": dict(rates), "query": options.query}
         text = ", ".join(f"{boundary}: {rate:.3g}" for boundary, rate in rates.items()) or "unpruned"
@@ -108,7 +108,7 @@ def run(
     if before is not None:
         told.say(f"{path} is finished already")
         return Calibration(path, before)
-    state = State(path)
+    state = CalibrationState(path)
     state.write()  # so that a folder that cannot be written to is noticed now
     if state.found:
         told.say(f"{state.found} measurements were taken before")
@@ -169,7 +169,7 @@ def _psigmoid(search: _Search, options: PSigmoid) -> ScheduleFile:
     return _schedule(search, options, found, reference)
 
 
-def _schedule(search: _Search, options: GSearch | PSigmoid, found: Found, reference: float) -> ScheduleFile:
+def _schedule(search: _Search, options: RateOptions, found: Found, reference: float) -> ScheduleFile:
     """What was found, with its quality and cost."""
     shape, n_visual = search.target.shape, _n_visual(search.target)
     spec: dict[str, Any] = {"rates": found.rates or {options.first: 1.0}, "query": options.query}

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tokentrim.errors import ResultsError, complaint
-from tokentrim.runs.files import write_json
+from tokentrim.runs.files import reading, write_json
 
 
-class State:
+class CalibrationState:
     """Measurements by key, in a file beside the one that is to be written. Every change is one atomic rename.
 
     A search is a function of its options and of what it measures, so this is all that going on needs. Keys change
@@ -56,17 +55,8 @@ class State:
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> dict[str, float]:
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        if not self.path.exists():
             return {}
-        except OSError as cause:
-            raise ResultsError(
-                complaint(f"{self.path}", "be readable", hint=f"{cause}; choose another --out")
-            ) from cause
-        try:
-            return {str(key): float(value) for key, value in json.loads(text)["measured"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as cause:
-            raise ResultsError(
-                complaint(f"{self.path}", "be what tokentrim wrote there", hint=f"{cause!r}; remove the file")
-            ) from cause
+        with reading(self.path, "remove the file, or choose another --out"):
+            measured = json.loads(self.path.read_text(encoding="utf-8"))["measured"]
+            return {str(key): float(value) for key, value in measured.items()}

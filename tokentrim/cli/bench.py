@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import AsJson, console, emit, quiet_libraries
+from tokentrim.cli.output import AsJson, DeviceOption, DTypeOption, console, emit, quiet_libraries
 from tokentrim.errors import ConfigError, complaint
 
 
@@ -18,8 +18,8 @@ def bench(
     ] = "scaled",
     strategies: Annotated[str, typer.Option(help="Names or inline YAML, with commas between.")] = "st3,fastv,random",
     layer_mean_ratio: Annotated[float, typer.Option(help="Budget of every strategy; 0 = as configured.")] = 0.25,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = "auto",
     batch: Annotated[int, typer.Option(help="Rows per prompt.")] = 1,
     images: Annotated[int, typer.Option(help="Images per row.")] = 1,
     prompt_tokens: Annotated[int, typer.Option(help="Text tokens of the prompt.")] = 35,

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import AsJson, console, emit, quiet_libraries
+from tokentrim.cli.output import AsJson, DeviceOption, DTypeOption, console, emit, facts, on_one_line, quiet_libraries
 
 if TYPE_CHECKING:
-    from tokentrim.calibrate.options import CalibrationOptions
-    from tokentrim.calibrate.runner import Calibration
+    from tokentrim.calibrate.options import CalibrationOptions, Options
 
 calibrate = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
@@ -23,8 +22,6 @@ Tasks = Annotated[
 ]
 Samples = Annotated[int, typer.Option(help="Calibration questions of each task.")]
 BatchSize = Annotated[int, typer.Option(help="Questions answered at once.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Query = Annotated[str, typer.Option(help="Whose attention ranks: text or last.")]
 Quality = Annotated[str, typer.Option(help="score, or likelihood (of the right answers).")]
 First = Annotated[int, typer.Option(help="First boundary at which tokens may go.")]
@@ -37,6 +34,7 @@ def _calibrate() -> None:
 
 @calibrate.command()
 def gsearch(
+    ctx: typer.Context,
     out: Out,
     model: Model = "testbed",
     task: Tasks = None,
@@ -49,20 +47,19 @@ def gsearch(
     query: Query = "text",
     first: First = 1,
     batch_size: BatchSize = 25,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = "auto",
     as_json: AsJson = False,
 ) -> None:
     """The least keep rate of each layer with which the quality holds (G-Search)."""
     from tokentrim.calibrate.options import GSearch
 
-    shared = _shared(model, task, samples, batch_size, device, dtype)
-    own = {"tolerance": tolerance, "resolution": resolution, "quality": quality, "query": query, "first": first}
-    _run(GSearch, {**shared, **own}, out, as_json)
+    _run(GSearch, ctx.params)
 
 
 @calibrate.command()
 def psigmoid(
+    ctx: typer.Context,
     out: Out,
     budget: Annotated[float, typer.Option(help="Share of the unpruned layer-mean tokens, met exactly.")] = 0.25,
     model: Model = "testbed",
@@ -74,20 +71,19 @@ def psigmoid(
     query: Query = "text",
     first: First = 1,
     batch_size: BatchSize = 25,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = "auto",
     as_json: AsJson = False,
 ) -> None:
     """The best sigmoid of keep rates over depth at a budget (P-Sigmoid); needs the extra 'calibrate'."""
     from tokentrim.calibrate.options import PSigmoid
 
-    shared = _shared(model, task, samples, batch_size, device, dtype)
-    own = {"budget": budget, "trials": trials, "seed": seed, "quality": quality, "query": query, "first": first}
-    _run(PSigmoid, {**shared, **own}, out, as_json)
+    _run(PSigmoid, ctx.params)
 
 
 @calibrate.command()
 def vtw(
+    ctx: typer.Context,
     out: Out,
     model: Model = "testbed",
     task: Tasks = None,
@@ -98,19 +94,19 @@ def vtw(
     ),
     first: Annotated[int, typer.Option(help="First boundary to try.")] = 5,
     batch_size: BatchSize = 25,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = "auto",
     as_json: AsJson = False,
 ) -> None:
     """The first boundary at which every visual token can be withdrawn (K of VTW)."""
     from tokentrim.calibrate.options import VTW
 
-    shared = _shared(model, task, samples, batch_size, device, dtype)
-    _run(VTW, {**shared, "eta": eta, "direction": direction, "first": first}, out, as_json)
+    _run(VTW, ctx.params)
 
 
 @calibrate.command()
 def heads(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="Strategy file to write.")],
     keep: Annotated[float, typer.Option(help="Share of all heads that stay active.")] = 0.5,
     model: Model = "testbed",
@@ -121,18 +117,15 @@ def heads(
     ] = 0.4,
     always: Annotated[int, typer.Option(help="Lowest layers whose heads all stay active.")] = 2,
     batch_size: BatchSize = 25,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = "auto",
     as_json: AsJson = False,
 ) -> None:
     """The heads that do without visual keys (inactive heads of YOPO)."""
     from tokentrim.calibrate import heads as search
-    from tokentrim.calibrate.options import options_from
     from tokentrim.runs.progress import progress_on
 
-    quiet_libraries()
-    shared = _shared(model, task, samples, batch_size, device, dtype)
-    options = options_from(search.Heads, {**shared, "keep": keep, "share": share, "always": always})
+    options = _options(search.HeadSearch, ctx.params)
     people = console(to_stderr=as_json)
     with progress_on(people, "tasks") as progress:
         done = search.run(options, out, command=["tokentrim", *sys.argv[1:]], progress=progress)
@@ -141,49 +134,35 @@ def heads(
             {"file": str(done.path), "strategy": done.strategy, "heads_kept": done.kept, "ratios": done.ratios.tolist()}
         )
         return
-    people.print(f"heads kept         {done.kept:.1%}")
-    people.print(f"written            {done.path}", soft_wrap=True)
-    people.print(f"run it with        --config {done.path}", soft_wrap=True)
+    use = f"--config {done.path}"
+    facts(people, {"heads kept": f"{done.kept:.1%}", "written": done.path, "run it with": use}, 18)
 
 
-def _shared(
-    model: str, tasks: list[str] | None, samples: int, batch_size: int, device: str, dtype: str
-) -> dict[str, Any]:
-    """The fields that all searches have, as they were given."""
-    return {
-        "model": {"model": model, "device": device, "dtype": dtype},
-        "tasks": tasks,
-        "samples": samples,
-        "batch_size": batch_size,
-    }
-
-
-def _run(kind: type[CalibrationOptions], values: dict[str, Any], out: Path, as_json: bool) -> None:
-    """Calibrate, and print what was found."""
+def _options(kind: type[Options], given: dict[str, Any]) -> Options:
+    """A search's options from a command's parameters, which are named as its fields are but for what is no field."""
     from tokentrim.calibrate.options import options_from
+
+    quiet_libraries()
+    model = {name: given[name] for name in ("model", "device", "dtype")}
+    own = {name: value for name, value in given.items() if name not in (*model, "task", "out", "as_json")}
+    return options_from(kind, {**own, "model": model, "tasks": given["task"]})
+
+
+def _run(kind: type[CalibrationOptions], given: dict[str, Any]) -> None:
+    """Calibrate, and print what was found."""
     from tokentrim.calibrate.runner import run
     from tokentrim.runs.progress import progress_on
 
-    quiet_libraries()
-    options = options_from(kind, values)
-    people = console(to_stderr=as_json)
+    options = _options(kind, given)
+    people = console(to_stderr=given["as_json"])
     with progress_on(people, "measurements") as progress:
-        done = run(options, out, command=["tokentrim", *sys.argv[1:]], progress=progress)
-    if as_json:
+        done = run(options, given["out"], command=["tokentrim", *sys.argv[1:]], progress=progress)
+    if given["as_json"]:
         emit({"file": str(done.path), "strategy": done.strategy, **done.schedule.model_dump(mode="json")})
         return
-    for key, value in _lines(done).items():
-        people.print(f"{key:<18} {value}", soft_wrap=True)
-
-
-def _lines(done: Calibration) -> dict[str, Any]:
-    """What people want to know."""
-    import yaml
-
     kept, result = done.schedule.rates or done.schedule.counts or {}, done.schedule.provenance["result"]
-    return {
+    found = {
         "kept from boundary": ", ".join(f"{boundary}: {value:.4g}" for boundary, value in kept.items()),
         **{key.replace("_", " "): value for key, value in result.items()},
-        "written": done.path,
-        "run it with": yaml.safe_dump(done.strategy, default_flow_style=True, width=1000).strip(),
     }
+    facts(people, {**found, "written": done.path, "run it with": on_one_line(done.strategy)}, 18)

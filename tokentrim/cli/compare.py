@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tokentrim.cli.output import AsJson, FormatOption, RunFailed, console, emit, formats_of, quiet_libraries
+from tokentrim.cli.output import AsJson, FormatOption, RunFailed, console, emit, facts, formats_of, quiet_libraries
 
 
 def compare(
@@ -54,7 +54,6 @@ def compare(
     else:
         people.print(summary.table())
         people.print()
-        for name, path in summary.files.items():
-            people.print(f"{name:<8} {path}", soft_wrap=True)
+        facts(people, summary.files, 8)
     if summary.failures:
         raise RunFailed(f"{summary.failures} of the questions or cells failed. The first: {summary.first_cause}")

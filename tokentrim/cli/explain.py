@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from tokentrim.cli.output import AsJson, RunFailed, console, emit, quiet_libraries
+from tokentrim.cli.output import AsJson, DeviceOption, DTypeOption, console, emit, quiet_libraries, started
 from tokentrim.cli.run import check_words, inputs_of, refuse_evidence
-from tokentrim.errors import ConfigError, StrategyError, TokentrimError, UnsupportedError, complaint
+from tokentrim.errors import ConfigError, UnsupportedError, complaint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Question:
+class PictureQuestion:
     """What is asked, of which pictures, and, where a task knows it, which tokens the answer needs."""
 
     text: str
@@ -45,8 +45,8 @@ def explain(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
     structure: Annotated[str, typer.Option(help="Line ends of tiled images: keep or prune.")] = "keep",
     baseline: Annotated[bool, typer.Option(help="Also ask the unpruned model, to compare answers.")] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Draw each strategy's scores on the image, what it kept, merged and forgot: a picture per stage."""
@@ -97,7 +97,7 @@ def _require_matplotlib() -> None:
         ) from cause
 
 
-def _question(image: list[Path], prompt: str | None, task: str | None, model: str) -> Question:
+def _question(image: list[Path], prompt: str | None, task: str | None, model: str) -> PictureQuestion:
     """The question that the options mean.
 
     Raises:
@@ -114,7 +114,7 @@ def _question(image: list[Path], prompt: str | None, task: str | None, model: st
     if task is None:
         # The shipped models know a small language of their own.
         asked = prompt or ("list all ?" if model in MODELS else "Describe the image.")
-        return Question(asked, [load_image(path) for path in image])
+        return PictureQuestion(asked, [load_image(path) for path in image])
     if prompt is not None:
         raise ConfigError(complaint("--prompt", "come with --image", hint="the task brings its own question"))
     from tokentrim.plugins.loader import registry
@@ -134,7 +134,7 @@ def _question(image: list[Path], prompt: str | None, task: str | None, model: st
 
         return evidence_of(found, make_batch(loaded, [sample], [0]))
 
-    return Question(sample.question, list(sample.images), evidence if sample.evidence else None)
+    return PictureQuestion(sample.question, list(sample.images), evidence if sample.evidence else None)
 
 
 def _check_fit(specs: list[Any], model: str, n_images: int) -> None:
@@ -154,7 +154,7 @@ def _check_fit(specs: list[Any], model: str, n_images: int) -> None:
 
 
 def _one(
-    loaded: Loaded, spec: Any, question: Question, inputs: dict[str, Any], limit: int, structure: Structure
+    loaded: Loaded, spec: Any, question: PictureQuestion, inputs: dict[str, Any], limit: int, structure: Structure
 ) -> Explanation:
     """One strategy on the question.
 
@@ -171,14 +171,6 @@ def _one(
     n_visual = visual_tokens_of(loaded, inputs, question.images if structure == "keep" else [])
     strategy = resolve(spec, shape, n_visual)
     wanted = question.evidence if Need.EVIDENCE in strategy.needed() else None
-    try:
-        return explained(
-            loaded, strategy, inputs, max_new_tokens=limit, structure=structure,
-            evidence=None if wanted is None else wanted(loaded),
-        )  # fmt: skip
-    except StrategyError as error:
-        raise RunFailed(str(error)) from error
-    except TokentrimError:
-        raise
-    except (RuntimeError, MemoryError) as error:
-        raise RunFailed(f"strategy {strategy.label()!r} failed: {type(error).__name__}: {error}") from error
+    with started(f"strategy {strategy.label()!r}"):
+        evidence = None if wanted is None else wanted(loaded)
+        return explained(loaded, strategy, inputs, max_new_tokens=limit, structure=structure, evidence=evidence)

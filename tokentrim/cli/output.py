@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from tokentrim.errors import TokentrimError
+from tokentrim.errors import StrategyError, TokentrimError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +24,8 @@ StrategyOption = Annotated[
         "--strategy", "-s", help="A registered name, inline YAML such as '{name: fastv, k: 3}', or a YAML file."
     ),
 ]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+DTypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 FormatOption = Annotated[
     list[str] | None,
     typer.Option("--format", help="Reports to write: md, csv, json, html, png; default: all. Repeat, or use commas."),
@@ -46,6 +50,36 @@ def console(*, to_stderr: bool = False) -> Console:
     stream = sys.stderr if to_stderr else sys.stdout
     width = None if stream.isatty() else _PLAIN_WIDTH
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def facts(out: Console, lines: Mapping[str, Any], width: int) -> None:
+    """A line for each thing to know, its name in ``width`` columns."""
+    for name, value in lines.items():
+        out.print(f"{name:<{width}} {value}", soft_wrap=True)
+
+
+def on_one_line(strategy: dict[str, Any]) -> str:
+    """A strategy as ``--strategy`` takes it."""
+    import yaml
+
+    return yaml.safe_dump(strategy, default_flow_style=True, width=1000).strip()
+
+
+@contextmanager
+def started(what: str) -> Generator[None]:
+    """A run that has started: what breaks it now is no bad input, which was looked for before.
+
+    Raises:
+        RunFailed: in place of what a strategy or torch raises.
+    """
+    try:
+        yield
+    except StrategyError as error:
+        raise RunFailed(str(error)) from error
+    except TokentrimError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        raise RunFailed(f"{what} failed: {type(error).__name__}: {error}") from error
 
 
 def emit(data: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tokentrim.cli.output import AsJson, FormatOption, console, emit, formats_of
+from tokentrim.cli.output import AsJson, FormatOption, console, emit, facts, formats_of
 from tokentrim.errors import ConfigError, ResultsError, complaint, suggestion
 
 
@@ -38,6 +38,7 @@ def report(
     from tokentrim.compare.merge import KINDS, merge
     from tokentrim.compare.readback import read_runs
     from tokentrim.compare.summary import Summary
+    from tokentrim.runs.files import make_folder
 
     for kind in allow_different or ():
         if kind not in KINDS:
@@ -50,17 +51,12 @@ def report(
     if len(runs) > 1:
         command = shlex.join(["tokentrim", *sys.argv[1:]])
         data, gallery = merge(runs, allow_different or (), command)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as cause:
-        raise ResultsError(complaint(f"the folder {target}", "be writable", hint=str(cause))) from cause
+    make_folder(target)
     summary = publish(Summary(target, data), gallery, wanted)
     if as_json:
         emit({name: str(path) for name, path in summary.files.items()})
         return
-    people = console()
-    for name, path in summary.files.items():
-        people.print(f"{name:<8} {path}", soft_wrap=True)
+    facts(console(), summary.files, 8)
 
 
 def _target(folders: list[Path], out: Path | None) -> Path:

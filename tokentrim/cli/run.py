@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from tokentrim.cli.output import AsJson, RunFailed, StrategyOption, console, emit, quiet_libraries
-from tokentrim.errors import ConfigError, StrategyError, TokentrimError, UnsupportedError, complaint
+from tokentrim.cli.output import (
+    AsJson,
+    DeviceOption,
+    DTypeOption,
+    StrategyOption,
+    console,
+    emit,
+    quiet_libraries,
+    started,
+)
+from tokentrim.errors import ConfigError, UnsupportedError, complaint
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RunAnswer:
     """One answer and what it took.
 
     Attributes:
@@ -52,14 +61,14 @@ def run(
     overlay: Annotated[Path | None, typer.Option(help="Write a picture of the kept patches to this file.")] = None,
     structure: Annotated[str | None, typer.Option(help="Line ends of tiled images: keep or prune.")] = None,
     baseline: Annotated[bool, typer.Option(help="Also run the unpruned model, to compare with.")] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Answer a question about an image with fewer visual tokens, and show what was kept and what it cost."""
     name, spec = _chosen(strategy, config, model)
     named: str = structure or spec.structure or "keep"
-    from tokentrim.config.specs import resolve
+    from tokentrim.config.specs import resolve, strategy_from
     from tokentrim.contracts.fits import prepare
     from tokentrim.counting.forecast import plan
     from tokentrim.loading import load_image, load_model, shape_of
@@ -78,10 +87,11 @@ def run(
         prepare(fitting, shape)
     loaded = load_model(name, cast("DeviceName", device), cast("DTypeName", dtype))
     inputs = inputs_of(loaded, prompt, pictures)
+    untouched = strategy_from("none").strategy
     if baseline:  # the first prompt pays for what later ones find ready, so it is not the one that is timed
-        _answer(loaded, inputs, _strategy("none"), 1)
+        _answer(loaded, inputs, untouched, 1)
     ends = cast("Structure", named)
-    reference = _answer(loaded, inputs, _strategy("none"), max_new_tokens, ends) if baseline else None
+    reference = _answer(loaded, inputs, untouched, max_new_tokens, ends) if baseline else None
     solved = resolve(spec, shape, visual_tokens_of(loaded, inputs, pictures if ends == "keep" else []))
     answer = _answer(loaded, inputs, solved, max_new_tokens, ends)
     if overlay is not None:
@@ -115,12 +125,6 @@ def _chosen(strategy: str | None, config: Path | None, model: str | None) -> tup
         return model or "testbed", strategy_from(strategy)
     settings = load_config(cast(Path, config))
     return model or settings.model or "testbed", settings.chosen
-
-
-def _strategy(name: str) -> Strategy:
-    from tokentrim.config.specs import strategy_from
-
-    return strategy_from(name).strategy
 
 
 def refuse_evidence(strategy: Strategy) -> None:
@@ -159,15 +163,9 @@ def _check_writable(path: Path) -> None:
 
 def inputs_of(loaded: Loaded, prompt: str, pictures: list[Image.Image]) -> dict[str, Any]:
     """Model inputs, where and as the model wants them."""
-    import torch
+    from tokentrim.loading import on_device, prompt_inputs
 
-    from tokentrim.loading import prompt_inputs
-
-    model = loaded.model
-    moved = {
-        key: value.to(model.device) for key, value in prompt_inputs(loaded.processor, [prompt], [pictures]).items()
-    }
-    return {key: value.to(model.dtype) if torch.is_floating_point(value) else value for key, value in moved.items()}
+    return on_device(loaded.model, prompt_inputs(loaded.processor, [prompt], [pictures]))
 
 
 def visual_tokens_of(loaded: Loaded, inputs: dict[str, Any], pictures: list[Image.Image]) -> int:
@@ -179,7 +177,7 @@ def visual_tokens_of(loaded: Loaded, inputs: dict[str, Any], pictures: list[Imag
 
 def _answer(
     loaded: Loaded, inputs: dict[str, Any], strategy: Strategy, max_new_tokens: int, structure: Structure = "keep"
-) -> Answer:
+) -> RunAnswer:
     """Generate under a strategy.
 
     Raises:
@@ -189,20 +187,15 @@ def _answer(
 
     from tokentrim.session import trim
 
-    try:
-        with trim(loaded.model, strategy, structure=structure) as session, torch.inference_mode():
-            output = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    except StrategyError as error:  # what could be known before was checked before
-        raise RunFailed(str(error)) from error
-    except TokentrimError:
-        raise
-    except (RuntimeError, MemoryError) as error:
-        raise RunFailed(
-            f"the run with strategy {strategy.label()!r} failed: {type(error).__name__}: {error}"
-        ) from error
+    with (
+        started(f"the run with strategy {strategy.label()!r}"),
+        trim(loaded.model, strategy, structure=structure) as session,
+        torch.inference_mode(),
+    ):
+        output = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     new = output[0, inputs["input_ids"].shape[1] :]
     text = loaded.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
-    return Answer(text, session.report(), _stages(session), session)
+    return RunAnswer(text, session.report(), _stages(session), session)
 
 
 def _stages(session: Session) -> list[tuple[int | None, list[int]]]:
@@ -218,7 +211,7 @@ def _stages(session: Session) -> list[tuple[int | None, list[int]]]:
     return stages
 
 
-def _as_dict(answer: Answer, reference: Answer | None, model: str, overlay: Path | None) -> dict[str, Any]:
+def _as_dict(answer: RunAnswer, reference: RunAnswer | None, model: str, overlay: Path | None) -> dict[str, Any]:
     """The run as plain data."""
     return {
         "model": model,
@@ -237,7 +230,7 @@ def _as_dict(answer: Answer, reference: Answer | None, model: str, overlay: Path
     }  # fmt: skip
 
 
-def _print(out: Console, answer: Answer, reference: Answer | None, overlay: Path | None) -> None:
+def _print(out: Console, answer: RunAnswer, reference: RunAnswer | None, overlay: Path | None) -> None:
     """The run for people."""
     from rich.table import Table
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import AsJson, console, emit, quiet_libraries
+from tokentrim.cli.output import AsJson, DeviceOption, DTypeOption, console, emit, facts, on_one_line, quiet_libraries
 from tokentrim.errors import ConfigError, complaint
-
-if TYPE_CHECKING:
-    from tokentrim.train.runner import Trained
 
 _OWN = {"lr": "learning_rate"}  # an option of the command whose field has a longer name
 
@@ -37,8 +34,8 @@ def train(
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE: any option of the strategy's trainer. May be repeated."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Train a strategy's weights on a frozen model; writes a safetensors file."""
@@ -60,8 +57,9 @@ def train(
         emit({"file": str(done.path), "strategy": done.strategy, "made_for": dict(done.header.made_for),
               "model": dict(done.header.model), "provenance": dict(done.header.provenance)})  # fmt: skip
         return
-    for key, value in _lines(done).items():
-        people.print(f"{key:<14} {value}", soft_wrap=True)
+    means: dict[str, float] = done.header.provenance["result"]["running_means_at_end"]
+    found = {f"{name} (mean)": f"{value:.4g}" for name, value in means.items()}
+    facts(people, {**found, "written": done.path, "run it with": on_one_line(done.strategy)}, 14)
 
 
 def _settings(texts: list[str]) -> dict[str, Any]:
@@ -82,15 +80,3 @@ def _settings(texts: list[str]) -> dict[str, Any]:
         except (ValueError, yaml.YAMLError) as cause:
             raise ConfigError(complaint("--set", "be KEY=VALUE", text, "write --set loss_ratio=1.05")) from cause
     return found
-
-
-def _lines(done: Trained) -> dict[str, Any]:
-    """What people want to know."""
-    import yaml
-
-    means: dict[str, float] = done.header.provenance["result"]["running_means_at_end"]
-    return {
-        **{f"{name} (mean)": f"{value:.4g}" for name, value in means.items()},
-        "written": done.path,
-        "run it with": yaml.safe_dump(done.strategy, default_flow_style=True, width=1000).strip(),
-    }

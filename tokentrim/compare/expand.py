@@ -33,8 +33,7 @@ def _cell(config: CompareConfig, model: ModelTarget, task: TaskSpec, variant: Va
     limit = task.max_new_tokens or config.max_new_tokens or registry("task").get(task.task).max_new_tokens
     return Cell(
         model, task, config.samples_of(task), config.split, variant.method, variant.strategy, variant.match,
-        variant.budget, variant.seed, variant.boundary, max_new_tokens=limit, batch_size=config.batch_size,
-        pictures=config.pictures, control=variant.control,
+        limit, config.batch_size, variant.budget, variant.seed, variant.boundary, config.pictures, variant.control,
         timing=(config.timing or Timing()) if variant.match == MEASURED else None,
     )  # fmt: skip
 

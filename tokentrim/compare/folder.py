@@ -13,7 +13,6 @@ DIR/report.html, report.md, summary.csv, *.png    the same for reading
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +20,7 @@ from typing import Any, Final
 from tokentrim.compare.config import CompareConfig
 from tokentrim.errors import ResultsError, complaint
 from tokentrim.runs.cells import Cell
-from tokentrim.runs.files import write_json, write_lines
+from tokentrim.runs.files import make_folder, reading, write_json, write_lines
 from tokentrim.runs.results import CellResult
 
 _CONFIG: Final = "config.json"
@@ -40,14 +39,7 @@ class ResultsFolder:
         Raises:
             ResultsError: when it cannot be written, or holds results of another configuration.
         """
-        try:
-            self.cells.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.cells):
-                pass
-        except OSError as cause:
-            raise ResultsError(
-                complaint(f"the results folder {self.path}", "be writable", hint=f"{cause}; choose another --out")
-            ) from cause
+        make_folder(self.cells, "the results folder")
         file = self.path / _CONFIG
         if file.exists():
             self._require_same(file, config)
@@ -61,13 +53,9 @@ class ResultsFolder:
 
     def _require_same(self, file: Path, config: CompareConfig) -> None:
         """Raise ResultsError when the folder's configuration is not this one; says what differs."""
-        try:
+        with reading(file, "choose another --out"):
             before = json.loads(file.read_text(encoding="utf-8"))
             found, old = before["config_hash"], before["config"]
-        except (OSError, ValueError, KeyError, TypeError) as cause:
-            raise ResultsError(
-                complaint(f"{file}", "be what tokentrim wrote there", hint=f"{cause!r}; choose another --out")
-            ) from cause
         if found != config.hash:
             new = config.to_dict()
             differing = ", ".join(sorted(key for key in {*old, *new} if old.get(key) != new.get(key)))
@@ -87,16 +75,10 @@ class ResultsFolder:
             ResultsError: when its file is not what tokentrim wrote.
         """
         path = self._file(cell)
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
+        if not path.exists():
             return None
-        try:
-            head, *samples = (json.loads(line) for line in lines)
-        except ValueError as cause:
-            raise ResultsError(
-                complaint(f"{path}", "be what tokentrim wrote there", hint=f"{cause}; remove the file and run again")
-            ) from cause
+        with reading(path, "remove the file and run again"):
+            head, *samples = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
         return CellResult(head, samples)
 
     def write(self, cell: Cell, result: CellResult) -> None:
@@ -110,14 +92,10 @@ class ResultsFolder:
             ResultsError: when its file is not what tokentrim wrote.
         """
         path = self.path / kind / f"{key}.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not path.exists():
             return None
-        except ValueError as cause:
-            raise ResultsError(
-                complaint(f"{path}", "be what tokentrim wrote there", hint=f"{cause}; remove the file and run again")
-            ) from cause
+        with reading(path, "remove the file and run again"):
+            return json.loads(path.read_text(encoding="utf-8"))
 
     def keep(self, kind: str, key: str, data: dict[str, Any] | None) -> None:
         """Store what was measured, so that nobody measures it again."""

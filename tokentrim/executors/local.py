@@ -35,5 +35,4 @@ class LocalExecutor(Executor):
             for job in jobs:
                 yield Outcome(job, place.run(job))
             return
-        with Crew(min(self.workers, len(jobs)), self.max_retries, say) as crew:
-            yield from crew.run(jobs)
+        yield from Crew(min(self.workers, len(jobs)), self.max_retries, say).run(jobs)

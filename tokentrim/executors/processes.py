@@ -19,7 +19,7 @@ _PATIENCE: Final = 5.0  # seconds for a process to end when it is told to
 
 
 class Crew:
-    """Some worker processes; leaving the context ends them."""
+    """Some worker processes. One starts with its first job, and ends with the iterator that :meth:`run` gives."""
 
     def __init__(self, size: int, max_retries: int, say: Say) -> None:
         self._size = size
@@ -28,17 +28,15 @@ class Crew:
         self._gpus = gpus()
         self._workers: list[_Worker] = []
 
-    def __enter__(self) -> Crew:
-        """Start nothing yet: a process starts with its first job."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End all processes."""
-        for worker in self._workers:
-            worker.end()
-
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Run every job, a lost one again."""
+        try:
+            yield from self._run(jobs)
+        finally:
+            for worker in self._workers:
+                worker.end()
+
+    def _run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         backlog = Backlog(jobs, self._retries, self._say)
         slots: list[_Worker | None] = [None] * self._size
         while True:

@@ -1,5 +1,5 @@
 """Why a strategy kept what it kept: its own scores on the image, stage by stage."""
 
-from tokentrim.explain.gather import Eviction, Explanation, Stage, explain
+from tokentrim.explain.gather import DecidedStage, Eviction, Explanation, explain
 
-__all__ = ["Eviction", "Explanation", "Stage", "explain"]
+__all__ = ["DecidedStage", "Eviction", "Explanation", "explain"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from PIL import Image
 
 from tokentrim.drawing.style import FAINT, INK
-from tokentrim.explain.gather import Eviction, Explanation, Stage
+from tokentrim.explain.gather import DecidedStage, Eviction, Explanation
 from tokentrim.explain.panels import LIFE_MAP, Panel, color_bar, scale
 
 _SIDE: Final = 3.1  # inches of the longer side of a picture
@@ -20,6 +20,7 @@ _BAR: Final = 0.95
 _FOOT: Final = 0.42
 _TILE: Final = 1.55
 _MOST_STEPS: Final = 5
+T = TypeVar("T")
 
 
 class Rect(NamedTuple):
@@ -58,7 +59,7 @@ def plane_name(explanation: Explanation, number: int, n_images: int) -> str:
     return ", ".join(words)
 
 
-def stage_figure(plt: Any, explanation: Explanation, stage: Stage, images: Sequence[Image.Image]) -> Any:
+def stage_figure(plt: Any, explanation: Explanation, stage: DecidedStage, images: Sequence[Image.Image]) -> Any:
     """One decision: the picture, the scores with what was kept outlined, and what became of the tokens."""
     planes = explanation.cells.planes
     sizes = [size_of(images[plane.image], _SIDE) for plane in planes]
@@ -118,16 +119,16 @@ def titled(explanation: Explanation, part: str) -> str:
     return part if part == explanation.strategy else f"{explanation.strategy} · {part}"
 
 
-def no_scores(stage: Stage) -> str:
+def no_scores(stage: DecidedStage) -> str:
     """What stands where scores would."""
     return "no scores:\nthis method computes new tokens" if stage.made else "no scores:\nthis method gives none"
 
 
-def _score_head(stage: Stage) -> str:
+def _score_head(stage: DecidedStage) -> str:
     return "scores" if stage.scores is None else "scores (higher is better), kept outlined"
 
 
-def _kept_head(stage: Stage) -> str:
+def _kept_head(stage: DecidedStage) -> str:
     if stage.into is not None:
         into = stage.into
         lost = len(stage.tokens) - len({*into, *stage.kept})
@@ -135,7 +136,7 @@ def _kept_head(stage: Stage) -> str:
     return "kept places, with new features" if stage.made else "kept patches"
 
 
-def _foot(figure: Any, explanation: Explanation, stage: Stage) -> None:
+def _foot(figure: Any, explanation: Explanation, stage: DecidedStage) -> None:
     """What a reader must know beside the pictures."""
     height = figure.get_size_inches()[1]
     words = [f"scores: {stage.about}"] if stage.about else []
@@ -200,10 +201,14 @@ def watched_layer(explanation: Explanation) -> int:
 
 def _chosen_steps(evictions: Sequence[Eviction]) -> list[Eviction]:
     """A few decisions, evenly spread, the first and the last among them."""
-    some = [one for one in evictions if len(one.kept) < len(one.tokens)] or list(evictions)
-    if len(some) <= _MOST_STEPS:
-        return some
-    return [some[round(order * (len(some) - 1) / (_MOST_STEPS - 1))] for order in range(_MOST_STEPS)]
+    return spread([one for one in evictions if len(one.kept) < len(one.tokens)] or evictions, _MOST_STEPS)
+
+
+def spread(listed: Sequence[T], most: int) -> list[T]:
+    """All of them, or ``most``, evenly spread, the first and the last among them."""
+    if len(listed) <= most:
+        return list(listed)
+    return [listed[round(order * (len(listed) - 1) / (most - 1))] for order in range(most)]
 
 
 def _table(figure: Any, explanation: Explanation, rect: Rect) -> None:

@@ -11,9 +11,8 @@ from typing import Any, Final
 from PIL import Image
 
 from tokentrim.drawing.style import figure_style
-from tokentrim.errors import ResultsError, complaint
 from tokentrim.explain.gather import Explanation
-from tokentrim.runs.files import write_atomic, write_json
+from tokentrim.runs.files import make_folder, reading, write_atomic, write_json
 
 _NUMBERS: Final = "explain.json"
 
@@ -24,12 +23,7 @@ def open_folder(path: Path) -> None:
     Raises:
         ResultsError: when it cannot be written, or holds an ``explain.json`` that is not ours.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as cause:
-        raise ResultsError(
-            complaint(f"the folder {path}", "be writable", hint=f"{cause}; choose another --out")
-        ) from cause
+    make_folder(path)
     _listed(path)
 
 
@@ -91,15 +85,11 @@ def write_folder(
 def _listed(path: Path) -> set[str]:
     """Pictures that an earlier explanation wrote into the folder."""
     file = path / _NUMBERS
-    try:
+    if not file.exists():
+        return set()
+    with reading(file, "choose another --out"):
         names: list[str] = json.loads(file.read_text(encoding="utf-8"))["files"]
         return {name for name in names if Path(name).name == name and name.endswith(".png")}
-    except FileNotFoundError:
-        return set()
-    except (OSError, ValueError, KeyError, TypeError) as cause:
-        raise ResultsError(
-            complaint(f"{file}", "be what tokentrim wrote there", hint=f"{cause!r}; choose another --out")
-        ) from cause
 
 
 def _slug(text: str) -> str:

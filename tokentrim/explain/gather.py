@@ -19,61 +19,63 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One decision of the prefill. Tokens are raster numbers of the prompt's visual tokens.
+class Decision:
+    """One decision. Tokens are raster numbers of the prompt's visual tokens.
 
     Attributes:
         part: label of the part that decided.
-        boundary: where.
-        needs: what the part reads of the model.
-        tokens: those that reached the boundary, ascending.
+        tokens: those that were there, ascending.
         scores: one per token, higher = better; None where the part has none.
-        about: what the scores decide, where they do not decide everything.
-        kept: tokens that went on.
-        into: kept token that each merged token went into; None where the part does not merge.
-        made: whether the part put newly computed features in the place of the kept tokens.
+        kept: tokens that went on, or stayed.
     """
 
     part: str
-    boundary: int
-    needs: tuple[str, ...]
     tokens: tuple[int, ...]
     scores: tuple[float, ...] | None
-    about: str
     kept: tuple[int, ...]
-    into: dict[int, int] | None
-    made: bool
 
     @property
     def threshold(self) -> float | None:
         """The lowest kept score, where kept and dropped tokens are exactly those above and below it."""
-        return _threshold(self.tokens, self.scores, self.kept)
+        if self.scores is None or not self.kept or len(self.kept) == len(self.tokens):
+            return None
+        chosen = set(self.kept)
+        inside = [score for token, score in zip(self.tokens, self.scores, strict=True) if token in chosen]
+        outside = [score for token, score in zip(self.tokens, self.scores, strict=True) if token not in chosen]
+        lowest = min(inside)
+        return lowest if lowest >= max(outside) and math.isfinite(lowest) else None
 
 
 @dataclass(frozen=True)
-class Eviction:
-    """One decision of one layer at one decode forward; tokens as in a :class:`Stage`.
+class DecidedStage(Decision):
+    """One decision of the prefill.
 
     Attributes:
-        part: label of the part that decided.
-        step: decode forward, 1 = the first after prefill.
-        layer: decoder layer.
-        tokens: entries that the layer's cache held.
-        scores: one per entry, higher = stays; None where the part has none.
-        kept: entries that stayed.
+        boundary: where.
+        needs: what the part reads of the model.
+        about: what the scores decide, where they do not decide everything.
+        into: kept token that each merged token went into; None where the part does not merge.
+        made: whether the part put newly computed features in the place of the kept tokens.
     """
 
-    part: str
+    boundary: int
+    needs: tuple[str, ...]
+    about: str
+    into: dict[int, int] | None
+    made: bool
+
+
+@dataclass(frozen=True)
+class Eviction(Decision):
+    """One decision of one layer at one decode forward, about the entries of its cache.
+
+    Attributes:
+        step: decode forward, 1 = the first after prefill.
+        layer: decoder layer.
+    """
+
     step: int
     layer: int
-    tokens: tuple[int, ...]
-    scores: tuple[float, ...] | None
-    kept: tuple[int, ...]
-
-    @property
-    def threshold(self) -> float | None:
-        """The lowest kept score, where kept and dropped entries are exactly those above and below it."""
-        return _threshold(self.tokens, self.scores, self.kept)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Explanation:
     n_visual: int
     n_layers: int
     cells: Cells
-    stages: tuple[Stage, ...]
+    stages: tuple[DecidedStage, ...]
     evictions: tuple[Eviction, ...]
     held: tuple[tuple[int, ...], ...]
     life: tuple[float, ...]
@@ -178,7 +180,7 @@ def explain(
     )
 
 
-def _stage(record: Decided) -> Stage:
+def _stage(record: Decided) -> DecidedStage:
     """A spatial decision of the first row."""
     tokens, scores = _of_first_row(record)
     kept, selection = _kept(record, tokens), record.selection
@@ -186,7 +188,7 @@ def _stage(record: Decided) -> Stage:
     if selection is not None and selection.target is not None:
         slots: list[int] = selection.target[0].tolist()
         into = {token: kept[slot] for token, slot in zip(tokens, slots, strict=False) if slot >= 0}
-    return Stage(
+    return DecidedStage(
         part=record.part.label(),
         boundary=record.boundary or 0,
         needs=tuple(sorted(need.value for need in record.part.needed())),
@@ -203,13 +205,13 @@ def _evictions(record: Decided, trace: Trace) -> list[Eviction]:
     """A temporal decision of the first row; or, where the part ranked once, all that followed from it."""
     part, layer, (tokens, scores) = record.part.label(), record.layer or 0, _of_first_row(record)
     if record.selection is not None:
-        return [Eviction(part, record.step or 0, layer, tokens, scores, _kept(record, tokens))]
+        return [Eviction(part, tokens, scores, _kept(record, tokens), record.step or 0, layer)]
     found: list[Eviction] = []
     ranked = dict(zip(tokens, scores or (), strict=True))
     for step in range(record.step or 0, trace.steps + 1):
         before, after = (tuple(trace.cached(layer, at).tolist()) for at in (step - 1, step))
         if before != after:
-            found.append(Eviction(part, step, layer, before, tuple(ranked[token] for token in before), after))
+            found.append(Eviction(part, before, tuple(ranked[token] for token in before), after, step, layer))
     return found
 
 
@@ -231,17 +233,6 @@ def _kept(record: Decided, tokens: tuple[int, ...]) -> tuple[int, ...]:
     ids: list[int] = record.ids[0].tolist()
     slots: list[int] = record.selection.kept[0, : record.selection.counts[0]].tolist()
     return tuple(sorted(ids[slot] for slot in slots))
-
-
-def _threshold(tokens: tuple[int, ...], scores: tuple[float, ...] | None, kept: tuple[int, ...]) -> float | None:
-    """The lowest kept score, where no dropped token scored higher and some were dropped."""
-    if scores is None or not kept or len(kept) == len(tokens):
-        return None
-    chosen = set(kept)
-    inside = [score for token, score in zip(tokens, scores, strict=True) if token in chosen]
-    outside = [score for token, score in zip(tokens, scores, strict=True) if token not in chosen]
-    lowest = min(inside)
-    return lowest if lowest >= max(outside) and math.isfinite(lowest) else None
 
 
 def _life(seen: list[list[list[int]]], n_visual: int) -> tuple[float, ...]:

@@ -10,8 +10,8 @@ from matplotlib.colors import Normalize
 from PIL import Image
 
 from tokentrim.drawing.style import FAINT, INK
-from tokentrim.explain.figures import Rect, axis_at, no_scores, size_of, write
-from tokentrim.explain.gather import Explanation, Stage
+from tokentrim.explain.figures import Rect, axis_at, no_scores, size_of, spread, write
+from tokentrim.explain.gather import DecidedStage, Explanation
 from tokentrim.explain.panels import LIFE_MAP, Panel, color_bar, scale
 
 _TILE: Final = 1.45
@@ -41,7 +41,7 @@ def overview_figure(
     number = explanations[0].cells.finest()
     image = images[explanations[0].cells.planes[number].image]
     width, height = size_of(image, _TILE)
-    chosen = [_chosen(explanation.stages) for explanation in explanations]
+    chosen = [spread(explanation.stages, _MOST) for explanation in explanations]
     columns = max(len(some) + bool(e.evictions) for some, e in zip(chosen, explanations, strict=True))
     columns = max(columns, 1) + 1
     said = [_words(explanation, reference) for explanation in explanations]
@@ -81,13 +81,6 @@ def overview_figure(
     return figure
 
 
-def _chosen(stages: Sequence[Stage]) -> list[Stage]:
-    """All stages, or a few evenly spread, the first and the last among them."""
-    if len(stages) <= _MOST:
-        return list(stages)
-    return [stages[round(order * (len(stages) - 1) / (_MOST - 1))] for order in range(_MOST)]
-
-
 def _words(explanation: Explanation, reference: str | None) -> list[tuple[float, str, dict[str, Any]]]:
     """The strategy, what it cost, what the model answered: (inches from the top, text, style); "" at the end."""
     faint = {"fontsize": 8, "color": FAINT}
@@ -96,7 +89,7 @@ def _words(explanation: Explanation, reference: str | None) -> list[tuple[float,
         (fill(explanation.strategy, 21), 0.2, {"fontsize": 10.5, "fontweight": "bold"}),
         (f"{explanation.layer_mean_tokens:.1f} tokens, mean over layers", 0.18, faint),
     ]
-    hidden = len(explanation.stages) - len(_chosen(explanation.stages))
+    hidden = max(0, len(explanation.stages) - _MOST)
     if hidden:
         pieces.append((f"{hidden} more stages in their own files", 0.18, faint))
     pieces.append((fill(answer, 29), 0.18, {"fontsize": 8.5, "color": INK}))
@@ -112,7 +105,7 @@ def _words(explanation: Explanation, reference: str | None) -> list[tuple[float,
 
 
 def _column(
-    figure: Any, explanation: Explanation, stage: Stage, image: Image.Image, number: int, upper: Rect, top: float
+    figure: Any, explanation: Explanation, stage: DecidedStage, image: Image.Image, number: int, upper: Rect, top: float
 ) -> None:
     """Scores above, what became of the tokens below."""
     write(figure, upper.left, top + _ROW - 0.27, f"boundary {stage.boundary}", fontsize=8, color=INK)
@@ -139,7 +132,7 @@ def _fading(explanation: Explanation) -> str:
     return f"{first:.0f} → {last:.0f} per layer"
 
 
-def _bars(figure: Any, explanations: Sequence[Explanation], chosen: Sequence[Sequence[Stage]]) -> None:
+def _bars(figure: Any, explanations: Sequence[Explanation], chosen: Sequence[Sequence[DecidedStage]]) -> None:
     """What the colours mean: scores have a scale of their own in each tile."""
     width, full = figure.get_size_inches()
     left, bottom = width - _BARS + 0.2, full - _HEAD - _ROW - _BAR

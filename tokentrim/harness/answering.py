@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from tokentrim.counting.forecast import planned_cached, planned_layer_tokens
 from tokentrim.engine.generate import answer_lengths
 from tokentrim.errors import EngineError, complaint
 from tokentrim.harness.costs import Costs
 from tokentrim.harness.generation import Generation
 from tokentrim.harness.messages import Conversation
 from tokentrim.harness.options import HarnessOptions
-from tokentrim.loading import Loaded, conversation_inputs
+from tokentrim.loading import Loaded, conversation_inputs, on_device
 from tokentrim.runs.batches import visual_tokens
+from tokentrim.runs.cells import prunes
 from tokentrim.session import located, trim
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Answerer:
         session.annotate(new_tokens=[length for length in lengths for _ in range(beams)])
         if batch[0].task:
             costs = self.costs.setdefault(batch[0].task, Costs())
-            due = any(self._prunes(strategy, n, max(lengths) - 1) for n in set(n_visual))
+            due = any(prunes(strategy, self.shape, n, max(lengths) - 1) for n in set(n_visual))
             costs.add(session.report(), lengths, pictured=any(n_visual), due=due)
         for question, row, length, n in zip(batch, new, lengths, n_prompt, strict=True):
             yield HarnessAnswer(question.place, generation.cut(self._text(row[:length])).strip(), n, length)
@@ -131,8 +131,7 @@ class Answerer:
     def _generate(self, inputs: dict[str, Tensor], generation: Generation) -> Tensor:
         """New tokens of a batch, on the host."""
         model = self.loaded.model
-        inputs = {name: value.to(model.device) for name, value in inputs.items()}
-        inputs |= {name: value.to(model.dtype) for name, value in inputs.items() if torch.is_floating_point(value)}
+        inputs = on_device(model, inputs)
         stops: dict[str, Any] = {}
         if generation.until:
             ended = StopsAtText(generation.until, self._text, inputs["input_ids"].shape[1])
@@ -177,13 +176,6 @@ class Answerer:
                 self.shape, n_visual, **ratios, n_text=n_text, new_tokens=new_tokens
             )  # fmt: skip
         return self.solved[key]
-
-    def _prunes(self, strategy: Strategy, n_visual: int, steps: int) -> bool:
-        """Whether the strategy's own plan drops anything; counts that depend on the data promise nothing."""
-        layers = planned_layer_tokens(strategy.spatial_parts, self.shape, n_visual)
-        if any(n != n_visual for n in layers):
-            return True
-        return any(held != layers for held in planned_cached(strategy.temporal_part, self.shape, layers, steps))
 
 
 class StopsAtText(StoppingCriteria):

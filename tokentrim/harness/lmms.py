@@ -44,8 +44,8 @@ class Tokentrim(lmms):
     """A model under a strategy.
 
     Args:
-        arguments: the model arguments, see :class:`~tokentrim.harness.options.HarnessOptions`. In Python ``pretrained``
-            may also be a :class:`~tokentrim.loading.Loaded`.
+        arguments: the model arguments, see :class:`~tokentrim.harness.options.HarnessOptions`. In Python
+            ``pretrained`` may also be a :class:`~tokentrim.loading.Loaded`.
 
     Raises:
         TokentrimError: when they are not what they must be; under lmms-eval's command the process ends with code 2.

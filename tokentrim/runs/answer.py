@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.runs.batches import Batch, evidence_of, make_batch, model_inputs
-from tokentrim.runs.cells import Cell, first_boundary
+from tokentrim.runs.cells import Cell, first_boundary, prunes
 from tokentrim.runs.downscale import ratios, smaller
 from tokentrim.runs.figures import REPORTED
 from tokentrim.runs.kept import Kept, pieces
@@ -19,7 +19,7 @@ from tokentrim.runs.results import CellResult
 from tokentrim.runs.work import Unreachable, Work, solve
 from tokentrim.engine.generate import answer_lengths
 from tokentrim.loading import Loaded
-from tokentrim.counting.forecast import is_static, planned_cached, planned_layer_tokens
+from tokentrim.counting.forecast import is_static
 from tokentrim.contracts.sites import Need
 from tokentrim.contracts.tasks import Sample
 
@@ -35,7 +35,7 @@ _TEXT_OF_MESSAGE: Final = 300
 
 
 @dataclass
-class Answers:
+class CellAnswers:
     """What some batches of one cell gave.
 
     Attributes:
@@ -58,7 +58,7 @@ class Answers:
     due: bool = False
     boundaries: list[int] = field(default_factory=list[int])
 
-    def add(self, part: Answers) -> None:
+    def add(self, part: CellAnswers) -> None:
         """Add what a further batch gave."""
         self.records |= part.records
         for name, value in part.sums.items():
@@ -83,16 +83,16 @@ def run_cell(cell: Cell, work: Work, ranks: Ranks = ALONE) -> CellResult:
     except Unreachable as reason:
         return CellResult({**head, "skipped": str(reason)}, [])
     except Exception as cause:
-        lost = Answers()
+        lost = CellAnswers()
         for batch in work.batches:
             _fail(cell, lost, batch, cause)
         return _result(cell, work, {**head, "strategy": cell.strategy.as_dict(), "strategies": []}, lost)
     solved: dict[int, Strategy] = {}
-    found: list[tuple[str | None, dict[int, Answers]]] = ranks.gather(_own_batches(cell, work, ranks, solved))
+    found: list[tuple[str | None, dict[int, CellAnswers]]] = ranks.gather(_own_batches(cell, work, ranks, solved))
     reason = next((reason for reason, _ in found if reason is not None), None)
     if reason is not None:
         return CellResult({**head, "skipped": reason}, [])
-    answers = Answers()
+    answers = CellAnswers()
     for _, part in sorted((item for _, parts in found for item in parts.items()), key=lambda item: item[0]):
         answers.add(part)
     if answers.due and answers.events == 0:
@@ -108,7 +108,7 @@ def run_cell(cell: Cell, work: Work, ranks: Ranks = ALONE) -> CellResult:
     return _result(cell, work, head, answers)
 
 
-def _result(cell: Cell, work: Work, head: dict[str, Any], answers: Answers) -> CellResult:
+def _result(cell: Cell, work: Work, head: dict[str, Any], answers: CellAnswers) -> CellResult:
     """The cell's head with what its answers scored together and cost, and their lines."""
     records = [answers.records[place] for place in sorted(answers.records)]
     _aggregate(cell, work, records, head)
@@ -131,7 +131,7 @@ def _shown(cell: Cell, work: Work) -> tuple[Work, dict[str, Any]]:
     }
 
 
-def _boundary(cell: Cell, solved: dict[int, Strategy], answers: Answers) -> int | None:
+def _boundary(cell: Cell, solved: dict[int, Strategy], answers: CellAnswers) -> int | None:
     """Where the cell's strategy first drops tokens: by its plan, or where the data decide, the questions' median."""
     if cell.control is not None or not solved:
         return None
@@ -154,14 +154,14 @@ def _aggregate(cell: Cell, work: Work, records: Sequence[dict[str, Any]], head: 
 
 def _own_batches(
     cell: Cell, work: Work, ranks: Ranks, solved: dict[int, Strategy]
-) -> tuple[str | None, dict[int, Answers]]:
+) -> tuple[str | None, dict[int, CellAnswers]]:
     """(why the budget cannot be reached, or None; what each of this rank's batches gave, by the batch's number).
 
     Every rank solves every budget, on the batch on which one process would solve it.
     """
-    parts: dict[int, Answers] = {}
+    parts: dict[int, CellAnswers] = {}
     for number, batch in enumerate(work.batches):
-        part = Answers()
+        part = CellAnswers()
         if ranks.owns(number):
             parts[number] = part
         try:
@@ -188,7 +188,7 @@ def warm_up(cell: Cell, work: Work) -> None:
         _generate(cell, work.loaded, make_batch(work.loaded, work.samples, [0]))
 
 
-def _run_batch(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: Answers) -> None:
+def _run_batch(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: CellAnswers) -> None:
     """Answer one batch; if it fails, answer its questions one by one, so that one bad question spoils no other."""
     try:
         _answer(cell, work, batch, strategy, answers)
@@ -201,7 +201,7 @@ def _run_batch(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers
             _run_batch(cell, work, single, strategy, answers)
 
 
-def _fail(cell: Cell, answers: Answers, batch: Batch, cause: Exception) -> None:
+def _fail(cell: Cell, answers: CellAnswers, batch: Batch, cause: Exception) -> None:
     """Record that a batch's questions have no answer, and why."""
     message = f"{type(cause).__name__}: {cause}"[:_TEXT_OF_MESSAGE]
     for place, sample in zip(batch.places, batch.samples, strict=True):
@@ -227,7 +227,7 @@ def record(
     }
 
 
-def _answer(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: Answers) -> None:
+def _answer(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: CellAnswers) -> None:
     """Generate, decode, score and account for one batch."""
     from tokentrim.session import trim
 
@@ -266,7 +266,7 @@ def _account(
     strategy: Strategy,
     session: Session,
     lengths: list[int],
-    answers: Answers,
+    answers: CellAnswers,
 ) -> None:
     """Add a batch's costs; every row is charged for its own answer, not for the longest of the batch."""
     session.annotate(new_tokens=lengths)
@@ -286,7 +286,7 @@ def _account(
     answers.rows += len(lengths)
     answers.tokens += sum(length - 1 for length in lengths)
     answers.events += report.pruning_events
-    answers.due = answers.due or _should_prune(cell, batch, strategy, max(lengths) - 1)
+    answers.due = answers.due or prunes(strategy, cell.model.shape, batch.n_visual, max(lengths) - 1)
 
 
 def _first_loss(trace: Trace, row: int) -> int | None:
@@ -295,16 +295,7 @@ def _first_loss(trace: Trace, row: int) -> int | None:
     return next((layer for layer in range(trace.n_layers) if len(trace.kept(layer, row)) < full), None)
 
 
-def _should_prune(cell: Cell, batch: Batch, strategy: Strategy, steps: int) -> bool:
-    """Whether the strategy's own plan drops anything on this batch; data-dependent counts promise nothing."""
-    shape, full = cell.model.shape, (batch.n_visual,) * cell.model.shape.n_layers
-    layers = planned_layer_tokens(strategy.spatial_parts, shape, batch.n_visual)
-    if layers != full and batch.n_visual:
-        return True
-    return any(held != layers for held in planned_cached(strategy.temporal_part, shape, layers, steps))
-
-
-def _costs(answers: Answers) -> dict[str, Any]:
+def _costs(answers: CellAnswers) -> dict[str, Any]:
     """A cell's costs: means over its questions, and times per question or token."""
     rows, tokens, sums = answers.rows, answers.tokens, answers.sums
     means: dict[str, float | None] = {name: sums[name] / rows if rows else None for name in REPORTED}

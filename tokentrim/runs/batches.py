@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokentrim.errors import DataError, UnsupportedError, complaint
-from tokentrim.loading import Loaded, conversation_inputs, single_turn
+from tokentrim.loading import Loaded, conversation_inputs, on_device, single_turn
 from tokentrim.session import adapter_of
 from tokentrim.contracts.sites import Grid
 from tokentrim.contracts.tasks import Sample, Task, evidence_over
@@ -55,8 +55,6 @@ class VisualCounter:
         """
         ids: Tensor = inputs["input_ids"]
         counted = [int(n) for n in torch.stack([ids == token for token in self._placeholders]).any(0).sum(1)]
-        if self.vision is None:
-            return counted
         return [n - self._structure(row) for n, row in zip(counted, images, strict=True)]
 
     def _structure(self, images: Sequence[Any]) -> int:
@@ -105,9 +103,7 @@ def sample_inputs(loaded: Loaded, samples: Sequence[Sample]) -> Any:
 
 def model_inputs(loaded: Loaded, batch: Batch) -> dict[str, Tensor]:
     """A batch's inputs where the model is, floating-point ones in its number format."""
-    model = loaded.model
-    inputs = {name: value.to(model.device) for name, value in batch.inputs.items()}
-    return inputs | {name: value.to(model.dtype) for name, value in inputs.items() if torch.is_floating_point(value)}
+    return on_device(loaded.model, batch.inputs)
 
 
 def visual_tokens(loaded: Loaded, inputs: Any, images: Sequence[Sequence[Any]]) -> list[int]:

@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from tokentrim.runs.specs import Match, ModelSpec, TaskSpec, Timing, digest
 from tokentrim.config.specs import StrategySpec
 from tokentrim.errors import ConfigError, complaint
 from tokentrim.loading import device_of, fingerprint, read_config, require_supported, resolve_folder, shape_of
-from tokentrim.counting.forecast import planned_layer_tokens
+from tokentrim.counting.forecast import planned_cached, planned_layer_tokens
 from tokentrim.plugins.loader import installed_version, registry
 from tokentrim.counting.shape import ModelShape
 from tokentrim.contracts.strategy import Strategy
-
-if TYPE_CHECKING:
-    pass
 
 REFERENCE: Final = "none"
 CONTROL: Final = "random"
@@ -76,12 +73,12 @@ class Cell:
         method: label in tables.
         strategy: what prunes, before its knob is solved.
         match: which share the budget means.
+        max_new_tokens: limit of an answer.
+        batch_size: questions answered at once.
         budget: the share asked for; None where the strategy runs as it is configured.
         seed: where the method draws random numbers.
         boundary: where a text-only row drops the image; for others the first boundary at which they are expected to
             drop tokens, None where none is known before they run.
-        max_new_tokens: limit of an answer.
-        batch_size: questions answered at once.
         pictures: questions whose kept tokens are recorded.
         control: what is done to the pictures before the processor, instead of a strategy.
         timing: how its knob is solved for a share of time; None where it is solved on the plan.
@@ -95,12 +92,12 @@ class Cell:
     method: str
     strategy: StrategySpec
     match: Match
-    budget: float | None
-    seed: int | None
-    boundary: int | None
     max_new_tokens: int
     batch_size: int
-    pictures: int
+    budget: float | None = None
+    seed: int | None = None
+    boundary: int | None = None
+    pictures: int = 0
     control: str | None = None
     timing: Timing | None = None
     solved: Solved | None = None
@@ -177,6 +174,20 @@ def first_boundary(strategy: Strategy, shape: ModelShape, n_visual: int | None =
         n_visual = shape.vision.n_visual if shape.vision else 1
     layers = planned_layer_tokens(strategy.spatial_parts, shape, n_visual)
     return next((layer for layer, kept in enumerate(layers) if kept < n_visual), None)
+
+
+def prunes(strategy: Strategy, shape: ModelShape, n_visual: int, steps: int) -> bool:
+    """Whether a strategy's own plan drops anything of a prompt; counts that depend on the data promise nothing.
+
+    Args:
+        strategy: with its knob solved.
+        shape: the model's numbers.
+        n_visual: visual tokens of the prompt.
+        steps: decode forwards of its answer.
+    """
+    layers = planned_layer_tokens(strategy.spatial_parts, shape, n_visual)
+    held = planned_cached(strategy.temporal_part, shape, layers, steps)
+    return any(n != n_visual for n in layers) or any(now != layers for now in held)
 
 
 def versions() -> dict[str, str]:

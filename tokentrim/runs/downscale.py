@@ -25,7 +25,7 @@ from PIL import Image
 from tokentrim.counting.costs import Usage
 from tokentrim.runs.batches import Batch, make_batches
 from tokentrim.runs.cells import Cell
-from tokentrim.runs.work import Prompt, Work, solve
+from tokentrim.runs.work import PromptCounts, Work, solve
 from tokentrim.config.specs import strategy_from
 from tokentrim.errors import DataError
 from tokentrim.counting.forecast import planned_layer_tokens
@@ -73,12 +73,12 @@ def smaller(cell: Cell, work: Work) -> Smaller:
         Unreachable: when ``uniform`` cannot be brought to the cell's budget.
     """
     rival = replace(cell, strategy=strategy_from(EQUAL), control=None)
-    full: dict[int, Prompt] = {}
+    full: dict[int, PromptCounts] = {}
     target: dict[int, int] = {}
     for batch in work.batches:
         kept = planned_layer_tokens(solve(rival, work, batch).spatial_parts, cell.model.shape, batch.n_visual)[0]
         for place, n_text in zip(batch.places, batch.n_text, strict=True):
-            full[place], target[place] = Prompt(batch.n_visual, n_text), kept
+            full[place], target[place] = PromptCounts(batch.n_visual, n_text), kept
     vision = cell.model.shape.vision
     found = {
         place: [shrink(image, sample.images, vision, target[place], full[place].n_visual) for image in sample.images]
@@ -163,7 +163,7 @@ def _blown_up(image: Image.Image, seen: tuple[float, float], ratio: float) -> Sh
     return Shrunk(small.resize(image.size, Image.Resampling.BICUBIC), "same tokens", share)
 
 
-def ratios(shape: ModelShape, full: Prompt, batch: Batch, row: int, new_tokens: int) -> dict[str, float]:
+def ratios(shape: ModelShape, full: PromptCounts, batch: Batch, row: int, new_tokens: int) -> dict[str, float]:
     """The costs of one row with smaller pictures, as shares of the same question with its full pictures.
 
     Args:

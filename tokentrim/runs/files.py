@@ -4,11 +4,40 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokentrim.errors import ResultsError, complaint
+
+
+def make_folder(path: Path, whom: str = "the folder") -> None:
+    """Make a folder and those above it; what one holds that is there stays.
+
+    Raises:
+        ResultsError: when it cannot be made, or no file can be written in it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as cause:
+        raise ResultsError(complaint(f"{whom} {path}", "be writable", hint=f"{cause}; choose another --out")) from cause
+
+
+@contextmanager
+def reading(path: Path, remedy: str, *more: type[Exception]) -> Generator[None]:
+    """Turn whatever reading a foreign or damaged file raises, ``more`` included, into a ResultsError with a remedy."""
+    try:
+        yield
+    except OSError as cause:
+        raise ResultsError(complaint(f"{path}", "be readable", hint=f"{cause}; {remedy}")) from cause
+    except (ValueError, KeyError, TypeError, AttributeError, *more) as cause:
+        raise ResultsError(
+            complaint(f"{path}", "be what tokentrim wrote there", hint=f"{cause!r}; {remedy}")
+        ) from cause
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Timing:
+class GenerateTiming:
     """One call of ``generate``.
 
     Attributes:
@@ -62,14 +62,14 @@ class Stopwatch:
             return start.elapsed_time(end) / 1000.0
         return end - start
 
-    def timing(self) -> Timing:
+    def timing(self) -> GenerateTiming:
         """The run so far: the first mark is its start, each further one a new token."""
         tokens = len(self._marks) - 1
         decode = self.seconds(1, tokens) / (tokens - 1) if tokens > 1 else None
-        return Timing(self.seconds(0, 1), decode)
+        return GenerateTiming(self.seconds(0, 1), decode)
 
 
-def timed_generate(model: Any, inputs: dict[str, Tensor], new_tokens: int) -> Timing:
+def timed_generate(model: Any, inputs: dict[str, Tensor], new_tokens: int) -> GenerateTiming:
     """Greedy ``generate`` of exactly ``new_tokens`` tokens, timed."""
     watch = _started(model.device)
     generate(model, inputs, new_tokens, [watch])

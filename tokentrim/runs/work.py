@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class PromptCounts:
     """The counts of one question's prompt.
 
     Attributes:
@@ -50,7 +50,7 @@ class Work:
     samples: Sequence[Sample]
     batches: Sequence[Batch]
     new_tokens: int
-    full: Mapping[int, Prompt] = field(default_factory=dict[int, Prompt])
+    full: Mapping[int, PromptCounts] = field(default_factory=dict[int, PromptCounts])
 
 
 def work_of(cell: Cell, loaded: Loaded) -> Work:

@@ -2,7 +2,7 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product, zip_longest
@@ -35,21 +35,22 @@ class Asked:
 Question = Callable[[np.random.Generator, Scene], Asked | None]
 
 
-def _choose(rng: np.random.Generator, objects: Sequence[SceneObject]) -> SceneObject | None:
-    return objects[int(rng.integers(len(objects)))] if objects else None
+def _alone(rng: np.random.Generator, scene: Scene, key: Callable[[SceneObject], Hashable]) -> SceneObject | None:
+    """One of the objects whose key no other object has."""
+    often = Counter(map(key, scene.objects))
+    found = [o for o in scene.objects if often[key(o)] == 1]
+    return found[int(rng.integers(len(found)))] if found else None
 
 
 def ask_color(rng: np.random.Generator, scene: Scene) -> Asked | None:
     """Colour of the only object with some glyph."""
-    often = Counter(o.glyph for o in scene.objects)
-    chosen = _choose(rng, [o for o in scene.objects if often[o.glyph] == 1])
+    chosen = _alone(rng, scene, lambda o: o.glyph)
     return chosen and Asked(f"color of {chosen.glyph} ?", chosen.color, (chosen,))
 
 
 def ask_what(rng: np.random.Generator, scene: Scene) -> Asked | None:
     """Glyph of the only object of some colour."""
-    often = Counter(o.color for o in scene.objects)
-    chosen = _choose(rng, [o for o in scene.objects if often[o.color] == 1])
+    chosen = _alone(rng, scene, lambda o: o.color)
     return chosen and Asked(f"what is {chosen.color} ?", chosen.glyph, (chosen,))
 
 
@@ -83,8 +84,7 @@ def ask_at(rng: np.random.Generator, scene: Scene) -> Asked | None:
 
 def ask_where(rng: np.random.Generator, scene: Scene) -> Asked | None:
     """Cell of the only object with some colour and glyph."""
-    often = Counter((o.color, o.glyph) for o in scene.objects)
-    chosen = _choose(rng, [o for o in scene.objects if often[o.color, o.glyph] == 1])
+    chosen = _alone(rng, scene, lambda o: (o.color, o.glyph))
     if chosen is None:
         return None
     return Asked(f"where {chosen.color} {chosen.glyph} ?", f"{ROWS[chosen.row]} {COLUMNS[chosen.column]}", (chosen,))
@@ -129,24 +129,16 @@ def evidence_of(scene: Scene, asked: Asked) -> tuple[Evidence, ...]:
     return tuple(boxes)
 
 
+@dataclass(eq=False)
 class SceneTask(Task):
     """One kind of question on endless scenes of 4 to 10 objects, on canvases in turn."""
 
-    def __init__(
-        self,
-        name: str,
-        ask: Question,
-        metric: Metric,
-        max_new_tokens: int,
-        description: str,
-        canvases: tuple[Canvas, ...] = (SQUARE,),
-    ) -> None:
-        self.name = name
-        self.canvases = canvases
-        self.ask = ask
-        self.metric = metric
-        self.max_new_tokens = max_new_tokens
-        self.description = description
+    name: str
+    ask: Question
+    metric: Metric
+    max_new_tokens: int
+    description: str
+    canvases: tuple[Canvas, ...] = (SQUARE,)
 
     def samples(self, split: Split, n: int) -> Sequence[Sample]:
         """The first n samples of a split; each task has scenes of its own."""

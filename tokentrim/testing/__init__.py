@@ -22,7 +22,11 @@ if TYPE_CHECKING:
         checks_of as checks_of,
         parametrize_with_checks as parametrize_with_checks,
     )
-    from tokentrim.testing.outcome import ContractError as ContractError, Outcome as Outcome, Outcomes as Outcomes
+    from tokentrim.testing.outcome import (
+        CheckOutcome as CheckOutcome,
+        ContractError as ContractError,
+        Outcomes as Outcomes,
+    )
     from tokentrim.testing.subjects import Example as Example, small_model as small_model
 
 # The pytest plugin of this package must not import torch.
@@ -30,7 +34,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "testing.doors": "check_adapter, check_strategy, checks_of, parametrize_with_checks",
-        "testing.outcome": "ContractError, Outcome, Outcomes",
+        "testing.outcome": "CheckOutcome, ContractError, Outcomes",
         "testing.subjects": "Example, small_model",
     },
 )

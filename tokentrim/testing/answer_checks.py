@@ -15,7 +15,7 @@ from tokentrim.counting.costs import Usage, mean_ratios
 from tokentrim.counting.forecast import is_static, plan
 from tokentrim.selftest.masked import masked_logits
 from tokentrim.selftest.subject import TOLERANCE, deviation, state
-from tokentrim.testing.case import STEPS, Beam, Case, Run, answer, best_beams, subjected
+from tokentrim.testing.case import STEPS, Beam, Case, CaseRun, answer, best_beams, subjected
 from tokentrim.testing.outcome import STRATEGIES, Skipped, checks, unlike
 from tokentrim.testing.subjects import forget_small_models
 from tokentrim.testing.supplies import keeping_all, turned_field
@@ -70,7 +70,7 @@ def row_in_batch_is_row_alone(case: Case) -> None:
         _same_row(case, together, row, case.run(row))
 
 
-def _same_row(case: Case, together: Run, row: int, alone: Run) -> None:
+def _same_row(case: Case, together: CaseRun, row: int, alone: CaseRun) -> None:
     pictured = alone.trace.n_visual != (0,)  # nothing is recorded of a prompt without pictures
     for layer in range(alone.trace.n_layers if pictured else 0):
         for step in range(alone.trace.steps + 1):
@@ -240,7 +240,7 @@ def _require_masks(case: Case) -> None:
         raise Skipped("it merges tokens or edits attention, which no mask expresses")
 
 
-def _against_masks(case: Case, run: Run, row: int, *, renumber: bool = False) -> float:
+def _against_masks(case: Case, run: CaseRun, row: int, *, renumber: bool = False) -> float:
     """Largest deviation of a run of one row from the untouched model under its masks."""
     subject = case.subject
     inputs = subject.prompt(row)

@@ -22,7 +22,7 @@ from tokentrim.session import Session, session_with
 from tokentrim.testing.outcome import STRATEGIES, Skipped, require
 from tokentrim.testing.subjects import small_model
 from tokentrim.testing.supplies import evidence_for, with_weights
-from tokentrim.testing.watching import Look, Seen, Watched
+from tokentrim.testing.watching import Look, SeenCall, Watched
 
 STEPS: Final = 8
 """New tokens of a run: seven decode forwards."""
@@ -30,7 +30,7 @@ _SCORE_TOLERANCE: Final = 1e-3
 
 
 @dataclass(frozen=True)
-class Run:
+class CaseRun:
     """A greedy generation under a strategy.
 
     Attributes:
@@ -92,8 +92,10 @@ class Case:
 
     spec: StrategySpec
     family: str | None = None
-    _runs: dict[tuple[Any, ...], Run | Exception] = field(default_factory=dict[tuple[Any, ...], Run | Exception])
-    _seen: list[Seen] | None = None
+    _runs: dict[tuple[Any, ...], CaseRun | Exception] = field(
+        default_factory=dict[tuple[Any, ...], CaseRun | Exception]
+    )
+    _seen: list[SeenCall] | None = None
 
     @classmethod
     def of(cls, spec: Spec, family: str | None = None) -> Case:
@@ -168,7 +170,7 @@ class Case:
             session.annotate(evidence=evidence_for(ids, subject.visuals(inputs), mask.bool()))
         return session
 
-    def run(self, *rows: int, strategy: Strategy | None = None, key: str = "") -> Run:
+    def run(self, *rows: int, strategy: Strategy | None = None, key: str = "") -> CaseRun:
         """A generation, made once per rows (and ``key``, which names another strategy than the one under test).
 
         Raises:
@@ -179,7 +181,7 @@ class Case:
             raise Skipped("it did not run: see the check 'runs'") from made
         return made
 
-    def attempt(self, *rows: int, strategy: Strategy | None = None, key: str = "") -> Run | Exception:
+    def attempt(self, *rows: int, strategy: Strategy | None = None, key: str = "") -> CaseRun | Exception:
         """The same, or what was raised."""
         if (rows, key) not in self._runs:
             try:
@@ -188,7 +190,7 @@ class Case:
                 self._runs[rows, key] = error
         return self._runs[rows, key]
 
-    def fresh(self, *rows: int, strategy: Strategy | None = None, session: Session | None = None) -> Run:
+    def fresh(self, *rows: int, strategy: Strategy | None = None, session: Session | None = None) -> CaseRun:
         """A generation, made anew; in a session that is entered already, where one is given."""
         inputs = self.subject.prompt(*rows)
         if session is not None:
@@ -196,7 +198,7 @@ class Case:
         with self.session(strategy, inputs) as opened:
             return _generated(opened, self.subject.model, inputs)
 
-    def seen(self) -> Sequence[Seen]:
+    def seen(self) -> Sequence[SeenCall]:
         """Every decision of one generation of all rows.
 
         Raises:
@@ -206,7 +208,7 @@ class Case:
             self._seen = self.watch()
         return self._seen
 
-    def watch(self, look: Look | None = None) -> list[Seen]:
+    def watch(self, look: Look | None = None) -> list[SeenCall]:
         """Every decision of one generation of all rows, each shown to ``look``."""
         self.run(0, 1, 2)
         watched = Watched.of(self.strategy, look)
@@ -231,11 +233,11 @@ class Case:
         require(holds, f"{what} of {self.whom}", must, *got, hint=hint, see=see)
 
 
-def _generated(session: Session, model: Any, inputs: dict[str, Any]) -> Run:
+def _generated(session: Session, model: Any, inputs: dict[str, Any]) -> CaseRun:
     ids, logits, cache = answer(model, inputs)
     trace = session.trace
     held = tuple(_held(layer) for layer in cache.layers)
-    return Run(inputs, ids, logits, trace, session.report(), held)
+    return CaseRun(inputs, ids, logits, trace, session.report(), held)
 
 
 def _held(layer: Any) -> tuple[int, int, int]:

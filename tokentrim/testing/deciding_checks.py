@@ -21,7 +21,7 @@ from tokentrim.session import session_with
 from tokentrim.testing.case import STEPS, Case, answer, subjected
 from tokentrim.testing.outcome import STRATEGIES, Failed, Skipped, checks
 from tokentrim.testing.supplies import sparsest
-from tokentrim.testing.watching import ATTENTION, Seen, more_of, rank
+from tokentrim.testing.watching import ATTENTION, SeenCall, more_of, rank
 
 _SCORE: Final = f"{STRATEGIES}#narrow-score"
 _SITE: Final = f"{STRATEGIES}#what-a-site-offers"
@@ -109,7 +109,7 @@ def more_attention_never_scores_lower(case: Case) -> None:
     asked: list[str] = []
     fallen: list[tuple[str, int, int]] = []
 
-    def look(seen: Seen, ask: Any) -> None:
+    def look(seen: SeenCall, ask: Any) -> None:
         reads = seen.read - {Need.GRID}
         if seen.scores is None or not reads or not reads <= ATTENTION or not asks_plainly(seen):
             return
@@ -133,7 +133,7 @@ def more_attention_never_scores_lower(case: Case) -> None:
                      "in expected_failures with that reason", see=_SCORE)  # fmt: skip
 
 
-def asks_plainly(seen: Seen) -> bool:
+def asks_plainly(seen: SeenCall) -> bool:
     """Whether asking again changes nothing: there is no state, which the second question could disturb."""
     return seen.site.state is None and bool(seen.site.n_visual) and seen.site.n_visual[0] > 1
 

@@ -17,7 +17,7 @@ from tokentrim.testing.case import Case
 from tokentrim.testing.config_checks import CONFIG_CHECKS
 from tokentrim.testing.deciding_checks import DECIDING_CHECKS
 from tokentrim.testing.family_checks import family_checks
-from tokentrim.testing.outcome import ContractError, Failed, Outcome, Outcomes, Skipped
+from tokentrim.testing.outcome import CheckOutcome, ContractError, Failed, Outcomes, Skipped
 from tokentrim.testing.subjects import Example
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class BoundCheck:
         except Failed as failure:
             raise ContractError(f"{self.name}: {failure}") from failure.__cause__
 
-    def outcome(self, expected: str | None = None) -> Outcome:
+    def outcome(self, expected: str | None = None) -> CheckOutcome:
         """What becomes of it; whatever it raises is a failure.
 
         Args:
@@ -67,17 +67,17 @@ class BoundCheck:
         try:
             self()
         except Skipped as reason:
-            return Outcome(self.name, "skipped", str(reason))
+            return CheckOutcome(self.name, "skipped", str(reason))
         except ContractError as failure:
-            return Outcome(self.name, "failed" if expected is None else "expected", str(failure))
+            return CheckOutcome(self.name, "failed" if expected is None else "expected", str(failure))
         except Exception as error:  # a stranger's code may raise anything
             text = f"{self.name}: {self.whom} must be checked without raising; got {type(error).__name__}: {error}."
-            return Outcome(self.name, "failed", text)
+            return CheckOutcome(self.name, "failed", text)
         if expected is not None:
             must = f"fail this check, as it was said to ({expected}), but it passed"
             text = f"{self.name}: {complaint(self.whom, must, hint='take it out of expected_failures')}"
-            return Outcome(self.name, "failed", text)
-        return Outcome(self.name, "passed")
+            return CheckOutcome(self.name, "failed", text)
+        return CheckOutcome(self.name, "passed")
 
 
 def checks_of(subject: Any, *, families: Sequence[str] | None = None) -> Iterator[tuple[str, BoundCheck]]:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from tokentrim.config.specs import StrategySpec
 from tokentrim.errors import TokentrimError
+from tokentrim.loading import known_model_types
 from tokentrim.testing import answer_checks, deciding_checks
 from tokentrim.testing.case import Case
 from tokentrim.testing.outcome import Check, Skipped
-from tokentrim.testing.subjects import families as registered
 
 _ON_EACH = (
     deciding_checks.runs,
@@ -22,7 +22,7 @@ _ON_EACH = (
 
 def family_checks(spec: StrategySpec, families: Sequence[str] | None) -> Iterator[Check]:
     """One check per model type."""
-    for family in registered() if families is None else families:
+    for family in known_model_types() if families is None else families:
         yield Check(f"on_{family}", _on(spec, family))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
@@ -58,7 +58,7 @@ def checks(*functions: Callable[[Any], None]) -> tuple[Check, ...]:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckOutcome:
     """What became of one check.
 
     Attributes:
@@ -73,11 +73,11 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Outcomes(Sequence[Outcome]):
+class Outcomes(Sequence[CheckOutcome]):
     """What became of all checks of one strategy or adapter, in order."""
 
     whom: str
-    items: tuple[Outcome, ...]
+    items: tuple[CheckOutcome, ...]
 
     def __getitem__(self, index: Any) -> Any:
         return self.items[index]
@@ -85,11 +85,8 @@ class Outcomes(Sequence[Outcome]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __iter__(self) -> Iterator[Outcome]:
-        return iter(self.items)
-
     @property
-    def failed(self) -> tuple[Outcome, ...]:
+    def failed(self) -> tuple[CheckOutcome, ...]:
         """The checks that failed unexpectedly, or passed although a failure was expected."""
         return tuple(outcome for outcome in self.items if outcome.status == "failed")
 

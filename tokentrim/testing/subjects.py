@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tokentrim.contracts.adapter import Adapter
 from tokentrim.errors import UnknownNameError, UnsupportedError, complaint, unknown_name
+from tokentrim.loading import known_model_types
 from tokentrim.plugins.loader import registry
 from tokentrim.selftest.running import Result, model_class_of, subject_of
 from tokentrim.selftest.subject import Made, Rows, Subject
@@ -30,11 +31,6 @@ RAGGED: Final[Rows] = ((3, 5), (2, 4, 7), (9,))
 """Text tokens around the pictures of each row of a batch: one picture, two, none."""
 SIMPLE: Final[Rows] = ((3, 5), (9, 4), (9,))
 """The same for families in which two pictures are not twice one."""
-
-
-def families() -> dict[str, str]:
-    """``model_type`` -> name of the registered adapter that serves it; imports no adapter."""
-    return {kind: entry.name for entry in registry("adapter") for kind in entry.tags.get("model_types", ())}
 
 
 def small_model(family: str | None = None) -> Subject:
@@ -55,7 +51,7 @@ def small_model(family: str | None = None) -> Subject:
 
 @functools.cache
 def _small(family: str) -> Subject:
-    known = families()
+    known = known_model_types()
     if family not in known:
         raise unknown_name("model family", family, known)
     adapter: Adapter = registry("adapter").get(known[family])()
@@ -68,14 +64,14 @@ def forget_small_models() -> None:
 
 
 def _plainest() -> str:
-    for family, name in families().items():
+    for family, name in known_model_types().items():
         adapter: Adapter = registry("adapter").get(name)()
         if adapter.example_config(family) is not None:
             subject = _small(family)
             if adapter.fixed_length(subject.layout, "image") is not None:
                 return family
     raise UnknownNameError(
-        complaint("a model family for the checks", "be served by a registered adapter", sorted(families()),
+        complaint("a model family for the checks", "be served by a registered adapter", sorted(known_model_types()),
                   "pass families=[...], or load the built-in adapters")
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ Site = LayerSite | StepSite
 
 
 @dataclass
-class Seen:
+class SeenCall:
     """One decision.
 
     Attributes:
@@ -50,7 +50,7 @@ class Seen:
 
 
 Ask = Callable[[Site], Any]
-Look = Callable[[Seen, Ask], None]
+Look = Callable[[SeenCall, Ask], None]
 
 
 class Watched(Strategy):
@@ -63,7 +63,7 @@ class Watched(Strategy):
     name: ClassVar[str] = "watched"
     _inner: Any = PrivateAttr()
     _parts: Any = PrivateAttr()
-    _seen: list[Seen] = PrivateAttr(default_factory=list[Seen])
+    _seen: list[SeenCall] = PrivateAttr(default_factory=list[SeenCall])
 
     @classmethod
     def of(cls, strategy: Strategy, look: Look | None = None) -> Watched:
@@ -84,7 +84,7 @@ class Watched(Strategy):
         return made
 
     @property
-    def seen(self) -> list[Seen]:
+    def seen(self) -> list[SeenCall]:
         """The decisions, in order."""
         return self._seen
 
@@ -105,7 +105,7 @@ class Watched(Strategy):
         return self._inner.spec()
 
 
-def _shadowed(part: Any, seen: list[Seen], look: Look | None) -> Any:
+def _shadowed(part: Any, seen: list[SeenCall], look: Look | None) -> Any:
     """A copy of a part, private attributes and all, whose ``score`` or ``select`` is written down."""
     kind = type(part)
     method = "score" if isinstance(part, SpatialScorer | TemporalScorer) else "select"
@@ -114,7 +114,7 @@ def _shadowed(part: Any, seen: list[Seen], look: Look | None) -> Any:
         def ask(shown: Site) -> Any:
             return getattr(kind, method)(self, shown, *more)
 
-        note = Seen(part, _place(site), site)
+        note = SeenCall(part, _place(site), site)
         seen.append(note)
         shown, check = _guarded(site, note)
         note.answer = ask(shown)
@@ -133,7 +133,7 @@ def _place(site: Site) -> str:
     return f"boundary {site.boundary}" if isinstance(site, LayerSite) else f"step {site.step}, layer {site.layer}"
 
 
-def _guarded(site: Site, note: Seen) -> tuple[Site, Callable[[], list[str]]]:
+def _guarded(site: Site, note: SeenCall) -> tuple[Site, Callable[[], list[str]]]:
     """The site with its readings noted, and what tells which tensors were written into since."""
     held: dict[str, tuple[Tensor, Tensor]] = {
         name: (value, value.clone()) for name, value in (("ids", site.ids), ("valid", site.valid))
@@ -157,7 +157,7 @@ def _guarded(site: Site, note: Seen) -> tuple[Site, Callable[[], list[str]]]:
 class _Providers(dict[Need, Callable[[], Any]]):
     """Readings by need; asking for one that the engine has not is the strategy's error, not a KeyError."""
 
-    def __init__(self, providers: Mapping[Need, Callable[[], Any]], note: Seen) -> None:
+    def __init__(self, providers: Mapping[Need, Callable[[], Any]], note: SeenCall) -> None:
         super().__init__(providers)
         self._note = note
 

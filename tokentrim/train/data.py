@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokentrim.contracts.tasks import Sample
-from tokentrim.loading import Loaded
+from tokentrim.loading import Loaded, on_device
 from tokentrim.plugins.loader import registry
 from tokentrim.runs.batches import answer_tokens, sample_inputs
 
@@ -91,7 +91,6 @@ def answered(loaded: Loaded, samples: Sequence[Sample]) -> Answered:
         aligned["attention_mask"][row, end:] = 1
         labels[row, width - len(answer) :] = torch.tensor(answer)
     model: Any = loaded.model
-    inputs = {name: value.to(model.device) for name, value in {**prompts, **aligned}.items()}
-    inputs = {n: value.to(model.dtype) if torch.is_floating_point(value) else value for n, value in inputs.items()}
+    inputs = on_device(model, {**prompts, **aligned})
     lengths = torch.tensor([len(answer) for answer in answers], device=model.device)
     return Answered(inputs, labels.to(model.device), lengths)

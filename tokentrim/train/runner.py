@@ -27,7 +27,7 @@ from tokentrim.runs.progress import Progress, Silent
 from tokentrim.runs.specs import asked, digest
 from tokentrim.session import adapter_of
 from tokentrim.train.data import Rounds, answered, step_rng
-from tokentrim.train.state import State
+from tokentrim.train.state import TrainingState
 from tokentrim.train.trainer import Trainer, TrainOptions
 
 _SAVE_EVERY: Final = 20.0
@@ -96,7 +96,7 @@ def run(
     if start is not None:
         held = chosen.model_copy(update={"weights": start}).held(target.shape)
         _start_from(trainer.module, held.on(torch.device("cpu")), start)
-    result, sketch = _train(trainer, checked, State(path, asked), told)
+    result, sketch = _train(trainer, checked, TrainingState(path, asked), told)
     written = shlex.join(command) if command else f"tokentrim.train.run({chosen.name!r}, {str(out)!r}, ...)"
     header = Header(
         strategy=chosen.name,
@@ -106,7 +106,7 @@ def run(
         provenance=_provenance(asked, checked, written, result),
     )
     write_weights(path, trainer.module.state_dict(), header)
-    State(path, asked).remove()
+    TrainingState(path, asked).remove()
     return Trained(path, header, used)
 
 
@@ -171,7 +171,7 @@ def _start_from(module: nn.Module, before: nn.Module, path: Path) -> None:
 
 
 def _train(
-    trainer: Trainer, options: TrainOptions, state: State, told: Progress
+    trainer: Trainer, options: TrainOptions, state: TrainingState, told: Progress
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Take all steps; returns figures of the run and the model's sketch. The trainer's module is trained in place."""
     loaded = load_model(options.model.model, options.model.device, options.model.dtype)

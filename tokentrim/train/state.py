@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tokentrim.errors import ResultsError, complaint
-from tokentrim.runs.files import write_atomic
+from tokentrim.runs.files import reading, write_atomic
 from tokentrim.runs.specs import digest
 
 
-class State:
+class TrainingState:
     """Where a training stands, beside the weights file that is to come.
 
     ``steps`` is not part of what must be the same: a stopped training may be continued to another number of steps.
@@ -62,14 +62,9 @@ class State:
         if not self.path.exists():
             return 0, {}
         opened: Any = safe_open
-        try:
-            with opened(self.path, framework="pt") as file:
-                note = json.loads(file.metadata()["training"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as cause:
-            raise ResultsError(
-                complaint(f"{self.path}", "be what tokentrim wrote there", hint=f"{cause!r}; remove the file")
-            ) from cause
+        with reading(self.path, "remove the file", SafetensorError), opened(self.path, framework="pt") as file:
+            note = json.loads(file.metadata()["training"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if note["hash"] != digest(self._options):
             before = note["options"]
             changed = {key for key in {*before, *self._options} if before.get(key) != self._options.get(key)}

@@ -13,6 +13,27 @@ IMAGE: Final = 3
 """Token id that stands for an image position."""
 
 
+def decoder(layers: int, width: int, heads: int, feed_forward: int, vocabulary: int) -> dict[str, int]:
+    """Sizes of a language model, as fields of a :class:`Geometry`."""
+    return {
+        "n_layers": layers,
+        "hidden_size": width,
+        "n_heads": heads,
+        "intermediate_size": feed_forward,
+        "vocab_size": vocabulary,
+    }
+
+
+def tower(layers: int, width: int, heads: int, feed_forward: int) -> dict[str, int]:
+    """Sizes of a vision tower, likewise."""
+    return {
+        "vision_layers": layers,
+        "vision_hidden_size": width,
+        "vision_heads": heads,
+        "vision_intermediate_size": feed_forward,
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Geometry(ABC):
     """Sizes of a model, and of the one picture size that it is timed with.

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import Tensor
 
-from tokentrim.bench.families.base import IMAGE, Geometry
+from tokentrim.bench.families.base import IMAGE, Geometry, decoder, tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,24 +76,13 @@ class Llava(Clip):
         return {"pixel_values": torch.randn(count, 3, self.image_size, self.image_size, generator=generator)}
 
 
-CLIP_L: Final[Mapping[str, int]] = MappingProxyType(
-    {"vision_layers": 24, "vision_hidden_size": 1024, "vision_heads": 16, "vision_intermediate_size": 4096}
-)
-VICUNA_7B: Final[Mapping[str, int]] = MappingProxyType(
-    {"n_layers": 32, "hidden_size": 4096, "n_heads": 32, "intermediate_size": 11008, "vocab_size": 32064}
-)
+VICUNA_7B: Final[Mapping[str, int]] = MappingProxyType(decoder(32, 4096, 32, 11008, 32064))
+CLIP_L: Final[Mapping[str, int]] = MappingProxyType(tower(24, 1024, 16, 4096))
 
 # The tower is scaled with the decoder, so that it keeps its 5 % of a prefill's FLOPs.
 _SCALED: Final = Llava(
-    n_layers=32,
-    hidden_size=1024,
-    n_heads=16,
-    intermediate_size=2752,
-    vocab_size=8000,
-    vision_layers=24,
-    vision_hidden_size=256,
-    vision_heads=4,
-    vision_intermediate_size=1024,
+    **decoder(32, 1024, 16, 2752, 8000),
+    **tower(24, 256, 4, 1024),
     image_size=336,
     summary="LLaVA-1.5-7B at a quarter of the width: the same 32 layers and 576 visual tokens",
 )
@@ -101,15 +90,8 @@ _SCALED: Final = Llava(
 GEOMETRIES: Final[Mapping[str, Geometry]] = MappingProxyType(
     {
         "tiny": Llava(
-            n_layers=12,
-            hidden_size=32,
-            n_heads=4,
-            intermediate_size=64,
-            vocab_size=128,
-            vision_layers=2,
-            vision_hidden_size=16,
-            vision_heads=2,
-            vision_intermediate_size=32,
+            **decoder(12, 32, 4, 64, 128),
+            **tower(2, 16, 2, 32),
             image_size=56,
             summary="16 visual tokens; for trying the bench itself, its times mean nothing",
         ),
@@ -127,28 +109,14 @@ GEOMETRIES: Final[Mapping[str, Geometry]] = MappingProxyType(
             summary="two layers of scaled, for caches that are large beside the weights",
         ),
         "narrow-4": Llava(
-            n_layers=4,
-            hidden_size=512,
-            n_heads=8,
-            intermediate_size=1376,
-            vocab_size=8000,
-            vision_layers=3,
-            vision_hidden_size=128,
-            vision_heads=2,
-            vision_intermediate_size=512,
+            **decoder(4, 512, 8, 1376, 8000),
+            **tower(3, 128, 2, 512),
             image_size=336,
             summary="four layers of half the width of scaled, for tens of thousands of visual tokens",
         ),
         "llava-1.5-7b": Llava(**VICUNA_7B, **CLIP_L, image_size=336, summary="full size, 14 GB in 16 bits"),
         "llava-1.5-13b": Llava(
-            n_layers=40,
-            hidden_size=5120,
-            n_heads=40,
-            intermediate_size=13824,
-            vocab_size=32064,
-            **CLIP_L,
-            image_size=336,
-            summary="full size, 27 GB in 16 bits",
+            **decoder(40, 5120, 40, 13824, 32064), **CLIP_L, image_size=336, summary="full size, 27 GB in 16 bits"
         ),
     }
 )

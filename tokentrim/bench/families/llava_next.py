@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import Tensor
 
-from tokentrim.bench.families.base import Geometry
+from tokentrim.bench.families.base import Geometry, decoder, tower
 from tokentrim.bench.families.llava import CLIP_L, VICUNA_7B, Clip
 
 _ACROSS: Final = 2  # tiles along each side of the picture
@@ -59,15 +59,8 @@ class LlavaNext(Clip):
 GEOMETRIES: Final[Mapping[str, Geometry]] = MappingProxyType(
     {
         "tiny-next": LlavaNext(
-            n_layers=12,
-            hidden_size=32,
-            n_heads=4,
-            intermediate_size=64,
-            vocab_size=128,
-            vision_layers=2,
-            vision_hidden_size=16,
-            vision_heads=2,
-            vision_intermediate_size=32,
+            **decoder(12, 32, 4, 64, 128),
+            **tower(2, 16, 2, 32),
             image_size=56,
             summary="LLaVA-NeXT with 20 visual tokens and 4 line ends; its times mean nothing",
         ),

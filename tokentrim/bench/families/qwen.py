@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import Tensor
 
-from tokentrim.bench.families.base import IMAGE, Geometry
+from tokentrim.bench.families.base import IMAGE, Geometry, decoder, tower
 
 _VIDEO, _START, _END = IMAGE + 1, IMAGE + 2, IMAGE + 3
 _MERGE: Final = 2  # patches along each side of a visual token
@@ -111,17 +111,10 @@ class Qwen25VL(Geometry):
 GEOMETRIES: Final[Mapping[str, Geometry]] = MappingProxyType(
     {
         "tiny-qwen": Qwen25VL(
-            n_layers=12,
-            hidden_size=64,
-            n_heads=4,
+            **decoder(12, 64, 4, 96, 128),
+            **tower(4, 32, 2, 48),
             n_kv_heads=2,
-            intermediate_size=96,
-            vocab_size=128,
             mrope_section=(2, 3, 3),
-            vision_layers=4,
-            vision_hidden_size=32,
-            vision_heads=2,
-            vision_intermediate_size=48,
             window_size=56,
             full_blocks=(1, 3),
             image_size=112,
@@ -129,34 +122,20 @@ GEOMETRIES: Final[Mapping[str, Geometry]] = MappingProxyType(
         ),
         # The tower takes about as large a share of a prefill's FLOPs as at full size.
         "scaled-qwen": Qwen25VL(
-            n_layers=8,
-            hidden_size=1024,
-            n_heads=8,
+            **decoder(8, 1024, 8, 2752, 8000),
+            **tower(8, 320, 4, 856),
             n_kv_heads=2,
-            intermediate_size=2752,
-            vocab_size=8000,
             mrope_section=(16, 24, 24),
-            vision_layers=8,
-            vision_hidden_size=320,
-            vision_heads=4,
-            vision_intermediate_size=856,
             window_size=112,
             full_blocks=(7,),
             image_size=672,
             summary="Qwen2.5-VL in the spirit of scaled-8: 8 layers, 576 visual tokens",
         ),
         "qwen2.5-vl-7b": Qwen25VL(
-            n_layers=28,
-            hidden_size=3584,
-            n_heads=28,
+            **decoder(28, 3584, 28, 18944, 152064),
+            **tower(32, 1280, 16, 3420),
             n_kv_heads=4,
-            intermediate_size=18944,
-            vocab_size=152064,
             mrope_section=(16, 24, 24),
-            vision_layers=32,
-            vision_hidden_size=1280,
-            vision_heads=16,
-            vision_intermediate_size=3420,
             window_size=112,
             full_blocks=(7, 15, 23, 31),
             image_size=1008,

@@ -27,7 +27,7 @@ _PICTURE: Final = ("testbed", "list-all")
 
 
 @dataclass(frozen=True)
-class Kind:
+class PluginKind:
     """One kind of strategy to begin with.
 
     Attributes:
@@ -56,9 +56,9 @@ class Kind:
 _TOKENS: Final = ("layer_mean_ratio", "share of the visual tokens that an average layer processes")
 _LOOKS: Final = "where, {task: list-all, samples: 10}"
 
-KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
+KINDS: Final[Mapping[str, PluginKind]] = MappingProxyType(
     {
-        "scorer": Kind(
+        "scorer": PluginKind(
             "prefill",
             "keeps the visual tokens whose features have the largest norm",
             "keep the visual tokens with the largest features",
@@ -68,7 +68,7 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
             *_TOKENS,
             _LOOKS,
         ),
-        "selector": Kind(
+        "selector": PluginKind(
             "prefill",
             "keeps the visual tokens whose features have the largest norm, and merges the others into them",
             "merge visual tokens into those with the largest features",
@@ -78,7 +78,7 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
             *_TOKENS,
             _LOOKS,
         ),
-        "temporal": Kind(
+        "temporal": PluginKind(
             "decode",
             "keeps, while the answer grows, the cached visual entries that it attends to the most",
             "evict cached visual entries that the answer does not attend to",

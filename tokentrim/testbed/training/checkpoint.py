@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Where a stage stands. Random numbers need no state: each step seeds its own from stage and step."""
 
     step: int = 0
@@ -30,7 +30,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     heads: dict[str, Tensor]
     optimizer: dict[str, Any]
-    progress: Progress
+    progress: TrainingProgress
 
     def save(self, path: Path) -> None:
         """Write the file; a reader sees the old or the new one, never a part."""
@@ -43,4 +43,4 @@ class Checkpoint:
     def load(cls, path: Path) -> "Checkpoint":
         """Read a file without running any code of it."""
         data = torch.load(path, weights_only=True)
-        return cls(data["model"], data["heads"], data["optimizer"], Progress(**data["progress"]))
+        return cls(data["model"], data["heads"], data["optimizer"], TrainingProgress(**data["progress"]))

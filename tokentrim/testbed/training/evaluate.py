@@ -14,7 +14,7 @@ from torch import Tensor
 from tokentrim.contracts.tasks import Sample, Task, evidence_over
 from tokentrim.testbed.scenes import Canvas
 from tokentrim.testbed.training.families import family_of
-from tokentrim.testbed.training.family import Family
+from tokentrim.testbed.training.family import TestbedFamily
 from tokentrim.testbed.training.view import View
 from tokentrim.testbed.vocabulary import ASSISTANT, END, IDS, decode, encode
 
@@ -34,15 +34,6 @@ def random_order(index: int, sample: Sample, view: View) -> np.ndarray:
     """A different random order for every sample, the same in every run."""
     del sample
     return np.random.default_rng([77, index]).random(view.tokens)
-
-
-def only_plane(plane: int) -> Ranking:
-    """Tokens of one plane of a tiled picture before the others, in random order: what is each plane good for?"""
-
-    def ranking(index: int, sample: Sample, view: View) -> np.ndarray:
-        return random_order(index, sample, view) + (view.plane == plane)
-
-    return ranking
 
 
 def kept_tokens(share: float, view: View) -> int:
@@ -75,7 +66,7 @@ def predictions(model: Any, task: Task, samples: Sequence[Sample], ranking: Rank
 
 @torch.no_grad()
 def _answer(
-    model: Any, family: Family, view: View, samples: list[Sample], scores: Tensor, kept: int, limit: int
+    model: Any, family: TestbedFamily, view: View, samples: list[Sample], scores: Tensor, kept: int, limit: int
 ) -> list[str]:
     language = model.model.language_model
     batch = len(samples)

@@ -9,12 +9,12 @@ from typing import Any
 
 from tokentrim.testbed.training.checkpoint import Checkpoint
 from tokentrim.testbed.training.families import FAMILIES
-from tokentrim.testbed.training.family import LLAVA, Family
+from tokentrim.testbed.training.family import LLAVA, TestbedFamily
 from tokentrim.testbed.training.processors import build_processor
 from tokentrim.testbed.vocabulary import BEGIN, END, IDS, PAD
 
 
-def load_checkpoint(path: Path, family: Family = LLAVA) -> Any:
+def load_checkpoint(path: Path, family: TestbedFamily = LLAVA) -> Any:
     """The model of a training checkpoint, in evaluation mode."""
     state = Checkpoint.load(path).model
     prefix = "model.language_model.layers."
@@ -24,7 +24,7 @@ def load_checkpoint(path: Path, family: Family = LLAVA) -> Any:
     return model.eval()
 
 
-def export(checkpoint: Path, folder: Path, family: Family = LLAVA) -> None:
+def export(checkpoint: Path, folder: Path, family: TestbedFamily = LLAVA) -> None:
     """Write weights, configuration, tokenizer and processor; other files of the folder are left alone."""
     model = load_checkpoint(checkpoint, family)
     model.generation_config.bos_token_id = IDS[BEGIN]

@@ -2,14 +2,14 @@
 
 from typing import Any, Final
 
-from tokentrim.testbed.training.family import LLAVA, Family
+from tokentrim.testbed.training.family import LLAVA, TestbedFamily
 from tokentrim.testbed.training.llava_next import NEXT
 from tokentrim.testbed.training.qwen import QWEN
 
-FAMILIES: Final[dict[str, Family]] = {family.name: family for family in (LLAVA, QWEN, NEXT)}
+FAMILIES: Final[dict[str, TestbedFamily]] = {family.name: family for family in (LLAVA, QWEN, NEXT)}
 
 
-def family_of(model: Any) -> Family:
+def family_of(model: Any) -> TestbedFamily:
     """The family of a loaded model, by its configuration.
 
     Raises:

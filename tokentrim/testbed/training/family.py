@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tokentrim.testbed.scenes import SQUARE, Canvas
-from tokentrim.testbed.training.model import VISION_WIDTH, build_model, encode_images, pixel_values
+from tokentrim.testbed.training.model import VISION_WIDTH, build_model, pixel_values
 from tokentrim.testbed.training.view import SQUARE_VIEW, View
 
 
@@ -27,7 +27,7 @@ class Encoded:
     pooled: Tensor | None
 
 
-class Family(ABC):
+class TestbedFamily(ABC):
     """One architecture of the testbed."""
 
     name: str
@@ -57,7 +57,7 @@ class Family(ABC):
         return [p for name, p in model.named_parameters() if self.tower in name]
 
 
-class Llava(Family):
+class TestbedLlava(TestbedFamily):
     """LLaVA 1.5: one square picture, one grid of tokens."""
 
     name = "llava"
@@ -82,8 +82,9 @@ class Llava(Family):
 
     def encode(self, model: Any, pixels: Tensor, view: View) -> Encoded:
         """Patch features of the last layer but one, projected, and the pooled [CLS]."""
-        features, pooled = encode_images(model, pixels)
-        return Encoded(model.model.multi_modal_projector(features), features, pooled[:, None])
+        output = model.model.vision_tower(pixels, output_hidden_states=True)
+        features = output.hidden_states[-2][:, 1:]
+        return Encoded(model.model.multi_modal_projector(features), features, output.pooler_output[:, None])
 
 
-LLAVA = Llava()
+LLAVA = TestbedLlava()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tokentrim.testbed.training.dropout import DropoutPlan
-from tokentrim.testbed.training.family import LLAVA, Encoded, Family
+from tokentrim.testbed.training.family import LLAVA, Encoded, TestbedFamily
 from tokentrim.testbed.training.packing import Packed, layout
 from tokentrim.testbed.training.view import SQUARE_VIEW, View
 
@@ -49,7 +49,7 @@ def run_packed(
     packed: Packed,
     plan: DropoutPlan,
     priority: Tensor,
-    family: Family = LLAVA,
+    family: TestbedFamily = LLAVA,
     view: View = SQUARE_VIEW,
 ) -> Forward:
     """Forward pass under a dropout plan; priority [batch, tokens], the highest go on."""

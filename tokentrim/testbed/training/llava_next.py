@@ -17,7 +17,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNe
 from transformers.image_processing_utils import select_best_resolution
 
 from tokentrim.testbed.scenes import PATCH, SQUARE, Canvas, Floats
-from tokentrim.testbed.training.family import Encoded, Family
+from tokentrim.testbed.training.family import Encoded, TestbedFamily
 from tokentrim.testbed.training.model import PIXEL_MEAN, PIXEL_STD, VISION_WIDTH, build_config as llava_config
 from tokentrim.testbed.training.view import View, raster_boxes
 from tokentrim.testbed.vocabulary import BEGIN, IDS, USER
@@ -45,7 +45,7 @@ def build_config(layers: int) -> LlavaNextConfig:
     )
 
 
-class Next(Family):
+class Next(TestbedFamily):
     """LLaVA-NeXT: a coarse plane, a fine plane out of tiles, ends of lines."""
 
     name = "llava-next"

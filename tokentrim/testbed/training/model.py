@@ -90,12 +90,6 @@ def pixel_values(images: NDArray[np.uint8]) -> Tensor:
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - PIXEL_MEAN) / PIXEL_STD
 
 
-def encode_images(model: LlavaForConditionalGeneration, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Patch features before the projector [batch, tokens, 96], and the tower's pooled [CLS] [batch, 96]."""
-    output = model.model.vision_tower(pixels, output_hidden_states=True)
-    return output.hidden_states[-2][:, 1:], output.pooler_output
-
-
 def deepen(state: dict[str, Tensor], places: tuple[int, ...], layers: int) -> dict[str, Tensor]:
     """Weights of a deeper model that computes the same function.
 

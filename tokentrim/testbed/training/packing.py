@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokentrim.testbed.scenes import CELLS, TOKENS, Floats, Ints, Scenes
+from tokentrim.testbed.scenes import CELLS, Floats, Ints, Scenes
 from tokentrim.testbed.training.questions import ASKERS, COLOR_IDS, COLUMN_IDS, GLYPH_IDS, ROW_IDS, Visible, repeated
 from tokentrim.testbed.training.view import SQUARE_VIEW, View
 from tokentrim.testbed.vocabulary import ASSISTANT, COMMA, END, IDS, PAD
 
 Caption = Literal["list-all", "list-where"]
 
-PREFIX: Final = 2 + TOKENS  # begin token, "user:", picture
 IGNORE: Final = -100
 
 

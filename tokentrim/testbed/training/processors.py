@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from tokentrim.testbed.scenes import IMAGE_SIZE, PATCH
-from tokentrim.testbed.training.family import Family
+from tokentrim.testbed.training.family import TestbedFamily
 from tokentrim.testbed.training.llava_next import PINPOINTS, TILE
 from tokentrim.testbed.training.model import PIXEL_MEAN, PIXEL_STD
 from tokentrim.testbed.training.qwen import FRAMES, IMAGE_PAD, MERGE, QWEN_IDS, QWEN_PATCH, VISION_END, VISION_START
@@ -45,18 +45,22 @@ CHAT_TEMPLATE: Final = """\
 {%- if add_generation_prompt or messages[-1]['role'] == 'user' -%}{{- 'assistant:' -}}{%- endif -%}
 """
 _PIXELS: Final[dict[str, Any]] = {"image_mean": [PIXEL_MEAN] * 3, "image_std": [PIXEL_STD] * 3, "do_rescale": True}
+_CLIP: Final[dict[str, Any]] = {
+    "patch_size": PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
+    "chat_template": CHAT_TEMPLATE,
+}  # fmt: skip
 # Pictures from 40 x 40 to 112 x 112 pixels keep their size, rounded to whole tokens; others are scaled.
 _QWEN_SIZE: Final = {"shortest_edge": 40 * 40, "longest_edge": 112 * 112}
 
 
-def words_of(family: Family) -> dict[str, int]:
+def words_of(family: TestbedFamily) -> dict[str, int]:
     """Token ids of a family's vocabulary."""
     if family.name != "qwen2.5-vl":
         return dict(IDS)
     return {**{word: i for word, i in IDS.items() if word != IMAGE}, **QWEN_IDS}
 
 
-def build_tokenizer(family: Family) -> PreTrainedTokenizerFast:
+def build_tokenizer(family: TestbedFamily) -> PreTrainedTokenizerFast:
     """One token per word; `?` and `,` may touch a word; the tokenizer writes the begin token itself."""
     tokenizer: Any = Tokenizer(models.WordLevel(words_of(family), unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -84,29 +88,16 @@ def build_tokenizer(family: Family) -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor(family: Family) -> Any:
+def build_processor(family: TestbedFamily) -> Any:
     """The processor of a family's models."""
-    tokenizer = build_tokenizer(family)
-    match family.name:
-        case "qwen2.5-vl":
-            return _qwen(tokenizer)
-        case "llava-next":
-            return _next(tokenizer)
-        case _:
-            return _llava(tokenizer)
+    make = {"llava": _llava, "llava-next": _next, "qwen2.5-vl": _qwen}[family.name]
+    return make(build_tokenizer(family))
 
 
 def _llava(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}  # pictures of another size are resized
     images = CLIPImageProcessor(size=side, do_resize=True, do_center_crop=False, crop_size=side, **_PIXELS)
-    return LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
+    return LlavaProcessor(image_processor=images, tokenizer=tokenizer, **_CLIP)
 
 
 def _next(tokenizer: PreTrainedTokenizerFast) -> LlavaNextProcessor:
@@ -114,14 +105,7 @@ def _next(tokenizer: PreTrainedTokenizerFast) -> LlavaNextProcessor:
     images = LlavaNextImageProcessor(
         size=side, crop_size=side, do_center_crop=False, image_grid_pinpoints=[list(p) for p in PINPOINTS], **_PIXELS
     )
-    return LlavaNextProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
+    return LlavaNextProcessor(image_processor=images, tokenizer=tokenizer, **_CLIP)
 
 
 def _qwen(tokenizer: PreTrainedTokenizerFast) -> PaddleOCRVLProcessor:

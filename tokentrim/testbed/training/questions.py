@@ -20,7 +20,7 @@ _NOTHING_PER_QUESTION: Final = 0.25
 _ANY_COLOR_PER_QUESTION: Final = 0.35
 
 
-class Asked(NamedTuple):
+class AskedBatch(NamedTuple):
     """Token ids [batch] of each place of question and answer; which pictures the question fits [batch]."""
 
     question: list[Ints]
@@ -29,7 +29,7 @@ class Asked(NamedTuple):
 
 
 Visible = Bools | None  # [batch, slots]: objects that a question may be about; None: all
-Asker = Callable[[np.random.Generator, Scenes, Visible], Asked]
+Asker = Callable[[np.random.Generator, Scenes, Visible], AskedBatch]
 
 
 def repeated(batch: int, *texts: str) -> list[Ints]:
@@ -52,22 +52,22 @@ def _alone(scenes: Scenes, key: Ints) -> Bools:
     return scenes.present & (same.sum(2) == 1)
 
 
-def ask_color(rng: np.random.Generator, scenes: Scenes, visible: Visible) -> Asked:
+def ask_color(rng: np.random.Generator, scenes: Scenes, visible: Visible) -> AskedBatch:
     """Colour of an object whose glyph occurs once."""
     rows = np.arange(len(scenes.cell))
     slot, valid = _pick(rng, _alone(scenes, scenes.glyph) & _candidates(scenes, visible))
     glyph, color = scenes.glyph[rows, slot], scenes.color[rows, slot]
     question = [*repeated(len(rows), "color", "of"), GLYPH_IDS[glyph], *repeated(len(rows), "?")]
-    return Asked(question, [COLOR_IDS[color]], valid)
+    return AskedBatch(question, [COLOR_IDS[color]], valid)
 
 
-def ask_what(rng: np.random.Generator, scenes: Scenes, visible: Visible) -> Asked:
+def ask_what(rng: np.random.Generator, scenes: Scenes, visible: Visible) -> AskedBatch:
     """Glyph of an object whose colour occurs once."""
     rows = np.arange(len(scenes.cell))
     slot, valid = _pick(rng, _alone(scenes, scenes.color) & _candidates(scenes, visible))
     glyph, color = scenes.glyph[rows, slot], scenes.color[rows, slot]
     question = [*repeated(len(rows), "what", "is"), COLOR_IDS[color], *repeated(len(rows), "?")]
-    return Asked(question, [GLYPH_IDS[glyph]], valid)
+    return AskedBatch(question, [GLYPH_IDS[glyph]], valid)
 
 
 def _color_to_count(rng: np.random.Generator, scenes: Scenes, allowed: Bools | None) -> Ints:
@@ -85,7 +85,7 @@ def _color_to_count(rng: np.random.Generator, scenes: Scenes, allowed: Bools | N
     return np.where(allowed[rows, color], color, other)
 
 
-def ask_count_color(rng: np.random.Generator, scenes: Scenes, visible: Visible) -> Asked:
+def ask_count_color(rng: np.random.Generator, scenes: Scenes, visible: Visible) -> AskedBatch:
     """Number of objects of a colour."""
     rows = np.arange(len(scenes.cell))
     is_color = (scenes.color[..., None] == np.arange(len(words.COLORS))) & scenes.present[..., None]
@@ -94,17 +94,17 @@ def ask_count_color(rng: np.random.Generator, scenes: Scenes, visible: Visible) 
     valid = np.ones(len(rows), np.bool_) if allowed is None else allowed[rows, color]
     amount = is_color.sum(1)[rows, color]
     question = [*repeated(len(rows), "count"), COLOR_IDS[color], *repeated(len(rows), "?")]
-    return Asked(question, [NUMBER_IDS[amount]], valid)
+    return AskedBatch(question, [NUMBER_IDS[amount]], valid)
 
 
-def ask_count_all(rng: np.random.Generator, scenes: Scenes, visible: Visible) -> Asked:
+def ask_count_all(rng: np.random.Generator, scenes: Scenes, visible: Visible) -> AskedBatch:
     """Number of objects."""
     del rng
     valid = (scenes.present == _candidates(scenes, visible)).all(1)
-    return Asked(repeated(len(scenes.cell), "count", "all", "?"), [NUMBER_IDS[scenes.count]], valid)
+    return AskedBatch(repeated(len(scenes.cell), "count", "all", "?"), [NUMBER_IDS[scenes.count]], valid)
 
 
-def ask_at(rng: np.random.Generator, scenes: Scenes, visible: Visible) -> Asked:
+def ask_at(rng: np.random.Generator, scenes: Scenes, visible: Visible) -> AskedBatch:
     """Object in a cell, or nothing."""
     rows = np.arange(len(scenes.cell))
     slot, valid = _pick(rng, _candidates(scenes, visible))
@@ -120,10 +120,10 @@ def ask_at(rng: np.random.Generator, scenes: Scenes, visible: Visible) -> Asked:
     # "nothing" is one token shorter than other answers: the end token fills its place.
     first = np.where(empty, words.IDS[words.NOTHING], COLOR_IDS[scenes.color[rows, slot]])
     second = np.where(empty, words.IDS[words.END], GLYPH_IDS[scenes.glyph[rows, slot]])
-    return Asked(question, [first, second], valid | empty)
+    return AskedBatch(question, [first, second], valid | empty)
 
 
-def ask_where(rng: np.random.Generator, scenes: Scenes, visible: Visible) -> Asked:
+def ask_where(rng: np.random.Generator, scenes: Scenes, visible: Visible) -> AskedBatch:
     """Cell of an object of which there is one."""
     rows = np.arange(len(scenes.cell))
     kind = scenes.color * len(words.GLYPHS) + scenes.glyph
@@ -131,7 +131,7 @@ def ask_where(rng: np.random.Generator, scenes: Scenes, visible: Visible) -> Ask
     color, glyph, cell = scenes.color[rows, slot], scenes.glyph[rows, slot], scenes.cell[rows, slot]
     thing = [COLOR_IDS[color], GLYPH_IDS[glyph]]
     question = [*repeated(len(rows), "where"), *thing, *repeated(len(rows), "?")]
-    return Asked(question, [ROW_IDS[cell // CELLS], COLUMN_IDS[cell % CELLS]], valid)
+    return AskedBatch(question, [ROW_IDS[cell // CELLS], COLUMN_IDS[cell % CELLS]], valid)
 
 
 ASKERS: Final[dict[str, Asker]] = {

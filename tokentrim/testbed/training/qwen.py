@@ -19,9 +19,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from tokentrim.testbed.scenes import PATCH as TOKEN, SQUARE, Canvas
-from tokentrim.testbed.training.family import Encoded, Family
+from tokentrim.testbed.training.family import Encoded, TestbedFamily
 from tokentrim.testbed.training.model import WIDTH, pixel_values
-from tokentrim.testbed.training.view import View, raster_boxes
+from tokentrim.testbed.training.view import View, flat_view
 from tokentrim.testbed.vocabulary import BEGIN, END, IDS, IMAGE, PAD, USER, WORDS
 
 MERGE: Final = 2
@@ -91,7 +91,7 @@ def build_config(layers: int) -> Qwen2_5_VLConfig:
     )
 
 
-class Qwen(Family):
+class Qwen(TestbedFamily):
     """Qwen2.5-VL: as many visual tokens as the picture has 8 x 8 pixels."""
 
     name = "qwen2.5-vl"
@@ -174,22 +174,12 @@ def _view(canvas: Canvas) -> View:
     rows, columns = canvas.height // TOKEN, canvas.width // TOKEN
     tokens = rows * columns
     start = (IDS[BEGIN], IDS[USER], QWEN_IDS[VISION_START])
-    end = (QWEN_IDS[VISION_END],)
     first = len(start)
     row, column = torch.arange(tokens) // columns, torch.arange(tokens) % columns
     picture = torch.stack([torch.full((tokens,), first), first + row, first + column])
     behind = first + max(rows, columns)
     prefix = torch.cat([torch.arange(first).expand(3, -1), picture, torch.full((3, 1), behind)], 1)
-    return View(
-        canvas=canvas,
-        boxes=raster_boxes(rows, columns, TOKEN, TOKEN),
-        plane=np.zeros(tokens, np.int64),
-        structure=np.zeros(tokens, np.bool_),
-        tile=np.zeros(tokens, np.int64),
-        start=start,
-        end=end,
-        prefix=prefix,
-    )
+    return flat_view(canvas, start, (QWEN_IDS[VISION_END],), prefix)
 
 
 QWEN = Qwen()

@@ -12,21 +12,20 @@ import torch
 from torch import nn
 
 from tokentrim.testbed.scenes import MAX_OBJECTS
-from tokentrim.testbed.training.checkpoint import Checkpoint, Progress
+from tokentrim.testbed.training.checkpoint import Checkpoint, TrainingProgress
 from tokentrim.testbed.training.distil import distillation_step, placing_parameters, warm_start
 from tokentrim.testbed.training.families import FAMILIES
 from tokentrim.testbed.training.model import deepen
 from tokentrim.testbed.training.parallel import FlatGradients
 from tokentrim.testbed.training.probe import probe
-from tokentrim.testbed.training.recipe import DEEP_PLACES, STAGES, Stage
-from tokentrim.testbed.training.recipe_warm import RECIPES
+from tokentrim.testbed.training.recipe import DEEP_PLACES, RECIPES, Stage
 from tokentrim.testbed.training.steps import STEPS, StepInput, Trainee
 
 _STEPS = {**STEPS, "distillation": distillation_step}
 
 
 @dataclass(frozen=True)
-class Options:
+class StageOptions:
     """What the command line sets."""
 
     run: Path
@@ -44,15 +43,15 @@ class Options:
 class StageRun:
     """One stage in one process."""
 
-    def __init__(self, options: Options, stage: Stage, rank: int) -> None:
+    def __init__(self, options: StageOptions, stage: Stage, rank: int) -> None:
         self.options, self.stage, self.rank = options, stage, rank
         self.world = options.processes
-        self.stages = STAGES if options.model == "llava" else RECIPES[options.model]
+        self.stages = RECIPES[options.model]
         self.number = [s.name for s in self.stages].index(stage.name)
         self.family = FAMILIES[stage.family]
         torch.manual_seed(options.seed)
         self.trainee = Trainee(self.family.build(stage.layers), self.family)
-        self.progress = Progress(most=stage.start_most)
+        self.progress = TrainingProgress(most=stage.start_most)
         self.path = options.run / f"{stage.name}.pt"
         resumed = Checkpoint.load(self.path) if self.path.exists() else None
         if resumed is None:
@@ -191,13 +190,10 @@ class StageRun:
             f"  {seconds:.3f} s/step  {left:.1f} min left",
             flush=True,
         )
-        record = {
-            "stage": stage.name,
-            "step": progress.step,
-            "most": progress.most,
-            "seconds_per_step": seconds,
-        }
-        self._record({**record, "meters": meters})
+        self._record(
+            {"stage": stage.name, "step": progress.step, "most": progress.most, "seconds_per_step": seconds,
+             "meters": meters}
+        )  # fmt: skip
 
     def _probe(self) -> None:
         for kept in (None, 25):

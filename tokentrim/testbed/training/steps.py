@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokentrim.testbed.scenes import MAX_OBJECTS, SQUARE, Canvas, Scenes, draw_scenes, render
 from tokentrim.testbed.training.dropout import DropoutPlan, draw_plan, draw_priorities
-from tokentrim.testbed.training.family import LLAVA, Family
+from tokentrim.testbed.training.family import LLAVA, TestbedFamily
 from tokentrim.testbed.training.forward import run_packed
 from tokentrim.testbed.training.losses import answer_loss, patch_targets, vision_losses
 from tokentrim.testbed.training.model import AuxiliaryHeads
@@ -47,7 +47,7 @@ class StepLoss:
 class Trainee(nn.Module):
     """What is trained: the model, and read-outs that only training needs."""
 
-    def __init__(self, model: Any, family: Family = LLAVA) -> None:
+    def __init__(self, model: Any, family: TestbedFamily = LLAVA) -> None:
         super().__init__()
         self.model = model
         self.family = family
@@ -62,7 +62,7 @@ def background_weight(stage: Stage, fraction: float) -> float:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Rendered pictures of one canvas, and the model's input made of them."""
 
     scenes: Scenes
@@ -71,12 +71,12 @@ class Batch:
     view: View
 
 
-def draw_batch(family: Family, step: StepInput, canvas: Canvas, fewest: int, most: int) -> Batch:
+def draw_batch(family: TestbedFamily, step: StepInput, canvas: Canvas, fewest: int, most: int) -> TrainingBatch:
     """Random scenes on one canvas."""
     most = min(most, canvas.most)
     scenes = draw_scenes(step.own, step.batch, min(fewest, most), most, canvas)
     pictures, view = render(step.own, scenes), family.view(canvas)
-    return Batch(scenes, pictures, family.pixels(pictures, view), view)
+    return TrainingBatch(scenes, pictures, family.pixels(pictures, view), view)
 
 
 def draw_canvas(rng: np.random.Generator, canvases: tuple[Canvas, ...]) -> Canvas:

@@ -4,8 +4,8 @@ The stages are in `recipe`: vision, alignment, plain, lookup, then from lookup b
 visual-token dropout) and consolidation (as it is, without dropout). Each writes `FOLDER/STAGE.pt` every few steps
 and at its end, and goes on from there when started again; a stage that is complete is skipped.
 
-`--model qwen2.5-vl` and `--model llava-next` train the stages of `recipe_warm` instead, which start from the shipped
-model `testbed`.
+`--model qwen2.5-vl` and `--model llava-next` train their own stages instead, which start from the shipped model
+`testbed`.
 """
 
 import argparse
@@ -18,12 +18,11 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from tokentrim.testbed.training.recipe import STAGES, Stage, scaled
-from tokentrim.testbed.training.recipe_warm import RECIPES
-from tokentrim.testbed.training.stage import Options, StageRun
+from tokentrim.testbed.training.recipe import RECIPES, Stage, scaled
+from tokentrim.testbed.training.stage import StageOptions, StageRun
 
 
-def _worker(rank: int, options: Options, stages: list[Stage], meeting: str) -> None:
+def _worker(rank: int, options: StageOptions, stages: list[Stage], meeting: str) -> None:
     torch.set_num_threads(1)
     if options.processes > 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -36,11 +35,11 @@ def _worker(rank: int, options: Options, stages: list[Stage], meeting: str) -> N
         dist.destroy_process_group()
 
 
-def train(options: Options) -> None:
+def train(options: StageOptions) -> None:
     """Run the chosen stages."""
     if options.model not in RECIPES:
         raise ValueError(f"model must be one of {', '.join(RECIPES)}; got {options.model!r}")
-    recipe = STAGES if options.model == "llava" else RECIPES[options.model]
+    recipe = RECIPES[options.model]
     known = [stage.name for stage in recipe]
     if options.stage != "all" and options.stage not in known:
         raise ValueError(f"stage must be one of {', '.join(known)} or all; got {options.stage!r}")
@@ -67,7 +66,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps-scale", type=float, default=1.0, help="factor on every stage's steps")
     parser.add_argument("--stop-after", type=int, default=None, help="stop each stage after so many steps")
-    train(Options(**vars(parser.parse_args())))
+    train(StageOptions(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

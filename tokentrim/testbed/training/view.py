@@ -119,19 +119,12 @@ def fine_centre(scenes: Scenes, view: View) -> Ints:
     return (holds_centre(scenes, view) & view.fine).argmax(2)
 
 
-def _square_view() -> View:
-    tokens = GRID * GRID
-    start = (IDS[BEGIN], IDS[USER])
-    return View(
-        canvas=SQUARE,
-        boxes=raster_boxes(GRID, GRID, PATCH, PATCH),
-        plane=np.zeros(tokens, np.int64),
-        structure=np.zeros(tokens, np.bool_),
-        tile=np.zeros(tokens, np.int64),
-        start=start,
-        end=(),
-        prefix=torch.arange(len(start) + tokens)[None],
-    )
+def flat_view(canvas: Canvas, start: tuple[int, ...], end: tuple[int, ...], prefix: Tensor) -> View:
+    """A canvas as one grid of tokens, all of which show something; see :class:`View`."""
+    boxes = raster_boxes(canvas.height // PATCH, canvas.width // PATCH, PATCH, PATCH)
+    zeros = np.zeros(len(boxes), np.int64)
+    return View(canvas, boxes, zeros, zeros.astype(np.bool_), zeros, start, end, prefix)
 
 
-SQUARE_VIEW: Final = _square_view()  # the plain LLaVA's: one picture, one grid
+# The plain LLaVA's: one picture, one grid.
+SQUARE_VIEW: Final = flat_view(SQUARE, (IDS[BEGIN], IDS[USER]), (), torch.arange(2 + GRID * GRID)[None])
