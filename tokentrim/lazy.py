@@ -13,19 +13,16 @@ def lazy(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any]
 
     Args:
         package: its ``__name__``.
-        modules: by module below ``tokentrim``, the names that it holds, as an import statement lists them:
-            ``{"calibrate.options": "GSearch, VTW"}``.
+        modules: by module below ``tokentrim``, the names that it holds: ``{"calibrate.options": "GSearch, VTW"}``.
 
     The first raises AttributeError for a name that is not listed.
     """
-    listed = [(module, *name.split(" as ")) for module, names in modules.items() for name in names.split(", ")]
-    homes = {name[-1]: (module, name[0]) for module, *name in listed}
+    homes = {name: module for module, names in modules.items() for name in names.split(", ")}
 
     def find(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module, spelt = homes[name]
-        found = getattr(importlib.import_module(f"tokentrim.{module}"), spelt)
+        found = getattr(importlib.import_module(f"tokentrim.{homes[name]}"), name)
         setattr(sys.modules[package], name, found)
         return found
 

@@ -16,7 +16,7 @@ from tokentrim.lazy import lazy
 
 if TYPE_CHECKING:
     from tokentrim.calibrate.options import (
-        VTW,
+        VTW as VTW,
         GSearch as GSearch,
         PSigmoid as PSigmoid,
         options_from as options_from,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Decision:
+class TokenDecision:
     """One decision. Tokens are raster numbers of the prompt's visual tokens.
 
     Attributes:
@@ -47,7 +47,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class DecidedStage(Decision):
+class DecidedStage(TokenDecision):
     """One decision of the prefill.
 
     Attributes:
@@ -66,7 +66,7 @@ class DecidedStage(Decision):
 
 
 @dataclass(frozen=True)
-class Eviction(Decision):
+class Eviction(TokenDecision):
     """One decision of one layer at one decode forward, about the entries of its cache.
 
     Attributes:
