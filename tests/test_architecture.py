@@ -1,8 +1,10 @@
 """The shape of the code: who may import whom, how long things may be, and what library code may not do."""
 
 import ast
+import re
 import statistics
 import sys
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +19,11 @@ LIBRARY = [*CORE, *STRATEGIES, *ADAPTERS]
 MAX_FILE = 450
 MAX_FUNCTION = 80
 MAX_MEDIAN_FILE = 150
+MAX_FLAT = 8
+MAX_ENGINE = 260
+MAX_READING = 600
+DOORS = {"bench", "calibrate", "compare", "executors", "explain", "harness", "loading", "testbed", "testing", "train"}
+"""Rooms whose names users import from them; all that authors need is in ``tokentrim`` itself."""
 
 
 def name_of(path):
@@ -83,6 +90,58 @@ def test_no_file_and_no_function_is_long():
 def test_the_median_file_is_short():
     lengths = [len(path.read_text(encoding="utf-8").splitlines()) for path in LIBRARY if path.name != "__init__.py"]
     assert statistics.median(lengths) <= MAX_MEDIAN_FILE
+
+
+def test_few_files_lie_flat():
+    assert len(list((ROOT / "tokentrim").glob("*.py"))) <= MAX_FLAT
+
+
+def test_what_a_reader_opens_first_fits_one_sitting():
+    quick_start, _, _ = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## ")
+    read = [
+        ROOT / "tokentrim/hookspecs.py",
+        ROOT / "tokentrim/contracts/strategy.py",
+        ROOT / "strategies/tokentrim_strategies/uniform.py",
+        ROOT / "tokentrim/engine/engine.py",
+    ]
+    lengths = [len(text.splitlines()) for text in (quick_start, *(path.read_text(encoding="utf-8") for path in read))]
+    assert lengths[-1] <= MAX_ENGINE
+    assert sum(lengths) <= MAX_READING
+
+
+def test_only_the_session_knows_the_whole_engine():
+    def takes_it(path):
+        return [
+            node.lineno
+            for node in ast.walk(parse(path))
+            if isinstance(node, ast.ImportFrom) and node.module == "tokentrim.engine.engine"
+        ]
+
+    assert list(offenders(LIBRARY, takes_it)) == ["tokentrim/engine/session.py"]
+
+
+def test_no_class_name_stands_twice():
+    homes = defaultdict(list)
+    for path in LIBRARY:
+        for node in parse(path).body:
+            if isinstance(node, ast.ClassDef):
+                homes[node.name].append(name_of(path))
+    assert not {name: paths for name, paths in homes.items() if len(paths) > 1}
+
+
+def test_authors_import_from_the_package_alone():
+    authors = [*STRATEGIES, *ADAPTERS, *ROOT.glob("docs/examples/tokentrim-example-plugin/**/*.py")]
+    authors += ROOT.glob("tokentrim/cli/scaffold/templates/*.tmpl")
+    texts = {name_of(path): path.read_text(encoding="utf-8") for path in authors}
+    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        blocks = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        texts[name_of(path)] = "\n".join(blocks)
+    found = {
+        name: beyond
+        for name, text in texts.items()
+        if (beyond := set(re.findall(r"^\s*(?:from|import) tokentrim\.(\w+)", text, flags=re.MULTILINE)) - DOORS)
+    }
+    assert not found
 
 
 @pytest.mark.parametrize("folder", ["strategies", "adapters"])

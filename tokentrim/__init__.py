@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Final
 from tokentrim.lazy import lazy
 
 if TYPE_CHECKING:
-    from tokentrim.config.specs import TrimConfig as TrimConfig, load_config as load_config
+    from tokentrim.config.specs import (
+        TrimConfig as TrimConfig,
+        load_config as load_config,
+        strategy_from as strategy_from,
+    )
     from tokentrim.contracts.adapter import (
         Adapter as Adapter,
         Encoding as Encoding,
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
         TemporalScorer as TemporalScorer,
         TemporalSelector as TemporalSelector,
     )
+    from tokentrim.contracts.tasks import Evidence as Evidence, Sample as Sample, Task as Task
     from tokentrim.contracts.toolkit.cells import windows_of as windows_of
     from tokentrim.contracts.toolkit.clustering import (
         density_peaks as density_peaks,
@@ -72,6 +77,7 @@ if TYPE_CHECKING:
         NativeResolution as NativeResolution,
         Tiling as Tiling,
     )
+    from tokentrim.engine.recording import recording as recording
     from tokentrim.engine.tokens.trace import Trace as Trace
     from tokentrim.errors import (
         AdapterError as AdapterError,
@@ -88,6 +94,8 @@ if TYPE_CHECKING:
         unknown_name as unknown_name,
     )
     from tokentrim.hookspecs import Register as Register, hookimpl as hookimpl
+    from tokentrim.plugins.loader import PluginWarning as PluginWarning, registry as registry
+    from tokentrim.plugins.registry import Family as Family
     from tokentrim.session import Session as Session, apply as apply, restore as restore, trim as trim
 
 __version__: Final = "0.1.0"
@@ -96,7 +104,7 @@ __version__: Final = "0.1.0"
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "config.specs": "TrimConfig, load_config",
+        "config.specs": "TrimConfig, load_config, strategy_from",
         "contracts.adapter": "Adapter, Encoding, Layout, Modality, Places, decoder_shape, submodule",
         "contracts.extras": "AttentionEdit, AttentionEditor, GuideRequest, PromptInfo",
         "contracts.selection": "Selection, pad_rows, top_selection",
@@ -105,6 +113,7 @@ __getattr__, __dir__, __all__ = lazy(
             "Parts, PositionPolicy, Spatial, SpatialScorer, SpatialSelector, Stage, Strategy, Temporal, "
             "TemporalScorer, TemporalSelector"
         ),
+        "contracts.tasks": "Evidence, Sample, Task",
         "contracts.toolkit.cells": "windows_of",
         "contracts.toolkit.clustering": "density_peaks, greedy_diverse, thin_similar",
         "contracts.trained.trainable": "Trainable",
@@ -113,12 +122,15 @@ __getattr__, __dir__, __all__ = lazy(
         "counting.schedule": "Schedule",
         "counting.shape": "ModelShape, VisionShape",
         "counting.tilings": "NOMINAL_SIZE, AnyResolution, Assembled, FixedGrid, NativeResolution, Tiling",
+        "engine.recording": "recording",
         "engine.tokens.trace": "Trace",
         "errors": (
             "AdapterError, ConfigError, DataError, EngineError, PluginError, ResultsError, StrategyError, "
             "TokentrimError, UnknownNameError, UnsupportedError, complaint, unknown_name"
         ),
         "hookspecs": "Register, hookimpl",
+        "plugins.loader": "PluginWarning, registry",
+        "plugins.registry": "Family",
         "session": "Session, apply, restore, trim",
     },
 )

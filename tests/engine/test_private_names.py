@@ -1,7 +1,8 @@
-"""What transformers keeps to itself: each name that we use is in the installed release, and in the seams alone."""
+"""What transformers keeps to itself: each name that we use stands in one list, and is in the installed release."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
@@ -11,8 +12,12 @@ import pytest
 
 from tokentrim.engine.seams.private import PRIVATE_NAMES
 
-LIBRARY = Path(inspect.getfile(inspect.getmodule(importlib.import_module("tokentrim")))).parent  # type: ignore[arg-type]
-SEAMS = {"attention.py", "sharding.py", "seams_private.py"}
+ROOT = Path(__file__).parents[2]
+LIBRARY = [
+    path for folder in ("tokentrim", "strategies", "adapters") for path in sorted(ROOT.glob(f"{folder}/**/*.py"))
+]
+SEAMS = ROOT / "tokentrim/engine/seams"
+ELSEWHERE = [path for path in LIBRARY if path.parent != SEAMS]
 
 
 def sources(where: str) -> list[str]:
@@ -33,6 +38,19 @@ def test_it_is_in_the_installed_release(name: str) -> None:
 
 def test_it_occurs_in_the_seams_alone() -> None:
     word = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, PRIVATE_NAMES))})(?!\w)")
-    elsewhere = [path for path in LIBRARY.rglob("*.py") if path.parent.name != "seams" and path.name not in SEAMS]
-    assert elsewhere
-    assert not [str(path) for path in elsewhere if word.search(path.read_text(encoding="utf-8"))]
+    assert not [str(path) for path in ELSEWHERE if word.search(path.read_text(encoding="utf-8"))]
+
+
+def test_no_private_name_of_others_is_missing_in_the_list() -> None:
+    ours: set[str] = set()
+    theirs: dict[str, str] = {}
+    for path in LIBRARY:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                ours.add(node.name)
+            elif isinstance(node, ast.Name):
+                ours.add(node.id)
+            elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+                at_home = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+                ours.add(node.attr) if at_home else theirs.setdefault(node.attr, f"{path}:{node.lineno}")
+    assert not {name: where for name, where in theirs.items() if name not in ours | PRIVATE_NAMES.keys()}

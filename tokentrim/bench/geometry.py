@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokentrim.bench.families import llava, llava_next, qwen
 from tokentrim.bench.families.base import Geometry
+from tokentrim.engine.seams.private import built
 
 GEOMETRIES: Final[Mapping[str, Geometry]] = MappingProxyType(
     {**llava.GEOMETRIES, **llava_next.GEOMETRIES, **qwen.GEOMETRIES}
@@ -26,7 +27,7 @@ def build_model(geometry: Geometry, device: torch.device, dtype: torch.dtype, se
     model_class: Any = getattr(transformers, geometry.architecture)
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
-        model = model_class._from_config(geometry.config(), dtype=dtype)
+        model = built(model_class, geometry.config(), dtype=dtype)
     model = model.to(device).eval()
     # Random weights end an answer at random; every run has to generate the same number of tokens.
     model.generation_config.eos_token_id = None

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 
+from tokentrim.engine.seams.private import built
 from tokentrim.errors import UnsupportedError, complaint
 
 LAYERS: Final = 4
@@ -281,7 +282,7 @@ def build(model_class: Any, config: Any, attention: str | None) -> Any:
     """
     chosen = {} if attention is None else {"attn_implementation": attention}
     with torch.device("meta"):
-        planned = model_class._from_config(copy.deepcopy(config), dtype=torch.float32, **chosen)
+        planned = built(model_class, copy.deepcopy(config), dtype=torch.float32, **chosen)
     size = sum(parameter.numel() for parameter in planned.parameters())
     if size > _MOST_WEIGHTS:
         raise UnsupportedError(
@@ -291,7 +292,7 @@ def build(model_class: Any, config: Any, attention: str | None) -> Any:
     config = copy.deepcopy(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = model_class._from_config(config, dtype=torch.float32, **chosen).float().eval()
+        model = built(model_class, config, dtype=torch.float32, **chosen).float().eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 fan_in = parameter.numel() / max(parameter.shape[0], 1)

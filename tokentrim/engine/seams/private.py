@@ -22,6 +22,7 @@ PRIVATE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "_attn_implementation_internal": "transformers.PreTrainedConfig",
         "_compiled_call_impl": "torch.nn.Module",
         "_device_mesh": "transformers.PreTrainedModel",
+        "_from_config": "transformers.PreTrainedModel",
         "_get_candidate_generator": "transformers.GenerationMixin",
         "_hf_hook": "accelerate.hooks",
         "_orig_mod": "torch._dynamo.eval_frame",
@@ -57,6 +58,11 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
             inner = inner.module
         else:
             return inner, compiled
+
+
+def built(model_class: Any, config: Any, **options: Any) -> Any:
+    """Make a model of a class from its config, with random weights (in public the auto classes alone can)."""
+    return model_class._from_config(config, **options)
 
 
 def device_of(module: nn.Module) -> Any:

@@ -9,8 +9,8 @@ import torch
 from tokentrim_example_plugin.strategy import FeatureNorm
 
 import tokentrim
+from tokentrim import registry
 from tokentrim.compare import load_compare
-from tokentrim.plugins.loader import registry
 from tokentrim.testing import parametrize_with_checks
 
 CONFIGS = Path(__file__).parents[1] / "configs"
