@@ -13,10 +13,10 @@ import pytest
 from tokentrim.engine.seams.private import PRIVATE_NAMES
 
 ROOT = Path(__file__).parents[2]
-LIBRARY = [
-    path for folder in ("tokentrim", "strategies", "adapters") for path in sorted(ROOT.glob(f"{folder}/**/*.py"))
-]
+LIBRARY = [path for folder in ("tokentrim", "strategies", "adapters") for path in ROOT.glob(f"{folder}/**/*.py")]
 SEAMS = ROOT / "tokentrim/engine/seams"
+OTHERS = {"_exit", "_fields", "_filters"}
+"""Of os and of named tuples, documented; of lmms-eval's tasks."""
 ELSEWHERE = [path for path in LIBRARY if path.parent != SEAMS]
 
 
@@ -53,4 +53,4 @@ def test_no_private_name_of_others_is_missing_in_the_list() -> None:
             elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
                 at_home = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
                 ours.add(node.attr) if at_home else theirs.setdefault(node.attr, f"{path}:{node.lineno}")
-    assert not {name: where for name, where in theirs.items() if name not in ours | PRIVATE_NAMES.keys()}
+    assert not {name: where for name, where in theirs.items() if name not in ours | PRIVATE_NAMES.keys() | OTHERS}
