@@ -427,7 +427,7 @@ from tokentrim import LayerSite, ModelShape, Need, Schedule, keep_count
     ("page", "marker"), [("README.md", "class FeatureNorm"), ("docs/write-a-strategy.md", "class FeatureNorm")]
 )
 def test_the_example_strategies_plan_as_they_say(page, marker):
-    from tokentrim.counting import forecast as plan
+    from tokentrim import plan
     from tokentrim.counting.published import PRESETS
 
     names = {"__name__": "example"}
