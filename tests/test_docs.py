@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -314,9 +315,15 @@ def test_documented_commands_are_the_commands():
     assert sorted(documented) == sorted(typer.main.get_command(app).commands)
 
 
+@cache
+def program():
+    """The whole command line, which takes a while to make."""
+    return typer.main.get_command(app)
+
+
 def options_in(text):
     """(command, option) of every ``tokentrim`` command line in a text's code; a command of a group is "group name"."""
-    commands = typer.main.get_command(app).commands
+    commands = program().commands
     groups = "|".join(name for name, found in commands.items() if hasattr(found, "commands"))
     for line in re.sub(r"\\\n\s*", "", text).split("\n"):
         found = re.match(rf"\s*`?(?:tokentrim) ((?:{groups}) [a-z]+|[a-z]+) (.*)", line)
@@ -326,7 +333,7 @@ def options_in(text):
 
 def command_named(name):
     """The command behind ``"plan"`` or ``"calibrate vtw"``."""
-    found = typer.main.get_command(app)
+    found = program()
     for word in name.split():
         found = found.commands[word]
     return found
@@ -336,7 +343,7 @@ def command_named(name):
 def test_options_of_documented_command_lines_exist(path):
     for command, option in options_in(path.read_text(encoding="utf-8")):
         # An option of the whole program may stand behind any command.
-        params = [*command_named(command).params, *typer.main.get_command(app).params]
+        params = [*command_named(command).params, *program().params]
         known = {name for parameter in params for name in (*parameter.opts, *parameter.secondary_opts)}
         assert option in known | {"--help"}, f"tokentrim {command} {option}"
 

@@ -34,7 +34,10 @@ def test_the_rows_of_some_families_are_fresh(model_type: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(6))
 @pytest.mark.filterwarnings("default")
-def test_every_row_is_fresh() -> None:
-    stale = [model_type for model_type, line in rows().items() if line != row(model_type)]
+def test_every_other_row_is_fresh(part: int) -> None:
+    """In parts, which run side by side."""
+    others = [model_type for model_type in rows() if model_type not in _SAMPLE]
+    stale = [model_type for model_type in others[part::6] if rows()[model_type] != row(model_type)]
     assert not stale, "run: python -m tests.family_table"

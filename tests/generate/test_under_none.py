@@ -17,8 +17,7 @@ def test_greedy():
 
 def test_that_fails_anyway():
     assert False
-"""
-_LOST = """
+
 def test_that_looks_for_tokentrim():
     model = tiny_llava(side=4)
     model.generate(**prompt(model, [3, "image", 5]), max_new_tokens=1)
@@ -27,15 +26,32 @@ def test_that_looks_for_tokentrim():
 
 
 @pytest.mark.slow
+def test_a_checkout_is_run_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "test_own.py").write_text(_TESTS, encoding="utf-8")
+    assert main([str(tmp_path), "test_own.py"]) == 1
+    said = capsys.readouterr().out
+    assert "only: test_own::test_that_looks" in said
+    assert said.count("passes without tokentrim only") == 1
+    assert "2 of 3 tests pass without tokentrim, 1 of them under none as well\n2 models were under none" in said
+
+
 @pytest.mark.parametrize(
-    ("more", "code", "says"), [("", 0, "1 of 2 tests pass"), (_LOST, 1, "only: test_own::test_that_looks")]
+    ("under", "models", "code"),
+    [
+        ({"a": "passed", "b": "failed"}, 1, 0),
+        ({"a": "passed", "b": "failed"}, 0, 1),
+        ({"a": "failed", "b": "failed"}, 1, 1),
+        ({"b": "failed"}, 1, 1),
+    ],
 )
-def test_a_checkout_is_run_twice(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: str, code: int, says: str
+def test_the_exit_code_tells_what_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, under: dict[str, str], models: int, code: int
 ) -> None:
-    (tmp_path / "test_own.py").write_text(_TESTS + more, encoding="utf-8")
+    plain = {"a": "passed", "b": "failed"}
+    monkeypatch.setattr(
+        "tests.generate.under_none.outcomes", lambda *_, under_none: (under, models) if under_none else (plain, 0)
+    )
     assert main([str(tmp_path), "test_own.py"]) == code
-    assert says in capsys.readouterr().out
 
 
 def test_nothing_to_run_is_bad_input() -> None:
