@@ -20,7 +20,7 @@ THROUGHPUT = """
 settings:
   - title: Rows
     geometry: [tiny, tiny-next]
-    throughput: 0.0004
+    throughput: 0.0005
     new_tokens: 3
     prompt_tokens: 6
     repeats: 1

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import tokentrim
 from tokentrim.config.yaml_reader import load_yaml
 from tokentrim.errors import ConfigError, PluginError, complaint
 from tokentrim.plugins.loader import registry
@@ -212,7 +213,7 @@ def of_tokentrim() -> Reference:
     Raises:
         ConfigError: when the file is missing.
     """
-    here = Path(__file__).parent
+    here = Path(tokentrim.__file__).parent
     # In the wheel it is a file of the package; in a checkout it lies at the root, where people and forges look for it.
     path = next((file for file in (here / "CITATION.cff", here.parent / "CITATION.cff") if file.is_file()), None)
     if path is None:
