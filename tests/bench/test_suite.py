@@ -20,7 +20,7 @@ THROUGHPUT = """
 settings:
   - title: Rows
     geometry: [tiny, tiny-next]
-    throughput: 0.0005
+    throughput: 0.001
     new_tokens: 3
     prompt_tokens: 6
     repeats: 1
@@ -153,21 +153,21 @@ def test_a_throughput_setting_is_stored_and_shown(tmp_path: Path, monkeypatch: A
     assert [entry.failure for entry in first] == ["", "MemoryError: too large"]
     text = (tmp_path / PAGE).read_text()
     assert "| 1 images | 3 | failed: MemoryError: too large |  |  |  |  |" in text
-    assert len(list(tmp_path.glob("*-throughput-0.0005-*.failed.json"))) == 1
+    assert len(list(tmp_path.glob("*-throughput-0.001-*.failed.json"))) == 1
     second = run_suite(THROUGHPUT, tmp_path)
     third = run_suite(THROUGHPUT, tmp_path)
     assert ran == ["tiny", "tiny-next", "tiny-next"]
     assert [entry.result for entry in third] == [entry.result for entry in second]
     assert not list(tmp_path.glob("*.failed.json"))
     text = (tmp_path / PAGE).read_text()
-    assert "## Rows: tiny-next, 0.0005 GiB beyond the weights" in text
+    assert "## Rows: tiny-next, 0.001 GiB beyond the weights" in text
     tables = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
     header = "| visual tokens | new | strategy | largest batch | peak, MiB | tokens per second | against untouched |"
     assert tables[0] == tables[3] == header
     labels = [line.split("|")[3].strip().partition("(")[0] for line in tables]
     assert labels == ["strategy", "untouched", "random"] * 2
     assert len({line.count("|") for line in tables}) == 1
-    assert all(entry.job.command.endswith("--throughput 0.0005") for entry in third)
+    assert all(entry.job.command.endswith("--throughput 0.001") for entry in third)
     assert "of implied" not in text
 
 
