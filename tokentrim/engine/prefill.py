@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tokentrim.contracts.fits import Decision
 from tokentrim.contracts.selection import Selection
-from tokentrim.contracts.sites import FROM_LAYER_BEFORE, Need
+from tokentrim.contracts.sites import FROM_LAYER_BEFORE, LayerSite, Need
+from tokentrim.engine import recording
 from tokentrim.engine.context import Context
 from tokentrim.engine.deciding import decide_layer
 from tokentrim.engine.seams import attention_rows as rows_of, positions
@@ -151,17 +152,19 @@ class Prefill:
         counts = tuple(min(c, n) for c, n in zip(decision.counts, stream.n_visual, strict=True))
         if part.count_is_static and counts == stream.n_visual:
             return hidden  # everything stays: nothing to decide
-        selection = decide_layer(
-            part,
-            decision.boundary,
-            counts,
-            stream,
+        site = LayerSite(
             shape=self.context.shape,
+            n_visual=stream.n_visual,
+            ids=stream.vis_ids,
+            valid=stream.vis_valid,
             state=self.prompt.state_of(decision.place),
-            sample_keys=self.prompt.sample_keys,
+            keys_of_rows=self.prompt.sample_keys,
+            needs=part.needed(),
             providers=self._providers(decision, hidden),
-            doubts=self.context.doubts,
+            boundary=decision.boundary,
+            notes=recording.notes(),
         )
+        selection = decide_layer(part, counts, site, self.context.doubts)
         if self.context.doubts.check_indices:
             selection.check_indices(stream.n_visual)
         self.prompt.events += 1

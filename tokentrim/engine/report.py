@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tokentrim.counting.costs import Usage
@@ -161,10 +161,6 @@ class Tally:
             self.layers = [
                 a + b for a, b in zip(self.layers or [0.0] * len(usage.layer_tokens), usage.layer_tokens, strict=True)
             ]
-
-    def copy(self) -> Tally:
-        """An independent copy."""
-        return replace(self, sums=dict(self.sums), layers=list(self.layers))
 
     def mean(self, name: str, default: float = 0.0) -> float:
         """Mean of a figure over samples."""
