@@ -17,7 +17,6 @@ from tokentrim import (
     Encoding,
     ModelShape,
     Places,
-    VisionShape,
     complaint,
 )
 
@@ -25,21 +24,6 @@ from tokentrim import (
 def resolutions_of(config: Any) -> tuple[tuple[int, int], ...]:
     """The config's resolutions, (height, width) in pixels."""
     return tuple((int(height), int(width)) for height, width in config.image_grid_pinpoints)
-
-
-def tower(config: Any, tiling: AnyResolution) -> VisionShape:
-    """The tower's numbers, for an image of nominal size."""
-    vision = config.vision_config
-    return VisionShape(
-        n_layers=vision.num_hidden_layers,
-        hidden_size=vision.hidden_size,
-        intermediate_size=vision.intermediate_size,
-        n_tokens=0,
-        n_visual=0,
-        rows=0,
-        cols=0,
-        tiling=tiling,
-    ).for_image(*NOMINAL_SIZE)
 
 
 def with_resolutions(shape: ModelShape, pinpoints: Any) -> ModelShape:
