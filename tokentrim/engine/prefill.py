@@ -25,17 +25,12 @@ from tokentrim.errors import AdapterError, EngineError, complaint
 
 
 @dataclass
-class _Handed:
-    """What every layer after a boundary must be handed instead of what the model's loop hands it."""
-
-    position_embeddings: tuple[Tensor, Tensor]
-    position_ids: Tensor | None
-    mask: Any
-
-
-@dataclass
 class Prefill:
-    """One pass over a prompt."""
+    """One pass over a prompt.
+
+    Attributes:
+        handed: what every layer after a boundary is handed instead of what the model's loop hands it, by name.
+    """
 
     context: Context
     prompt: Prompt
@@ -44,7 +39,7 @@ class Prefill:
     embeds: Tensor
     position_ids: Tensor
     stream: Stream = field(init=False)
-    handed: _Handed | None = None
+    handed: dict[str, Any] | None = None
     surplus: Tensor | None = None
     read: dict[Need, Any] = field(default_factory=dict[Need, Any])
     handles: list[Any] = field(default_factory=list[Any])
@@ -120,12 +115,7 @@ class Prefill:
                 self._record(index)
             if self.handed is None:
                 return None
-            kwargs = {
-                **kwargs,
-                "position_embeddings": self.handed.position_embeddings,
-                "position_ids": self.handed.position_ids,
-                "attention_mask": self.handed.mask,
-            }
+            kwargs = {**kwargs, **self.handed}
             if args:
                 return (hidden, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": hidden}
@@ -205,8 +195,7 @@ class Prefill:
         if renumber:
             embeddings = self.context.layout.rotary(hidden, positions.of_rotary(self.position_ids))
         else:
-            current = self.handed.position_embeddings if self.handed else kwargs["position_embeddings"]
-            cos, sin = current
+            cos, sin = (self.handed or kwargs)["position_embeddings"]
             for order in self._orders:
                 cos, sin = gather_columns(cos, order), gather_columns(sin, order)
             embeddings = (cos, sin)
@@ -221,7 +210,8 @@ class Prefill:
             dtype=hidden.dtype,
             device=hidden.device,
         )
-        self.handed = _Handed(embeddings, positions.of_layers(self.position_ids), mask)
+        position_ids = positions.of_layers(self.position_ids)
+        self.handed = {"position_embeddings": embeddings, "position_ids": position_ids, "attention_mask": mask}
 
     def _record(self, first: int) -> None:
         """Note the stream that layers from ``first`` on run with."""
