@@ -72,6 +72,7 @@ class Keeping(Spatial, ABC):
     """
 
     budget_knob: ClassVar[str | None] = "keep_ratio"
+    acts_at: ClassVar[str] = "boundary"  # the parameter that says where it acts; without it, at the input
 
     keep_ratio: ShareOrNone = Field(default=0.25, description="share of the visual tokens that is kept")
     keep_count: int | None = Field(
@@ -83,19 +84,14 @@ class Keeping(Spatial, ABC):
     def _one_of_the_two(cls, data: Any) -> Any:
         return one_of_two(data, "keep_ratio", "keep_count", f"the budget of strategy {cls.name!r}")
 
-    @property
-    def cut(self) -> tuple[str, int]:
-        """The parameter that says where it acts, and the boundary."""
-        return "boundary", 0
-
     def count_of(self, n_visual: int) -> int:
         """Visual tokens that stay of ``n_visual``."""
         return resolve_count(n_visual, self.keep_ratio, self.keep_count)
 
     def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
         """One cut."""
-        parameter, boundary = self.cut
-        check_boundary(self, parameter, boundary, shape)
+        boundary: int = getattr(self, self.acts_at, 0)
+        check_boundary(self, self.acts_at, boundary, shape)
         return Schedule.of({boundary: self.count_of(n_visual)})
 
     def label(self) -> str:
@@ -109,8 +105,3 @@ class KeepingAtBoundary(Keeping, ABC):
     boundary: int = Field(
         default=0, ge=0, description="decoder layer (0-based) before which it acts; 0 = the language model's input"
     )
-
-    @property
-    def cut(self) -> tuple[str, int]:
-        """The boundary as configured."""
-        return "boundary", self.boundary

@@ -65,6 +65,7 @@ class SGL(Keeping, SpatialScorer):
     name: ClassVar[str] = "sgl"
     stage: ClassVar[Stage] = "prefill"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GUIDE})
+    acts_at: ClassVar[str] = "k"
 
     keep_ratio: ShareOrNone = Field(default=0.4, description="share of the visual tokens kept from layer k on")
     k: int = Field(default=2, ge=0, description="boundary of the cut: layers 0..k-1 see every token")
@@ -81,11 +82,6 @@ class SGL(Keeping, SpatialScorer):
     consistency_ratio: Share = Field(
         default=0.05, description="share of the tokens with which the guide is asked again"
     )
-
-    @property
-    def cut(self) -> tuple[str, int]:
-        """Boundary k."""
-        return "k", self.k
 
     def wants_guide(self) -> GuideRequest:
         """The guide, and what is read of it."""

@@ -167,6 +167,7 @@ class Tally:
         return self.sums[name] / self.samples if self.samples else default
 
 
+_MEANS = ("n_visual", "layer_mean_tokens", "kv_peak_bytes", "kv_mean_bytes", "kv_end_bytes", "guide_flops_ratio")
 _RATIOS = (
     "layer_mean_ratio",
     "flops_ratio",
@@ -192,19 +193,14 @@ def make_report(label: str, tally: Tally, seconds: dict[str, float], notes: list
         strategy=label,
         prompts=tally.prompts,
         rows=tally.rows,
-        n_visual=tally.mean("n_visual"),
         tokens_per_layer=[total / tally.samples for total in tally.layers],
-        layer_mean_tokens=tally.mean("layer_mean_tokens"),
+        **{name: tally.mean(name) for name in _MEANS},
         **{name: tally.mean(name, 1.0) for name in _RATIOS},
-        kv_peak_bytes=tally.mean("kv_peak_bytes"),
-        kv_mean_bytes=tally.mean("kv_mean_bytes"),
-        kv_end_bytes=tally.mean("kv_end_bytes"),
         selection_seconds=seconds["selection"],
         prefill_seconds=seconds["prefill"] + seconds["vision"],
         decode_seconds=seconds["decode"],
         decode_steps=tally.steps,
         pruning_events=tally.events,
-        guide_flops_ratio=tally.mean("guide_flops_ratio"),
         early_exits=tally.exits,
         notes=notes,
     )
