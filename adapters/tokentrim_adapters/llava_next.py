@@ -49,7 +49,7 @@ class LlavaNextAdapter(Adapter):
         return AnyResolution(
             pixels=vision.image_size,
             side=_llava.side_of(vision),
-            resolutions=_anyres.resolutions_of(config),
+            resolutions=_anyres.resolutions_of(config.image_grid_pinpoints),
             cls=_llava.cls_of(vision),
         )
 

@@ -41,7 +41,7 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
         config: Any = layout.entry.config
         side = _llava.side_of(config.vision_config) // config.spatial_pool_stride
         frames = encoding.lengths[item] // max(side * side, 1)
-        return _anyres.checked_video(Places.raster(side, side, frames=frames), encoding, item)
+        return _anyres.checked("a video", Places.raster(side, side, frames=frames), encoding, item)
 
     def arrange(self, layout: Layout, encoding: Encoding, rows: Sequence[Tensor]) -> Tensor:
         """Packed like the features, frames pooled like them."""

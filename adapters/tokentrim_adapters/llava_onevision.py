@@ -50,7 +50,7 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         side = _halved(layout)
         frames = (encoding.lengths[item] - 1) // (side * side)
         found = Places.joined([Places.raster(side, side, frames=frames), Places.nowhere(1, structure=True)])
-        return _anyres.checked_video(found, encoding, item)
+        return _anyres.checked("a video", found, encoding, item)
 
     def arrange(self, layout: Layout, encoding: Encoding, rows: Sequence[Tensor]) -> Tensor:
         """Packed and resized like the features; 0 at line ends."""

@@ -179,13 +179,12 @@ class Prefill:
     def _rebuild(self, boundary: int, hidden: Tensor, before: Stream, kwargs: dict[str, Any] | None) -> None:
         """Positions and mask for the shorter sequence."""
         renumber = self.at[boundary][0].part.positions == "renumber"
-        original = self.position_ids
-        for order in self._orders:
+        original, orders, self._orders = self.position_ids, self._orders, []
+        for order in orders:
             self.position_ids = positions.take_columns(self.position_ids, order)
         if renumber:
             self.position_ids = positions.renumbered(self.position_ids, original, before, self.stream)
         if kwargs is None:  # boundary 0: the language model makes embeddings and mask itself
-            self._orders.clear()
             return
         if "position_embeddings" not in kwargs:
             raise AdapterError(
@@ -196,10 +195,9 @@ class Prefill:
             embeddings = self.context.layout.rotary(hidden, positions.of_rotary(self.position_ids))
         else:
             cos, sin = (self.handed or kwargs)["position_embeddings"]
-            for order in self._orders:
+            for order in orders:
                 cos, sin = gather_columns(cos, order), gather_columns(sin, order)
             embeddings = (cos, sin)
-        self._orders.clear()
         mask = causal_mask(
             self.context.implementation,
             self.context.layout.text_config,
