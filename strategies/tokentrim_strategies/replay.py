@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import ABC
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
-from typing_extensions import Self
 
 from tokentrim import (
     LayerSite,
@@ -78,6 +77,9 @@ class Replay(Strategy):
         return Parts(spatial, ReplayTemporal.of(trace) if _evicts(trace) else None)
 
 
+P = TypeVar("P", bound="_Replaying")
+
+
 class _Replaying(Strategy, ABC):
     """What the parts of :class:`Replay` share."""
 
@@ -86,7 +88,7 @@ class _Replaying(Strategy, ABC):
     _trace: Trace = PrivateAttr()
 
     @classmethod
-    def of(cls, trace: Trace, **parameters: Any) -> Self:
+    def of(cls: type[P], trace: Trace, **parameters: Any) -> P:
         """The part's share of ``trace``."""
         part = cls(**parameters)
         part._trace = trace
