@@ -17,29 +17,13 @@ from tokentrim import (
     Encoding,
     ModelShape,
     Places,
-    VisionShape,
     complaint,
 )
 
 
-def resolutions_of(config: Any) -> tuple[tuple[int, int], ...]:
-    """The config's resolutions, (height, width) in pixels."""
-    return tuple((int(height), int(width)) for height, width in config.image_grid_pinpoints)
-
-
-def tower(config: Any, tiling: AnyResolution) -> VisionShape:
-    """The tower's numbers, for an image of nominal size."""
-    vision = config.vision_config
-    return VisionShape(
-        n_layers=vision.num_hidden_layers,
-        hidden_size=vision.hidden_size,
-        intermediate_size=vision.intermediate_size,
-        n_tokens=0,
-        n_visual=0,
-        rows=0,
-        cols=0,
-        tiling=tiling,
-    ).for_image(*NOMINAL_SIZE)
+def resolutions_of(pinpoints: Any) -> tuple[tuple[int, int], ...]:
+    """Resolutions as a config names them, (height, width) in pixels."""
+    return tuple((int(height), int(width)) for height, width in pinpoints)
 
 
 def with_resolutions(shape: ModelShape, pinpoints: Any) -> ModelShape:
@@ -47,8 +31,7 @@ def with_resolutions(shape: ModelShape, pinpoints: Any) -> ModelShape:
     vision = shape.vision
     if pinpoints is None or vision is None or not isinstance(vision.tiling, AnyResolution):
         return shape
-    resolutions = tuple((int(height), int(width)) for height, width in pinpoints)
-    changed = replace(vision, tiling=replace(vision.tiling, resolutions=resolutions))
+    changed = replace(vision, tiling=replace(vision.tiling, resolutions=resolutions_of(pinpoints)))
     return replace(shape, vision=changed.for_image(*NOMINAL_SIZE))
 
 
@@ -84,9 +67,7 @@ def places(tiling: AnyResolution, encoding: Encoding, item: int) -> Places:
         found = Places.joined([thumbnail, Places.nowhere(1, structure=True)])
     else:
         found = Places.joined([thumbnail, _plane(tiling, tiling.assembled(height, width))])
-    if len(found.row) != encoding.lengths[item]:
-        raise _drifted(f"an image of {height}x{width} pixels", len(found.row), encoding.lengths[item])
-    return found
+    return checked(f"an image of {height}x{width} pixels", found, encoding, item)
 
 
 def _plane(tiling: AnyResolution, plane: Assembled) -> Places:
@@ -163,14 +144,14 @@ def resized(maps: Tensor, rows: int, cols: int) -> Tensor:
     return torch.nn.functional.interpolate(flat, (rows, cols), mode="bilinear")[:, 0].unflatten(0, maps.shape[:-2])
 
 
-def checked_video(found: Places, encoding: Encoding, item: int) -> Places:
-    """``found``, if it has as many places as the model made features.
+def checked(what: str, found: Places, encoding: Encoding, item: int) -> Places:
+    """``found``, if it has as many places as the model made features of ``what``.
 
     Raises:
         AdapterError: when it has not.
     """
     if len(found.row) != encoding.lengths[item]:
-        raise _drifted("a video", len(found.row), encoding.lengths[item])
+        raise _drifted(what, len(found.row), encoding.lengths[item])
     return found
 
 

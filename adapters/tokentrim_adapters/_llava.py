@@ -7,7 +7,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokentrim import AdapterError, Layout, ModelShape, VisionShape, complaint, decoder_shape, submodule
+from tokentrim import (
+    NOMINAL_SIZE,
+    AdapterError,
+    Layout,
+    ModelShape,
+    Tiling,
+    VisionShape,
+    complaint,
+    decoder_shape,
+    submodule,
+)
 
 
 def locate(model: nn.Module, shape: ModelShape, *, structured: bool = False) -> Layout:
@@ -51,6 +61,12 @@ def model_shape(config: Any, vision: VisionShape, name: str, bytes_per_element: 
     return decoder_shape(
         config, config.text_config, name=name, bytes_per_element=bytes_per_element, dtype=torch.float16, vision=vision
     )
+
+
+def tower_of(vision: Any, tiling: Tiling) -> VisionShape:
+    """The tower's numbers, for an image of nominal size."""
+    layers, inner = vision.num_hidden_layers, vision.intermediate_size
+    return VisionShape(layers, vision.hidden_size, inner, tiling=tiling).for_image(*NOMINAL_SIZE)
 
 
 def side_of(vision: Any) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +24,6 @@ from tokentrim import (
 
 _SERVED_LAYERS = frozenset({"full_attention", "sliding_attention"})
 _NO_DECODER = ("vision", "visual", "projector", "connector", "perceiver", "resampler", "qformer", "image")
-_DEEPSTACK = "deepstack_visual_embeds"
 
 
 class GenericAdapter(Adapter):
@@ -55,7 +53,7 @@ class GenericAdapter(Adapter):
         config: Any = entry.config
         text = config.get_text_config()
         _check_layer_types(text)
-        if _image_token(config) is None:
+        if _token(config, "image") is None:
             raise _missing(entry, "name its image token in its config", "no image_token_id")
         language = _language_model(entry, text)
         layers = tuple(module for module in language.get_submodule("layers").children())
@@ -99,7 +97,7 @@ class GenericAdapter(Adapter):
         if ids is None:
             return super().modalities(layout, arguments)
         config: Any = layout.entry.config
-        image, video = _image_token(config), _token(config, "video")
+        image, video = _token(config, "image"), _token(config, "video")
         if video is not None and video != image and bool((ids == video).any()):
             raise UnsupportedError(
                 complaint("the prompt of a model that only the generic adapter recognises", "hold images alone",
@@ -151,13 +149,6 @@ class GenericAdapter(Adapter):
             )  # fmt: skip
         return given[item]
 
-    def take_deepstack(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
-        """Features for the first decoder layers, where they are handed over under the usual name."""
-        features: Sequence[Tensor] | None = arguments.get(_DEEPSTACK)
-        if not features:
-            return arguments, []
-        return {**arguments, _DEEPSTACK: None, "visual_pos_masks": None}, list(features)
-
 
 def _size(encoding: Encoding, item: int) -> tuple[int, int]:
     """Height and width of an image, in any unit; equal where nothing is said of them."""
@@ -205,10 +196,6 @@ def _check_layer_types(text: Any) -> None:
                       "attend to the whole prompt, or to a sliding window that holds it",
                       sorted(kinds), "tokens cannot be taken out between such layers by an adapter that knows no more")
         )  # fmt: skip
-
-
-def _image_token(config: Any) -> int | None:
-    return _token(config, "image")
 
 
 def _token(config: Any, modality: str) -> int | None:

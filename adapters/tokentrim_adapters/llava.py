@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tokentrim import NOMINAL_SIZE, Adapter, Encoding, FixedGrid, Layout, Modality, ModelShape, Places, VisionShape
+from tokentrim import Adapter, Encoding, FixedGrid, Layout, Modality, ModelShape, Places
 from tokentrim_adapters import _llava
 
 
@@ -41,17 +41,8 @@ class LlavaAdapter(Adapter):
         vision = config.vision_config
         side, cls = _llava.side_of(vision), _llava.cls_of(vision)
         kept = cls if config.vision_feature_select_strategy == "full" else 0
-        tower = VisionShape(
-            n_layers=vision.num_hidden_layers,
-            hidden_size=vision.hidden_size,
-            intermediate_size=vision.intermediate_size,
-            n_tokens=0,
-            n_visual=0,
-            rows=0,
-            cols=0,
-            tiling=FixedGrid(vision.image_size, side, cls, kept),
-        )
-        return _llava.model_shape(config, tower.for_image(*NOMINAL_SIZE), name, bytes_per_element)
+        tower = _llava.tower_of(vision, FixedGrid(vision.image_size, side, cls, kept))
+        return _llava.model_shape(config, tower, name, bytes_per_element)
 
     def fixed_length(self, layout: Layout, modality: Modality) -> int | None:
         """Every image becomes the same number of tokens."""

@@ -40,7 +40,7 @@ class LlavaNextAdapter(Adapter):
 
     def shape(self, config: Any, *, name: str = "", bytes_per_element: int | None = None) -> ModelShape:
         """Numbers of the text and vision configs, for an image of nominal size."""
-        tower = _anyres.tower(config, self.tiling(config))
+        tower = _llava.tower_of(config.vision_config, self.tiling(config))
         return _llava.model_shape(config, tower, name, bytes_per_element)
 
     def tiling(self, config: Any) -> AnyResolution:
@@ -49,7 +49,7 @@ class LlavaNextAdapter(Adapter):
         return AnyResolution(
             pixels=vision.image_size,
             side=_llava.side_of(vision),
-            resolutions=_anyres.resolutions_of(config),
+            resolutions=_anyres.resolutions_of(config.image_grid_pinpoints),
             cls=_llava.cls_of(vision),
         )
 
@@ -57,14 +57,20 @@ class LlavaNextAdapter(Adapter):
         """With the image processor's resolutions, where it has some."""
         return _anyres.with_resolutions(shape, settings.get("image_grid_pinpoints"))
 
+    def called(self, layout: Layout, encoding: Encoding) -> AnyResolution:
+        """What happens to an image's size in one call."""
+        return self.tiling(layout.entry.config)
+
     def places(self, layout: Layout, encoding: Encoding, item: int) -> Places:
         """Thumbnail, assembled tiles, line ends."""
-        return _anyres.places(self.tiling(layout.entry.config), encoding, item)
+        return _anyres.places(self.called(layout, encoding), encoding, item)
 
     def arrange(self, layout: Layout, encoding: Encoding, rows: Sequence[Tensor]) -> Tensor:
         """Packed like the features; 0 at line ends."""
-        return _anyres.arrange(self.tiling(layout.entry.config), encoding, rows)
+        return _anyres.arrange(self.called(layout, encoding), encoding, rows)
 
     def pixels(self, layout: Layout, encoding: Encoding, item: int) -> Tensor:
-        """The image's own pieces."""
-        return _anyres.pixels(self.tiling(layout.entry.config), encoding, item)
+        """The image's own pieces, or the video's frames."""
+        if encoding.modality == "video":
+            return super().pixels(layout, encoding, item)
+        return _anyres.pixels(self.called(layout, encoding), encoding, item)

@@ -41,7 +41,7 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
         config: Any = layout.entry.config
         side = _llava.side_of(config.vision_config) // config.spatial_pool_stride
         frames = encoding.lengths[item] // max(side * side, 1)
-        return _anyres.checked_video(Places.raster(side, side, frames=frames), encoding, item)
+        return _anyres.checked("a video", Places.raster(side, side, frames=frames), encoding, item)
 
     def arrange(self, layout: Layout, encoding: Encoding, rows: Sequence[Tensor]) -> Tensor:
         """Packed like the features, frames pooled like them."""
@@ -52,9 +52,3 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
         maps = torch.cat([_anyres.squares(piece, _llava.side_of(config.vision_config)) for piece in rows]).float()
         pool = torch.nn.functional.max_pool2d if config.spatial_pool_mode == "max" else torch.nn.functional.avg_pool2d
         return pool(maps, stride, stride).permute(1, 0, 2, 3).flatten(1)
-
-    def pixels(self, layout: Layout, encoding: Encoding, item: int) -> Tensor:
-        """The image's own pieces, or the video's frames."""
-        if encoding.modality == "image":
-            return super().pixels(layout, encoding, item)
-        return encoding.argument("pixel_values_videos")[item]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -45,43 +46,30 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
     def places(self, layout: Layout, encoding: Encoding, item: int) -> Places:
         """Of an image: thumbnail, assembled tiles, line ends. Of a video: one plane per frame, and one line end."""
         if encoding.modality == "image":
-            return _anyres.places(self._called(layout, encoding), encoding, item)
+            return super().places(layout, encoding, item)
         side = _halved(layout)
         frames = (encoding.lengths[item] - 1) // (side * side)
         found = Places.joined([Places.raster(side, side, frames=frames), Places.nowhere(1, structure=True)])
-        return _anyres.checked_video(found, encoding, item)
+        return _anyres.checked("a video", found, encoding, item)
 
     def arrange(self, layout: Layout, encoding: Encoding, rows: Sequence[Tensor]) -> Tensor:
         """Packed and resized like the features; 0 at line ends."""
         if encoding.modality == "image":
-            return _anyres.arrange(self._called(layout, encoding), encoding, rows)
+            return super().arrange(layout, encoding, rows)
         config: Any = layout.entry.config
         maps = torch.cat([_anyres.squares(piece, _llava.side_of(config.vision_config)) for piece in rows])
         halved = _anyres.resized(maps, _halved(layout), _halved(layout))
         videos = halved.unflatten(0, (len(encoding.lengths), -1)).permute(2, 0, 1, 3, 4).flatten(2)
         return torch.nn.functional.pad(videos, (0, 1)).flatten(1)
 
-    def pixels(self, layout: Layout, encoding: Encoding, item: int) -> Tensor:
-        """The image's own pieces, or the video's frames."""
-        if encoding.modality == "image":
-            return _anyres.pixels(self._called(layout, encoding), encoding, item)
-        return encoding.argument("pixel_values_videos")[item]
-
-    def _called(self, layout: Layout, encoding: Encoding) -> AnyResolution:
+    def called(self, layout: Layout, encoding: Encoding) -> AnyResolution:
         """The tiling of a call, which may bring a limit of its own."""
         config: Any = layout.entry.config
         return self._tiling(config, encoding.arguments.get("vision_aspect_ratio") or config.vision_aspect_ratio)
 
     def _tiling(self, config: Any, aspect_ratio: str) -> AnyResolution:
-        vision, limited = config.vision_config, _LIMITED.fullmatch(aspect_ratio)
-        return AnyResolution(
-            pixels=vision.image_size,
-            side=_llava.side_of(vision),
-            resolutions=_anyres.resolutions_of(config),
-            cls=_llava.cls_of(vision),
-            limit=int(limited[1]) if limited else None,
-            single=True,
-        )
+        limited = _LIMITED.fullmatch(aspect_ratio)
+        return replace(super().tiling(config), limit=int(limited[1]) if limited else None, single=True)
 
 
 def _halved(layout: Layout) -> int:

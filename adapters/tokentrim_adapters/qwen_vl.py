@@ -102,10 +102,6 @@ class QwenVLAdapter(Adapter):
             n_layers=vision.depth,
             hidden_size=tower_width,
             intermediate_size=tower_inner,
-            n_tokens=0,
-            n_visual=0,
-            rows=0,
-            cols=0,
             ffn_matrices=2 if full is None else 3,  # Qwen2.5-VL's tower is gated
             windowed_layers=0 if full is None else vision.depth - len(full),
             merge=merge,
@@ -154,13 +150,6 @@ class QwenVLAdapter(Adapter):
             return received
         side = window // config.spatial_merge_size // _first(config.patch_size)
         return received[:, _window_order(_merged(layout, encoding), side).argsort().to(received.device)]
-
-    def take_deepstack(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor]]:
-        """Qwen3-VL's features for its first decoder layers."""
-        features: list[Tensor] | None = arguments.get("deepstack_visual_embeds")
-        if not features:
-            return arguments, []
-        return {**arguments, "deepstack_visual_embeds": None, "visual_pos_masks": None}, list(features)
 
 
 def _full_blocks(config: Any) -> tuple[int, ...] | None:

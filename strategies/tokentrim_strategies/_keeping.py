@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from tokentrim import ModelShape, Schedule, Spatial, Strategy, StrategyError, complaint, resolve_count
+from tokentrim import (
+    LayerSite,
+    ModelShape,
+    Schedule,
+    Selection,
+    Spatial,
+    SpatialSelector,
+    Strategy,
+    StrategyError,
+    complaint,
+    resolve_count,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+ShareOrNone = Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 def check_boundary(strategy: Strategy, parameter: str, boundary: int, shape: ModelShape) -> None:
@@ -23,6 +40,31 @@ def check_boundary(strategy: Strategy, parameter: str, boundary: int, shape: Mod
         )
 
 
+def one_of_two(data: Any, share: str, number: str, whom: str) -> Any:
+    """Parameters in which a given ``number`` takes the place of the default ``share``.
+
+    Raises:
+        ValueError: when both are written, or neither is left; pydantic reports it with the place in the configuration.
+    """
+    if not isinstance(data, dict):
+        return data
+    numbered = data.get(number) is not None
+    if numbered and share not in data:
+        return {**data, share: None}
+    if numbered == (data.get(share, 0.0) is not None):
+        given = {key: data.get(key) for key in (share, number)}
+        raise ValueError(complaint(whom, f"be either {share} or {number}", given, "set exactly one of the two"))
+    return data
+
+
+class Withdrawing(SpatialSelector, ABC):
+    """A spatial strategy that drops every visual token where it acts."""
+
+    def select(self, site: LayerSite, count: Tensor) -> Selection:
+        """The empty selection."""
+        return Selection.from_mask(site.valid.new_zeros(site.valid.shape), (0,) * len(site.n_visual))
+
+
 class Keeping(Spatial, ABC):
     """A spatial strategy that keeps a share, or a number, of the visual tokens at one boundary.
 
@@ -30,10 +72,9 @@ class Keeping(Spatial, ABC):
     """
 
     budget_knob: ClassVar[str | None] = "keep_ratio"
+    acts_at: ClassVar[str] = "boundary"  # the parameter that says where it acts; without it, at the input
 
-    keep_ratio: float | None = Field(
-        default=0.25, ge=0, le=1, allow_inf_nan=False, description="share of the visual tokens that is kept"
-    )
+    keep_ratio: ShareOrNone = Field(default=0.25, description="share of the visual tokens that is kept")
     keep_count: int | None = Field(
         default=None, ge=0, description="visual tokens kept per prompt, instead of keep_ratio"
     )
@@ -41,28 +82,7 @@ class Keeping(Spatial, ABC):
     @model_validator(mode="before")
     @classmethod
     def _one_of_the_two(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        counted = data.get("keep_count") is not None
-        if counted and "keep_ratio" not in data:
-            return {**data, "keep_ratio": None}
-        if counted == (data.get("keep_ratio", 0.0) is not None):
-            given = {key: data.get(key) for key in ("keep_ratio", "keep_count")}
-            # A ValueError, so that pydantic reports it with the place in the configuration.
-            raise ValueError(
-                complaint(
-                    f"the budget of strategy {cls.name!r}",
-                    "be either keep_ratio or keep_count",
-                    given,
-                    "set exactly one of the two",
-                )
-            )
-        return data
-
-    @property
-    def cut(self) -> tuple[str, int]:
-        """The parameter that says where it acts, and the boundary."""
-        return "boundary", 0
+        return one_of_two(data, "keep_ratio", "keep_count", f"the budget of strategy {cls.name!r}")
 
     def count_of(self, n_visual: int) -> int:
         """Visual tokens that stay of ``n_visual``."""
@@ -70,8 +90,8 @@ class Keeping(Spatial, ABC):
 
     def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
         """One cut."""
-        parameter, boundary = self.cut
-        check_boundary(self, parameter, boundary, shape)
+        boundary: int = getattr(self, self.acts_at, 0)
+        check_boundary(self, self.acts_at, boundary, shape)
         return Schedule.of({boundary: self.count_of(n_visual)})
 
     def label(self) -> str:
@@ -85,8 +105,3 @@ class KeepingAtBoundary(Keeping, ABC):
     boundary: int = Field(
         default=0, ge=0, description="decoder layer (0-based) before which it acts; 0 = the language model's input"
     )
-
-    @property
-    def cut(self) -> tuple[str, int]:
-        """The boundary as configured."""
-        return "boundary", self.boundary

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from tokentrim import LayerSite, ModelShape, Need, PromptInfo, Schedule, SpatialScorer, Stage, prune_count
-from tokentrim_strategies._keeping import check_boundary
+from tokentrim_strategies._keeping import Share, check_boundary
 from tokentrim_strategies._scores import text_row_mean
 
 if TYPE_CHECKING:
@@ -20,9 +20,7 @@ class PVTPParameters(BaseModel):
 
     start: int = Field(default=2, ge=1, description="first boundary at which tokens go")
     stride: int = Field(default=4, ge=1, description="layers from one pruning boundary to the next")
-    prune_ratio: float = Field(
-        default=0.30, ge=0, le=1, allow_inf_nan=False, description="share that goes at every pruning boundary"
-    )
+    prune_ratio: Share = Field(default=0.30, description="share that goes at every pruning boundary")
     rule: Literal["geometric", "linear"] = Field(
         default="geometric", description="share of the current tokens (geometric) or of the original ones (linear)"
     )

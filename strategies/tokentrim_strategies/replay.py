@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -72,28 +73,34 @@ class Replay(Strategy):
     def parts(self) -> Parts:
         """One spatial part where the trace pruned at all, and a temporal one where it evicted."""
         trace = self.trace
-        spatial = (ReplaySpatial.of(trace, self.positions),) if _boundaries(trace) else ()
+        spatial = (ReplaySpatial.of(trace, positions=self.positions),) if _boundaries(trace) else ()
         return Parts(spatial, ReplayTemporal.of(trace) if _evicts(trace) else None)
 
 
-class ReplaySpatial(SpatialSelector):
-    """The prefill part of :class:`Replay`."""
+P = TypeVar("P", bound="_Replaying")
+
+
+class _Replaying(Strategy, ABC):
+    """What the parts of :class:`Replay` share."""
 
     name: ClassVar[str] = "replay"
-    stage: ClassVar[Stage] = "prefill"
     count_is_static: ClassVar[bool] = False
     _trace: Trace = PrivateAttr()
 
     @classmethod
-    def of(cls, trace: Trace, positions: PositionPolicy) -> ReplaySpatial:
-        """The prefill decisions of ``trace``."""
-        part = cls(positions=positions)
+    def of(cls: type[P], trace: Trace, **parameters: Any) -> P:
+        """The part's share of ``trace``."""
+        part = cls(**parameters)
         part._trace = trace
         return part
 
     def begin(self, prompt: PromptInfo) -> None:
         """Refuse a prompt that the trace is not of."""
         _check(self._trace, prompt)
+
+
+class ReplaySpatial(_Replaying, SpatialSelector):
+    """The prefill part of :class:`Replay`."""
 
     def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
         """The boundaries at which any sample lost tokens, with the largest count of samples of this size.
@@ -111,23 +118,8 @@ class ReplaySpatial(SpatialSelector):
         return _selection(site, [self._trace.kept(site.boundary, row) for row in range(len(site.n_visual))])
 
 
-class ReplayTemporal(TemporalSelector):
+class ReplayTemporal(_Replaying, TemporalSelector):
     """The decode part of :class:`Replay`."""
-
-    name: ClassVar[str] = "replay"
-    count_is_static: ClassVar[bool] = False
-    _trace: Trace = PrivateAttr()
-
-    @classmethod
-    def of(cls, trace: Trace) -> ReplayTemporal:
-        """The evictions of ``trace``."""
-        part = cls()
-        part._trace = trace
-        return part
-
-    def begin(self, prompt: PromptInfo) -> None:
-        """Refuse a prompt that the trace is not of."""
-        _check(self._trace, prompt)
 
     def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
         """The largest recorded set of this layer and step, among samples that began with ``n_prefill`` entries."""

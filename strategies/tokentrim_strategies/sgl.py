@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from tokentrim import GuideRequest, LayerSite, Need, SpatialScorer, Stage
-from tokentrim_strategies._keeping import Keeping
+from tokentrim_strategies._keeping import Keeping, Share, ShareOrNone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,10 +65,9 @@ class SGL(Keeping, SpatialScorer):
     name: ClassVar[str] = "sgl"
     stage: ClassVar[Stage] = "prefill"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GUIDE})
+    acts_at: ClassVar[str] = "k"
 
-    keep_ratio: float | None = Field(
-        default=0.4, ge=0, le=1, allow_inf_nan=False, description="share of the visual tokens kept from layer k on"
-    )
+    keep_ratio: ShareOrNone = Field(default=0.4, description="share of the visual tokens kept from layer k on")
     k: int = Field(default=2, ge=0, description="boundary of the cut: layers 0..k-1 see every token")
     guide: str = Field(default="self", min_length=1, description="a registered model, a folder, or self")
     guide_tokens: int = Field(default=16, ge=1, description="most tokens of the guide's answer")
@@ -79,21 +78,10 @@ class SGL(Keeping, SpatialScorer):
     layers: tuple[int, ...] | None = Field(
         default=None, min_length=1, description="the guide's layers; all if left out"
     )
-    exit_threshold: float | None = Field(
-        default=None, ge=0, le=1, allow_inf_nan=False, description="score above which the guide's answer is returned"
+    exit_threshold: ShareOrNone = Field(default=None, description="score above which the guide's answer is returned")
+    consistency_ratio: Share = Field(
+        default=0.05, description="share of the tokens with which the guide is asked again"
     )
-    consistency_ratio: float = Field(
-        default=0.05,
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
-        description="share of the tokens with which the guide is asked again",
-    )
-
-    @property
-    def cut(self) -> tuple[str, int]:
-        """Boundary k."""
-        return "k", self.k
 
     def wants_guide(self) -> GuideRequest:
         """The guide, and what is read of it."""

@@ -26,7 +26,7 @@ from tokentrim import (
     keep_count,
     unknown_name,
 )
-from tokentrim_strategies._keeping import check_boundary
+from tokentrim_strategies._keeping import ShareOrNone, check_boundary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,9 +152,7 @@ class SparseVLM(SpatialSelector):
     tokens: Tokens | None = Field(
         default=None, description="published table, by its nominal tokens per layer of 576; 192 where nothing is given"
     )
-    keep_ratio: float | None = Field(
-        default=None, ge=0, le=1, allow_inf_nan=False, description="nominal share kept, instead of a published table"
-    )
+    keep_ratio: ShareOrNone = Field(default=None, description="nominal share kept, instead of a published table")
     scale: float | None = Field(
         default=None, ge=0, allow_inf_nan=False, description="factor of the rank rule of paper (0.5) and v1.0"
     )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
-from tokentrim import LayerSite, ModelShape, Schedule, Selection, SpatialSelector, Stage
-from tokentrim_strategies._keeping import check_boundary
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from tokentrim import ModelShape, Schedule, Stage
+from tokentrim_strategies._keeping import Withdrawing, check_boundary
 
 
-class TextOnly(SpatialSelector):
+class TextOnly(Withdrawing):
     """Drop all visual tokens at boundary ``k``: layers 0..k-1 see the image, the rest only what text took from it.
 
     Count: 0 at boundary k. This is Visual Tokens Withdrawal (VTW) at a boundary that is given rather than searched,
@@ -44,7 +41,3 @@ class TextOnly(SpatialSelector):
         """Nothing passes boundary k."""
         check_boundary(self, "k", self.k, shape)
         return Schedule.of({self.k: 0})
-
-    def select(self, site: LayerSite, count: Tensor) -> Selection:
-        """The empty selection."""
-        return Selection.from_mask(site.valid.new_zeros(site.valid.shape), (0,) * len(site.n_visual))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from tokentrim import LayerSite, Need, Selection, SpatialSelector, Stage, keep_count
-from tokentrim_strategies._keeping import Keeping
+from tokentrim_strategies._keeping import Keeping, Share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,9 +54,7 @@ class VisPruner(Keeping, SpatialSelector):
     stage: ClassVar[Stage] = "input"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.VISION_ROWS, Need.FEATURES})
 
-    important: float = Field(
-        default=0.5, ge=0, le=1, allow_inf_nan=False, description="share of the kept tokens chosen by attention"
-    )
+    important: Share = Field(default=0.5, description="share of the kept tokens chosen by attention")
     block: int = Field(default=-2, description="block of the vision tower whose attention counts; -1 = the last")
 
     def wants_vision_blocks(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 from pydantic import BaseModel, Field
 
 from tokentrim import ModelShape, Need, StepSite, TemporalScorer, keep_count
+from tokentrim_strategies._keeping import Share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,9 +26,7 @@ class VTAParameters(BaseModel):
         default="cosine", description="shape of gamma(t), the share of the prefill's visual entries that stays"
     )
     horizon: int = Field(default=64, ge=1, description="decode steps after which linear and cosine reach zero")
-    floor: float = Field(
-        default=0.0, ge=0, le=1, allow_inf_nan=False, description="share of the prefill's entries that always stays"
-    )
+    floor: Share = Field(default=0.0, description="share of the prefill's entries that always stays")
     every: int = Field(default=1, ge=1, description="evict only at decode steps that are multiples of this")
     ranking: Literal["current", "frozen"] = Field(
         default="current", description="rank by the current token's attention, or by the last prompt token's"

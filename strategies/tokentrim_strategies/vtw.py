@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from tokentrim import (
-    LayerSite,
-    ModelShape,
-    Schedule,
-    Selection,
-    SpatialSelector,
-    Stage,
-    StrategyError,
-    complaint,
-    keep_count,
-)
-from tokentrim_strategies._keeping import check_boundary
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from tokentrim import ModelShape, Schedule, Stage, StrategyError, complaint, keep_count
+from tokentrim_strategies._keeping import ShareOrNone, Withdrawing, check_boundary, one_of_two
 
 
-class Withdrawal(SpatialSelector):
+class Withdrawal(Withdrawing):
     """Drop every visual token at boundary K: layers 0..K-1 see the image, the rest what text took from it.
 
     Count: 0 at boundary K, so the layer-mean is ``N K / L`` tokens. No score and no attention row; layers below K
@@ -64,30 +51,13 @@ class Withdrawal(SpatialSelector):
     stage: ClassVar[Stage] = "prefill"
     budget_knob: ClassVar[str | None] = "depth"
 
-    depth: float | None = Field(
-        default=0.5, ge=0, le=1, allow_inf_nan=False, description="share of the layers that see the image"
-    )
+    depth: ShareOrNone = Field(default=0.5, description="share of the layers that see the image")
     k: int | None = Field(default=None, ge=0, description="boundary at which every visual token goes, instead of depth")
 
     @model_validator(mode="before")
     @classmethod
     def _one_of_the_two(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        given = data.get("k") is not None
-        if given and "depth" not in data:
-            return {**data, "depth": None}
-        if given == (data.get("depth", 0.0) is not None):
-            # A ValueError, so that pydantic reports it with the place in the configuration.
-            raise ValueError(
-                complaint(
-                    f"the boundary of strategy {cls.name!r}",
-                    "be either depth or k",
-                    {key: data.get(key) for key in ("depth", "k")},
-                    "set exactly one of the two",
-                )
-            )
-        return data
+        return one_of_two(data, "depth", "k", f"the boundary of strategy {cls.name!r}")
 
     def boundary_of(self, n_layers: int) -> int:
         """K for a model with ``n_layers`` decoder layers; ``n_layers`` itself where nothing is withdrawn."""
@@ -104,10 +74,6 @@ class Withdrawal(SpatialSelector):
         boundary = self.boundary_of(shape.n_layers)
         check_boundary(self, "k", boundary, shape)
         return Schedule.of({boundary: 0})
-
-    def select(self, site: LayerSite, count: Tensor) -> Selection:
-        """The empty selection."""
-        return Selection.from_mask(site.valid.new_zeros(site.valid.shape), (0,) * len(site.n_visual))
 
     def label(self) -> str:
         """As everywhere, without the depth that ``k`` has replaced."""

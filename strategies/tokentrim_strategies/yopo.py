@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from tokentrim import (
-    AttentionEdit,
-    AttentionEditor,
-    LayerSite,
-    ModelShape,
-    Parts,
-    Schedule,
-    Selection,
-    SpatialSelector,
-    Stage,
-    complaint,
-    keep_count,
-)
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from tokentrim import AttentionEdit, AttentionEditor, ModelShape, Parts, Schedule, Stage, complaint, keep_count
+from tokentrim_strategies._keeping import Share, Withdrawing
 
 
-class YOPO(SpatialSelector, AttentionEditor):
+class YOPO(Withdrawing, AttentionEditor):
     """Edit the attention of visual tokens in the lower layers; take them out of the lazy ones above.
 
     - **Neighbourhood**: a visual query sees, of the visual keys, those within ``|dr|, |dc| <= (window - 1) / 2`` in its
@@ -73,9 +59,7 @@ class YOPO(SpatialSelector, AttentionEditor):
     budget_knob: ClassVar[str | None] = "depth"
 
     window: int | None = Field(default=5, ge=1, description="side of the neighbourhood in tokens, odd; None = all")
-    depth: float = Field(
-        default=0.5, ge=0, le=1, allow_inf_nan=False, description="share of the layers that see the image"
-    )
+    depth: Share = Field(default=0.5, description="share of the layers that see the image")
     inactive: Mapping[int, tuple[int, ...]] = Field(
         default_factory=dict, description="decoder layer -> query heads that give visual keys no weight"
     )
@@ -95,10 +79,6 @@ class YOPO(SpatialSelector, AttentionEditor):
         """Nothing passes into the first lazy layer."""
         boundary = keep_count(self.depth, shape.n_layers)
         return Schedule() if boundary == shape.n_layers else Schedule.of({boundary: 0})
-
-    def select(self, site: LayerSite, count: Tensor) -> Selection:
-        """The empty selection."""
-        return Selection.from_mask(site.valid.new_zeros(site.valid.shape), (0,) * len(site.n_visual))
 
     def edit(self, layer: int, shape: ModelShape) -> AttentionEdit | None:
         """The same neighbourhood in every layer that sees the image, and the layer's own heads."""

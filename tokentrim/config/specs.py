@@ -171,14 +171,7 @@ def resolve(spec: Spec, shape: ModelShape, n_visual: int) -> Strategy:
     found = strategy_from(spec)
     if found.budget is None:
         return found.strategy
-    budget = found.budget
-    strategy, _ = found.strategy.at_budget(
-        shape,
-        n_visual,
-        layer_mean_ratio=budget.layer_mean_ratio,
-        kv_ratio=budget.kv_ratio,
-        flops_ratio=budget.flops_ratio,
-    )
+    strategy, _ = found.strategy.at_budget(shape, n_visual, **found.budget.model_dump())
     return strategy
 
 
@@ -187,12 +180,11 @@ def _from_text(text: str, where: Where) -> StrategySpec:
     strategies = registry("strategy")
     if text in strategies:
         return _from_mapping({"name": text}, where)
-    if is_file(text):
-        return _from_document(load_yaml(_near(Path(text), where)), where)
     if is_inline(text):
         return _from_document(load_yaml(text), where)
-    if _near(Path(text), where).is_file():
-        return _from_document(load_yaml(_near(Path(text), where)), where)
+    file = _near(Path(text), where)
+    if is_file(text) or file.is_file():
+        return _from_document(load_yaml(file), where)
     return StrategySpec(_build_named({"name": text}, where))
 
 

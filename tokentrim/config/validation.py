@@ -9,7 +9,6 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
-import annotated_types
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -37,6 +36,7 @@ _KINDS: Final = {
     "none_": "be null",
 }
 
+_BOUNDS: Final = ("gt", "ge", "lt", "le")
 _YES: Final = ("yes", "y", "on", "true", "t", "1")
 _NO: Final = ("no", "n", "off", "false", "f", "0")
 
@@ -60,7 +60,12 @@ def check(model: type[Model], values: object, whom: str, where: Where, *, contex
     try:
         found = model.model_validate(dict(values), context=context)
     except ValidationError as error:
-        raise explain(error, model, values, whom, where, alike) from error
+        grouped: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
+        for detail in error.errors(include_url=False):
+            unknown = detail["type"] in ("extra_forbidden", "missing")
+            grouped.setdefault(detail["loc"] if unknown else _path(detail["loc"], values), []).append(detail)
+        lines = [_line(path, details, model, whom, where) for path, details in grouped.items() if path not in alike]
+        raise ConfigError("\n".join((*alike.values(), *lines))) from error
     except ConfigError:
         raise
     except TokentrimError as error:  # a validator's own complaint
@@ -68,24 +73,6 @@ def check(model: type[Model], values: object, whom: str, where: Where, *, contex
     if alike:
         raise ConfigError("\n".join(alike.values()))
     return found
-
-
-def explain(
-    error: ValidationError,
-    model: type[BaseModel],
-    values: object,
-    whom: str,
-    where: Where,
-    known: Mapping[tuple[str | int, ...], str] | None = None,
-) -> ConfigError:
-    """One ConfigError that says all that pydantic found wrong, and what was ``known`` to be wrong before, by path."""
-    known = known or {}
-    grouped: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
-    for detail in error.errors(include_url=False):
-        unknown = detail["type"] in ("extra_forbidden", "missing")
-        grouped.setdefault(detail["loc"] if unknown else _path(detail["loc"], values), []).append(detail)
-    lines = [_line(path, details, model, whom, where) for path, details in grouped.items() if path not in known]
-    return ConfigError("\n".join((*known.values(), *lines)))
 
 
 def _path(location: Sequence[str | int], values: object) -> tuple[str | int, ...]:
@@ -132,7 +119,13 @@ def _must(detail: ErrorDetails, field: FieldInfo | None) -> str:
     if kind in ("literal_error", "enum"):
         return f"be {context['expected']}"
     if kind.startswith(("greater_than", "less_than")):
-        return _range([*(field.metadata if field is not None else ()), *_bounds(context)])
+        declared = {
+            key: value
+            for bound in (field.metadata if field is not None else ())
+            for key in _BOUNDS
+            if (value := getattr(bound, key, None)) is not None
+        }
+        return _range({**declared, **{key: context[key] for key in _BOUNDS if key in context}})
     for prefix, text in _KINDS.items():
         if kind.startswith(prefix):
             return text
@@ -140,29 +133,10 @@ def _must(detail: ErrorDetails, field: FieldInfo | None) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _bounds(context: Mapping[str, Any]) -> list[object]:
-    """The bound that pydantic's context names, as the metadata of a field would."""
-    kinds = {
-        "gt": annotated_types.Gt,
-        "ge": annotated_types.Ge,
-        "lt": annotated_types.Lt,
-        "le": annotated_types.Le,
-    }
-    return [kinds[key](value) for key, value in context.items() if key in kinds]
-
-
-def _range(metadata: Sequence[object]) -> str:
-    """``lie in (0, 1]`` from a field's bounds."""
-    low = high = ""
-    for bound in metadata:
-        if isinstance(bound, annotated_types.Gt):
-            low = f"({bound.gt:g}"
-        elif isinstance(bound, annotated_types.Ge):
-            low = f"[{bound.ge:g}"
-        elif isinstance(bound, annotated_types.Lt):
-            high = f"{bound.lt:g})"
-        elif isinstance(bound, annotated_types.Le):
-            high = f"{bound.le:g}]"
+def _range(bounds: Mapping[str, float]) -> str:
+    """``lie in (0, 1]`` from the bounds ``gt``, ``ge``, ``lt`` and ``le`` that are there."""
+    low = f"({bounds['gt']:g}" if "gt" in bounds else f"[{bounds['ge']:g}" if "ge" in bounds else ""
+    high = f"{bounds['lt']:g})" if "lt" in bounds else f"{bounds['le']:g}]" if "le" in bounds else ""
     if low and high:
         return f"lie in {low}, {high}"
     if low:

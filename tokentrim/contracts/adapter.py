@@ -99,6 +99,10 @@ class Encoding:
         )
 
 
+PLACE = ("frame", "plane", "tile", "row", "col", "rows", "cols")
+"""What is known of where a visual token lies in its picture, by its names in :class:`Places` and in a grid."""
+
+
 @dataclass(frozen=True)
 class Places:
     """Where every placeholder of one image or video lies; int64 [n] on the host (see :class:`tokentrim.Grid`).
@@ -140,8 +144,7 @@ class Places:
     @classmethod
     def joined(cls, parts: Sequence[Places]) -> Places:
         """Parts one after another."""
-        names = ("frame", "plane", "tile", "row", "col", "rows", "cols")
-        whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in PLACE}
         marks = [
             torch.zeros(len(part.row), dtype=torch.bool) if part.structure is None else part.structure for part in parts
         ]
@@ -238,9 +241,12 @@ class Adapter(ABC):
 
         Returns:
             The arguments, and one [visual tokens of all rows, D] per layer 0, 1, ...: what is added to the visual
-            tokens behind that layer. An empty list where the family has none.
+            tokens behind that layer. An empty list where the family has none, or not under the usual name.
         """
-        return arguments, []
+        features: Sequence[Tensor] | None = arguments.get("deepstack_visual_embeds")
+        if not features:
+            return arguments, []
+        return {**arguments, "deepstack_visual_embeds": None, "visual_pos_masks": None}, list(features)
 
 
 def decoder_shape(

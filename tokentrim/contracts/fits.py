@@ -37,8 +37,8 @@ def decisions(parts: Sequence[Spatial], shape: ModelShape, n_visual: Sequence[in
     Raises:
         StrategyError: when a part's boundaries depend on the row or lie outside the model.
     """
-    found: list[tuple[int, int, Decision]] = []
-    for order, part in enumerate(parts):
+    found: list[Decision] = []
+    for place, part in enumerate(parts):
         schedules = {n: part.schedule(shape, n) for n in sorted(set(n_visual)) if n}
         boundaries = {schedule.boundaries for schedule in schedules.values()}
         if len(boundaries) > 1:
@@ -61,8 +61,8 @@ def decisions(parts: Sequence[Spatial], shape: ModelShape, n_visual: Sequence[in
                     )
                 )
             counts = tuple(schedules[n].count_at(boundary) if n else 0 for n in n_visual)
-            found.append((boundary, order, Decision(boundary, part, order, counts)))
-    return [decision for _, _, decision in sorted(found, key=lambda item: item[:2])]
+            found.append(Decision(boundary, part, place, counts))
+    return sorted(found, key=lambda decision: (decision.boundary, decision.place))
 
 
 def check(

@@ -11,6 +11,7 @@ from tokentrim.counting.solve import DECIMALS, Knob
 from tokentrim.errors import StrategyError, complaint
 
 _COUNT_OF_RATIO: Final = {"keep_ratio": "keep_count"}  # the pair that tokentrim.counting.rounding.resolve_count reads
+_BOUNDS: Final = ("gt", "ge", "lt", "le")
 
 Fields = TypeVar("Fields", bound=BaseModel)
 
@@ -45,10 +46,8 @@ def knob_of(strategy: Fields, name: str | None, label: str, largest_count: int) 
             )
         )
     integer = int in _members(fields[name].annotation) and float not in _members(fields[name].annotation)
-    low, high = _bounds(fields[name].metadata, integer, largest_count)
     step = Decimal(1) if integer else Decimal(1).scaleb(-DECIMALS)
-    low = low if _inclusive(fields[name].metadata, "gt", low) else low + step
-    high = high if _inclusive(fields[name].metadata, "lt", high) else high - step
+    low, high = _ends(fields[name].metadata, integer, largest_count, step)
 
     def turn(value: Any) -> Fields:
         return turned(strategy, name, value, label)
@@ -81,22 +80,12 @@ def _members(annotation: Any) -> set[Any]:
     return {annotation, *arguments}
 
 
-def _bounds(metadata: list[Any], integer: bool, largest_count: int) -> tuple[Decimal, Decimal]:
-    """The declared range of a parameter; [0, 1] for a ratio and [0, largest_count] for a count by default."""
+def _ends(metadata: list[Any], integer: bool, largest_count: int, step: Decimal) -> tuple[Decimal, Decimal]:
+    """The declared ends of a parameter's grid; by default [0, 1] for a ratio and [0, largest_count] for a count."""
     low, high = Decimal(0), Decimal(largest_count if integer else 1)
     for constraint in metadata:
-        for name in ("ge", "gt"):
-            low = _decimal(getattr(constraint, name, None), low)
-        for name in ("le", "lt"):
-            high = _decimal(getattr(constraint, name, None), high)
+        named = {name: getattr(constraint, name, None) for name in _BOUNDS}
+        declared = {name: Decimal(repr(value)) for name, value in named.items() if value is not None}
+        low = declared["gt"] + step if "gt" in declared else declared.get("ge", low)
+        high = declared["lt"] - step if "lt" in declared else declared.get("le", high)
     return low, high
-
-
-def _decimal(value: Any, default: Decimal) -> Decimal:
-    return default if value is None else Decimal(repr(value))
-
-
-def _inclusive(metadata: list[Any], name: str, bound: Decimal) -> bool:
-    """Whether no exclusive constraint ``name`` (gt or lt) sits on ``bound``."""
-    exclusive = [getattr(constraint, name, None) for constraint in metadata]
-    return all(value is None or Decimal(repr(value)) != bound for value in exclusive)

@@ -25,8 +25,7 @@ _QWEN3: Final = NativeResolution(patch=16, merge=2, min_pixels=64 * 32 * 32, max
 
 def _tower(layers: int, hidden: int, inner: int, tiling: Tiling, **more: int) -> VisionShape:
     """A vision tower, with the counts of an image of nominal size."""
-    counted = dict.fromkeys(("n_tokens", "n_visual", "rows", "cols"), 0)
-    return VisionShape(layers, hidden, inner, tiling=tiling, **counted, **more).for_image(*NOMINAL_SIZE)
+    return VisionShape(layers, hidden, inner, tiling=tiling, **more).for_image(*NOMINAL_SIZE)
 
 
 def _clip(tiling: Tiling) -> VisionShape:

@@ -39,10 +39,10 @@ class VisionShape:
     n_layers: int
     hidden_size: int
     intermediate_size: int
-    n_tokens: int
-    n_visual: int
-    rows: int
-    cols: int
+    n_tokens: int = 0
+    n_visual: int = 0
+    rows: int = 0
+    cols: int = 0
     pieces: int = 1
     n_structure: int = 0
     n_projected: int | None = None

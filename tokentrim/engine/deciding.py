@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,9 +12,7 @@ from torch import Tensor
 from tokentrim.contracts.selection import Selection, top_selection
 from tokentrim.contracts.sites import LayerSite, Need, StepSite
 from tokentrim.contracts.strategy import Spatial, SpatialScorer, Temporal, TemporalScorer
-from tokentrim.counting.shape import ModelShape
 from tokentrim.engine import recording
-from tokentrim.engine.tokens.stream import Stream
 from tokentrim.errors import StrategyError, TokentrimError, complaint
 
 Providers = Mapping[Need, Callable[[], Any]]
@@ -58,41 +57,18 @@ class Doubts:
             )
 
 
-def decide_layer(
-    part: Spatial,
-    boundary: int,
-    counts: tuple[int, ...],
-    stream: Stream,
-    *,
-    shape: ModelShape,
-    state: Any,
-    sample_keys: Tensor,
-    providers: Providers,
-    doubts: Doubts,
-) -> Selection:
+def decide_layer(part: Spatial, counts: tuple[int, ...], site: LayerSite, doubts: Doubts) -> Selection:
     """The Selection of a spatial part at a boundary, checked; ``doubts`` notes whether scores were numbers.
 
     Raises:
         StrategyError: when the part fails or returns something that breaks the contract; names part and boundary.
     """
-    site = LayerSite(
-        shape=shape,
-        n_visual=stream.n_visual,
-        ids=stream.vis_ids,
-        valid=stream.vis_valid,
-        state=state,
-        keys_of_rows=sample_keys,
-        needs=part.needed(),
-        providers=providers,
-        boundary=boundary,
-        notes=recording.notes(),
-    )
-    where = f"{part.label()!r} at boundary {boundary}"
+    where = f"{part.label()!r} at boundary {site.boundary}"
     with _blamed(where):
         scores = part.score(site) if isinstance(part, SpatialScorer) else None
-        selection = _selected(part, site, scores, counts, stream)
+        selection = _selected(part, site, scores, counts)
         if scores is not None:
-            doubts.note(where, scores.detach(), stream.vis_valid)
+            doubts.note(where, scores.detach(), site.valid)
         if selection.merges and not part.merges:
             raise StrategyError(
                 complaint(
@@ -105,11 +81,11 @@ def decide_layer(
     return selection
 
 
-def decide_step(part: Temporal, counts: tuple[int, ...], stream: Stream, site: StepSite) -> Selection:
+def decide_step(part: Temporal, counts: tuple[int, ...], site: StepSite) -> Selection:
     """The Selection of a temporal part in one layer at one decode forward, checked."""
     with _blamed(f"{part.label()!r} at step {site.step}, layer {site.layer}"):
         scores = part.score(site) if isinstance(part, TemporalScorer) else None
-        selection = _selected(part, site, scores, counts, stream)
+        selection = _selected(part, site, scores, counts)
         if selection.merges:
             raise StrategyError(
                 complaint(
@@ -122,35 +98,35 @@ def decide_step(part: Temporal, counts: tuple[int, ...], stream: Stream, site: S
     return selection
 
 
-def decide_order(part: TemporalScorer, stream: Stream, site: StepSite) -> Tensor:
-    """int64 [B, N]: slots of ``stream.vis_ids`` in the order in which a part that ranks once lets them go.
+def decide_order(part: TemporalScorer, site: StepSite) -> Tensor:
+    """int64 [B, N]: slots of ``site.ids`` in the order in which a part that ranks once lets them go.
 
     Padding comes first. What leaves last is what :func:`decide_step` would keep longest: of equal scores the lower
     raster number.
     """
     with _blamed(f"{part.label()!r} at step {site.step}, layer {site.layer}"):
-        scores = _scores(part.score(site), stream)
+        scores = _scores(part.score(site), site)
     recording.record(part, site, scores, None)
-    if any(n != scores.shape[1] for n in stream.n_visual):
-        scores = scores.masked_fill(~stream.vis_valid, float("-inf"))
+    if any(n != scores.shape[1] for n in site.n_visual):
+        scores = scores.masked_fill(~site.valid, float("-inf"))
     return torch.argsort(scores, dim=-1, descending=True, stable=True).flip(-1)
 
 
 def _selected(
-    part: Spatial | Temporal, site: LayerSite | StepSite, scores: Tensor | None, counts: tuple[int, ...], stream: Stream
+    part: Spatial | Temporal, site: LayerSite | StepSite, scores: Tensor | None, counts: tuple[int, ...]
 ) -> Selection:
     """The highest ``scores`` of a scorer, or what a selector (``scores`` is None) returns; checked."""
     if scores is not None:
-        selection = top_selection(_scores(scores, stream), counts, stream.n_visual)
+        selection = top_selection(_scores(scores, site), counts, site.n_visual)
     else:
         selection = part.select(site, torch.tensor(counts))  # type: ignore[union-attr]
-    selection.check(stream.n_visual, static=counts if part.count_is_static else None)
+    selection.check(site.n_visual, static=counts if part.count_is_static else None)
     recording.record(part, site, scores, selection)
     return selection
 
 
-def _scores(scores: Tensor, stream: Stream) -> Tensor:
-    wanted = tuple(stream.vis_ids.shape)
+def _scores(scores: Tensor, site: LayerSite | StepSite) -> Tensor:
+    wanted = tuple(site.ids.shape)
     if tuple(scores.shape) != wanted:
         raise StrategyError(
             complaint(
@@ -163,23 +139,17 @@ def _scores(scores: Tensor, stream: Stream) -> Tensor:
     return scores.detach()
 
 
-class _blamed:
-    """Adds who was asked, and where, to whatever goes wrong inside."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if error is None or not isinstance(error, Exception):
-            return
-        if isinstance(error, TokentrimError):
-            raise type(error)(f"{self.where}: {error}") from error
+@contextmanager
+def _blamed(where: str) -> Generator[None]:
+    """Add who was asked, and where, to whatever goes wrong inside."""
+    try:
+        yield
+    except TokentrimError as error:
+        raise type(error)(f"{where}: {error}") from error
+    except Exception as error:
         raise StrategyError(
             complaint(
-                f"strategy {self.where}",
+                f"strategy {where}",
                 "decide without raising",
                 f"{type(error).__name__}: {error}",
                 "the cause is attached",

@@ -88,7 +88,7 @@ class Decode:
             held, stream = self.layers[index], self.layers[index].held_stream
             if isinstance(part, TemporalScorer) and part.ranks_once():
                 if not held.ranked:
-                    held.rearrange(*fronted(stream, decide_order(part, stream, self._site(part, index, held, {}))))
+                    held.rearrange(*fronted(stream, decide_order(part, self._site(part, index, held, {}))))
                     held.ranked, held.prompt_row = True, None  # the row has said all that it will be asked
             elif not stream.flush:
                 if id(stream) not in made:
@@ -172,7 +172,7 @@ class Decode:
             return self.context.heads.whole(rows_of.pick_visual(read[0], stream.vis_pos)[:, :, 0])
 
         site = self._site(part, layer, held, {Need.LAST_ROW: current_row})
-        selection = decide_step(part, self.acting[layer], stream, site)
+        selection = decide_step(part, self.acting[layer], site)
         if self.context.doubts.check_indices:
             selection.check_indices(stream.n_visual)
         if selection.counts == stream.n_visual:

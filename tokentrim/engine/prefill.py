@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tokentrim.contracts.fits import Decision
 from tokentrim.contracts.selection import Selection
-from tokentrim.contracts.sites import FROM_LAYER_BEFORE, Need
+from tokentrim.contracts.sites import FROM_LAYER_BEFORE, LayerSite, Need
+from tokentrim.engine import recording
 from tokentrim.engine.context import Context
 from tokentrim.engine.deciding import decide_layer
 from tokentrim.engine.seams import attention_rows as rows_of, positions
@@ -24,17 +25,12 @@ from tokentrim.errors import AdapterError, EngineError, complaint
 
 
 @dataclass
-class _Handed:
-    """What every layer after a boundary must be handed instead of what the model's loop hands it."""
-
-    position_embeddings: tuple[Tensor, Tensor]
-    position_ids: Tensor | None
-    mask: Any
-
-
-@dataclass
 class Prefill:
-    """One pass over a prompt."""
+    """One pass over a prompt.
+
+    Attributes:
+        handed: what every layer after a boundary is handed instead of what the model's loop hands it, by name.
+    """
 
     context: Context
     prompt: Prompt
@@ -43,7 +39,7 @@ class Prefill:
     embeds: Tensor
     position_ids: Tensor
     stream: Stream = field(init=False)
-    handed: _Handed | None = None
+    handed: dict[str, Any] | None = None
     surplus: Tensor | None = None
     read: dict[Need, Any] = field(default_factory=dict[Need, Any])
     handles: list[Any] = field(default_factory=list[Any])
@@ -119,12 +115,7 @@ class Prefill:
                 self._record(index)
             if self.handed is None:
                 return None
-            kwargs = {
-                **kwargs,
-                "position_embeddings": self.handed.position_embeddings,
-                "position_ids": self.handed.position_ids,
-                "attention_mask": self.handed.mask,
-            }
+            kwargs = {**kwargs, **self.handed}
             if args:
                 return (hidden, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": hidden}
@@ -151,17 +142,19 @@ class Prefill:
         counts = tuple(min(c, n) for c, n in zip(decision.counts, stream.n_visual, strict=True))
         if part.count_is_static and counts == stream.n_visual:
             return hidden  # everything stays: nothing to decide
-        selection = decide_layer(
-            part,
-            decision.boundary,
-            counts,
-            stream,
+        site = LayerSite(
             shape=self.context.shape,
+            n_visual=stream.n_visual,
+            ids=stream.vis_ids,
+            valid=stream.vis_valid,
             state=self.prompt.state_of(decision.place),
-            sample_keys=self.prompt.sample_keys,
+            keys_of_rows=self.prompt.sample_keys,
+            needs=part.needed(),
             providers=self._providers(decision, hidden),
-            doubts=self.context.doubts,
+            boundary=decision.boundary,
+            notes=recording.notes(),
         )
+        selection = decide_layer(part, counts, site, self.context.doubts)
         if self.context.doubts.check_indices:
             selection.check_indices(stream.n_visual)
         self.prompt.events += 1
@@ -186,13 +179,12 @@ class Prefill:
     def _rebuild(self, boundary: int, hidden: Tensor, before: Stream, kwargs: dict[str, Any] | None) -> None:
         """Positions and mask for the shorter sequence."""
         renumber = self.at[boundary][0].part.positions == "renumber"
-        original = self.position_ids
-        for order in self._orders:
+        original, orders, self._orders = self.position_ids, self._orders, []
+        for order in orders:
             self.position_ids = positions.take_columns(self.position_ids, order)
         if renumber:
             self.position_ids = positions.renumbered(self.position_ids, original, before, self.stream)
         if kwargs is None:  # boundary 0: the language model makes embeddings and mask itself
-            self._orders.clear()
             return
         if "position_embeddings" not in kwargs:
             raise AdapterError(
@@ -202,12 +194,10 @@ class Prefill:
         if renumber:
             embeddings = self.context.layout.rotary(hidden, positions.of_rotary(self.position_ids))
         else:
-            current = self.handed.position_embeddings if self.handed else kwargs["position_embeddings"]
-            cos, sin = current
-            for order in self._orders:
+            cos, sin = (self.handed or kwargs)["position_embeddings"]
+            for order in orders:
                 cos, sin = gather_columns(cos, order), gather_columns(sin, order)
             embeddings = (cos, sin)
-        self._orders.clear()
         mask = causal_mask(
             self.context.implementation,
             self.context.layout.text_config,
@@ -218,7 +208,8 @@ class Prefill:
             dtype=hidden.dtype,
             device=hidden.device,
         )
-        self.handed = _Handed(embeddings, positions.of_layers(self.position_ids), mask)
+        position_ids = positions.of_layers(self.position_ids)
+        self.handed = {"position_embeddings": embeddings, "position_ids": position_ids, "attention_mask": mask}
 
     def _record(self, first: int) -> None:
         """Note the stream that layers from ``first`` on run with."""

@@ -161,28 +161,12 @@ def of_model(host: nn.Module, layout: Layout) -> None:
     Raises:
         UnsupportedError: when it runs compiled, or its decoder layers run on several devices.
     """
-    of_compiled([host, layout.entry, layout.language_model, *layout.layers, *layout.attentions])
-    of_devices(layout.layers)
-
-
-def of_compiled(modules: Sequence[nn.Module]) -> None:
-    """Refuse modules whose compiled code runs past the hooks.
-
-    Raises:
-        UnsupportedError: names the module.
-    """
-    for module in modules:
-        if is_compiled(module):
+    for module in (host, layout.entry, layout.language_model, *layout.layers, *layout.attentions):
+        if is_compiled(module):  # its code runs past the hooks
             refuse_compiled(type(module).__name__)
-
-
-def of_devices(layers: Sequence[nn.Module]) -> None:
-    """Refuse decoder layers on several devices: what is chosen on one would have to follow the states to the next.
-
-    Raises:
-        UnsupportedError: names the devices. Weights that accelerate brings to one device layer by layer are fine.
-    """
-    devices = sorted({str(device_of(layer)) for layer in layers})
+    # What is chosen on one device would have to follow the states to the next. Weights that accelerate brings to one
+    # device layer by layer are fine.
+    devices = sorted({str(device_of(layer)) for layer in layout.layers})
     if len(devices) > 1:
         raise UnsupportedError(
             complaint(
@@ -207,12 +191,11 @@ def refuse_new_pictures() -> None:
     )
 
 
-def refuse_without_cache(temporal: Temporal | None) -> None:
+def refuse_without_cache(temporal: Temporal) -> None:
     """Raise for a temporal strategy that has nothing to act on."""
-    label = temporal.label() if temporal is not None else ""
     raise UnsupportedError(
         complaint(
-            f"temporal strategy {label!r}",
+            f"temporal strategy {temporal.label()!r}",
             "have a KV cache to act on",
             "use_cache=False",
             "drop use_cache=False, or the temporal part",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tokentrim.counting.costs import Usage
@@ -162,15 +162,12 @@ class Tally:
                 a + b for a, b in zip(self.layers or [0.0] * len(usage.layer_tokens), usage.layer_tokens, strict=True)
             ]
 
-    def copy(self) -> Tally:
-        """An independent copy."""
-        return replace(self, sums=dict(self.sums), layers=list(self.layers))
-
     def mean(self, name: str, default: float = 0.0) -> float:
         """Mean of a figure over samples."""
         return self.sums[name] / self.samples if self.samples else default
 
 
+_MEANS = ("n_visual", "layer_mean_tokens", "kv_peak_bytes", "kv_mean_bytes", "kv_end_bytes", "guide_flops_ratio")
 _RATIOS = (
     "layer_mean_ratio",
     "flops_ratio",
@@ -196,19 +193,14 @@ def make_report(label: str, tally: Tally, seconds: dict[str, float], notes: list
         strategy=label,
         prompts=tally.prompts,
         rows=tally.rows,
-        n_visual=tally.mean("n_visual"),
         tokens_per_layer=[total / tally.samples for total in tally.layers],
-        layer_mean_tokens=tally.mean("layer_mean_tokens"),
+        **{name: tally.mean(name) for name in _MEANS},
         **{name: tally.mean(name, 1.0) for name in _RATIOS},
-        kv_peak_bytes=tally.mean("kv_peak_bytes"),
-        kv_mean_bytes=tally.mean("kv_mean_bytes"),
-        kv_end_bytes=tally.mean("kv_end_bytes"),
         selection_seconds=seconds["selection"],
         prefill_seconds=seconds["prefill"] + seconds["vision"],
         decode_seconds=seconds["decode"],
         decode_steps=tally.steps,
         pruning_events=tally.events,
-        guide_flops_ratio=tally.mean("guide_flops_ratio"),
         early_exits=tally.exits,
         notes=notes,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -198,7 +199,7 @@ class Session:
             StrategyError: when scores of a prompt held NaN.
         """
         self._engine.context.doubts.settle()
-        tally = self._tally.copy()
+        tally = copy.deepcopy(self._tally)
         if self._latest is not None:
             tally.add(self._latest, self._lengths)
         if not tally.prompts:

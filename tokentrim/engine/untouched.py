@@ -56,11 +56,12 @@ class Untouched:
         if call is not None and account is None:
             modalities = modalities[:, : call.columns]  # what follows are guesses of an assistant
         valid = _valid(arguments.get("attention_mask"), begun, modalities.shape[1])
-        fresh = self._account(modalities, valid) if account is None else self._longer(account, modalities, valid)
-        self._running = (fresh, account is None, past, "prefill", mark)
-
-    def _account(self, modalities: Tensor, valid: Tensor | None) -> _Account:
-        return _Account(self.prompting.begin(modalities, valid), modalities > 0, valid)
+        is_new = account is None
+        if account is None:
+            account = _Account(self.prompting.begin(modalities, valid), modalities > 0, valid)
+        else:
+            account = self._longer(account, modalities, valid)
+        self._running = (account, is_new, past, "prefill", mark)
 
     def _longer(self, account: _Account, modalities: Tensor, valid: Tensor | None) -> _Account:
         """The same prompt with more columns; the answer between two turns is no part of it."""

@@ -100,9 +100,11 @@ class Plugins:
             if limit is None or limit & {origin.plugin, origin.distribution} or _is_builtin(origin):
                 self._load_one(point, origin)
             else:
-                self.infos.append(PluginInfo(origin.plugin, origin.distribution, origin.version, status="skipped"))
+                self._note(origin, status="skipped")
         for name in sorted((limit or frozenset()) - names):
-            self._miss(name, names)
+            error = unknown_name(f"plugin in {LIMIT_VARIABLE}", name, names)
+            self.failures.append(PluginError(str(error)))
+            self._note(Origin(name, "", ""), status="missing", error=str(error))
         for registry in self.registries.values():
             registry.freeze(self.failures, [info.name for info in self.infos if info.status == "skipped"])
 
@@ -123,13 +125,14 @@ class Plugins:
             for entry in entries:
                 self.registries[entry.kind].lose(entry.name, error)
             self.failures.append(error)
-            self.infos.append(PluginInfo(origin.plugin, origin.distribution, origin.version, hooks, status="failed",
-                                         error=str(error)))  # fmt: skip
+            self._note(origin, hooks=hooks, status="failed", error=str(error))
             return
         for entry in entries:
             self.registries[entry.kind].add(entry)
-        provides = tuple(f"{entry.kind}:{entry.name}" for entry in entries)
-        self.infos.append(PluginInfo(origin.plugin, origin.distribution, origin.version, hooks, provides))
+        self._note(origin, hooks=hooks, provides=tuple(f"{entry.kind}:{entry.name}" for entry in entries))
+
+    def _note(self, origin: Origin, **found: Any) -> None:
+        self.infos.append(PluginInfo(origin.plugin, origin.distribution, origin.version, **found))
 
     def _register(self, module: object, origin: Origin) -> tuple[str, ...]:
         """Hand a plugin to pluggy and return the names of its hooks.
@@ -181,12 +184,6 @@ class Plugins:
                 raise
             except (Exception, SystemExit) as cause:  # a stranger's hook may raise anything
                 raise PluginError(f"{kind.hook} of {origin} failed: {type(cause).__name__}: {cause}.") from cause
-
-    def _miss(self, name: str, names: Iterable[str]) -> None:
-        """Remember a name in the environment variable that no plugin answers to."""
-        error = str(unknown_name(f"plugin in {LIMIT_VARIABLE}", name, names))
-        self.failures.append(PluginError(error))
-        self.infos.append(PluginInfo(name, "", "", status="missing", error=error))
 
 
 def _recorder(registry: Registry, origin: Origin, entries: list[Entry]) -> Callable[..., None]:

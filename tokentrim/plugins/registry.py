@@ -6,8 +6,8 @@ remembers it.
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import pkgutil
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -340,7 +340,5 @@ def load_target(target: str) -> Any:
     match = _TARGET.fullmatch(target)
     if match is None:
         raise PluginError(complaint("a target", "read 'package.module:Attribute'", target))
-    found: Any = importlib.import_module(match["module"])
-    for part in match["attribute"].split("."):
-        found = getattr(found, part)
+    found = pkgutil.resolve_name(f"{match['module']}:{match['attribute']}")
     return found if match["key"] is None else found[match["key"]]

@@ -24,16 +24,6 @@ class Windows:
     members: Tensor
 
 
-def planes_of(grid: Grid, row: int, n: int) -> Tensor:
-    """int64 [n]: number of the plane that each token of a sample lies in, in raster order; -1 without a place."""
-    parts = torch.stack([part[row, :n] for part in (grid.image, grid.frame, grid.plane)], dim=1)
-    placed = grid.row[row, :n] >= 0
-    plane = torch.full((n,), -1, dtype=torch.int64, device=parts.device)
-    if bool(placed.any()):
-        plane[placed] = torch.unique(parts[placed], dim=0, return_inverse=True)[1]
-    return plane
-
-
 def windows_of(grid: Grid, row: int, n: int, side: int, kernel: int) -> Windows | None:
     """The cells of one sample; host tensors in, host tensors out.
 
@@ -50,16 +40,16 @@ def windows_of(grid: Grid, row: int, n: int, side: int, kernel: int) -> Windows 
     Returns:
         The cells, or None where a cell has more than ``kernel`` rows or columns.
     """
-    plane = planes_of(grid, row, n)
-    placed = plane >= 0
+    placed = grid.row[row, :n] >= 0
     token = torch.arange(n)[placed]
-    plane = plane[placed]
-    y, x, rows, cols = (part[row, :n][placed] for part in (grid.row, grid.col, grid.rows, grid.cols))
+    image, frame, plane, y, x, rows, cols = (
+        part[row, :n][placed] for part in (grid.image, grid.frame, grid.plane, grid.row, grid.col, grid.rows, grid.cols)
+    )
     r, c = rows.clamp(max=side), cols.clamp(max=side)
     (band, down, far_y), (column, across, far_x) = _along(y, rows, r), _along(x, cols, c)
     if bool((down >= kernel).any()) or bool((across >= kernel).any()):
         return None
-    number = torch.unique(torch.stack([plane, band, column], dim=1), dim=0, return_inverse=True)[1]
+    number = torch.unique(torch.stack([image, frame, plane, band, column], dim=1), dim=0, return_inverse=True)[1]
     cells = int(number.max()) + 1 if len(number) else 0
     members = torch.full((cells, kernel * kernel), -1, dtype=torch.int64)
     members[number, down * kernel + across] = token

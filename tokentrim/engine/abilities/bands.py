@@ -145,7 +145,7 @@ class Bands:
             picked = states.transpose(1, 2)[sample, columns.clamp(max=length - 1)]
             return picked.view(rows * blocks, -1, *picked.shape[2:]).transpose(1, 2)
 
-        out = query.new_zeros(rows, length + 1, heads, width)  # a spare column takes what padded slots write
+        out = self._of_others(query, key, value, scaling)
         mixed = F.scaled_dot_product_attention(
             blockwise(query, self.queries),
             _per_head(blockwise(key, self.keys.flatten(1)), heads),
@@ -154,28 +154,26 @@ class Bands:
             scale=scaling,
         )
         out[sample, self.queries] = mixed.transpose(1, 2).reshape(rows, blocks * block, heads, width)
-        out[sample, self.others] = self._of_others(query, key, value, scaling)
         return out[:, :length]
 
     def attend_others(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """[B, T, H, D]: the attention of the tokens that are not visual; zero elsewhere. Arguments as above."""
+        return self._of_others(query, key, value, scaling)[:, :-1]
+
+    def _of_others(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """[B, T + 1, H, D]: the same, with a spare column that takes what padded slots write."""
         rows, heads, length, width = query.shape
         sample = torch.arange(rows, device=query.device).unsqueeze(1)
         out = query.new_zeros(rows, length + 1, heads, width)
-        out[sample, self.others] = self._of_others(query, key, value, scaling)
-        return out[:, :length]
-
-    def _of_others(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """[B, R, H, D]."""
-        rows, heads, length, _ = query.shape
-        sample = torch.arange(rows, device=query.device).unsqueeze(1)
-        return F.scaled_dot_product_attention(
+        mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2)[sample, self.others.clamp(max=length - 1)].transpose(1, 2),
             _per_head(key, heads),
             _per_head(value, heads),
             attn_mask=self.before.unsqueeze(1),
             scale=scaling,
-        ).transpose(1, 2)
+        )
+        out[sample, self.others] = mixed.transpose(1, 2)
+        return out
 
 
 def _per_head(states: Tensor, heads: int) -> Tensor:

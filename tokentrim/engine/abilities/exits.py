@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tokentrim.contracts.sites import LayerSite, Need
 from tokentrim.contracts.strategy import SpatialScorer, Stage
+from tokentrim.contracts.toolkit.clustering import within
 from tokentrim.counting.rounding import keep_count
 from tokentrim.counting.schedule import Schedule
 from tokentrim.counting.shape import ModelShape
@@ -101,13 +102,8 @@ class Exits:
         ends: Any = options.get("eos_token_id")
         known = frozenset[int]() if ends is None else frozenset([ends] if isinstance(ends, int) else map(int, ends))
         pad = options.get("pad_token_id")
-        return cls(
-            threshold,
-            {"generation_config": config},
-            ids,
-            known,
-            int(min(known, default=0) if pad is None else pad),
-        )
+        pad = int(min(known, default=0) if pad is None else pad)
+        return cls(threshold, {"generation_config": config}, ids, known, pad)
 
     def decide(self, answers: Answers, n_visual: Sequence[int]) -> bool:
         """Note which rows exit; whether all do. A row without a picture has nothing to save."""
@@ -134,10 +130,8 @@ class Exits:
             tokens = torch.where(exits.unsqueeze(1), tokens, own)
             own_lengths = lengths_to_end(own, self.ends)
             lengths = [n if row in self.rows else own_lengths[row] for row, n in enumerate(lengths)]
-        tokens = tokens[:, : max(lengths)].clone()
-        past = (
-            torch.arange(tokens.shape[1], device=tokens.device) >= torch.tensor(lengths, device=tokens.device)[:, None]
-        )
+        tokens = tokens[:, : max(lengths)]
+        past = ~within(lengths, tokens.shape[1], tokens.device)
         return torch.cat([self.ids, tokens.masked_fill(past, self.pad)], dim=1)
 
 
@@ -189,9 +183,7 @@ class Chances:
     def confidence(self, lengths: Sequence[int]) -> Tensor:
         """float [B]: geometric mean over each row's own tokens."""
         log = torch.stack(self.log, dim=1)  # [B, A]
-        counts = torch.tensor(lengths, device=log.device)
-        real = torch.arange(log.shape[1], device=log.device) < counts.unsqueeze(1)
-        return (log.masked_fill(~real, 0.0).sum(dim=1) / counts).exp()
+        return (_total(log, lengths) / torch.tensor(lengths, device=log.device)).exp()
 
 
 def likelihood(logits: Tensor, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -203,8 +195,12 @@ def likelihood(logits: Tensor, tokens: Tensor, lengths: Sequence[int]) -> Tensor
         lengths: tokens of each row.
     """
     log = logits.float().log_softmax(dim=-1).gather(2, tokens.unsqueeze(2)).squeeze(2)
-    real = torch.arange(log.shape[1], device=log.device) < torch.tensor(lengths, device=log.device).unsqueeze(1)
-    return log.masked_fill(~real, 0.0).sum(dim=1).exp()
+    return _total(log, lengths).exp()
+
+
+def _total(log: Tensor, lengths: Sequence[int]) -> Tensor:
+    """float [B]: sum of ``log`` [B, A] over each row's own tokens."""
+    return log.masked_fill(~within(lengths, log.shape[1], log.device), 0.0).sum(dim=1)
 
 
 class Attended(SpatialScorer):

@@ -212,11 +212,7 @@ class VisionCapture(Ability):
 
     def rows_of(self, block: int, placement: Placement | None, vis_pos: Tensor) -> Tensor:
         """float [B, H, N]: the rows of ``block`` at the visual tokens of columns ``vis_pos`` [B, N]."""
-        pieces = [
-            seen.rows[block]
-            for encoding in (placement.encodings if placement else ())
-            if (seen := self._seen.get(encoding.modality)) is not None and block in seen.rows
-        ]
+        pieces = [seen.rows[block] for seen in self._captures(placement) if block in seen.rows]
         if placement is None or len(pieces) != len(placement.encodings):
             raise EngineError(
                 complaint(
@@ -230,6 +226,11 @@ class VisionCapture(Ability):
         number = placement.number.gather(1, vis_pos).clamp(min=0).to(rows.device)
         return rows[:, number].permute(1, 0, 2)
 
+    def _captures(self, placement: Placement | None) -> list[_Capture]:
+        """What was seen of the pictures of a prompt, where it was."""
+        found = [self._seen.get(encoding.modality) for encoding in (placement.encodings if placement else ())]
+        return [seen for seen in found if seen is not None]
+
     def before_prompt(self, prompt: Prompt, origin: PromptOrigin) -> None:
         """Seed the prompt's noise by its content, where noise is wanted."""
         if self.wants_keys:
@@ -241,11 +242,7 @@ class VisionCapture(Ability):
         self, placement: Placement | None, rows: int, input_ids: Tensor | None, valid: Tensor | None
     ) -> Tensor:
         """int64 [B]: a key of each row's content: its pictures, or its text where the pictures were not seen."""
-        each = [
-            seen.keys
-            for encoding in (placement.encodings if placement else ())
-            if (seen := self._seen.get(encoding.modality)) is not None and seen.keys is not None
-        ]
+        each = [seen.keys for seen in self._captures(placement) if seen.keys is not None]
         if placement is not None and each and len(each) == len(placement.encodings):
             return _row_keys(placement, torch.cat(each))
         if input_ids is None:

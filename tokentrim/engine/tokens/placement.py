@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tokentrim.contracts.adapter import MODALITIES, Adapter, Encoding, Layout, Modality, Places
+from tokentrim.contracts.adapter import MODALITIES, PLACE, Adapter, Encoding, Layout, Modality, Places
 from tokentrim.contracts.sites import Grid
 from tokentrim.errors import EngineError, UnsupportedError, complaint
 
@@ -93,16 +93,8 @@ class Placement:
         image = pick(self.items)
         # Numbered from 0 in each row, whatever other rows hold.
         first = image.masked_fill(~valid, torch.iinfo(torch.int64).max).amin(dim=1, keepdim=True)
-        return Grid(
-            image=(image - first).masked_fill(~valid, -1),
-            frame=pick(places.frame),
-            plane=pick(places.plane),
-            tile=pick(places.tile),
-            row=pick(places.row),
-            col=pick(places.col),
-            rows=pick(places.rows),
-            cols=pick(places.cols),
-        )
+        where = {name: pick(getattr(places, name)) for name in PLACE}
+        return Grid(image=(image - first).masked_fill(~valid, -1), **where)
 
 
 def fixed_encodings(adapter: Adapter, layout: Layout, modalities: Tensor) -> list[Encoding] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from tokentrim.engine.tokens.stream import Stream
 from tokentrim.engine.tokens.trace import Trace
 from tokentrim.errors import EngineError, StrategyError, UnsupportedError, complaint
 
+T = TypeVar("T")
 TEMPORAL: Final = -1
 """Place of the temporal part; spatial parts are numbered from 0, in declaration order."""
 
@@ -162,25 +163,19 @@ class Prompt:
 
     def reordered_shift(self, shift: Tensor, index: Tensor) -> Tensor:
         """``shift`` [B] with rows ``index``; layers that share one go on sharing it."""
-        known = self._known(index)
-        if id(shift) not in known:
-            known[id(shift)] = (shift, shift.index_select(0, index.to(shift.device)))
-        return known[id(shift)][1]
+        return self._once(shift, index, lambda: shift.index_select(0, index.to(shift.device)))
 
     def reordered(self, stream: Stream, index: Tensor) -> Stream:
         """``stream`` with rows ``index``; layers that share a stream go on sharing one."""
-        known = self._known(index)
-        if id(stream) not in known:
-            known[id(stream)] = (stream, stream.select_rows(index))
-        return known[id(stream)][1]
+        return self._once(stream, index, lambda: stream.select_rows(index))
 
     def note_rows(self, layer: int, stream: Stream) -> None:
         """Tell the trace what rows ``layer`` will hold from the next step on; rows that never evicted are alike."""
         if self.trace is not None and layer in self.trace.evictions:
             self.trace.evictions[layer].append((self.step + 1, stream.vis_ids))
 
-    def _known(self, index: Tensor) -> dict[int, tuple[Any, Any]]:
-        """What this very reordering has already produced (one call reorders every layer in turn)."""
+    def _once(self, old: T, index: Tensor, make: Callable[[], T]) -> T:
+        """What this very reordering makes of ``old`` (one call reorders every layer in turn)."""
         if self._memo is None or self._memo[0] is not index:
             self._memo = (index, {})
             if self.appended_valid is not None:
@@ -188,7 +183,10 @@ class Prompt:
             for state in self.states.values():
                 if hasattr(state, "select_rows"):
                     state.select_rows(index)
-        return self._memo[1]
+        known = self._memo[1]
+        if id(old) not in known:
+            known[id(old)] = (old, make())
+        return known[id(old)][1]
 
     def repeat_index(self, rows: int, repeats: int, device: torch.device) -> Tensor:
         """int64 [rows * repeats]: each row ``repeats`` times; the same object for all layers of one call."""

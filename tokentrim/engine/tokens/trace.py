@@ -17,6 +17,11 @@ from tokentrim.errors import DataError, complaint
 _FORMAT = "tokentrim-trace-1"
 
 
+def _require_in(what: str, number: int, last: int, hint: str) -> None:
+    if not 0 <= number <= last:
+        raise DataError(complaint(f"{what} of a trace", f"lie in 0..{last}", number, hint))
+
+
 @dataclass(eq=False)  # two traces are compared by rows_equal: tensors have no truth value
 class Trace:
     """One prompt's record. Indices are raster numbers of the prompt's visual tokens.
@@ -43,10 +48,7 @@ class Trace:
     exit_scores: tuple[float, ...] = ()
 
     def _ids(self, layer: int) -> Tensor:
-        if not 0 <= layer < self.n_layers:
-            raise DataError(
-                complaint("layer of a trace", f"lie in 0..{self.n_layers - 1}", layer, "count decoder layers from 0")
-            )
+        _require_in("layer", layer, self.n_layers - 1, "count decoder layers from 0")
         return [ids for first, ids in self.prefill if first <= layer][-1]
 
     def kept(self, layer: int, sample: int = 0) -> Tensor:
@@ -58,18 +60,12 @@ class Trace:
 
         Step 1 is the first forward after prefill, which produces the second new token; step 0 is prefill's end.
         """
-        if not 0 <= step <= self.steps:
-            raise DataError(
-                complaint("step of a trace", f"lie in 0..{self.steps}", step, "ask only for steps that were run")
-            )
+        _require_in("step", step, self.steps, "ask only for steps that were run")
         seen = [ids for at, ids in self.evictions.get(layer, []) if at <= step]
         return self._row(seen[-1] if seen else self._ids(layer), sample)
 
     def _row(self, ids: Tensor, sample: int) -> Tensor:
-        if not 0 <= sample < ids.shape[0]:
-            raise DataError(
-                complaint("sample of a trace", f"lie in 0..{ids.shape[0] - 1}", sample, "count rows from 0")
-            )
+        _require_in("sample", sample, ids.shape[0] - 1, "count rows from 0")
         row = ids[sample].cpu()
         return row[row >= 0].sort().values  # caches may hold entries in the order in which they will leave
 
