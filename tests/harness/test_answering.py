@@ -5,13 +5,13 @@ import pytest
 from tokentrim.counting.forecast import plan
 from tokentrim.errors import EngineError, StrategyError
 from tokentrim.harness.answering import Answerer, HarnessQuestion, require_pruning
-from tokentrim.harness.costs import Costs, together
-from tokentrim.harness.costs_file import costs_data, total, write_costs
+from tokentrim.harness.costs_file import costs_data, write_costs
 from tokentrim.harness.generation import generation_of
 from tokentrim.harness.messages import Conversation, conversation_of
 from tokentrim.harness.options import read_options
 from tokentrim.loading import load_model
 from tokentrim.runs.batches import make_batch, model_inputs
+from tokentrim.runs.costs import Costs, together, total
 from tokentrim.session import trim
 from tokentrim.testbed.tasks import TASKS
 
@@ -128,7 +128,7 @@ def test_costs_of_processes_add_up(loaded, tmp_path):
         half = answerer(loaded, strategy="fastv", budget=0.5)
         list(half.answer(questions(samples)))
         halves.append(half.costs)
-    found, wanted = total(together(halves)).figures(), whole.costs["where"].figures()
+    found, wanted = total(together(halves).values()).figures(), whole.costs["where"].figures()
     untimed = [name for name in wanted if "seconds" not in name]
     assert {name: found[name] for name in untimed} == pytest.approx({name: wanted[name] for name in untimed})
     path = tmp_path / "new" / "costs.json"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tokentrim.harness.costs import Costs
+from tokentrim.runs.costs import Costs
 
 pytestmark = [pytest.mark.lmms, pytest.mark.slow]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from tokentrim.config.specs import StrategySpec, load_yaml, strategy_from
 from tokentrim.config.validation import check
@@ -25,6 +25,16 @@ CONTROLS: Final = ("random", "uniform", "pool", DOWNSCALE)
 _WHOM: Final = "the comparison"
 
 
+def _checked_shares(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Shares in (0, 1], each once, largest first."""
+    if not values or any(not 0 < value <= 1 for value in values):
+        raise ValueError(complaint("budgets", "be shares in (0, 1]", list(values), "write 0.3 to keep 30 %"))
+    return tuple(sorted(set(values), reverse=True))
+
+
+Shares = Annotated[tuple[float, ...], AfterValidator(_checked_shares)]
+
+
 class MethodSpec(Part):
     """One strategy, or a control that acts before the processor, and how its budgets are matched."""
 
@@ -39,18 +49,13 @@ class MethodSpec(Part):
     match: Match | None = Field(
         default=None, description="which share budgets mean for it; fixed runs it once, as it is configured"
     )
-    budgets: tuple[float, ...] | None = Field(default=None, description="default: the comparison's own")
+    budgets: Shares | None = Field(default=None, description="default: the comparison's own")
 
     @field_validator("strategy", mode="plain")
     @classmethod
     def _build(cls, value: Any, info: ValidationInfo) -> StrategySpec:
         where = info.context if isinstance(info.context, Where) else Where()
         return strategy_from(value, where)
-
-    @field_validator("budgets")
-    @classmethod
-    def _shares(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        return value if value is None else _checked_shares(value)
 
     @model_validator(mode="after")
     def _one_of_the_two(self) -> MethodSpec:
@@ -89,12 +94,7 @@ class Budgets(Part):
         default="layer_mean_ratio",
         description="the share of the unpruned run that is made equal; prefill_time_ratio is measured",
     )
-    values: tuple[float, ...] = Field(default=(0.5, 0.3, 0.2), description="shares in (0, 1]")
-
-    @field_validator("values")
-    @classmethod
-    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        return _checked_shares(value)
+    values: Shares = Field(default=(0.5, 0.3, 0.2), description="shares in (0, 1]")
 
 
 class CompareConfig(Part):
@@ -206,13 +206,10 @@ def load_compare(source: str | Path | Mapping[str, Any] | CompareConfig | None =
     """
     if isinstance(source, CompareConfig):
         return source
-    if source is None:
-        document = usual_comparison()
-        data, where = document.data, document.where
-    elif isinstance(source, Mapping):
+    if isinstance(source, Mapping):
         data, where = source, Where()
     else:
-        document = load_yaml(source)
+        document = usual_comparison() if source is None else load_yaml(source)
         data, where = document.data, document.where
     if not isinstance(data, Mapping):
         raise where.error(complaint(_WHOM, "be a mapping of keys to values", data, "such as {tasks: [where], ...}"))
@@ -251,10 +248,3 @@ def _added(name: str, budgets: tuple[float, ...]) -> MethodSpec:
     if name == DOWNSCALE:
         return MethodSpec(control=name, budgets=budgets)
     return MethodSpec(strategy=strategy_from(name), budgets=budgets)
-
-
-def _checked_shares(values: tuple[float, ...]) -> tuple[float, ...]:
-    """Shares in (0, 1], each once, largest first."""
-    if not values or any(not 0 < value <= 1 for value in values):
-        raise ValueError(complaint("budgets", "be shares in (0, 1]", list(values), "write 0.3 to keep 30 %"))
-    return tuple(sorted(set(values), reverse=True))

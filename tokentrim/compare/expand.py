@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokentrim.compare.config import CompareConfig, MethodSpec
-from tokentrim.config.specs import StrategySpec, strategy_from
+from tokentrim.config.specs import StrategySpec, resolve, strategy_from
 from tokentrim.contracts.fits import prepare
 from tokentrim.counting.shape import ModelShape
 from tokentrim.errors import StrategyError
@@ -100,16 +100,12 @@ def _expected_boundary(spec: StrategySpec, shape: ModelShape, match: Match, budg
     """
     if match == MEASURED:
         return None
-    ratios: dict[str, Any] = {} if spec.budget is None else dict(spec.budget.ratios)
-    if budget is not None:
-        ratios = {match: budget}
-    strategy = spec.strategy
+    ratios: dict[str, Any] = {} if budget is None else {match: budget}
     n_visual = shape.vision.n_visual if shape.vision else 1
-    if ratios:
-        try:
-            strategy = strategy.at_budget(shape, n_visual, **ratios)[0]
-        except StrategyError:  # out of reach: its cells will say so
-            return None
+    try:
+        strategy = spec.strategy.at_budget(shape, n_visual, **ratios)[0] if ratios else resolve(spec, shape, n_visual)
+    except StrategyError:  # out of reach: its cells will say so
+        return None
     return first_boundary(strategy, shape, n_visual)
 
 

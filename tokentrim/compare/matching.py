@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from tokentrim.compare.folder import ResultsFolder
 from tokentrim.compare.timing import Arm, pairs, timed_task, timed_work
@@ -35,13 +35,8 @@ _SPLIT: Final = "calibration"
 Share = Callable[[Strategy, bool], dict[str, Any]]
 """Measures a strategy; what is remembered does where the second argument is False."""
 
-
-class Cost(Protocol):
-    """A knob, measured."""
-
-    def __call__(self, index: int, anew: bool = False) -> float:
-        """The share of prefill time at an index of the knob."""
-        ...
+Cost = Callable[[int, bool], float]
+"""Measures the share of prefill time at an index of the knob; anew where the second argument is True."""
 
 
 def solve_measured(
@@ -119,7 +114,7 @@ def _solve(cell: Cell, batch: Batch, share: Share) -> dict[str, Any]:
     def tokens(index: int) -> int:
         return sum(planned_layer_tokens(knob.at(index).spatial_parts, shape, batch.n_visual))
 
-    def cost(index: int, anew: bool = False) -> float:
+    def cost(index: int, anew: bool) -> float:
         found = share(knob.at(index), anew)
         probes.append({"value": knob.value(index), **found})
         return found["share"]
@@ -127,10 +122,10 @@ def _solve(cell: Cell, batch: Batch, share: Share) -> dict[str, Any]:
     ends = (0, knob.steps) if tokens(knob.steps) > tokens(0) else (knob.steps, 0)
     if tokens(ends[0]) == tokens(ends[1]):
         return _unreachable(knob, probes, "change the tokens of prefill", "it acts on other costs alone")
-    if cost(ends[0]) > target:
+    if cost(ends[0], False) > target:
         least = f"{probes[-1]['share']:.3f}"
         return _unreachable(knob, probes, f"reach the share {target} of the unpruned prefill time", f"at least {least}")
-    index = ends[1] if cost(ends[1]) <= target else _searched(ends, tokens, cost, target)
+    index = ends[1] if cost(ends[1], False) <= target else _searched(ends, tokens, cost, target)
     about = {
         "requested": target,
         # The last time that it was measured: a search that was misled was done again.
@@ -150,7 +145,7 @@ def _searched(ends: tuple[int, int], tokens: Callable[[int], int], cost: Cost, t
     """
     low = high = ends[0]
     for attempt in range(_ATTEMPTS):
-        low, high = _bisect(ends, tokens, lambda index, anew=bool(attempt): cost(index, anew), target)
+        low, high = _bisect(ends, tokens, cost, target, anew=attempt > 0)
         above = low != ends[0] and cost(low, True) > (1 + _DOUBT) * target
         below = high != ends[1] and cost(high, True) < (1 - _DOUBT) * target
         if not (above or below):
@@ -159,7 +154,7 @@ def _searched(ends: tuple[int, int], tokens: Callable[[int], int], cost: Cost, t
 
 
 def _bisect(
-    ends: tuple[int, int], tokens: Callable[[int], int], cost: Callable[[int], float], target: float
+    ends: tuple[int, int], tokens: Callable[[int], int], cost: Cost, target: float, *, anew: bool
 ) -> tuple[int, int]:
     """The last interval of the search: its first index is not above the target, its second is."""
     low, high = ends
@@ -167,7 +162,7 @@ def _bisect(
         middle = (low + high) // 2
         if middle in (low, high) or tokens(low) == tokens(high):
             break
-        low, high = (middle, high) if cost(middle) <= target else (low, middle)
+        low, high = (middle, high) if cost(middle, anew) <= target else (low, middle)
     return low, high
 
 

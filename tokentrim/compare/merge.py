@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tokentrim.compare.gallery import SCHEMA, Gallery
@@ -18,15 +17,8 @@ _VERSIONS: Final = ("tokentrim", "torch", "transformers")
 _PLACEMENT: Final = ("device", "dtype", "attention")
 
 
-@dataclass
-class _Merged:
-    """Rows of several runs so far, each once."""
-
-    cells: dict[tuple[Any, ...], Row] = field(default_factory=dict[tuple[Any, ...], Row])
-    pooled: dict[tuple[Any, ...], Row] = field(default_factory=dict[tuple[Any, ...], Row])
-    overall: dict[tuple[Any, ...], Row] = field(default_factory=dict[tuple[Any, ...], Row])
-    timings: dict[tuple[Any, ...], Row] = field(default_factory=dict[tuple[Any, ...], Row])
-    skipped: dict[tuple[Any, ...], Row] = field(default_factory=dict[tuple[Any, ...], Row])
+_Merged = dict[str, dict[tuple[Any, ...], Row]]
+"""Rows of several runs so far, by part of the summary, each once."""
 
 
 def merge(runs: Sequence[PastRun], allowed: Collection[str], command: str) -> tuple[dict[str, Any], Gallery]:
@@ -40,8 +32,8 @@ def merge(runs: Sequence[PastRun], allowed: Collection[str], command: str) -> tu
     Raises:
         ResultsError: when the runs differ in what may change a score, and were not allowed to.
     """
-    found = list(differences(runs))
-    refused = [(kind, text) for kind, text in found if kind not in allowed]
+    differing = list(differences(runs))
+    refused = [(kind, text) for kind, text in differing if kind not in allowed]
     if refused:
         kinds = " ".join(f"--allow-different {kind}" for kind in dict.fromkeys(kind for kind, _ in refused))
         said = "; ".join(text for _, text in refused)
@@ -49,10 +41,14 @@ def merge(runs: Sequence[PastRun], allowed: Collection[str], command: str) -> tu
             complaint("results that stand in one report", "come from comparable runs",
                       hint=f"{said}. Run them alike, or add {kinds}: the report then says so on top")
         )  # fmt: skip
-    rows, gallery = _Merged(), _empty_gallery()
+    rows: _Merged = {part: {} for part in ("cells", "pooled", "overall", "timings", "skipped")}
+    gallery: Gallery = {"schema": SCHEMA, "images": {}, "questions": []}
     for run in runs:
         labels = _labels(run, rows)
-        _add_rows(run, labels, rows)
+        for part, found in rows.items():
+            for row in run.data[part]:
+                labelled = {**row, "method": labels[row["method"]]}
+                found.setdefault(_row_key(labelled), labelled)
         _add_questions(run, labels, gallery)
     data: dict[str, Any] = {key: value for run in runs for key, value in _others(run, runs)}
     data |= {
@@ -61,15 +57,13 @@ def merge(runs: Sequence[PastRun], allowed: Collection[str], command: str) -> tu
         "versions": _joined([(run.name, run.data["versions"]) for run in runs]),
         "config": _common(runs),
         "models": _models(runs),
-        "matched_by": {row["method"]: row["matched_by"] for row in (*rows.cells.values(), *rows.skipped.values())},
+        **{part: list(found.values()) for part, found in rows.items()},
+        "matched_by": {
+            row["method"]: row["matched_by"] for part in ("cells", "skipped") for row in rows[part].values()
+        },
         "seeds": sorted({seed for run in runs for seed in run.data["seeds"]}),
-        "cells": list(rows.cells.values()),
-        "pooled": list(rows.pooled.values()),
-        "overall": list(rows.overall.values()),
-        "timings": list(rows.timings.values()),
         "correction": ", ".join(dict.fromkeys(run.data["correction"] for run in runs)),
-        "skipped": list(rows.skipped.values()),
-        "failures": sum(row["failures"] for row in rows.cells.values()),
+        "failures": sum(row["failures"] for row in rows["cells"].values()),
         "first_failure": next((run.data["first_failure"] for run in runs if run.data["first_failure"]), None),
         "notes": list(
             dict.fromkeys(
@@ -83,7 +77,7 @@ def merge(runs: Sequence[PastRun], allowed: Collection[str], command: str) -> tu
         "sources": [
             {"name": run.name, "config_hash": run.data["config_hash"], "command": run.data["command"]} for run in runs
         ],
-        "differences": [text for _, text in found],
+        "differences": [text for _, text in differing],
     }
     return data, gallery
 
@@ -124,15 +118,8 @@ def _differing(kind: str, what: str, values: Sequence[tuple[str, Any]]) -> Itera
 
 def _row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What tells a row of cells, or of means, from the others of its report."""
-    about = (
-        row["model"],
-        row.get("task"),
-        row.get("metric"),
-        row["budget_requested"],
-        row["matched_by"],
-        row.get("seed"),
-    )
-    return (row["method"], row.get("boundary"), *about)
+    names = ("method", "boundary", "model", "task", "metric", "budget_requested", "matched_by", "seed")
+    return tuple(row.get(name) for name in names)
 
 
 def _labels(run: PastRun, rows: _Merged) -> dict[str, str]:
@@ -141,7 +128,8 @@ def _labels(run: PastRun, rows: _Merged) -> dict[str, str]:
     Methods that ran in both with the same result, such as the controls, stay one.
     """
     clashing: set[str] = set()
-    for kind, earlier in (("cells", rows.cells), ("overall", rows.overall)):
+    for kind in ("cells", "overall"):
+        earlier = rows[kind]
         strategies = {row["method"]: (row.get("strategy") or {}).get("name") for row in earlier.values()}
         for row in run.data[kind]:
             same = earlier.get(_row_key(row))
@@ -160,21 +148,10 @@ def _compared(result: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(json.dumps(result.get(name), sort_keys=True) for name in names)
 
 
-def _add_rows(run: PastRun, labels: Mapping[str, str], rows: _Merged) -> None:
-    """Add a run's rows; what is there already stays."""
-    for kind, found in vars(rows).items():
-        for row in run.data[kind]:
-            labelled = {**row, "method": labels[row["method"]]}
-            found.setdefault(_row_key(labelled), labelled)
-
-
-def _empty_gallery() -> Gallery:
-    return {"schema": SCHEMA, "images": {}, "questions": []}
-
-
 def _add_questions(run: PastRun, labels: Mapping[str, str], gallery: Gallery) -> None:
     """Add a run's pictures: methods to the questions that are there, and new questions."""
-    gallery["images"] |= {name: images for name, images in run.gallery["images"].items() if name in _used(run)}
+    used = {question["images"] for question in run.gallery["questions"]}
+    gallery["images"] |= {name: images for name, images in run.gallery["images"].items() if name in used}
     for question in run.gallery["questions"]:
         about = {key: question[key] for key in ("model", "task", "sample", "question", "answer")}
         known = (found for found in gallery["questions"] if about.items() <= found.items())
@@ -195,10 +172,6 @@ def _add_questions(run: PastRun, labels: Mapping[str, str], gallery: Gallery) ->
 
 def _line_key(line: Mapping[str, Any]) -> tuple[Any, ...]:
     return line["method"], line["budget_requested"], line.get("matched_by"), line["seed"], line["boundary"]
-
-
-def _used(run: PastRun) -> set[str]:
-    return {question["images"] for question in run.gallery["questions"]}
 
 
 def _joined(named: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
@@ -235,8 +208,7 @@ def _common(runs: Sequence[PastRun]) -> dict[str, Any]:
 
 def _others(run: PastRun, runs: Sequence[PastRun]) -> Iterator[tuple[str, Any]]:
     """Parts of a summary that this file does not know, under the run's name where runs differ in them."""
-    known = {*KNOWN, "sources", "differences"}
     for key, value in run.data.items():
-        if key not in known:
+        if key not in {*KNOWN, "sources", "differences"}:
             shared = all(other.data.get(key) == value for other in runs)
             yield (key if shared else f"{key}, {run.name}"), value

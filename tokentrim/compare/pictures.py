@@ -12,6 +12,7 @@ from PIL import Image
 
 from tokentrim.compare.gallery import Gallery, Question, opened
 from tokentrim.drawing.shade import shade
+from tokentrim.drawing.sheet import Rect, axis_at, framed, write
 from tokentrim.drawing.style import FAINT, INK, Look, figure_style, looks
 from tokentrim.runs.cells import REFERENCE, TEXT_ONLY
 from tokentrim.runs.files import write_atomic
@@ -61,8 +62,7 @@ def kept_picture(gallery: Gallery, model: str, path: Path) -> Path | None:
             left = margin + place * (len(columns) * _TILE + _ANSWER)
             _draw_block(figure, block, columns, names, left, place == 0)
         if budget is not None:
-            x, y = (margin - 0.1) / width, 1 - 0.53 / height
-            figure.text(x, y, f"budget {budget:.0%}", fontsize=8, color=FAINT, va="center", ha="right")
+            write(figure, margin - 0.1, 0.53, f"budget {budget:.0%}", fontsize=8, color=FAINT, ha="right")
         write_atomic(path, lambda part: figure.savefig(part, format="png"))
         plt.close(figure)
     return path
@@ -115,67 +115,56 @@ def _draw_block(
     labelled: bool,
 ) -> None:  # fmt: skip
     """All methods on one question."""
-    width, height = figure.get_size_inches()
     look = looks(names)
     question = shorten(block.question["question"], 46, placeholder=" …")
     answer = shorten(block.question["answer"], 30, placeholder=" …") if block.question["metric"] == "exact" else ""
-    figure.text(left / width, 1 - 0.2 / height, question, fontsize=10.5, fontweight="bold", va="center")
+    write(figure, left, 0.2, question, fontsize=10.5, fontweight="bold")
+    right = left + len(columns) * _TILE
     if answer:
-        figure.text(
-            (left + len(columns) * _TILE - 0.05) / width, 1 - 0.2 / height, f"answer: {answer}", fontsize=9,
-            color=FAINT, va="center", ha="right",
-        )  # fmt: skip
+        write(figure, right - 0.05, 0.2, f"answer: {answer}", fontsize=9, color=FAINT, ha="right")
     by_method = {line.method: line for line in block.lines}
     for place, layer in enumerate(columns):
         title = "cache at\nthe end" if layer is None else f"layer {layer}"
-        x = left + (place + 0.5) * _TILE - 0.02
-        figure.text(x / width, 1 - 0.53 / height, title, fontsize=8, color=FAINT, ha="center", va="center")
+        write(figure, left + (place + 0.5) * _TILE - 0.02, 0.53, title, fontsize=8, color=FAINT, ha="center")
     for order, name in enumerate(names):
-        bottom = height - 0.74 - (order + 1) * (_TILE + 0.04)
+        top = 0.78 + order * (_TILE + 0.04)
         if labelled:
-            x, y = (left - 0.1) / width, (bottom + _TILE / 2) / height
-            figure.text(x, y, name, color=look[name].color, ha="right", va="center", fontsize=9.5, fontweight="bold")
+            write(figure, left - 0.1, top + _TILE / 2, name, color=look[name].color, ha="right", fontsize=9.5,
+                  fontweight="bold")  # fmt: skip
         if name in by_method:
-            _draw_line(figure, by_method[name], block, columns, left, bottom, look[name])
+            _draw_line(figure, by_method[name], block, columns, left, top, look[name])
         else:
-            x, y = (left + len(columns) * _TILE / 2) / width, (bottom + _TILE / 2) / height
-            figure.text(
-                x, y, "not run: its budget is out of reach here", fontsize=8, color=FAINT, ha="center", va="center"
-            )
+            write(figure, (left + right) / 2, top + _TILE / 2, "not run: its budget is out of reach here", fontsize=8,
+                  color=FAINT, ha="center")  # fmt: skip
 
 
 def _draw_line(
     figure: Any, line: Line, block: Block, columns: Sequence[int | None], left: float,
-    bottom: float, look: Look,
+    top: float, look: Look,
 ) -> None:  # fmt: skip
     """One method on one question: a tile per column, then the answer."""
-    width, height = figure.get_size_inches()
+    bottom = figure.get_size_inches()[1] - top - _TILE
     number = line.cells.finest()
     plane = line.cells.planes[number]
     for place, layer in enumerate(columns):
         kept = line.kept.end if layer is None else line.kept.at(layer)
-        axis = figure.add_axes(
-            ((left + place * _TILE) / width, bottom / height, (_TILE - 0.05) / width, (_TILE - 0.05) / height)
-        )
+        axis = axis_at(figure, Rect(left + place * _TILE, bottom, _TILE - 0.05, _TILE - 0.05))
         axis.imshow(
             shade(block.image, line.cells.inside(number, kept), plane.rows, plane.cols),
             aspect="auto",
             interpolation="nearest",
         )
-        axis.set(xticks=[], yticks=[])
-        axis.grid(visible=False)
-        for spine in axis.spines.values():
-            spine.set(visible=True, color=look.color, linewidth=0.8)
+        framed(axis, look.color, 0.8)
         axis.text(
             0.97, 0.03, str(len(kept)), transform=axis.transAxes, ha="right", va="bottom", fontsize=7, color=INK,
             bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1},
         )  # fmt: skip
-    x, y = (left + len(columns) * _TILE + 0.03) / width, (bottom + (_TILE - 0.05) / 2) / height
+    x, y = left + len(columns) * _TILE + 0.03, top + (_TILE + 0.05) / 2
     if block.question["metric"] == "exact":
         right = line.score == 1.0
         text, color = shorten(line.prediction or "(nothing)", 14, placeholder="…"), "#2a9d5c" if right else "#c0392b"
-        figure.text(x, y, f"{'✓' if right else '✗'} {text}", fontsize=8, color=color, va="center")
+        write(figure, x, y, f"{'✓' if right else '✗'} {text}", fontsize=8, color=color)
     else:
         name = "F1 " if block.question["metric"] == "f1" else ""
         text = "" if line.score is None else f"{name}{line.score:.2f}"
-        figure.text(x, y, text, fontsize=8.5, color=INK, va="center")
+        write(figure, x, y, text, fontsize=8.5, color=INK)

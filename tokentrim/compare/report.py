@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tokentrim.compare.readings import MEANS_READING, SPLIT_READING, time_reading
 from tokentrim.compare.tables import Data, markdown, overall_grid, split_grid, task_grid, time_grid
 from tokentrim.errors import ConfigError, UnsupportedError, complaint, suggestion
-from tokentrim.runs.files import write_atomic, write_json, write_lines
+from tokentrim.runs.files import write_atomic, write_json, write_lines, write_text
 
 if TYPE_CHECKING:
     from tokentrim.compare.gallery import Gallery
@@ -40,13 +41,12 @@ def publish(summary: Summary, gallery: Gallery, formats: Sequence[str] = FORMATS
     if "md" in formats:
         text = report(summary, files)
         files["report"] = folder / "report.md"
-        write_atomic(files["report"], lambda part: part.write_text(text, encoding="utf-8"))
+        write_text(files["report"], text)
     if "html" in formats:
         from tokentrim.compare.page import page
 
-        html = page(summary, gallery)
         files["page"] = folder / "report.html"
-        write_atomic(files["page"], lambda part: part.write_text(html, encoding="utf-8"))
+        write_text(files["page"], page(summary, gallery))
     return replace(summary, files=summary.files | files)
 
 
@@ -57,11 +57,12 @@ def _draw(summary: Summary, gallery: Gallery) -> dict[str, Path]:
 
     files: dict[str, Path] = {}
     for number, model in enumerate(summary.data["models"]):
+        scores, kept = picture_key("pareto", number), picture_key("kept", number)
         if any(row["model"] == model and row["accuracy"] is not None for row in summary.overall):
-            files[picture_key("pareto", number)] = pareto(summary, model, picture(summary.folder, "pareto", number))
-        kept = kept_picture(gallery, model, picture(summary.folder, "kept", number))
-        if kept is not None:
-            files[picture_key("kept", number)] = kept
+            files[scores] = pareto(summary, model, summary.folder / f"{scores}.png")
+        drawn = kept_picture(gallery, model, summary.folder / f"{kept}.png")
+        if drawn is not None:
+            files[kept] = drawn
     return files
 
 
@@ -87,13 +88,8 @@ def require_formats(formats: Sequence[str]) -> tuple[str, ...]:
     return wanted
 
 
-def picture(folder: Path, name: str, number: int) -> Path:
-    """The file of a picture about model ``number`` of a comparison; the first model's has the plain name."""
-    return folder / f"{picture_key(name, number)}.png"
-
-
 def picture_key(name: str, number: int) -> str:
-    """The name of a picture about model ``number`` of a comparison."""
+    """The name of a picture about model ``number`` of a comparison; the first model's has the plain name."""
     return f"{name}-{number + 1}" if number else name
 
 
@@ -183,16 +179,11 @@ def _provenance(data: Data) -> str:
 
 def write_csv(summary: Summary, path: Path) -> Path:
     """Write one line per cell; what has parts, such as a strategy, is JSON within its column."""
-    columns = list(dict.fromkeys(name for row in summary.cells for name in row))
-
-    def write(part: Path) -> None:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            lines = csv.DictWriter(file, columns)
-            lines.writeheader()
-            for row in summary.cells:
-                lines.writerow({name: _plain(value) for name, value in row.items()})
-
-    write_atomic(path, write)
+    text = io.StringIO()
+    lines = csv.DictWriter(text, list(dict.fromkeys(name for row in summary.cells for name in row)))
+    lines.writeheader()
+    lines.writerows({name: _plain(value) for name, value in row.items()} for row in summary.cells)
+    write_atomic(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8", newline=""))
     return path
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,10 +129,7 @@ class _Session:
 
     def finished(self, cells: Sequence[Cell]) -> dict[str, CellResult]:
         """Cells that the folder holds without a failure."""
-        return self.ranks.share(lambda: self._found(cells))
-
-    def _found(self, cells: Sequence[Cell]) -> dict[str, CellResult]:
-        found = {cell.key: self.folder.read(cell) for cell in cells}
+        found = self.ranks.share(lambda: {cell.key: self.folder.read(cell) for cell in cells})
         return {key: result for key, result in found.items() if result is not None and not result.failures}
 
     def complete(self, cells: Sequence[Cell]) -> dict[str, CellResult]:
@@ -139,8 +137,7 @@ class _Session:
         done: dict[str, CellResult] = {}
         by_key = {cell.key: cell for cell in cells}
         jobs = [job_of(cell) for cell in cells]
-        if not self.executor.in_process:
-            jobs = [packed(job) for job in jobs]
+        jobs = jobs if self.executor.in_process else [packed(job) for job in jobs]
         alone = self.executor.in_process and self.ranks.size == 1
         outcomes = self.executor.run(jobs, self.told.say)
         with ExitStack() as ending:
@@ -202,12 +199,7 @@ def _store(
 
 def require_report_extra() -> None:
     """Raise UnsupportedError unless the libraries of the extra ``report`` are there."""
-    missing: list[str] = []
-    for name in ("scipy", "matplotlib", "statsmodels"):
-        with suppress(ImportError):
-            __import__(name)
-            continue
-        missing.append(name)
+    missing = [name for name in ("scipy", "matplotlib", "statsmodels") if find_spec(name) is None]
     if missing:
         raise UnsupportedError(
             complaint("tokentrim compare", "find scipy, matplotlib and statsmodels", f"no {' and no '.join(missing)}",

@@ -54,11 +54,7 @@ def bootstrap(groups: Sequence[Sequence[float]]) -> Estimate:
     for group in groups:
         values = np.asarray(group, dtype=np.float64)
         total += values[rng.integers(len(values), size=(_RESAMPLES, len(values)))].mean(axis=1)
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(total / len(groups), [tail, 100 - tail])
-    mean = float(np.mean([np.mean(group) for group in groups]))
-    # A resample's rounding may put a bound on the wrong side of the mean of equal scores.
-    return Estimate(mean, min(float(low), mean), max(float(high), mean))
+    return _percentiles(groups, total)
 
 
 def crossed(groups: Sequence[NDArray[np.float64]]) -> Estimate:
@@ -77,9 +73,15 @@ def crossed(groups: Sequence[NDArray[np.float64]]) -> Estimate:
         samples = group.shape[1]
         weights = rng.multinomial(samples, [1 / samples] * samples, size=_RESAMPLES) / samples
         total += ((drawn @ group) * weights).sum(axis=1)
+    return _percentiles(groups, total)
+
+
+def _percentiles(groups: Sequence[Any], total: NDArray[np.float64]) -> Estimate:
+    """The mean over groups, and the ends of the interval of its resamples, which are given summed over groups."""
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(total / len(groups), [tail, 100 - tail])
-    mean = float(np.mean([group.mean() for group in groups]))
+    mean = float(np.mean([np.mean(group) for group in groups]))
+    # A resample's rounding may put a bound on the wrong side of the mean of equal scores.
     return Estimate(mean, min(float(low), mean), max(float(high), mean))
 
 

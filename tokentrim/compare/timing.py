@@ -7,7 +7,6 @@ longest answers.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -82,35 +81,19 @@ def run_once(arm: Arm, new_tokens: int) -> Seconds:
     """Answer an arm's questions with exactly ``new_tokens`` tokens each, and take the time."""
     import torch
 
-    from tokentrim.runs.stopwatch import Stopwatch
+    from tokentrim.runs.stopwatch import timed_generate
 
     prefill = selection = decode = total = 0.0
     model = arm.work.loaded.model
-    gc.collect()  # so that no run pays for another's garbage
     for batch in arm.work.batches:
         inputs = model_inputs(arm.work.loaded, batch)
         with arm.trimmed(batch) as session, torch.inference_mode():
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)
-            watch = Stopwatch(model.device)
-            watch.mark()
-            _generate(model, inputs, new_tokens, watch)
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)
-            timing = watch.timing()
+            timing = timed_generate(model, inputs, new_tokens, min_new_tokens=new_tokens)
             selection += session.report().selection_seconds if session else 0.0
         prefill += timing.prefill_seconds
         decode += timing.decode_seconds_per_token or 0.0
         total += timing.prefill_seconds + (timing.decode_seconds_per_token or 0.0) * (new_tokens - 1)
     return Seconds(prefill, selection, decode / len(arm.work.batches), total)
-
-
-def _generate(model: Any, inputs: dict[str, Any], new_tokens: int, watch: Any = None) -> Any:
-    """Greedy ``generate`` of exactly ``new_tokens`` tokens, whatever the answer's own length."""
-    criteria = None if watch is None else [watch]
-    return model.generate(
-        **inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, stopping_criteria=criteria
-    )
 
 
 def pairs(unpruned: Arm, arm: Arm, repeats: int, new_tokens: int) -> list[tuple[Seconds, Seconds]]:
@@ -124,12 +107,12 @@ def peak_of(arm: Arm, new_tokens: int) -> int:
     """Most bytes that a run of the arm's first batch held beyond the weights."""
     import torch
 
-    from tokentrim.runs.stopwatch import peak_bytes
+    from tokentrim.runs.stopwatch import generate, peak_bytes
 
     model, batch = arm.work.loaded.model, arm.work.batches[0]
     inputs = model_inputs(arm.work.loaded, batch)
     with arm.trimmed(batch), torch.inference_mode():
-        return peak_bytes(model.device, lambda: _generate(model, inputs, new_tokens))
+        return peak_bytes(model.device, lambda: generate(model, inputs, new_tokens, min_new_tokens=new_tokens))
 
 
 def time_cells(

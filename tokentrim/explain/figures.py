@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from PIL import Image
 
+from tokentrim.drawing.sheet import Rect, axis_at, size_of, write
 from tokentrim.drawing.style import FAINT, INK
 from tokentrim.explain.gather import DecidedStage, Eviction, Explanation
 from tokentrim.explain.panels import LIFE_MAP, Panel, color_bar, scale
@@ -21,33 +22,6 @@ _FOOT: Final = 0.42
 _TILE: Final = 1.55
 _MOST_STEPS: Final = 5
 T = TypeVar("T")
-
-
-class Rect(NamedTuple):
-    """A rectangle in inches, from the figure's lower left corner."""
-
-    left: float
-    bottom: float
-    width: float
-    height: float
-
-
-def axis_at(figure: Any, rect: Rect) -> Any:
-    """An axis there."""
-    width, height = figure.get_size_inches()
-    return figure.add_axes((rect.left / width, rect.bottom / height, rect.width / width, rect.height / height))
-
-
-def write(figure: Any, left: float, top: float, text: str, **style: Any) -> None:
-    """Text at ``left`` inches, ``top`` inches below the figure's upper edge."""
-    width, height = figure.get_size_inches()
-    figure.text(left / width, 1 - top / height, text, **{"va": "center", **style})
-
-
-def size_of(image: Image.Image, side: float) -> tuple[float, float]:
-    """(width, height) of a picture whose longer side is ``side``."""
-    longer = max(image.size)
-    return side * image.width / longer, side * image.height / longer
 
 
 def plane_name(explanation: Explanation, number: int, n_images: int) -> str:

@@ -9,8 +9,9 @@ from typing import Any, Final
 from matplotlib.colors import Normalize
 from PIL import Image
 
+from tokentrim.drawing.sheet import Rect, axis_at, size_of, write
 from tokentrim.drawing.style import FAINT, INK
-from tokentrim.explain.figures import Rect, axis_at, no_scores, size_of, spread, write
+from tokentrim.explain.figures import no_scores, spread
 from tokentrim.explain.gather import DecidedStage, Explanation
 from tokentrim.explain.panels import LIFE_MAP, Panel, color_bar, scale
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from tokentrim.drawing.shade import shade
+from tokentrim.drawing.sheet import framed, size_of
 from tokentrim.drawing.style import FAINT, INK
 from tokentrim.runs.token_places import Cells, Plane
 
@@ -52,16 +53,10 @@ class Panel:
     def __init__(self, axis: Any, image: Image.Image, cells: Cells, number: int) -> None:
         self.axis, self.image, self.cells, self.number = axis, image, cells, number
         self.plane: Plane = cells.planes[number]
-        longer = max(image.size)
-        self.width, self.height = (_PIXELS * side / longer for side in image.size)
-        axis.set(xticks=[], yticks=[], xlim=(0, self.width), ylim=(self.height, 0))
-        axis.grid(visible=False)
-        for spine in axis.spines.values():
-            spine.set(visible=True, color=FAINT, linewidth=0.6)
-
-    @property
-    def _extent(self) -> tuple[float, float, float, float]:
-        return (0, self.width, self.height, 0)
+        self.width, self.height = size_of(image, _PIXELS)
+        self._extent = (0, self.width, self.height, 0)
+        framed(axis, FAINT, 0.6)
+        axis.set(xlim=(0, self.width), ylim=(self.height, 0))
 
     def _places(self, tokens: Iterable[int]) -> list[int]:
         return self.cells.inside(self.number, list(tokens))
@@ -98,10 +93,13 @@ class Panel:
     def kept(self, tokens: Iterable[int]) -> None:
         """The picture, dropped patches faded and kept ones outlined."""
         places = self._places(tokens)
-        self.axis.imshow(
-            shade(self.image, places, self.plane.rows, self.plane.cols, _PIXELS), extent=self._extent, aspect="auto"
-        )
+        self._faded(places)
         self.outline(places=places, color=INK, halo="white", width=0.9)
+
+    def _faded(self, places: Sequence[int]) -> None:
+        """The picture, all patches faded but those at some places."""
+        shown = shade(self.image, places, self.plane.rows, self.plane.cols, _PIXELS)
+        self.axis.imshow(shown, extent=self._extent, aspect="auto")
 
     def outline(
         self, tokens: Iterable[int] = (), *, places: Sequence[int] | None = None, color: str = "white",
@@ -150,9 +148,7 @@ class Panel:
         for token, target in own.items():
             members.setdefault(self.cells.place[target], []).append(self.cells.place[token])
         alive = [*self._places(kept), *(place for group in members.values() for place in group)]
-        self.axis.imshow(
-            shade(self.image, alive, self.plane.rows, self.plane.cols, _PIXELS), extent=self._extent, aspect="auto"
-        )
+        self._faded(alive)
         groups = {centre: places for centre, places in members.items() if len(places) > 1}
         colors = _colored(groups, self.plane)
         x, y = self.width / self.plane.cols, self.height / self.plane.rows
@@ -209,10 +205,9 @@ def _smoothness(image: Image.Image) -> str:
 
 def _lines(image: Image.Image, light: NDArray[np.bool_]) -> NDArray[np.float64]:
     """RGBA lines of a picture: dark over ``light`` cells, light over the others, nothing where the picture is plain."""
-    longer = max(image.size)
-    size = (max(1, round(_PIXELS * image.width / longer)), max(1, round(_PIXELS * image.height / longer)))
-    resample = Image.Resampling.NEAREST if longer < _PIXELS else Image.Resampling.LANCZOS
-    smooth = image.convert("RGB").resize(size, resample).filter(ImageFilter.GaussianBlur(1.6))
+    width, height = (max(1, round(side)) for side in size_of(image, _PIXELS))
+    resample = Image.Resampling.NEAREST if max(image.size) < _PIXELS else Image.Resampling.LANCZOS
+    smooth = image.convert("RGB").resize((width, height), resample).filter(ImageFilter.GaussianBlur(1.6))
     pixels = np.asarray(smooth, dtype=np.float64)
     slopes: Callable[..., Any] = np.gradient
     steep = np.sqrt(sum((slope**2).sum(axis=2) for slope in slopes(pixels, axis=(0, 1))))

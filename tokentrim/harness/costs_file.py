@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import reduce
 from pathlib import Path
 from typing import Any, Final
 
 from tokentrim.engine.report import describe
 from tokentrim.harness.answering import Answerer
-from tokentrim.harness.costs import Costs
 from tokentrim.runs.cells import versions
+from tokentrim.runs.costs import Costs, total
 from tokentrim.runs.files import write_json
 
 NAME: Final = "tokentrim-costs.json"
@@ -37,13 +36,8 @@ def costs_data(answerer: Answerer, costs: Mapping[str, Costs], processes: int) -
         "ignored_generation_settings": sorted(answerer.ignored),
         "versions": versions(),
         "tasks": {task: each.figures() for task, each in costs.items()},
-        "overall": total(costs).figures(),
+        "overall": total(costs.values()).figures(),
     }
-
-
-def total(costs: Mapping[str, Costs]) -> Costs:
-    """The costs of all tasks."""
-    return reduce(Costs.__add__, costs.values(), Costs())
 
 
 def write_costs(path: Path, data: Mapping[str, Any]) -> None:

@@ -28,13 +28,13 @@ from tqdm import tqdm
 
 from tokentrim.errors import UnsupportedError, complaint
 from tokentrim.harness.answering import Answerer, HarnessQuestion, require_pruning
-from tokentrim.harness.costs import Costs, together
-from tokentrim.harness.costs_file import NAME, costs_data, total, write_costs
+from tokentrim.harness.costs_file import NAME, costs_data, write_costs
 from tokentrim.harness.failing import let_out
 from tokentrim.harness.generation import generation_of
 from tokentrim.harness.messages import Conversation, conversation_of
 from tokentrim.harness.options import HarnessOptions, read_options
 from tokentrim.loading import DeviceName, Loaded, load_model
+from tokentrim.runs.costs import Costs, together, total
 
 _IN_RESULTS = ("layer_mean_tokens", "layer_mean_ratio", "flops_ratio", "kv_mean_ratio", "kv_end_ratio",
                "kv_total_mean_ratio", "selection_seconds", "pruning_events")  # fmt: skip
@@ -110,7 +110,7 @@ class Tokentrim(lmms):
             parts = [{} for _ in range(self.world_size)]
             dist.all_gather_object(parts, answerer.costs)
         costs = together(parts)
-        everything = total(costs)
+        everything = total(costs.values())
         require_pruning(everything)
         if self.rank != 0:
             return

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 from tokentrim.runs.batches import Batch, evidence_of, make_batch, model_inputs
 from tokentrim.runs.cells import Cell, first_boundary, prunes
 from tokentrim.runs.downscale import ratios, smaller
-from tokentrim.runs.figures import REPORTED
+from tokentrim.runs.costs import Costs
+from tokentrim.runs.figures import CLOCKED, REPORTED
 from tokentrim.runs.kept import Kept, pieces
 from tokentrim.runs.token_places import Cells
 from tokentrim.runs.ranks import ALONE, Ranks
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from tokentrim.contracts.strategy import Strategy
     from tokentrim.engine.tokens.trace import Trace
 
-_TIMES: Final = ("prefill_seconds", "decode_seconds", "selection_seconds")
+_COSTS: Final = (*REPORTED, *sorted(CLOCKED), "new_tokens", "pruning_events")
 _TEXT_OF_MESSAGE: Final = 300
 
 
@@ -40,34 +41,21 @@ class CellAnswers:
 
     Attributes:
         records: each question's line, by place.
-        sums: of costs over rows.
+        costs: of all answers.
         pictures: kept tokens of the first questions.
-        tokens: new tokens but each answer's first.
-        rows: questions answered.
-        events: selections applied.
-        due: whether some plan promises that something is dropped.
         boundaries: where each row first lost tokens, of rows that did, where the data decide that.
     """
 
     records: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
-    sums: dict[str, float] = field(default_factory=dict[str, float])
+    costs: Costs = field(default_factory=Costs)
     pictures: dict[str, Any] = field(default_factory=dict[str, Any])
-    tokens: int = 0
-    rows: int = 0
-    events: int = 0
-    due: bool = False
     boundaries: list[int] = field(default_factory=list[int])
 
     def add(self, part: CellAnswers) -> None:
         """Add what a further batch gave."""
         self.records |= part.records
-        for name, value in part.sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.costs += part.costs
         self.pictures |= part.pictures
-        self.tokens += part.tokens
-        self.rows += part.rows
-        self.events += part.events
-        self.due = self.due or part.due
         self.boundaries += part.boundaries
 
 
@@ -95,7 +83,7 @@ def run_cell(cell: Cell, work: Work, ranks: Ranks = ALONE) -> CellResult:
     answers = CellAnswers()
     for _, part in sorted((item for _, parts in found for item in parts.items()), key=lambda item: item[0]):
         answers.add(part)
-    if answers.due and answers.events == 0:
+    if answers.costs.due and answers.costs.pruning_events == 0:
         head["failure"] = f"{cell.where}: the strategy should have pruned, and no pruning event was seen"
     specs = [solved[n].spec() for n in sorted(solved)]
     head |= {
@@ -112,7 +100,10 @@ def _result(cell: Cell, work: Work, head: dict[str, Any], answers: CellAnswers) 
     """The cell's head with what its answers scored together and cost, and their lines."""
     records = [answers.records[place] for place in sorted(answers.records)]
     _aggregate(cell, work, records, head)
-    return CellResult({**head, **_costs(answers)}, records)
+    figures = answers.costs.figures()
+    return CellResult(
+        {**head, **{name: figures[name] for name in _COSTS}, "pictures": answers.pictures}, records
+    )
 
 
 def _shown(cell: Cell, work: Work) -> tuple[Work, dict[str, Any]]:
@@ -271,42 +262,19 @@ def _account(
     """Add a batch's costs; every row is charged for its own answer, not for the longest of the batch."""
     session.annotate(new_tokens=lengths)
     report = session.report()
-    means = {name: getattr(report, name) for name in REPORTED}
-    for row, place in enumerate(batch.places):
-        full = work.full.get(place)
-        # Smaller pictures have their shares of the full ones' prompt, not of their own.
-        found = means if full is None else {**means, **ratios(cell.model.shape, full, batch, row, lengths[row])}
-        for name in REPORTED:
-            answers.sums[name] = answers.sums.get(name, 0.0) + found[name]
-        first = None if is_static(strategy) else _first_loss(session.trace, row)
-        if first is not None:
-            answers.boundaries.append(first)
-    for name in _TIMES:
-        answers.sums[name] = answers.sums.get(name, 0.0) + getattr(report, name)
-    answers.rows += len(lengths)
-    answers.tokens += sum(length - 1 for length in lengths)
-    answers.events += report.pruning_events
-    answers.due = answers.due or prunes(strategy, cell.model.shape, batch.n_visual, max(lengths) - 1)
+    # Smaller pictures have their shares of the full ones' prompt, not of their own.
+    own = [
+        ratios(cell.model.shape, work.full[place], batch, row, lengths[row]) if place in work.full else {}
+        for row, place in enumerate(batch.places)
+    ]
+    due = prunes(strategy, cell.model.shape, batch.n_visual, max(lengths) - 1)
+    answers.costs.add(report, lengths, due=due, ratios=own)
+    if not is_static(strategy):
+        losses = (_first_loss(session.trace, row) for row in range(len(lengths)))
+        answers.boundaries += [first for first in losses if first is not None]
 
 
 def _first_loss(trace: Trace, row: int) -> int | None:
     """The first layer that a row's tokens do not all reach."""
     full = trace.n_visual[row]
     return next((layer for layer in range(trace.n_layers) if len(trace.kept(layer, row)) < full), None)
-
-
-def _costs(answers: CellAnswers) -> dict[str, Any]:
-    """A cell's costs: means over its questions, and times per question or token."""
-    rows, tokens, sums = answers.rows, answers.tokens, answers.sums
-    means: dict[str, float | None] = {name: sums[name] / rows if rows else None for name in REPORTED}
-    if not rows:
-        return {**means, "pruning_events": 0, "pictures": {}}
-    return {
-        **means,
-        "prefill_seconds": sums["prefill_seconds"] / rows,
-        "decode_seconds_per_token": sums["decode_seconds"] / tokens if tokens else None,
-        "selection_seconds": sums["selection_seconds"] / rows,
-        "new_tokens": (tokens + rows) / rows,
-        "pruning_events": answers.events,
-        "pictures": answers.pictures,
-    }

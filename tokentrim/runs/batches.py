@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,32 +36,26 @@ class Batch:
     n_text: tuple[int, ...]
 
 
-class VisualCounter:
-    """Counts the visual tokens of prompts for one model: its placeholders, without line ends and other structure."""
+def visual_tokens(loaded: Loaded, inputs: Any, images: Sequence[Sequence[Any]]) -> list[int]:
+    """Visual tokens of each row of a prompt: its placeholders, without line ends and other structure.
 
-    def __init__(self, loaded: Loaded) -> None:
-        config: Any = loaded.model.config
-        image = getattr(config, "image_token_id", None)
-        tokens = [config.image_token_index if image is None else image, getattr(config, "video_token_id", None)]
-        self._placeholders: Final = [token for token in tokens if token is not None]
-        self.vision: Final = adapter_of(loaded.model).shape(config).vision
-
-    def __call__(self, inputs: Any, images: Sequence[Sequence[Any]]) -> list[int]:
-        """Visual tokens of each row.
-
-        Args:
-            inputs: what the processor made.
-            images: the images of each row.
-        """
-        ids: Tensor = inputs["input_ids"]
-        counted = [int(n) for n in torch.stack([ids == token for token in self._placeholders]).any(0).sum(1)]
-        return [n - self._structure(row) for n, row in zip(counted, images, strict=True)]
-
-    def _structure(self, images: Sequence[Any]) -> int:
-        """Placeholders of a row that are not visual tokens."""
-        if self.vision is None:
-            return 0
-        return sum(self.vision.for_image(image.height, image.width, len(images)).n_structure for image in images)
+    Args:
+        loaded: the model and its processor.
+        inputs: what the processor made.
+        images: the images of each row.
+    """
+    config: Any = loaded.model.config
+    image = getattr(config, "image_token_id", None)
+    placeholders = [config.image_token_index if image is None else image, getattr(config, "video_token_id", None)]
+    ids: Tensor = inputs["input_ids"]
+    counted = torch.stack([ids == token for token in placeholders if token is not None]).any(0).sum(1).tolist()
+    vision = adapter_of(loaded.model).shape(config).vision
+    if vision is None:
+        return counted
+    return [
+        n - sum(vision.for_image(image.height, image.width, len(row)).n_structure for image in row)
+        for n, row in zip(counted, images, strict=True)
+    ]
 
 
 def make_batches(loaded: Loaded, samples: Sequence[Sample], size: int) -> list[Batch]:
@@ -69,25 +63,22 @@ def make_batches(loaded: Loaded, samples: Sequence[Sample], size: int) -> list[B
 
     A knob that is solved for a budget depends on that number, so one batch has one strategy.
     """
-    counter = VisualCounter(loaded)
     counted: dict[int, list[int]] = defaultdict(list)
     for place, sample in enumerate(samples):
         inputs = sample_inputs(loaded, [sample])
-        counted[counter(inputs, [sample.images])[0]].append(place)
+        counted[visual_tokens(loaded, inputs, [sample.images])[0]].append(place)
     return [
-        make_batch(loaded, samples, places[start : start + size], counter)
+        make_batch(loaded, samples, places[start : start + size])
         for _, places in sorted(counted.items())
         for start in range(0, len(places), size)
     ]
 
 
-def make_batch(
-    loaded: Loaded, samples: Sequence[Sample], places: Sequence[int], counter: VisualCounter | None = None
-) -> Batch:
+def make_batch(loaded: Loaded, samples: Sequence[Sample], places: Sequence[int]) -> Batch:
     """The batch of the questions at ``places``."""
     chosen = tuple(samples[place] for place in places)
     inputs = sample_inputs(loaded, chosen)
-    n_visual = (counter or VisualCounter(loaded))(inputs, [s.images for s in chosen])
+    n_visual = visual_tokens(loaded, inputs, [s.images for s in chosen])
     real = [int(n) for n in inputs["attention_mask"].sum(1)]
     if len(set(n_visual)) != 1:
         raise DataError(complaint("a batch", "have one number of visual tokens", sorted(set(n_visual))))
@@ -104,11 +95,6 @@ def sample_inputs(loaded: Loaded, samples: Sequence[Sample]) -> Any:
 def model_inputs(loaded: Loaded, batch: Batch) -> dict[str, Tensor]:
     """A batch's inputs where the model is, floating-point ones in its number format."""
     return on_device(loaded.model, batch.inputs)
-
-
-def visual_tokens(loaded: Loaded, inputs: Any, images: Sequence[Sequence[Any]]) -> list[int]:
-    """Visual tokens of each row; see :class:`VisualCounter`, which counts many prompts of one model."""
-    return VisualCounter(loaded)(inputs, images)
 
 
 def expected_new_tokens(loaded: Loaded, samples: Sequence[Sample], limit: int) -> int:

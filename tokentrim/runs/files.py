@@ -42,13 +42,16 @@ def reading(path: Path, remedy: str, *more: type[Exception]) -> Generator[None]:
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Write JSON lines, whole or not at all."""
-    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write one JSON object, whole or not at all."""
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, whole or not at all."""
     write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 

@@ -16,28 +16,16 @@ class Progress(Protocol):
 
     def start(self, total: int, finished: int) -> None:
         """There are ``total`` cells, of which ``finished`` were found in the folder."""
-        ...
 
     def step(self, text: str) -> None:
         """One more cell is done."""
-        ...
 
     def say(self, text: str) -> None:
         """Something else happened."""
-        ...
 
 
-class Silent:
+class Silent(Progress):
     """Says nothing."""
-
-    def start(self, total: int, finished: int) -> None:
-        """Nothing."""
-
-    def step(self, text: str) -> None:
-        """Nothing."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
 
 
 class Lines:

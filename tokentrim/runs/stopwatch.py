@@ -69,10 +69,10 @@ class Stopwatch:
         return GenerateTiming(self.seconds(0, 1), decode)
 
 
-def timed_generate(model: Any, inputs: dict[str, Tensor], new_tokens: int) -> GenerateTiming:
-    """Greedy ``generate`` of exactly ``new_tokens`` tokens, timed."""
+def timed_generate(model: Any, inputs: dict[str, Tensor], new_tokens: int, **settings: Any) -> GenerateTiming:
+    """Greedy ``generate`` of ``new_tokens`` tokens, timed."""
     watch = _started(model.device)
-    generate(model, inputs, new_tokens, [watch])
+    generate(model, inputs, new_tokens, stopping_criteria=[watch], **settings)
     _synchronise(model.device)
     return watch.timing()
 
@@ -94,9 +94,9 @@ def _started(device: torch.device) -> Stopwatch:
     return watch
 
 
-def generate(model: Any, inputs: dict[str, Tensor], new_tokens: int, criteria: list[Any] | None = None) -> Tensor:
-    """The caller's own greedy ``generate`` call."""
-    return model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, stopping_criteria=criteria)
+def generate(model: Any, inputs: dict[str, Tensor], new_tokens: int, **settings: Any) -> Tensor:
+    """The caller's own greedy ``generate`` call; it is over earlier where an answer ends, unless settings forbid it."""
+    return model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, **settings)
 
 
 def peak_bytes(device: torch.device, work: Callable[[], object]) -> int:

@@ -15,7 +15,7 @@ from tokentrim.engine.tokens.trace import Trace
 from tokentrim.errors import UnsupportedError
 from tokentrim.selftest.masked import masked_logits
 from tokentrim.selftest.probes import Fade, Noisy, Scatter, reader
-from tokentrim.selftest.subject import STEPS, TOLERANCE, Subject, deviation, generate, state
+from tokentrim.selftest.subject import STEPS, TOLERANCE, Subject, changes, deviation, generate, state
 from tokentrim.selftest.verdict import Failed, Skipped
 
 Check = Callable[[Subject], str]
@@ -150,7 +150,7 @@ def restored(subject: Subject) -> str:
     before, (_, logits) = state(subject.model), generate(subject.model, inputs)
     with subject.trimmed(compose((Scatter(shares={1: 0.5}),), Fade(rate=0.2))):
         generate(subject.model, inputs)
-    if state(subject.model) != before:
+    if changes(subject.model, before):
         raise Failed("hooks, attributes or settings remain on the model")
     if not torch.equal(generate(subject.model, inputs)[1], logits):
         raise Failed("the model answers otherwise than before")

@@ -20,7 +20,7 @@ from tokentrim.engine.seams.attention import implementation_of
 from tokentrim.errors import AdapterError, TokentrimError, UnsupportedError, complaint
 from tokentrim.selftest.checks import CHECKS
 from tokentrim.selftest.pictures import Maker, maker_for
-from tokentrim.selftest.shrink import LAYERS, PATCHES, TOWER_LAYERS, build, small_config, windows_of
+from tokentrim.selftest.shrink import SIZE, Size, build, small_config, windows_of
 from tokentrim.selftest.subject import Made, Subject
 from tokentrim.selftest.verdict import Failed, Skipped
 
@@ -124,10 +124,8 @@ def result_of(name: str, check: Any, takes: frozenset[Need], subject: Any) -> Re
         return Result(name, True, check(subject), takes)
     except Skipped as reason:
         return Result(name, None, str(reason), takes)
-    except Failed as failure:
+    except (Failed, TokentrimError) as failure:
         return Result(name, False, str(failure), takes)
-    except TokentrimError as error:
-        return Result(name, False, str(error), takes)
     except Exception as error:  # a model may raise anything where it meets what it was not made for
         return Result(name, False, f"{type(error).__name__}: {_first_line(error)}", takes)
 
@@ -138,24 +136,13 @@ def subject_of(
     adapter: Adapter,
     attention: str | None,
     results: list[Result],
-    *,
-    layers: int = LAYERS,
-    patches: int = PATCHES,
-    blocks: int = TOWER_LAYERS,
+    size: Size = SIZE,
 ) -> Subject | None:
     """The copy, as small as the family's own arithmetic lets it be; None, and a result that says why, without one."""
     reasons: list[str] = []
     for pictures_too, heads_too in ((True, True), (True, False), (False, True), (False, False)):
-        small = functools.partial(
-            small_config,
-            config,
-            pictures_too=pictures_too,
-            heads_too=heads_too,
-            layers=layers,
-            patches=patches,
-            blocks=blocks,
-        )
-        make = functools.partial(_made, model_class, small, attention)
+        shrink = functools.partial(small_config, config, pictures_too=pictures_too, heads_too=heads_too, size=size)
+        make = functools.partial(_made, model_class, shrink, attention)
         try:
             model = make(None, None)
             layout = adapter.locate(model)
@@ -173,8 +160,8 @@ def subject_of(
         if isinstance(found, str):
             reasons.append(found)
         elif subject is not None:
-            size = sum(parameter.numel() for parameter in model.parameters())
-            results.append(Result("small copy", True, f"{len(layout.layers)} decoder layers, {size:,} weights"))
+            weights = sum(parameter.numel() for parameter in model.parameters())
+            results.append(Result("small copy", True, f"{len(layout.layers)} decoder layers, {weights:,} weights"))
             results.append(Result("pictures", True, f"{found.length} visual tokens from {_shown(found)}"))
             return subject
     results.append(Result("small copy", None, f"cannot be self-tested: {'; '.join(dict.fromkeys(reasons))}"))
@@ -182,14 +169,10 @@ def subject_of(
 
 
 def _made(
-    model_class: Any,
-    small: Callable[..., Any],
-    attention: str | None,
-    implementation: str | None,
-    window: int | None,
+    model_class: Any, shrink: Callable[..., Any], attention: str | None, implementation: str | None, window: int | None
 ) -> Any:
     """A copy with an attention implementation (None: the usual one) and windows of a size (None: wide open)."""
-    config = small(window=_OPEN_WINDOW if window is None else window)
+    config = shrink(window=_OPEN_WINDOW if window is None else window)
     return build(model_class, config, implementation or attention)
 
 
@@ -221,26 +204,18 @@ def proven(model: nn.Module, adapter: Adapter, layout: Layout) -> Layout:
         UnsupportedError: when the model fails its self-test, with the reason.
     """
     test = _tested(model, adapter)
-    refusal = test.refusal
-    if refusal is not None:
+    whom = f"a {test.model_class}, which only the {adapter.name} adapter recognises,"
+    if (refusal := test.refusal) is not None:
         raise UnsupportedError(
-            complaint(
-                f"a {test.model_class}, which only the {adapter.name} adapter recognises,",
-                "pass the self-test on a small random copy",
-                f"{refusal.name}: {refusal.text}",
-                "it needs an adapter of its own, if it can have one; 'tokentrim doctor --model' shows all checks",
-            )
-        )
+            complaint(whom, "pass the self-test on a small random copy", f"{refusal.name}: {refusal.text}",
+                      "it needs an adapter of its own, if it can have one; 'tokentrim doctor --model' shows all checks")
+        )  # fmt: skip
     strange = sorted(layer_kinds(layout) - test.kinds)
     if strange:
         raise UnsupportedError(
-            complaint(
-                f"a {test.model_class}, which only the {adapter.name} adapter recognises,",
-                "have decoder layers of the kinds that its small copy has",
-                strange[0],
-                "what is not proven on a copy is not trimmed: this model needs an adapter of its own",
-            )
-        )
+            complaint(whom, "have decoder layers of the kinds that its small copy has", strange[0],
+                      "what is not proven on a copy is not trimmed: this model needs an adapter of its own")
+        )  # fmt: skip
     return replace(layout, unserved={**layout.unserved, **test.unserved})
 
 

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
 
 import torch
 
 from tokentrim.engine.seams.private import built
 from tokentrim.errors import UnsupportedError, complaint
 
-LAYERS: Final = 4
 HIDDEN: Final = 128
 HEADS: Final = 4
 HEAD_DIM: Final = 32
 TEXT_TOKENS: Final = 256
 """Token ids 3 to 255 are text; what the config names by id stands behind them."""
 
-TOWER_LAYERS: Final = 3
 _TOWER_HIDDEN: Final = 64
-PATCHES: Final = 12
-"""Patches along each side of a picture: divisible by 2, 3, 4 and 6, by which towers merge them."""
-
 _MOST_WEIGHTS: Final = 50_000_000
 
 _LAYER_COUNTS: Final = ("num_hidden_layers", "n_layers", "depth", "num_layers", "encoder_layers", "layers")
@@ -49,15 +45,26 @@ _OUTPUT: Final = ("out_hidden_size", "output_hidden_size", "text_hidden_size")
 _WINDOWS: Final = ("sliding_window", "attention_chunk_size", "sliding_window_size", "window_size")
 
 
+class Size(NamedTuple):
+    """How large a small copy is.
+
+    Attributes:
+        layers: decoder layers, at most.
+        patches: patches along each side of a picture, where pictures are made small; divisible by the factors by
+            which towers merge them.
+        blocks: blocks of the vision tower, at most (more where features are taken from a deeper one).
+    """
+
+    layers: int
+    patches: int
+    blocks: int
+
+
+SIZE: Final = Size(layers=4, patches=12, blocks=3)
+
+
 def small_config(
-    config: Any,
-    *,
-    pictures_too: bool = True,
-    heads_too: bool = True,
-    window: int | None = None,
-    layers: int = LAYERS,
-    patches: int = PATCHES,
-    blocks: int = TOWER_LAYERS,
+    config: Any, *, pictures_too: bool = True, heads_too: bool = True, window: int | None = None, size: Size = SIZE
 ) -> Any:
     """A configuration of the same class that builds a model in a moment.
 
@@ -66,9 +73,7 @@ def small_config(
         pictures_too: also make pictures small; not where that breaks an arithmetic that only the family knows.
         heads_too: also make the text's attention heads narrow; not where its rotary sections are fixed in code.
         window: tokens that the text's sliding windows and chunks see, where it has any; None = as many as before.
-        layers: decoder layers, at most.
-        patches: patches along each side of a picture, where pictures are made small.
-        blocks: blocks of the vision tower, at most (more where features are taken from a deeper one).
+        size: how large it is to be.
     """
     text = config.get_text_config()
     key = next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
@@ -83,16 +88,16 @@ def small_config(
             )  # fmt: skip
     old_hidden = int(text.hidden_size)
     vision_key = next((name for name in config.sub_configs if name.startswith("vision")), None)
-    old_vision = _width(data.get(vision_key) or {}) if vision_key else None
+    old_vision = _first(data.get(vision_key) or {}, _OWN) if vision_key else None
     whole = data if key is None else data[key]
-    _shrink_text(whole, window, heads_too, layers)
+    _shrink_text(whole, window, heads_too, size.layers)
     widths = {old_hidden: int(whole["hidden_size"])}
     for name in config.sub_configs:
         part: Any = data.get(name)
         if isinstance(part, dict) and name != key:
             part.pop("dtype", None)
             if name == vision_key:
-                _shrink_tower(part, widths, patches if pictures_too else None, _depth(data, blocks))
+                _shrink_tower(part, widths, size.patches if pictures_too else None, _depth(data, size.blocks))
             else:
                 _shrink_other(part, widths, old_vision)
     if key is not None:
@@ -101,7 +106,7 @@ def small_config(
         if "hidden_size" in data:
             data["hidden_size"] = whole["hidden_size"]
     if pictures_too and data.get("mm_tokens_per_image"):
-        data["mm_tokens_per_image"] = (patches // 4) ** 2
+        data["mm_tokens_per_image"] = (size.patches // 4) ** 2
     tokens = _token_ids(data)
     _rename_tokens(data, {old: TEXT_TOKENS + number for number, old in enumerate(sorted(tokens))})
     for part in (data, data.get(key) if key else None):
@@ -149,14 +154,14 @@ def _shrink_text(part: dict[str, Any], window: int | None, heads_too: bool, most
 
 
 def _shrink_tower(part: dict[str, Any], widths: dict[int, int], patches: int | None, depth: int) -> None:
-    layers = next((int(part[name]) for name in _LAYER_COUNTS if isinstance(part.get(name), int)), 0)
+    layers = _first(part, _LAYER_COUNTS) or 0
     if layers > depth:
         _truncate(part, layers, depth)
         for name, value in part.items():
             if isinstance(value, list) and "ind" in name and all(isinstance(n, int) for n in value):
                 part[name] = list(range(min(len(value), depth)))
     text_hidden = next(iter(widths.values()))
-    width = _width(part)
+    width = _first(part, _OWN)
     if width is not None and width > _TOWER_HIDDEN:
         own = [name for name in _OWN if isinstance(part.get(name), int)]
         part[own[0]] = _TOWER_HIDDEN
@@ -177,7 +182,7 @@ def _shrink_tower(part: dict[str, Any], widths: dict[int, int], patches: int | N
 
 def _shrink_other(part: dict[str, Any], widths: dict[int, int], tower_hidden: int | None) -> None:
     """A projector, resampler or another tower: as wide as what it stands between."""
-    layers = next((int(part[name]) for name in _LAYER_COUNTS if isinstance(part.get(name), int)), 0)
+    layers = _first(part, _LAYER_COUNTS) or 0
     if layers > 2:
         _truncate(part, layers, 2)
     before = part.get("hidden_size")
@@ -235,8 +240,8 @@ def _scale_sections(rope: Any, old_dim: int) -> None:
             _scale_sections(inner, old_dim)
 
 
-def _width(part: dict[str, Any]) -> int | None:
-    return next((part[name] for name in _OWN if isinstance(part.get(name), int)), None)
+def _first(part: dict[str, Any], names: Iterable[str]) -> int | None:
+    return next((part[name] for name in names if isinstance(part.get(name), int)), None)
 
 
 def _depth(data: dict[str, Any], blocks: int) -> int:

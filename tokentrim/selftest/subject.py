@@ -67,7 +67,7 @@ class Made:
         return len(self.rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """What is tested.
 
@@ -122,24 +122,38 @@ class Subject:
         """One picture, as the adapter is shown it."""
         return Encoding("image", noise(self.maker.form, 0), self.maker.lengths)
 
+    def on(self, model: Any) -> tuple[Any, Layout]:
+        """A model and its layout: the copy, unless another is given."""
+        return (self.model, self.layout) if model is None else (model, self.adapter.locate(model))
+
     def trimmed(self, strategy: Strategy, model: Any = None) -> Session:
         """A session on the copy."""
-        host = self.model if model is None else model
-        layout = self.layout if model is None else self.adapter.locate(model)
+        host, layout = self.on(model)
         return Session(host, strategy, adapter=self.adapter, layout=layout)
 
 
-def generate(model: Any, inputs: dict[str, Any], new_tokens: int = STEPS) -> tuple[Tensor, Tensor]:
-    """(new ids [B, n], their logits [B, n, V]) of a greedy generation."""
+def answered(model: Any, inputs: dict[str, Any], new_tokens: int) -> tuple[Tensor, Tensor, Any]:
+    """(new ids [B, n], their logits [B, n, V], the cache) of a greedy generation."""
     out = model.generate(
         **inputs, max_new_tokens=new_tokens, do_sample=False, return_dict_in_generate=True, output_logits=True
     )
-    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, dim=1)
+    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, dim=1), out.past_key_values
+
+
+def generate(model: Any, inputs: dict[str, Any], new_tokens: int = STEPS) -> tuple[Tensor, Tensor]:
+    """The same without the cache."""
+    return answered(model, inputs, new_tokens)[:2]
 
 
 def deviation(found: Tensor, expected: Tensor) -> float:
     """Largest difference, in units of the expected logits' largest magnitude."""
     return float((found - expected).abs().max() / expected.abs().max())
+
+
+def changes(model: nn.Module, before: dict[str, Any]) -> list[str]:
+    """Names of what is no longer as :func:`state` said before."""
+    now = state(model)
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
 
 
 def state(model: nn.Module) -> dict[str, Any]:

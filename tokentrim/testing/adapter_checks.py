@@ -24,7 +24,7 @@ from tokentrim.errors import AdapterError, UnsupportedError
 from tokentrim.plugins.loader import registry
 from tokentrim.selftest.checks import CHECKS
 from tokentrim.selftest.probes import Fade, Scatter, reader
-from tokentrim.selftest.subject import TOLERANCE, Subject, deviation, generate, state
+from tokentrim.selftest.subject import TOLERANCE, Subject, changes, deviation, generate, state
 from tokentrim.testing.case import Beam, best_beams
 from tokentrim.testing.outcome import ADAPTERS, Check, Failed, Skipped, checks, require, unlike
 from tokentrim.testing.subjects import Example, example_subject
@@ -45,14 +45,14 @@ class AdapterCase:
     Attributes:
         adapter: on trial.
         family: the model's ``model_type``.
-        make: makes the subject, once.
+        make: makes the subject.
     """
 
     adapter: Adapter
     family: str
     make: Callable[[], Subject]
 
-    @property
+    @functools.cached_property
     def subject(self) -> Subject:
         """The model, its prompts, and where the adapter finds things."""
         return self.make()
@@ -82,12 +82,9 @@ def cases_of(given: Adapter | Example, families: Sequence[str] | None = None) ->
     if isinstance(given, Example):
         config: Any = getattr(given.model, "config", None)
         family = str(getattr(config, "model_type", "its model"))
-        return [AdapterCase(given.adapter, family, functools.lru_cache(maxsize=1)(given.subject))]
+        return [AdapterCase(given.adapter, family, given.subject)]
     chosen = given.model_types if families is None else tuple(families)
-    return [
-        AdapterCase(given, family, functools.lru_cache(maxsize=1)(functools.partial(example_subject, given, family)))
-        for family in chosen
-    ]
+    return [AdapterCase(given, family, functools.partial(example_subject, given, family)) for family in chosen]
 
 
 def _pruning() -> Strategy:
@@ -318,8 +315,7 @@ def nothing_remains_after_an_exception(case: AdapterCase) -> None:
     finally:
         if handle is not None:
             handle.remove()
-    now = state(subject.model)
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    changed = changes(subject.model, before)
     case.require(not changed, "the model after an exception", "be as before", changed[:3],
                  see="docs/concepts.md#what-is-restored")  # fmt: skip
     case.require(torch.equal(generate(subject.model, inputs, 2)[1], logits), "the answer after an exception",

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from tokentrim.contracts.compose import compose
+from tokentrim.contracts.knobs import turned
 from tokentrim.contracts.sites import StepSite
 from tokentrim.contracts.strategy import Strategy
 from tokentrim.counting.costs import Usage, mean_ratios
 from tokentrim.counting.forecast import is_static, plan
 from tokentrim.selftest.masked import masked_logits
-from tokentrim.selftest.subject import TOLERANCE, deviation, state
-from tokentrim.testing.case import STEPS, Beam, Case, CaseRun, answer, best_beams, subjected
+from tokentrim.selftest.subject import TOLERANCE, changes, deviation, generate
+from tokentrim.testing.case import STEPS, Beam, Case, CaseRun, best_beams, subjected
 from tokentrim.testing.outcome import STRATEGIES, Skipped, checks, unlike
 from tokentrim.testing.subjects import forget_small_models
-from tokentrim.testing.supplies import keeping_all, turned_field
+from tokentrim.testing.supplies import keeping_all
 
 _SCORE: Final = f"{STRATEGIES}#narrow-score"
 _SELECT: Final = f"{STRATEGIES}#wide-select"
@@ -215,18 +216,17 @@ def model_is_restored(case: Case) -> None:
         how = "an exception inside the context" if fails else "the context"
         try:
             with case.session(inputs=inputs):
-                answer(subject.model, inputs)
+                generate(subject.model, inputs, STEPS)
                 if fails:
                     raise KeyError("the caller's own")
         except KeyError:
             pass
-        now = state(subject.model)
-        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        changed = changes(subject.model, before)
         if changed:
             forget_small_models()  # others are checked on fresh ones
         case.require(not changed, f"the model after {how}", "be as it was before", f"changes in {changed[:3]}",
                      hint="a strategy never touches the model", see=_RESTORED)  # fmt: skip
-        found = answer(subject.model, inputs)
+        found = generate(subject.model, inputs, STEPS)
         case.require(torch.equal(found[0], ids) and torch.equal(found[1], logits), f"the answer after {how}",
                      "be the untouched model's", f"a difference of {deviation(found[1], logits):.2g}",
                      hint="a strategy writes into no tensor that is not its own",
@@ -254,11 +254,11 @@ def _against_masks(case: Case, run: CaseRun, row: int, *, renumber: bool = False
 def _renumbered(strategy: Strategy) -> Strategy | None:
     """The strategy with renumbered positions, where it has spatial parts that can."""
     if "positions" in type(strategy).model_fields:
-        return turned_field(strategy, "positions", "renumber")
+        return turned(strategy, "positions", "renumber", strategy.label())
     parts = strategy.parts()
     if not parts.spatial:
         return None
-    changed = tuple(turned_field(part, "positions", "renumber") for part in parts.spatial)
+    changed = tuple(turned(part, "positions", "renumber", part.label()) for part in parts.spatial)
     return compose(changed, parts.temporal)
 
 

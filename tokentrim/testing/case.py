@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,7 +18,7 @@ from tokentrim.engine.report import Report
 from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.trace import Trace
 from tokentrim.errors import StrategyError, UnsupportedError
-from tokentrim.selftest.subject import Subject, state
+from tokentrim.selftest.subject import Subject, answered, generate, state
 from tokentrim.session import Session, session_with
 from tokentrim.testing.outcome import STRATEGIES, Skipped, require
 from tokentrim.testing.subjects import small_model
@@ -67,18 +68,14 @@ class Subjected:
     def plain(self, *rows: int) -> tuple[Tensor, Tensor]:
         """(ids, logits) of the untouched model."""
         if rows not in self._plain:
-            self._plain[rows] = answer(self.subject.model, self.subject.prompt(*rows))[:2]
+            self._plain[rows] = generate(self.subject.model, self.subject.prompt(*rows), STEPS)
         return self._plain[rows]
 
 
-_SUBJECTED: Final[dict[int, Subjected]] = {}
-
-
+@functools.cache
 def subjected(subject: Subject) -> Subjected:
     """The one companion of a shared subject, made before any strategy ran on it."""
-    if id(subject) not in _SUBJECTED:
-        _SUBJECTED[id(subject)] = Subjected(subject)  # holds the subject, so that its id stays its own
-    return _SUBJECTED[id(subject)]
+    return Subjected(subject)
 
 
 @dataclass
@@ -155,14 +152,18 @@ class Case:
 
     # ------------------------------------------------------------------ runs
 
-    def session(self, strategy: Strategy | None = None, inputs: dict[str, Any] | None = None) -> Session:
-        """A session of ``strategy`` (default: the one under test) that is ready for the prompt ``inputs``."""
+    def session(
+        self, strategy: Strategy | None = None, inputs: dict[str, Any] | None = None, model: Any = None
+    ) -> Session:
+        """A session of ``strategy`` (default: the one under test) that is ready for the prompt ``inputs``.
+
+        On the subject's model, or another like it.
+        """
         chosen = self.strategy if strategy is None else strategy
         subject = self.subject
+        host, layout = subject.on(model)
         asks = any(part.wants_guide() is not None for part in chosen.spatial_parts)
-        guide = subject.model if asks else None
-        found = (subject.adapter, subject.layout)
-        session = session_with(subject.model, chosen, found, guide=guide)
+        session = session_with(host, chosen, (subject.adapter, layout), guide=host if asks else None)
         session._engine.context.doubts.check_indices = True  # pyright: ignore[reportPrivateUsage]  # what the switch is for
         if inputs is not None and Need.EVIDENCE in chosen.needed():
             ids: Tensor = inputs["input_ids"]
@@ -234,7 +235,7 @@ class Case:
 
 
 def _generated(session: Session, model: Any, inputs: dict[str, Any]) -> CaseRun:
-    ids, logits, cache = answer(model, inputs)
+    ids, logits, cache = answered(model, inputs, STEPS)
     trace = session.trace
     held = tuple(_held(layer) for layer in cache.layers)
     return CaseRun(inputs, ids, logits, trace, session.report(), held)
@@ -245,18 +246,6 @@ def _held(layer: Any) -> tuple[int, int, int]:
     values: Tensor = layer.values
     logical = layer.get_seq_length() if isinstance(layer, TrimLayer) else int(keys.shape[2])
     return int(keys.shape[2]), int(logical), int(keys.nbytes + values.nbytes)
-
-
-def answer(model: Any, inputs: dict[str, Any], **options: Any) -> tuple[Tensor, Tensor, Any]:
-    """(new ids [B, n], their logits [B, n, V], the cache) of a greedy generation."""
-    out = model.generate(
-        **inputs,
-        **{"max_new_tokens": STEPS, "do_sample": False, **options},
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    length = inputs["input_ids"].shape[1]
-    return out.sequences[:, length:], torch.stack(out.logits, dim=1), out.past_key_values
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from tokentrim.counting.forecast import is_static
 from tokentrim.counting.schedule import Schedule
 from tokentrim.errors import StrategyError, TokentrimError, UnsupportedError
 from tokentrim.selftest.probes import Scatter
-from tokentrim.selftest.subject import deviation
-from tokentrim.session import session_with
-from tokentrim.testing.case import STEPS, Case, answer, subjected
+from tokentrim.selftest.subject import deviation, generate
+from tokentrim.testing.case import STEPS, Case, subjected
 from tokentrim.testing.outcome import STRATEGIES, Failed, Skipped, checks
 from tokentrim.testing.supplies import sparsest
 from tokentrim.testing.watching import ATTENTION, SeenCall, more_of, rank
@@ -212,18 +211,14 @@ class _First(Scatter):
 def runs_in_half_precision(case: Case) -> None:
     """It decides on a bfloat16 model, and keeps as many tokens as in float32."""
     expected = case.run(0).trace
-    subject = case.subject
-    model = copy.deepcopy(subject.model).to(torch.bfloat16)
+    model = copy.deepcopy(case.subject.model).to(torch.bfloat16)
     inputs = {
         name: value.to(torch.bfloat16) if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in case.subject.prompt(0).items()
     }
-    layout = subject.adapter.locate(model)
-    with session_with(model, case.strategy, (subject.adapter, layout), guide=_guide(case, model)) as session:
-        if Need.EVIDENCE in case.strategy.needed():
-            session.annotate(evidence=[torch.linspace(0, 1, case.n_visual)])
+    with case.session(inputs=inputs, model=model) as session:
         try:
-            answer(model, inputs)
+            generate(model, inputs, STEPS)
         except Exception as error:  # a stranger's strategy may raise anything
             case.require(False, "a bfloat16 model", "be decided on", f"{type(error).__name__}: {error}",
                          hint="compute scores in float32: x.float()", see=_SCORE)  # fmt: skip
@@ -235,10 +230,6 @@ def runs_in_half_precision(case: Case) -> None:
         counts = [len(one.cached(layer, one.steps)) for one in (trace, expected)]
         case.require(counts[0] == counts[1], f"layer {layer} of a bfloat16 model", f"keep {counts[1]} tokens",
                      counts[0], see=_SCORE)  # fmt: skip
-
-
-def _guide(case: Case, model: Any) -> Any:
-    return model if any(part.wants_guide() is not None for part in case.strategy.spatial_parts) else None
 
 
 def _listed(part: Any) -> tuple[Any, ...]:

@@ -213,19 +213,16 @@ def parametrize_with_checks(
         for name, check in found:
             reason = expected.get(name)
             marks = () if reason is None else pytest.mark.xfail(reason=reason, strict=True, raises=ContractError)
-            params.append(pytest.param(_as_test(check), id=f"{check.label}-{name}", marks=marks))
+            params.append(pytest.param(functools.partial(skipping, check), id=f"{check.label}-{name}", marks=marks))
     return pytest.mark.parametrize("check", params)
 
 
-def _as_test(check: BoundCheck) -> Callable[[], None]:
-    """The check, skipping in pytest's own way."""
+def skipping(check: BoundCheck) -> None:
+    """Make a check, skipping in pytest's own way."""
     import pytest
 
-    def run() -> None:
-        __tracebackhide__ = True
-        try:
-            check()
-        except Skipped as reason:
-            pytest.skip(str(reason))
-
-    return run
+    __tracebackhide__ = True
+    try:
+        check()
+    except Skipped as reason:
+        pytest.skip(str(reason))

@@ -69,12 +69,9 @@ class CheckItem(pytest.Item):
 
     def runtest(self) -> None:
         """Make the check, skipping in pytest's own way."""
-        from tokentrim.selftest.verdict import Skipped
+        from tokentrim.testing.doors import skipping
 
-        try:
-            self.check()
-        except Skipped as reason:
-            pytest.skip(str(reason))
+        skipping(self.check)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The complaint alone; what else is raised, with its traceback."""

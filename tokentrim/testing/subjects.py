@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 import torch
@@ -20,12 +20,11 @@ from tokentrim.errors import UnknownNameError, UnsupportedError, complaint, unkn
 from tokentrim.loading import known_model_types
 from tokentrim.plugins.loader import registry
 from tokentrim.selftest.running import Result, model_class_of, subject_of
+from tokentrim.selftest.shrink import Size
 from tokentrim.selftest.subject import Made, Rows, Subject
 
-LAYERS: Final = 6
-BLOCKS: Final = 5
-PATCHES: Final = 6
-"""Patches along each side of a picture: small, and still divisible by the factors by which towers merge them."""
+SIZES: Final = (Size(layers=6, patches=6, blocks=5), Size(layers=6, patches=12, blocks=5))
+"""Of copies; the second is for families that need larger pictures."""
 
 RAGGED: Final[Rows] = ((3, 5), (2, 4, 7), (9,))
 """Text tokens around the pictures of each row of a batch: one picture, two, none."""
@@ -90,11 +89,9 @@ def example_subject(adapter: Adapter, family: str) -> Subject:
         )  # fmt: skip
     results: list[Result] = []
     with torch.random.fork_rng(devices=[]):
-        for patches in (PATCHES, 2 * PATCHES):
+        for size in SIZES:
             results.clear()
-            made = subject_of(
-                model_class_of(config), config, adapter, None, results, layers=LAYERS, patches=patches, blocks=BLOCKS
-            )
+            made = subject_of(model_class_of(config), config, adapter, None, results, size)
             if made is not None:
                 fixed = adapter.fixed_length(made.layout, "image") is not None
                 return _with_rows(made, RAGGED if fixed or _counts_alike(made) else SIMPLE)
@@ -105,7 +102,7 @@ def example_subject(adapter: Adapter, family: str) -> Subject:
 
 
 def _with_rows(subject: Subject, rows: Rows) -> Subject:
-    return Subject(subject.build, subject.model, subject.adapter, subject.layout, Made(subject.maker, rows))
+    return replace(subject, prompts=Made(subject.maker, rows))
 
 
 def _counts_alike(subject: Subject) -> bool:

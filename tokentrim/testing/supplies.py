@@ -36,13 +36,7 @@ def with_weights(strategy: S, shape: ModelShape) -> S:
     if not isinstance(strategy, Trainable) or strategy.weights is not None:
         return strategy
     frozen: Any = strategy  # hashable, which pydantic tells no type checker
-    return cast("S", turned_field(strategy, "weights", _random_weights(frozen, shape)))
-
-
-def turned_field(strategy: Strategy, name: str, value: Any) -> Strategy:
-    """``strategy`` with one parameter set, validated anew."""
-    given = {field: getattr(strategy, field) for field in strategy.model_fields_set}
-    return type(strategy)(**{**given, name: value})
+    return turned(strategy, "weights", _random_weights(frozen, shape), strategy.label())
 
 
 @lru_cache(maxsize=1)

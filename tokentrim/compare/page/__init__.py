@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare.page import columns
 from tokentrim.compare.page.fronts import chart
+from tokentrim.compare.readback import KNOWN
 from tokentrim.compare.readings import SPLIT_READING, time_reading
 from tokentrim.compare.tables import (
     METRICS,
@@ -25,7 +26,6 @@ from tokentrim.compare.tables import (
     time_grid,
 )
 from tokentrim.drawing.style import Look, looks
-from tokentrim.errors import UnsupportedError, complaint
 from tokentrim.runs.cells import REFERENCE
 from tokentrim.runs.figures import CHARTED, FOLDED, GROUPS, TEXTUAL, Row
 
@@ -50,27 +50,14 @@ _ROLES: Final = {
     "reference": "unpruned",
     "text": "control: no picture from the boundary on",
 }
-# What the page shows in places of its own; every other key of a summary is shown as it is.
-_PLACED: Final = frozenset(
-    {
-        "command", "versions", "config_hash", "config", "models", "matched_by", "seeds", "cells", "overall", "skipped",
-        "failures", "first_failure", "notes", "correction", "executor", "pooled", "timings", "sources", "differences",
-    }
-)  # fmt: skip
+_PLACED: Final = KNOWN | {"executor", "sources", "differences"}
+"""What the page shows in places of its own; every other key of a summary is shown as it is."""
 
 
 def page(summary: Summary, gallery: Gallery) -> str:
-    """The page as text.
+    """The page as text."""
+    import jinja2  # found there by require_formats
 
-    Raises:
-        UnsupportedError: when jinja2 is not installed.
-    """
-    try:
-        import jinja2
-    except ImportError as cause:
-        raise UnsupportedError(
-            complaint("a report as html", "find jinja2", hint="pip install 'tokentrim[report]'")
-        ) from cause
     files = resources.files("tokentrim.compare.page")
     script, style = ((files / f"page.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     # Every value is escaped, because answers, labels and notes come from tasks and plugins.

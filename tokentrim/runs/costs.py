@@ -1,15 +1,18 @@
-"""What a harness's run really cost, summed over batches, tasks and processes."""
+"""What answers really cost, summed over batches, tasks and processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Final
 
 from tokentrim.engine.report import Report
 from tokentrim.runs.figures import REPORTED
 
 _RATIOS: Final = ("n_visual", *REPORTED)
+"""Attributes of a session's report that are the same for every row of its batch."""
 _TIMES: Final = ("prefill_seconds", "decode_seconds", "selection_seconds")
 
 
@@ -31,16 +34,20 @@ class Costs:
     new_tokens: int = 0
     pruning_events: int = 0
     due: int = 0
-    sums: dict[str, float] = field(default_factory=dict[str, float])
+    sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict[str, float](float))
 
-    def add(self, report: Report, lengths: Sequence[int], *, pictured: bool, due: bool) -> None:
+    def add(
+        self, report: Report, lengths: Sequence[int], *, due: bool, pictured: bool = True,
+        ratios: Sequence[Mapping[str, float]] = (),
+    ) -> None:  # fmt: skip
         """Add one batch.
 
         Args:
             report: of a session that ran this batch alone.
             lengths: new tokens of every row.
-            pictured: whether the rows have visual tokens; all have, or none.
-            due: whether the strategy's plan drops any.
+            due: whether the strategy's plan drops any visual tokens.
+            pictured: whether the rows have visual tokens; all have, or none. Without, they are in no ratio.
+            ratios: of each row what it has otherwise than the report says, by name.
         """
         rows = len(lengths)
         self.questions += rows
@@ -48,14 +55,18 @@ class Costs:
         self.new_tokens += sum(lengths)
         self.pruning_events += report.pruning_events
         self.due += rows if due else 0
-        for name in _RATIOS if pictured else ():
-            self.sums[name] = self.sums.get(name, 0.0) + getattr(report, name) * rows
+        means = {name: getattr(report, name) for name in _RATIOS}
+        for own in ratios or [{}] * rows if pictured else ():
+            for name in _RATIOS:
+                self.sums[name] += own.get(name, means[name])
         for name in _TIMES:
-            self.sums[name] = self.sums.get(name, 0.0) + getattr(report, name)
+            self.sums[name] += getattr(report, name)
 
     def __add__(self, other: Costs) -> Costs:
         """Both together."""
-        sums = {name: self.sums.get(name, 0.0) + other.sums.get(name, 0.0) for name in {*self.sums, *other.sums}}
+        sums = defaultdict[str, float](float, self.sums)
+        for name, value in other.sums.items():
+            sums[name] += value
         return Costs(
             self.questions + other.questions,
             self.without_images + other.without_images,
@@ -74,21 +85,21 @@ class Costs:
             "without_images": self.without_images,
             **{name: self.sums[name] / pictured if pictured else None for name in _RATIOS},
             "new_tokens": self.new_tokens / self.questions if self.questions else None,
-            "prefill_seconds": self._per(self.questions, "prefill_seconds"),
-            "decode_seconds_per_token": self._per(decoded, "decode_seconds"),
-            "selection_seconds": self._per(self.questions, "selection_seconds"),
+            "prefill_seconds": self.sums["prefill_seconds"] / self.questions if self.questions else None,
+            "decode_seconds_per_token": self.sums["decode_seconds"] / decoded if decoded else None,
+            "selection_seconds": self.sums["selection_seconds"] / self.questions if self.questions else None,
             "pruning_due": self.due,
             "pruning_events": self.pruning_events,
         }
 
-    def _per(self, n: int, name: str) -> float | None:
-        return self.sums.get(name, 0.0) / n if n > 0 else None
+
+def total(costs: Iterable[Costs]) -> Costs:
+    """All of them in one."""
+    return reduce(Costs.__add__, costs, Costs())
 
 
 def together(parts: Iterable[dict[str, Costs]]) -> dict[str, Costs]:
     """Costs by task, of several processes."""
-    found: dict[str, Costs] = {}
-    for part in parts:
-        for task, costs in part.items():
-            found[task] = found[task] + costs if task in found else costs
-    return dict(sorted(found.items()))
+    listed = list(parts)
+    tasks = sorted({task for part in listed for task in part})
+    return {task: total(part[task] for part in listed if task in part) for task in tasks}
