@@ -16,7 +16,7 @@ from tests.engine.cases import RENUMBERED, SPECS, trimmed
 from tests.families import Family, Layout
 from tests.masked import masked_logits
 from tokentrim.config.specs import strategy_from
-from tokentrim.contracts import fits as planning
+from tokentrim.contracts import fits
 from tokentrim.contracts.sites import Need
 from tokentrim.session import Session, adapter_of, trim, unwrapped
 
@@ -51,7 +51,7 @@ def representatives() -> dict[str, dict[str, Any]]:
             continue
         if not (parts or temporal) or not all(part.count_is_static for part in parts):
             continue
-        boundaries = {decision.boundary for decision in planning.decisions(parts, shape, (16,))}
+        boundaries = {decision.boundary for decision in fits.decisions(parts, shape, (16,))}
         if temporal is not None:
             kind = "both" if parts else "temporal"
         elif strategy.merges or any(part.merges for part in parts):

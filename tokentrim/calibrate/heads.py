@@ -17,7 +17,7 @@ from torch import Tensor
 from tokentrim.calibrate.measure import SPLIT
 from tokentrim.calibrate.options import CalibrationOptions
 from tokentrim.config.specs import strategy_from
-from tokentrim.engine.seams import attention, attention_rows as rows_of
+from tokentrim.engine.seams import attention, attention_rows
 from tokentrim.errors import ResultsError, complaint
 from tokentrim.loading import Loaded, load_model
 from tokentrim.runs.batches import Batch, model_inputs
@@ -145,7 +145,7 @@ def _observer(layer: int, image: Tensor, real: Tensor, seen: dict[int, Tensor]) 
     """Notes the ratio of every head of a layer, [B, H]."""
 
     def look(call: attention.AttentionCall) -> attention.Attended:
-        given = rows_of.received(call.query, call.key, call.scaling, real)
+        given = attention_rows.received(call.query, call.key, call.scaling, real)
         to_image, to_text = ((given * part[:, None]).sum(2) for part in (image, real & ~image))
         seen[layer] = to_image / to_text.clamp(min=1e-9)
         return call.run()

@@ -13,7 +13,7 @@ from tokentrim.contracts.sites import Need, StepSite
 from tokentrim.contracts.strategy import Temporal, TemporalScorer
 from tokentrim.engine.context import Context
 from tokentrim.engine.deciding import Providers, decide_order, decide_step
-from tokentrim.engine.seams import attention_rows as rows_of, positions
+from tokentrim.engine.seams import attention_rows, positions
 from tokentrim.engine.seams.attention import Attended, AttentionCall
 from tokentrim.engine.seams.masks import causal_mask
 from tokentrim.engine.tokens.cache import TrimLayer
@@ -143,7 +143,7 @@ class Decode:
             if held.keys is not None and held.values is not None:
                 call = replace(call, key=held.keys, value=held.values)
             if weights is not None and self._may_reuse(call.query, call.options):
-                return rows_of.attend(weights, call.value, call.query), None
+                return attention_rows.attend(weights, call.value, call.query), None
         stream = held.held_stream
         kernel = self.context.around_attention(layer, call.kernel, stream, self.prompt)
         return replace(call, kernel=kernel, mask=self._mask(stream, call.key, call.query)).run()
@@ -168,8 +168,8 @@ class Decode:
 
         def current_row() -> Tensor:
             valid = self._valid(stream, call.key.shape[2])
-            read.append(rows_of.last_row(call.query, call.key, call.scaling, None, valid))
-            return self.context.heads.whole(rows_of.pick_visual(read[0], stream.vis_pos)[:, :, 0])
+            read.append(attention_rows.last_row(call.query, call.key, call.scaling, None, valid))
+            return self.context.heads.whole(attention_rows.pick_visual(read[0], stream.vis_pos)[:, :, 0])
 
         site = self._site(part, layer, held, {Need.LAST_ROW: current_row})
         selection = decide_step(part, self.acting[layer], site)
@@ -202,8 +202,8 @@ class Decode:
             needs=part.needed(),
             providers={
                 Need.PROMPT_ROW: lambda: held.prompt_row,
-                Need.KEYS: lambda: whole(rows_of.pick_rows(held.keys, stream.vis_pos)),  # type: ignore[arg-type]
-                Need.VALUES: lambda: whole(rows_of.pick_rows(held.values, stream.vis_pos)),  # type: ignore[arg-type]
+                Need.KEYS: lambda: whole(attention_rows.pick_rows(held.keys, stream.vis_pos)),  # type: ignore[arg-type]
+                Need.VALUES: lambda: whole(attention_rows.pick_rows(held.values, stream.vis_pos)),  # type: ignore[arg-type]
                 Need.RANDOM: lambda: None,
                 **brought,
             },

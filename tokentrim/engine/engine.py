@@ -16,7 +16,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from tokentrim.contracts import fits as planning
+from tokentrim.contracts import fits
 from tokentrim.contracts.adapter import Adapter, Layout
 from tokentrim.contracts.strategy import Strategy
 from tokentrim.engine import refusals
@@ -66,7 +66,7 @@ class Engine:
 
         ``on_prompt`` is called with every prompt when its prefill is over.
         """
-        planning.check(strategy, layout.shape, vision_blocks=len(layout.vision_attentions), unserved=layout.unserved)
+        fits.check(strategy, layout.shape, vision_blocks=len(layout.vision_attentions), unserved=layout.unserved)
         spatial, temporal, editor = strategy.spatial_parts, strategy.temporal_part, strategy.attention_part
         clock, heads, needs = Clock(), SharedHeads.of(host), strategy.needed()
         self.evidence, self._passes = GivenEvidence(), Passes(clock, layout.text_config)
@@ -203,7 +203,7 @@ class Engine:
                 self._text_only.add(past)
             self._on_prompt(prompt)
             return arguments
-        decisions = planning.decisions(context.spatial, context.shape, stream.n_visual)
+        decisions = fits.decisions(context.spatial, context.shape, stream.n_visual)
         refusals.of_prefill(context, arguments, self._generating.labels, stream, decisions)
         use_cache = arguments.get("use_cache")
         use_cache = context.layout.text_config.use_cache if use_cache is None else use_cache

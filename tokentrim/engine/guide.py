@@ -19,7 +19,7 @@ from tokentrim.counting.rounding import keep_count
 from tokentrim.engine.abilities.exits import Answers, Attended, Chances, Exited, Exits, lengths_to_end, likelihood
 from tokentrim.engine.ability import Ability, PromptOrigin
 from tokentrim.engine.generate import answer_lengths
-from tokentrim.engine.seams import attention, attention_rows as rows_of
+from tokentrim.engine.seams import attention, attention_rows
 from tokentrim.engine.seams.calls import GenerateOptions
 from tokentrim.engine.session import Session
 from tokentrim.engine.tokens.placement import encoded_elsewhere
@@ -228,19 +228,19 @@ class _Watch:
     def _prompt_rows(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
         stream = self.stream
         if self.request.rows == "last":
-            row = rows_of.last_row(query, key, scaling, stream.last_columns(), stream.valid)
-            return rows_of.pick_visual(row, stream.vis_pos)[:, :, 0].sum(1)
-        visible = rows_of.causal_visible(self.columns, key.shape[2], stream.valid)
-        rows = rows_of.attention_rows(rows_of.pick_rows(query, self.columns), key, scaling, visible)
-        return (rows_of.pick_visual(rows, stream.vis_pos) * self.behind[:, None, :, None]).sum((1, 2))
+            row = attention_rows.last_row(query, key, scaling, stream.last_columns(), stream.valid)
+            return attention_rows.pick_visual(row, stream.vis_pos)[:, :, 0].sum(1)
+        visible = attention_rows.causal_visible(self.columns, key.shape[2], stream.valid)
+        rows = attention_rows.attention_rows(attention_rows.pick_rows(query, self.columns), key, scaling, visible)
+        return (attention_rows.pick_visual(rows, stream.vis_pos) * self.behind[:, None, :, None]).sum((1, 2))
 
     def _step_row(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
         stream, valid = self.stream, None
         if stream.valid is not None:
             new = stream.valid.new_ones(stream.rows, key.shape[2] - stream.length)
             valid = torch.cat([stream.valid, new], dim=1)
-        row = rows_of.last_row(query, key, scaling, None, valid)
-        return rows_of.pick_visual(row, stream.vis_pos)[:, :, 0].sum(1)
+        row = attention_rows.last_row(query, key, scaling, None, valid)
+        return attention_rows.pick_visual(row, stream.vis_pos)[:, :, 0].sum(1)
 
     def total(self, lengths: list[int]) -> Tensor:
         """The sums; of generated tokens only those up to each row's own end."""

@@ -18,7 +18,7 @@ from torch.nn import functional
 from tokentrim.contracts.selection import Selection
 from tokentrim.contracts.sites import Need
 from tokentrim.contracts.strategy import Temporal, TemporalScorer
-from tokentrim.engine.seams import attention_rows as rows_of
+from tokentrim.engine.seams import attention_rows
 from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.eviction import evict
 
@@ -114,7 +114,7 @@ def attend_and_evict(
     layer: Any = module.layer_idx
     alive, columns, ids = eviction.alive[layer], eviction.columns[layer], eviction.ids[layer]
     seen = in_use(state, layer, key, eviction)
-    weights = rows_of.attention_rows(query, key, scaling, seen[:, None, None])
+    weights = attention_rows.attention_rows(query, key, scaling, seen[:, None, None])
     row = functional.pad(weights, (0, 1))[:, :, 0]
     row = row.gather(2, columns.unsqueeze(1).expand(-1, row.shape[1], -1))
     there = alive.gather(1, columns) & (ids >= 0)
@@ -127,4 +127,4 @@ def attend_and_evict(
     alive.scatter_(1, columns, stays)
     eviction.now[layer, :, : ids.shape[1]] = ids.masked_fill(~stays, -1)
     left = in_use(state, layer, key, eviction)
-    return rows_of.attend(weights.masked_fill(~left[:, None, None], 0.0), value, query)
+    return attention_rows.attend(weights.masked_fill(~left[:, None, None], 0.0), value, query)

@@ -15,7 +15,7 @@ from tokentrim.contracts.sites import FROM_LAYER_BEFORE, LayerSite, Need
 from tokentrim.engine import recording
 from tokentrim.engine.context import Context
 from tokentrim.engine.deciding import decide_layer
-from tokentrim.engine.seams import attention_rows as rows_of, positions
+from tokentrim.engine.seams import attention_rows, positions
 from tokentrim.engine.seams.attention import Attended, AttentionCall
 from tokentrim.engine.seams.masks import causal_mask
 from tokentrim.engine.tokens.cache import TrimLayer
@@ -243,8 +243,8 @@ class Prefill:
         stream, valid = self.stream, self.stream.valid
         query, key, scaling = call.query, call.key, call.scaling
         if self.context.wants_prompt_row or Need.LAST_ROW in wanted:
-            row = rows_of.last_row(query, key, scaling, stream.last_columns(), valid)
-            picked = self.context.heads.whole(rows_of.pick_visual(row, stream.vis_pos)[:, :, 0])
+            row = attention_rows.last_row(query, key, scaling, stream.last_columns(), valid)
+            picked = self.context.heads.whole(attention_rows.pick_visual(row, stream.vis_pos)[:, :, 0])
             if self.context.wants_prompt_row and self.cache is not None:
                 held: TrimLayer = self.cache.layers[layer]
                 held.prompt_row = picked
@@ -263,16 +263,18 @@ class Prefill:
                 real = real & valid.gather(1, columns)
             self.read[Need.WINDOW_ROWS] = self.context.heads.whole((self._rows_at(call, columns), real))
         if Need.COLUMN_MEAN in wanted:
-            mean = rows_of.column_mean(query, key, scaling, stream.vis_pos, valid)
+            mean = attention_rows.column_mean(query, key, scaling, stream.vis_pos, valid)
             self.read[Need.COLUMN_MEAN] = self.context.heads.whole(mean)
         for need, tensor in ((Need.KEYS, key), (Need.VALUES, call.value)):
             if need in wanted:
-                self.read[need] = self.context.heads.whole(rows_of.pick_rows(tensor, stream.vis_pos))
+                self.read[need] = self.context.heads.whole(attention_rows.pick_rows(tensor, stream.vis_pos))
 
     def _rows_at(self, call: AttentionCall, columns: Tensor) -> Tensor:
-        visible = rows_of.causal_visible(columns, call.key.shape[2], self.stream.valid)
-        rows = rows_of.attention_rows(rows_of.pick_rows(call.query, columns), call.key, call.scaling, visible)
-        return rows_of.pick_visual(rows, self.stream.vis_pos)
+        visible = attention_rows.causal_visible(columns, call.key.shape[2], self.stream.valid)
+        rows = attention_rows.attention_rows(
+            attention_rows.pick_rows(call.query, columns), call.key, call.scaling, visible
+        )
+        return attention_rows.pick_visual(rows, self.stream.vis_pos)
 
     # ------------------------------------------------------------------ what a site may ask for
 
