@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import AsJson, RunFailed, console, emit, quiet_libraries
+from tokentrim.cli.output import AsJson, RunFailed, console, emit, plain_table, quiet_libraries
 from tokentrim.plugins.loader import checked_infos, registry
 
 if TYPE_CHECKING:
@@ -87,9 +87,7 @@ def _torch() -> dict[str, Any]:
 
 def _print(out: Console, findings: dict[str, Any]) -> None:
     """The findings for people."""
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = plain_table(show_header=False)
     table.add_row("python", findings["python"])
     for name, number in findings["packages"].items():
         table.add_row(name, number or "not installed")
@@ -106,7 +104,7 @@ def _print(out: Console, findings: dict[str, Any]) -> None:
     if "model" in findings:
         out.print()
         out.print(f"model {findings['model']['model']}", style="bold")
-        checks = Table(box=None, show_header=False, pad_edge=False)
+        checks = plain_table(show_header=False)
         for check in findings["model"]["checks"]:
             sign = {True: "ok", False: "FAILED", None: "not checked"}[check["ok"]]
             sign = f"without {' '.join(check['takes'])}" if check["takes"] else sign

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from tokentrim.cli.output import AsJson, DeviceOption, DTypeOption, console, emit, quiet_libraries, started
-from tokentrim.cli.run import check_words, inputs_of, refuse_evidence
+from tokentrim.cli.output import AsJson, DeviceOption, DTypeOption, console, emit, plain_table, quiet_libraries, started
+from tokentrim.cli.run import check_fit, check_words, inputs_of, refuse_evidence
 from tokentrim.errors import ConfigError, UnsupportedError, complaint
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def explain(
     if question.evidence is None:
         for spec in specs:
             refuse_evidence(spec.strategy)
-    _check_fit(specs, model, len(question.images))
+    check_fit(specs, model, len(question.images))
     open_folder(out)
     loaded = load_model(model, cast("DeviceName", device), cast("DTypeName", dtype))
     inputs = inputs_of(loaded, question.text, question.images)
@@ -77,10 +77,7 @@ def explain(
     if as_json:
         emit({"answers": {e.strategy: e.answer for e in explanations}, "files": [str(file) for file in files]})
         return
-    from rich.table import Table
-
-    table = Table("strategy", "stages", "tokens, mean over layers", "answer", box=None, header_style="dim",
-                  pad_edge=False)  # fmt: skip
+    table = plain_table("strategy", "stages", "tokens, mean over layers", "answer")
     for one in explanations:
         table.add_row(one.strategy, str(len(one.stages)), f"{one.layer_mean_tokens:.1f} of {one.n_visual}", one.answer)
     console().print(table)
@@ -137,22 +134,6 @@ def _question(image: list[Path], prompt: str | None, task: str | None, model: st
     return PictureQuestion(sample.question, list(sample.images), evidence if sample.evidence else None)
 
 
-def _check_fit(specs: list[Any], model: str, n_images: int) -> None:
-    """Refuse what does not fit the model before its weights are loaded."""
-    from tokentrim.config.specs import resolve
-    from tokentrim.contracts.fits import prepare
-    from tokentrim.counting.forecast import plan
-    from tokentrim.loading import shape_of
-
-    shape = shape_of(model)
-    if shape.vision is None:
-        return
-    for spec in specs:
-        fitting = resolve(spec, shape, shape.vision.n_visual * n_images)
-        plan(fitting, shape, shape.vision.n_visual * n_images)
-        prepare(fitting, shape)
-
-
 def _one(
     loaded: Loaded, spec: Any, question: PictureQuestion, inputs: dict[str, Any], limit: int, structure: Structure
 ) -> Explanation:
@@ -161,14 +142,14 @@ def _one(
     Raises:
         RunFailed: when the run breaks after it has started.
     """
-    from tokentrim.cli.run import visual_tokens_of
     from tokentrim.config.specs import resolve
     from tokentrim.contracts.sites import Need
     from tokentrim.explain import explain as explained
+    from tokentrim.runs.batches import visual_tokens
     from tokentrim.session import adapter_of
 
     shape = adapter_of(loaded.model).locate(loaded.model).shape
-    n_visual = visual_tokens_of(loaded, inputs, question.images if structure == "keep" else [])
+    n_visual = visual_tokens(loaded, inputs, [question.images if structure == "keep" else []])[0]
     strategy = resolve(spec, shape, n_visual)
     wanted = question.evidence if Need.EVIDENCE in strategy.needed() else None
     with started(f"strategy {strategy.label()!r}"):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import AsJson, console, emit
+from tokentrim.cli.output import AsJson, console, emit, plain_table
 from tokentrim.errors import PluginError, unknown_name
 from tokentrim.plugins.loader import KINDS, installed_version, registry
 from tokentrim.plugins.registry import Entry
@@ -30,13 +30,9 @@ def ls(
     if as_json:
         emit(rows)
         return
-    from rich.table import Table
-
     out = console()
     for name in dict.fromkeys(row["kind"] for row in rows):
-        table = Table(
-            title=name, title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False
-        )
+        table = plain_table(title=name, title_justify="left", title_style="bold")
         titles = ("name", "stage", "needs", "from", "what") if name == "strategy" else ("name", "from", "what")
         for title in titles:
             table.add_column(title, overflow="fold" if title == "what" else "ellipsis", no_wrap=title == "name")

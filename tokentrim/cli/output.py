@@ -14,6 +14,7 @@ from tokentrim.errors import StrategyError, TokentrimError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 _PLAIN_WIDTH = 160  # of tables in a file or pipe, where nothing says how wide a line may be
 
@@ -50,6 +51,13 @@ def console(*, to_stderr: bool = False) -> Console:
     stream = sys.stderr if to_stderr else sys.stdout
     width = None if stream.isatty() else _PLAIN_WIDTH
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def plain_table(*titles: str, **look: Any) -> Table:
+    """A table without lines, its titles dim."""
+    from rich.table import Table
+
+    return Table(*titles, box=None, header_style="dim", pad_edge=False, **look)
 
 
 def facts(out: Console, lines: Mapping[str, Any], width: int) -> None:

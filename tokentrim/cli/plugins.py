@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from tokentrim.cli.output import AsJson, console, emit
+from tokentrim.cli.output import AsJson, console, emit, plain_table
 from tokentrim.plugins.loader import LIMIT_VARIABLE, checked_infos
 
 
@@ -14,9 +14,7 @@ def plugins(as_json: AsJson = False) -> None:
     if as_json:
         emit([asdict(info) for info in infos])
         return
-    from rich.table import Table
-
-    table = Table("plugin", "distribution", "status", "provides", box=None, header_style="dim", pad_edge=False)
+    table = plain_table("plugin", "distribution", "status", "provides")
     for info in infos:
         provided: dict[str, list[str]] = {}
         for name in info.provides:

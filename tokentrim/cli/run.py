@@ -15,6 +15,7 @@ from tokentrim.cli.output import (
     StrategyOption,
     console,
     emit,
+    plain_table,
     quiet_libraries,
     started,
 )
@@ -69,9 +70,8 @@ def run(
     name, spec = _chosen(strategy, config, model)
     named: str = structure or spec.structure or "keep"
     from tokentrim.config.specs import resolve, strategy_from
-    from tokentrim.contracts.fits import prepare
-    from tokentrim.counting.forecast import plan
     from tokentrim.loading import load_image, load_model, shape_of
+    from tokentrim.runs.batches import visual_tokens
 
     quiet_libraries()
     check_words(device, dtype, named)
@@ -79,12 +79,7 @@ def run(
         _check_writable(overlay)
     pictures = [load_image(path) for path in image]
     refuse_evidence(spec.strategy)
-    shape = shape_of(name)
-    if shape.vision is not None:  # a strategy that does not fit the model is refused before the weights are loaded
-        n_visual = shape.vision.n_visual * len(pictures)
-        fitting = resolve(spec, shape, n_visual)
-        plan(fitting, shape, n_visual)
-        prepare(fitting, shape)
+    check_fit([spec], name, len(pictures))
     loaded = load_model(name, cast("DeviceName", device), cast("DTypeName", dtype))
     inputs = inputs_of(loaded, prompt, pictures)
     untouched = strategy_from("none").strategy
@@ -92,7 +87,8 @@ def run(
         _answer(loaded, inputs, untouched, 1)
     ends = cast("Structure", named)
     reference = _answer(loaded, inputs, untouched, max_new_tokens, ends) if baseline else None
-    solved = resolve(spec, shape, visual_tokens_of(loaded, inputs, pictures if ends == "keep" else []))
+    n_visual = visual_tokens(loaded, inputs, [pictures if ends == "keep" else []])[0]
+    solved = resolve(spec, shape_of(name), n_visual)
     answer = _answer(loaded, inputs, solved, max_new_tokens, ends)
     if overlay is not None:
         from tokentrim.cli.overlay import write_overlay
@@ -141,6 +137,22 @@ def refuse_evidence(strategy: Strategy) -> None:
         )
 
 
+def check_fit(specs: list[Any], model: str, n_images: int) -> None:
+    """Refuse what does not fit the model before its weights are loaded."""
+    from tokentrim.config.specs import resolve
+    from tokentrim.contracts.fits import prepare
+    from tokentrim.counting.forecast import plan
+    from tokentrim.loading import shape_of
+
+    shape = shape_of(model)
+    if shape.vision is None:
+        return
+    for spec in specs:
+        fitting = resolve(spec, shape, shape.vision.n_visual * n_images)
+        plan(fitting, shape, shape.vision.n_visual * n_images)
+        prepare(fitting, shape)
+
+
 def check_words(device: str, dtype: str, structure: str) -> None:
     """Raise ConfigError unless all are among their choices."""
     choices = {
@@ -168,13 +180,6 @@ def inputs_of(loaded: Loaded, prompt: str, pictures: list[Image.Image]) -> dict[
     return on_device(loaded.model, prompt_inputs(loaded.processor, [prompt], [pictures]))
 
 
-def visual_tokens_of(loaded: Loaded, inputs: dict[str, Any], pictures: list[Image.Image]) -> int:
-    """Visual tokens of the prompt, without the line ends of ``pictures``."""
-    from tokentrim.runs.batches import visual_tokens
-
-    return visual_tokens(loaded, inputs, [pictures])[0]
-
-
 def _answer(
     loaded: Loaded, inputs: dict[str, Any], strategy: Strategy, max_new_tokens: int, structure: Structure = "keep"
 ) -> RunAnswer:
@@ -200,15 +205,12 @@ def _answer(
 
 def _stages(session: Session) -> list[tuple[int | None, list[int]]]:
     """What was kept, wherever it changes."""
+    from tokentrim.runs.kept import Kept
+
     trace = session.trace
-    stages: list[tuple[int | None, list[int]]] = []
-    for layer in range(trace.n_layers):
-        kept: list[int] = trace.kept(layer).tolist()
-        if not stages or stages[-1][1] != kept:
-            stages.append((layer, kept))
-    if trace.evictions and trace.steps:
-        stages.append((None, trace.cached(trace.n_layers - 1, trace.steps).tolist()))
-    return stages
+    kept = Kept.of(trace, 0, trace.steps)
+    ended = [(None, kept.end)] if trace.evictions and trace.steps else []
+    return [*((layer, list(tokens)) for layer, tokens in kept.prefill), *ended]
 
 
 def _as_dict(answer: RunAnswer, reference: RunAnswer | None, model: str, overlay: Path | None) -> dict[str, Any]:
@@ -232,15 +234,13 @@ def _as_dict(answer: RunAnswer, reference: RunAnswer | None, model: str, overlay
 
 def _print(out: Console, answer: RunAnswer, reference: RunAnswer | None, overlay: Path | None) -> None:
     """The run for people."""
-    from rich.table import Table
-
     out.print(answer.text or "(empty answer)", style="bold", soft_wrap=True)
     if reference is not None:
         same = answer.text == reference.text
         said = "the unpruned model gives the same answer" if same else f"the unpruned model answers: {reference.text}"
         out.print(said, style="dim" if same else "yellow", soft_wrap=True)
     out.print()
-    kept = Table("from", "visual tokens kept", "share", box=None, header_style="dim", pad_edge=False)
+    kept = plain_table("from", "visual tokens kept", "share")
     for layer, tokens in answer.stages:
         place = "cache at the end" if layer is None else f"layer {layer}"
         share = f"{len(tokens) / answer.report.n_visual:.1%}" if answer.report.n_visual else "-"
@@ -256,9 +256,7 @@ def _print(out: Console, answer: RunAnswer, reference: RunAnswer | None, overlay
 
 def _cost_table(report: Report, reference: Report | None) -> Any:
     """Costs as shares of the unpruned run, and times beside its times."""
-    from rich.table import Table
-
-    table = Table("cost", report.strategy, "unpruned", box=None, header_style="dim", pad_edge=False)
+    table = plain_table("cost", report.strategy, "unpruned")
     for name, value in (
         ("visual tokens, mean over layers", report.layer_mean_ratio),
         ("prefill FLOPs", report.flops_ratio),

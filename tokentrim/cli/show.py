@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tokentrim.cli.citations import BLOCK
-from tokentrim.cli.output import AsJson, console, emit
+from tokentrim.cli.output import AsJson, console, emit, plain_table
 from tokentrim.errors import unknown_name
 from tokentrim.plugins.loader import KINDS, registry
 from tokentrim.plugins.registry import Entry
@@ -27,8 +27,6 @@ def show(
     if as_json:
         emit(about)
         return
-    from rich.table import Table
-
     out = console()
     out.print(f"{entry.name}: {entry.kind} of {entry.origin}", style="bold")
     if about["documentation"]:
@@ -42,7 +40,7 @@ def show(
         text = ", ".join(value) if isinstance(value, list) else value
         out.print(f"{key.replace('_', ' ')}: {text if text not in (None, '') else '-'}")
     if about.get("parameters"):
-        table = Table("parameter", "type", "default", "range", "meaning", box=None, header_style="dim", pad_edge=False)
+        table = plain_table("parameter", "type", "default", "range", "meaning")
         for parameter in about["parameters"]:
             table.add_row(*(str(parameter[key]) for key in ("name", "type", "default", "range", "description")))
         out.print(table)
