@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from tests.engine.cases import SPECS, with_weights
-from tokentrim import LayerSite, ModelShape, Need, Schedule, SpatialScorer
+from tokentrim import (
+    LayerSite,
+    ModelShape,
+    Need,
+    Schedule,
+    Selection,
+    SpatialScorer,
+    StepSite,
+    TemporalSelector,
+    top_selection,
+)
 from tokentrim.config.specs import strategy_from
 from tokentrim.contracts.strategy import SpatialScorer as Scorer, TemporalScorer
 from tokentrim.engine.recording import recording
@@ -106,6 +116,28 @@ def test_selectors_may_show_what_they_rank_by(loaded, question):
     best = highest(stage.tokens, stage.scores, len(stage.kept) // 2)
     assert set(best) <= set(stage.kept)
     assert "unlike each other" in stage.about
+
+
+class Oldest(TemporalSelector):
+    """Lets the highest raster numbers go, and says so."""
+
+    name: ClassVar[str] = "test-oldest"
+
+    def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
+        return n_prefill - step
+
+    def select(self, site: StepSite, count: Tensor) -> Selection:
+        site.note(-site.ids.float(), "raster order")
+        return top_selection(-site.ids.float(), tuple(count.tolist()), site.n_visual)
+
+
+def test_temporal_selectors_may_too(loaded, question):
+    with trim(loaded.model, Oldest()), recording() as records, torch.inference_mode():
+        loaded.model.generate(**question[0], max_new_tokens=3, do_sample=False)
+    assert records
+    for record in records:
+        assert record.about == "raster order"
+        assert torch.equal(record.scores, -record.ids.float())
 
 
 def test_threshold_is_given_only_where_it_parts():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokentrim.contracts.sites import Need, StepSite
 from tokentrim.contracts.strategy import Temporal, TemporalScorer
+from tokentrim.engine import recording
 from tokentrim.engine.context import Context
 from tokentrim.engine.deciding import Providers, decide_order, decide_step
 from tokentrim.engine.seams import attention_rows, positions
@@ -198,6 +199,7 @@ class Decode:
             ids=stream.vis_ids,
             valid=stream.vis_valid,
             state=prompt.state_of(TEMPORAL),
+            notes=recording.notes(),
             keys_of_rows=prompt.sample_keys,
             needs=part.needed(),
             providers={
