@@ -11,7 +11,7 @@ from tokentrim.config.specs import Spec, Structure, resolve, strategy_from
 from tokentrim.contracts.adapter import Adapter, Layout
 from tokentrim.contracts.extras import GuideRequest
 from tokentrim.engine import guide as guides
-from tokentrim.engine.abilities import exits as exiting
+from tokentrim.engine.abilities import exits
 from tokentrim.engine.seams.private import unwrapped as unwrapped
 from tokentrim.engine.session import Session as Session, session_on
 from tokentrim.errors import AdapterError, ConfigError, UnsupportedError, complaint
@@ -137,7 +137,7 @@ def _guide(model: Any, layout: Layout, request: GuideRequest, given: Any) -> gui
         given = model if request.model == "self" else guides.load(request, model)
     inner = unwrapped(given)[0]
     if request.exit_threshold is not None:
-        exiting.require_other(unwrapped(model)[0], inner)
+        exits.require_other(unwrapped(model)[0], inner)
     adapter = adapter_of(inner)
     own = _layout_of(adapter.locate(inner), "keep" if layout.structured else "prune")
     return guides.Guide(inner, adapter, own, request)

@@ -68,7 +68,7 @@ def decisions(parts: Sequence[Spatial], shape: ModelShape, n_visual: Sequence[in
 def check(
     strategy: Strategy, shape: ModelShape, *, vision_blocks: int, unserved: Mapping[Need, str] | None = None
 ) -> None:
-    """Refuse, before anything runs, a strategy that this model cannot serve.
+    """Refuse, before anything runs, a strategy that this model cannot serve; then let every part prepare.
 
     Args:
         strategy: what the user asked for.

@@ -1,4 +1,4 @@
-"""The interface of a strategy: four ways to decide.
+"""The interface of a strategy: a scorer or a selector, spatial or temporal.
 
 Read this file, then write one class: give it a name, its parameters, its ``needs``, a ``schedule`` (or ``count``) and
 a ``score``. A strategy is frozen configuration; it never touches the model, the cache, positions or masks, and never
@@ -66,11 +66,11 @@ class Strategy(BaseModel, ABC):
         return self.needs
 
     def prepare(self, shape: ModelShape) -> None:
-        """Called when a model is about to carry this strategy: raise here what would stop it (default: nothing)."""
+        """Load and check what it needs for a model of this shape, such as weights; raise here what would stop it."""
         return
 
     def meet(self, model: nn.Module, shape: ModelShape) -> None:
-        """Called once when a model is about to carry this strategy, with its entry module: raise here if it may not."""
+        """See the model's entry module once, after :meth:`prepare` (spatial parts alone): raise here if it may not."""
         return
 
     def begin(self, prompt: PromptInfo) -> Any:
@@ -169,7 +169,7 @@ class Temporal(Strategy, ABC):
     @abstractmethod
     def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
         """Visual entries that ``layer`` (0-based) may still hold when decode forward ``step`` attends (1 = the first
-        after prefill); ``n_prefill`` of one sample's were there at the end of prefill.
+        after prefill); ``n_prefill``: those of one sample at the end of prefill.
         """
 
     def parts(self) -> Parts:

@@ -1,4 +1,4 @@
-"""Accounting: what a run costs in tokens, FLOPs and cache bytes, computed from shapes alone.
+"""Costs: what a run costs in tokens, FLOPs and cache bytes, computed from shapes alone.
 
 The same arithmetic serves ``plan`` (counts known from configuration) and the engine (counts measured), so a
 planned and a measured cost can be compared number by number. Nothing here needs torch: torch's own FLOP counter

@@ -21,7 +21,7 @@ from tokentrim.engine.ability import Ability
 from tokentrim.engine.decode import Decode
 from tokentrim.engine.masked_eviction import MaskedEviction, attend_and_evict, evicts_under_mask, in_use
 from tokentrim.engine.passes import Passes
-from tokentrim.engine.seams.private import attention_set, register_attention
+from tokentrim.engine.seams.private import attention_set, compiler, register_attention
 from tokentrim.engine.seams.undo import replaced
 from tokentrim.engine.tokens import cache
 from tokentrim.engine.tokens.prompt import Prompt
@@ -85,7 +85,7 @@ class Compiled(Ability):
         self._forward: Callable[..., Any] = self._model.forward
         cuda = next(self._model.parameters()).device.type == "cuda"
         self._run = torch.compile(self._forward, dynamic=False, mode="reduce-overhead" if cuda else None)
-        self._dynamo: Any = torch._dynamo  # pyright: ignore[reportPrivateUsage]  # its config has no public door
+        self._compiler = compiler()
         self._undo: Callable[[], None] = lambda: None
         self._cache: Any = None
         self._held: list[tuple[Tensor, Tensor]] = []
@@ -151,7 +151,7 @@ class Compiled(Ability):
         self._prepare(run)
         options = {name: value for name, value in kwargs.items() if value is not None}
         options["past_key_values"], options[_STATE], options[_EVICTION] = self._cache, self._state, self._eviction
-        limits = self._dynamo.config.patch(recompile_limit=_GRAPHS, fail_on_recompile_limit_hit=True)
+        limits = self._compiler.config.patch(recompile_limit=_GRAPHS, fail_on_recompile_limit_hit=True)
         with attention_set(self._config, _NAME_EVICTING if run.acting else _NAME), limits:
             torch.compiler.cudagraph_mark_step_begin()
             output = self._run(**options)
@@ -188,7 +188,7 @@ class Compiled(Ability):
             )
             if device.type == "cuda":
                 for one in (self._state, *(tensor for pair in buffers for tensor in pair)):
-                    self._dynamo.mark_static_address(one)
+                    self._compiler.mark_static_address(one)
         if self._eviction is not None and not self._eviction.describes(layers):
             self._eviction = None
         if run.acting and isinstance(prompt.temporal, TemporalScorer):
@@ -206,7 +206,7 @@ class Compiled(Ability):
             self._eviction = MaskedEviction(part, run.layers)
             if run.layers[0].device.type == "cuda":
                 for one in self._eviction.tensors:
-                    self._dynamo.mark_static_address(one)
+                    self._compiler.mark_static_address(one)
         held = [run.acting.get(index, layer.n_visual) for index, layer in enumerate(run.layers)]
         self._eviction.allowed.copy_(torch.tensor(held))
 

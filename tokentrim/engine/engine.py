@@ -1,9 +1,10 @@
 """The engine: hooks on one model, and the routing of every forward to a prefill or a decode pass.
 
-It hooks three modules: the entry (which sees ``input_ids`` and so knows where the visual tokens are), the language
-model (which sees embeddings, positions, the 2-D mask and the cache), and the vision tower (whose attention some
-strategies read). Decoder layers are hooked only for the duration of a pass that changes something in them, and the
-attention function is switched to the wrapper only for a pass that reads or masks attention itself.
+It hooks two modules: the entry (which sees ``input_ids`` and so knows where the visual tokens are) and the language
+model (which sees embeddings, positions, the 2-D mask and the cache), and wraps the host's ``generate``. What is read of
+the vision tower, and all else beside the tokens, is done by abilities that it attaches. Decoder layers are hooked only
+for the duration of a pass that changes something in them, and the attention function is switched to the wrapper only
+for a pass that reads or masks attention itself.
 """
 
 from __future__ import annotations

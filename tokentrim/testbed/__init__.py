@@ -1,6 +1,6 @@
 """A benchmark that anyone can run: rendered scenes, eight tasks, and small models trained for them.
 
-Importing this package costs nothing; the renderer needs NumPy, and only the model's own files need torch.
+Importing this package costs nothing; the renderer needs NumPy, and only ``training/`` needs torch.
 """
 
 from pathlib import Path

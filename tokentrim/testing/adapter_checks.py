@@ -119,7 +119,7 @@ def drift_is_an_error(case: AdapterCase) -> None:
         return
     except Exception as error:  # a stranger's adapter may raise anything
         case.require(False, "locate() on a model without its modules", "raise AdapterError",
-                     f"{type(error).__name__}: {error}", hint="find modules with tokentrim.contracts.adapter.child",
+                     f"{type(error).__name__}: {error}", hint="find modules with tokentrim.submodule",
                      see=_INTERFACE)  # fmt: skip
     case.require(False, "locate() on a model without its modules", "raise AdapterError", "a Layout", see=_INTERFACE)
 

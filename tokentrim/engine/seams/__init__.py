@@ -1,1 +1,1 @@
-"""Seams: all that knows the inside of transformers and torch modules. A new release is followed here."""
+"""Seams: what knows the inside of transformers, beside the classes of its caches (``tokens/cache.py``)."""

@@ -22,6 +22,7 @@ PRIVATE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "_attn_implementation_internal": "transformers.PreTrainedConfig",
         "_compiled_call_impl": "torch.nn.Module",
         "_device_mesh": "transformers.PreTrainedModel",
+        "_dynamo": "torch",
         "_from_config": "transformers.PreTrainedModel",
         "_get_candidate_generator": "transformers.GenerationMixin",
         "_hf_hook": "accelerate.hooks",
@@ -63,6 +64,11 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
 def built(model_class: Any, config: Any, **options: Any) -> Any:
     """Make a model of a class from its config, with random weights (in public the auto classes alone can)."""
     return model_class._from_config(config, **options)
+
+
+def compiler() -> Any:
+    """What torch compiles with: its settings have no public door."""
+    return torch._dynamo  # pyright: ignore[reportPrivateUsage]
 
 
 def device_of(module: nn.Module) -> Any:

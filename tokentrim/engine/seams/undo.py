@@ -1,4 +1,4 @@
-"""Changing an object for a while: what is put in place of a method, and what puts the method back."""
+"""Patching an object for a while: what is put in place of a method, and what puts the method back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The engine's own cache layer: a physical length per layer, one logical length for positions and ``generate``."""
+"""The engine's own cache layer: a physical length per layer, one logical length for positions and ``generate``.
+
+An eviction compacts it in place, as ``eviction.py`` plans.
+"""
 
 from __future__ import annotations
 

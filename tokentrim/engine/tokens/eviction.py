@@ -1,4 +1,6 @@
-"""Eviction without moving all that stays: an eviction of ``e`` entries gives up the first ``e`` columns of a layer.
+"""Plan how an eviction compacts a layer's cache without moving all that stays.
+
+An eviction of ``e`` entries gives up the first ``e`` columns of a layer.
 
 Attention of new tokens does not care in which order cached entries stand, because keys carry their positions already.
 So whatever survives among the columns that are given up, at most ``e`` of them, moves into the holes that the evicted
