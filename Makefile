@@ -14,13 +14,16 @@ OUT ?= runs/default
 # One thread per process, because the suite runs in two processes at once; and never the network.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: setup compare test test-floor test-lmms lint docs bench-kvpress clean
+.PHONY: setup compare test test-recipe test-floor test-lmms lint docs bench-kvpress clean
 
 compare: setup ## run ST3, FastV and the controls on the shipped testbed and write the report
 	$(BIN)/tokentrim compare --out $(OUT)
 
 test: setup ## the whole suite, slow tests included
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+
+test-recipe: setup ## what trains in tokentrim/testbed/training
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m recipe tests/testbed
 
 test-floor: $(FLOOR_STAMP) ## the whole suite on the oldest supported transformers
 	$(TEST_ENV) $(FLOOR)/bin/python -m pytest -n 2

@@ -210,13 +210,14 @@ class _Other(torch.nn.Module):
         model_type = "gemma"
 
 
+@pytest.mark.recipe
 @pytest.mark.slow
 @warm
 def test_a_few_steps_of_each_stage(name, tmp_path, monkeypatch):
     """Both stages run, go on after a stop exactly as without one, and the first one's loss falls."""
     short = {m: tuple(replace(s, steps=6, batch=2, warmup=1) for s in stages) for m, stages in RECIPES.items()}
     for module in ("stage", "train"):
-        monkeypatch.setattr(f"tokentrim.testbed.{module}.RECIPES", short)
+        monkeypatch.setattr(f"tokentrim.testbed.training.{module}.RECIPES", short)
     options = StageOptions(run=tmp_path / "whole", model=name, log_every=1, probe_every=0)
     train(options)
     for stage in short[name]:

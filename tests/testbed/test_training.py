@@ -23,6 +23,8 @@ from tokentrim.testbed.training.train import train
 from tokentrim.testbed.training.view import SQUARE_VIEW, fine_centre
 from tokentrim.testbed.vocabulary import COLUMNS, END, IDS, NOTHING, ROWS, decode
 
+pytestmark = pytest.mark.recipe
+
 seeds = st.integers(0, 2**32 - 1)
 MIX = DropoutMix()
 PREFIX = 2 + TOKENS  # begin token, "user:", picture
