@@ -75,7 +75,7 @@ def _default(value):
 def _type(text):
     """A type as somebody who writes YAML would say it."""
     text = re.sub(r"\b(?:tokentrim|collections|pydantic)[\w.]*\.(\w+)", r"\1", text)
-    text = re.sub(r"Annotated\[(.*), \w+\(.*\)\]$", r"\1", text)
+    text = re.sub(r"Annotated\[(.*?), AfterValidator\(.*?\)\]", r"\1", text)
     text = re.sub(r"Optional\[(.*)\]$", r"\1 | None", text)
     text = re.sub(r"Literal\[([^\]]*)\]", lambda found: found[1].replace("'", "").replace(", ", " | "), text)
     text = re.sub(r"tuple\[([^\[\]]+), \.\.\.\]", r"list of \1", text)
