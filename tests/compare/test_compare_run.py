@@ -101,7 +101,7 @@ def test_nothing_temporary_is_left(finished):
     written = {path.name for path in finished.files.values()}
     assert names == {"cells", "config.json"} | written
     assert all(
-        path.suffix == ".jsonl" and not path.name.startswith(".") for path in (finished.folder / "cells").iterdir()
+        path.suffix == ".jsonl" and not path.name.startswith(".") for path in (finished.folder / "cells").glob("[!.]*.jsonl")
     )
 
 
@@ -121,7 +121,7 @@ def test_finished_cells_are_not_run_again(small, finished, monkeypatch):
 
 
 def test_a_missing_cell_is_run_and_no_other(small, finished, monkeypatch):
-    lost = sorted((finished.folder / "cells").iterdir())[0]
+    lost = sorted((finished.folder / "cells").glob("[!.]*.jsonl"))[0]
     content = lost.read_text().splitlines()[1:]
     lost.unlink()
     ran = []
@@ -191,12 +191,12 @@ def test_a_killed_run_goes_on_where_it_stopped(small, finished, tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
-        if len(list((out / "cells").glob("*.jsonl"))) >= 3:
+        if len(list((out / "cells").glob("[!.]*.jsonl"))) >= 3:
             break
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    for path in (out / "cells").glob("*.jsonl"):
+    for path in (out / "cells").glob("[!.]*.jsonl"):
         assert all(json.loads(line) for line in path.read_text().splitlines())
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr

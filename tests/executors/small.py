@@ -65,7 +65,7 @@ class Shaky:
 def contents(folder):
     """All that a results folder holds of its cells, without what differs from run to run."""
     cells = {}
-    for path in (folder / "cells").iterdir():
+    for path in (folder / "cells").glob("[!.]*.jsonl"):
         head, *lines = path.read_text(encoding="utf-8").splitlines()
         known = {key: value for key, value in json.loads(head).items() if key not in UNLIKE}
         cells[path.name] = [json.dumps(known), *lines]
@@ -74,4 +74,4 @@ def contents(folder):
 
 def heads(folder):
     """The first lines of a folder's cells."""
-    return [json.loads(path.read_text(encoding="utf-8").splitlines()[0]) for path in (folder / "cells").iterdir()]
+    return [json.loads(path.read_text(encoding="utf-8").splitlines()[0]) for path in (folder / "cells").glob("[!.]*.jsonl")]

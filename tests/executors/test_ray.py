@@ -86,12 +86,12 @@ def test_a_killed_driver_leaves_what_another_executor_finishes(shaky, alone, clu
     driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while driver.poll() is None and time.monotonic() < deadline:
-        if list((tmp_path / "cells").glob("*.jsonl")):
+        if list((tmp_path / "cells").glob("[!.]*.jsonl")):
             break
         time.sleep(0.05)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    kept = {path.name: path.read_bytes() for path in (tmp_path / "cells").glob("*.jsonl")}
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "cells").glob("[!.]*.jsonl")}
     assert 1 <= len(kept) < CELLS
     shaky.order()
     assert run(CONFIG, tmp_path).failures == 0
