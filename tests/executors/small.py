@@ -74,4 +74,6 @@ def contents(folder):
 
 def heads(folder):
     """The first lines of a folder's cells."""
-    return [json.loads(path.read_text(encoding="utf-8").splitlines()[0]) for path in (folder / "cells").glob("[!.]*.jsonl")]
+    return [
+        json.loads(path.read_text(encoding="utf-8").splitlines()[0]) for path in (folder / "cells").glob("[!.]*.jsonl")
+    ]
