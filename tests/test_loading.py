@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tokentrim.counting.published import PRESETS
 from tokentrim.errors import DataError, UnknownNameError, UnsupportedError
-from tokentrim.loading import shape_of
+from tokentrim.loading import load_image, shape_of
 from tokentrim.plugins.loader import registry
 
 
@@ -151,3 +153,21 @@ def test_unknown_family_lists_the_known_ones(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "lava"}))
     with pytest.raises(UnsupportedError, match="llava"):
         shape_of(tmp_path)
+
+
+def test_a_picture_is_loaded_as_viewers_show_it(tmp_path: Path):
+    """Turned as its tag says, with 16 bits of grey scaled to 8, and refused where white is unknown."""
+    grey = np.linspace(0, 65535, 4 * 64).astype(np.uint16).reshape(4, 64)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # "turn a quarter to the right to view"
+    Image.fromarray(grey).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "phone.png", exif=turned)
+    for name in ("plain.png", "plain.tif", "plain.pgm"):
+        Image.fromarray(grey).save(tmp_path / name)
+    for name in ("phone.png", "plain.png", "plain.tif", "plain.pgm"):
+        seen = np.asarray(load_image(tmp_path / name))
+        assert seen.shape == (4, 64, 3)
+        assert np.abs(seen - grey[..., None] / 257).max() <= 0.5
+    for kind in (np.float32, np.int32):
+        Image.fromarray(grey.astype(kind)).save(tmp_path / "wide.tif")
+        with pytest.raises(DataError, match="8 or 16 bits"):
+            load_image(tmp_path / "wide.tif")

@@ -27,6 +27,8 @@ DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
 DTypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 _SAMPLED_BYTES: Final = 1 << 20
 _LISTED: Final = 8
+_GREY_OF_16_BITS: Final = ("PNG", "PPM")
+"""Formats whose grey values Pillow may hand out as integers of 32 bits, though white is 65535."""
 
 
 class Loaded(NamedTuple):
@@ -308,7 +310,7 @@ def _chat(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """An image file as RGB.
+    """An image file as RGB, as viewers show it: see :func:`as_shown`.
 
     Raises:
         DataError: when it is missing or cannot be decoded.
@@ -317,13 +319,33 @@ def load_image(path: str | Path) -> Image.Image:
 
     try:
         with Image.open(path) as file:
-            return file.convert("RGB")
+            return as_shown(file)
     except FileNotFoundError as cause:
         raise DataError(complaint("the image", "be an existing file", str(path), "check the path")) from cause
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
+    except Exception as cause:  # Pillow's readers raise whatever the broken file led to
         raise DataError(
             complaint("the image", "be readable", str(path), f"{_first_line(cause)}; re-save it as PNG or JPEG")
         ) from cause
+
+
+def as_shown(image: Image.Image) -> Image.Image:
+    """An image as RGB of 8 bits, turned as its EXIF tag says.
+
+    Raises:
+        DataError: for grey values whose white is unknown (integers of 32 bits, floating-point numbers).
+    """
+    from PIL import Image, ImageOps
+
+    if image.mode == "F" or (image.mode == "I" and image.format not in _GREY_OF_16_BITS):
+        raise DataError(
+            complaint("an image's grey values", "have 8 or 16 bits", f"mode {image.mode}", "scale them to 0..255")
+        )
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # convert would cut off all that is above 255
+        import numpy as np
+
+        image = Image.fromarray((np.asarray(image).astype(np.float64) * (255 / 65535)).round().astype(np.uint8))
+    return image.convert("RGB")
 
 
 def fingerprint(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """Bad input: exit code 2, one paragraph on stderr that says what to do, nothing on stdout."""
 
 import json
+import struct
 
 import pytest
 
@@ -38,9 +39,12 @@ def test_a_strategy_that_does_not_fit_the_model(cli, picture):
 
 
 def test_a_broken_and_a_missing_image(cli, tmp_path):
-    broken = tmp_path / "broken.png"
+    broken, unknown = tmp_path / "broken.png", tmp_path / "unknown.dds"
     broken.write_bytes(b"\x89PNG no picture")
-    refused(cli("run", "-i", broken, "-p", "x", "-s", "fastv", *PLAIN), "the image must be readable", "broken.png")
+    numbers = (124, 0x1007, 4, 4, 16, 0, 0, *(0,) * 11, 32, *(0,) * 7, 0x1000, *(0,) * 4)
+    unknown.write_bytes(b"DDS " + struct.pack("<31I", *numbers) + bytes(64))
+    for file in (broken, unknown):
+        refused(cli("run", "-i", file, "-p", "x", "-s", "fastv", *PLAIN), "the image must be readable", file.name)
     refused(cli("run", "-i", tmp_path / "none.png", "-p", "x", "-s", "fastv", *PLAIN), "existing file")
 
 

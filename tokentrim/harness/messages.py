@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from tokentrim.errors import DataError, UnsupportedError, complaint
-from tokentrim.loading import load_image
+from tokentrim.loading import as_shown, load_image
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def conversation_of(messages: Sequence[Mapping[str, Any]], whom: str) -> Convers
 def _picture(source: Any, whom: str) -> Image.Image:
     """An image that is there already, or in a file."""
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
+        return as_shown(source)
     if isinstance(source, str):
         return load_image(source)
     raise DataError(complaint(f"an image of {whom}", "be a picture or a file", type(source).__name__))
