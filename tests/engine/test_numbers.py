@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.engine.cases import SPECS
 from tests.models import prompt, tiny_llava
 from tokentrim import LayerSite, ModelShape, Need, Schedule, SpatialScorer, StrategyError, trim
 from tokentrim.engine.deciding import Doubts
@@ -74,6 +75,19 @@ def test_an_error_inside_is_not_hidden_by_it() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         fail()
+
+
+@pytest.mark.parametrize(
+    ("name", "padded"),
+    [("fastv-query=all", False), *((name, True) for name in ("fastv-query=last", "fastv-query=all", "pvtp", "st3"))],
+)
+def test_padding_does_not_hide_activations_that_are_no_numbers(name: str, padded: bool) -> None:
+    """As a float16 model makes them: one picture of a batch, beside a row that is longer or not."""
+    model = _model(side=4)
+    inputs = prompt(model, [3, "image", 5], [3, "image", 9 if padded else 5])
+    inputs["pixel_values"][0] = float("inf")
+    with trim(model, SPECS[name]), pytest.raises(StrategyError, match="be numbers"):
+        model.generate(**inputs, max_new_tokens=2, do_sample=False)
 
 
 def test_padding_may_hold_anything() -> None:

@@ -172,7 +172,8 @@ class Compiled(Ability):
         """Buffers of bucketed size, and where each layer's new entry goes."""
         layers, prompt = run.layers, run.prompt
         left = self._left(prompt)
-        if any(not layer.keeps_size or layer.columns_left < 1 for layer in layers) or self._wasteful(layers):
+        fit = all(layer.keeps_size and layer.writable and layer.columns_left for layer in layers)
+        if not fit or self._wasteful(layers):
             for layer in layers:
                 layer.settle()
                 layer.resize(bucket(layer.stored_columns + left))

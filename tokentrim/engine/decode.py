@@ -46,7 +46,7 @@ class Decode:
         self.streams = [layer.held_stream for layer in self.layers]
         self.plan_evictions()
         if self.acting:
-            with self.context.clock.timed("selection", self.streams[0].vis_pos.device), torch.no_grad():
+            with self.context.clock.timed("selection", self.streams[0].vis_pos.device):
                 self._arrange()
                 self._evict_ranked()
         self.observes = self._observes()
@@ -89,7 +89,9 @@ class Decode:
             held, stream = self.layers[index], self.layers[index].held_stream
             if isinstance(part, TemporalScorer) and part.ranks_once():
                 if not held.ranked:
-                    held.rearrange(*fronted(stream, decide_order(part, self._site(part, index, held, {}))))
+                    with torch.no_grad():
+                        order = decide_order(part, self._site(part, index, held, {}))
+                    held.rearrange(*fronted(stream, order))
                     held.ranked, held.prompt_row = True, None  # the row has said all that it will be asked
             elif not stream.flush:
                 if id(stream) not in made:
@@ -139,22 +141,26 @@ class Decode:
         """Evict what has to go, then attend to the rest under this layer's own mask."""
         held = self.layers[layer]
         if layer in self.acting:
-            with self.context.clock.timed("selection", call.query.device), torch.no_grad():
+            with self.context.clock.timed("selection", call.query.device):
                 weights = self._evict(layer, held, call)
             if held.keys is not None and held.values is not None:
                 call = replace(call, key=held.keys, value=held.values)
-            if weights is not None and self._may_reuse(call.query, call.options):
-                return attention_rows.attend(weights, call.value, call.query), None
+            if weights is not None and self._may_reuse(call):
+                mixed, weights = attention_rows.attend(weights, call.value, call.query)
+                return mixed, weights if self.context.implementation == "eager" else None  # as the kernel would
         stream = held.held_stream
         kernel = self.context.around_attention(layer, call.kernel, stream, self.prompt)
         return replace(call, kernel=kernel, mask=self._mask(stream, call.key, call.query)).run()
 
-    def _may_reuse(self, query: Tensor, options: dict[str, Any]) -> bool:
+    def _may_reuse(self, call: AttentionCall) -> bool:
         """Whether attention is nothing but the weights that were read times the values, at the kernel's precision."""
+        query, options = call.query, call.options
         plain = self.context.implementation in _SOFTMAX and not self.context.edits_attention
         altered = options.get("dropout") or any(options.get(name) is not None for name in ("softcap", "s_aux"))
+        # The weights were read without a gradient.
+        learns = torch.is_grad_enabled() and (query.requires_grad or call.key.requires_grad)
         # In half precision the fused kernels keep more digits of the weights.
-        return plain and not altered and self.queries == 1 and query.dtype == torch.float32
+        return plain and not altered and not learns and self.queries == 1 and query.dtype == torch.float32
 
     def _evict(self, layer: int, held: TrimLayer, call: AttentionCall) -> Tensor | None:
         """Evict what has to go; returns the current row over the columns that are left, if it was read.
@@ -173,7 +179,8 @@ class Decode:
             return self.context.heads.whole(attention_rows.pick_visual(read[0], stream.vis_pos)[:, :, 0])
 
         site = self._site(part, layer, held, {Need.LAST_ROW: current_row})
-        selection = decide_step(part, self.acting[layer], site)
+        with torch.no_grad():
+            selection = decide_step(part, self.acting[layer], site)
         if self.context.doubts.check_indices:
             selection.check_indices(stream.n_visual)
         if selection.counts == stream.n_visual:

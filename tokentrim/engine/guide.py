@@ -230,9 +230,9 @@ class _Watch:
         if self.request.rows == "last":
             row = attention_rows.last_row(query, key, scaling, stream.last_columns(), stream.valid)
             return attention_rows.pick_visual(row, stream.vis_pos)[:, :, 0].sum(1)
-        visible = attention_rows.causal_visible(self.columns, key.shape[2], stream.valid)
+        visible = attention_rows.causal_visible(self.columns, key.shape[2], stream.valid, self.behind)
         rows = attention_rows.attention_rows(attention_rows.pick_rows(query, self.columns), key, scaling, visible)
-        return (attention_rows.pick_visual(rows, stream.vis_pos) * self.behind[:, None, :, None]).sum((1, 2))
+        return attention_rows.pick_visual(rows, stream.vis_pos).sum((1, 2))
 
     def _step_row(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
         stream, valid = self.stream, None
@@ -245,7 +245,9 @@ class _Watch:
     def total(self, lengths: list[int]) -> Tensor:
         """The sums; of generated tokens only those up to each row's own end."""
         stream = self.stream
-        total = torch.zeros(stream.vis_ids.shape, device=stream.vis_ids.device) if self.prompt is None else self.prompt
+        total = self.prompt
+        if total is None:
+            total = torch.zeros(stream.vis_ids.shape, dtype=torch.float32, device=stream.vis_ids.device)
         ends = torch.tensor(lengths, device=total.device)
         for step, read in enumerate(self.steps, start=1):
             total = total + read * (step < ends).unsqueeze(1)

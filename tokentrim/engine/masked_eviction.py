@@ -127,4 +127,4 @@ def attend_and_evict(
     alive.scatter_(1, columns, stays)
     eviction.now[layer, :, : ids.shape[1]] = ids.masked_fill(~stays, -1)
     left = in_use(state, layer, key, eviction)
-    return attention_rows.attend(weights.masked_fill(~left[:, None, None], 0.0), value, query)
+    return attention_rows.attend(weights.masked_fill(~left[:, None, None], 0.0), value, query)[0]

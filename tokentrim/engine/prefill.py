@@ -251,7 +251,7 @@ class Prefill:
             self.read[Need.LAST_ROW] = picked
         if Need.TEXT_ROWS in wanted:
             columns, real = stream.text()
-            self.read[Need.TEXT_ROWS] = self.context.heads.whole((self._rows_at(call, columns), real))
+            self.read[Need.TEXT_ROWS] = self.context.heads.whole((self._rows_at(call, columns, real), real))
         if Need.WINDOW_ROWS in wanted:
             window = max(d.part.wants_window() for d in self.at[layer + 1] if Need.WINDOW_ROWS in d.part.needed())
             last = stream.last_columns()
@@ -261,7 +261,7 @@ class Prefill:
             columns = columns.clamp(min=0)
             if valid is not None:
                 real = real & valid.gather(1, columns)
-            self.read[Need.WINDOW_ROWS] = self.context.heads.whole((self._rows_at(call, columns), real))
+            self.read[Need.WINDOW_ROWS] = self.context.heads.whole((self._rows_at(call, columns, real), real))
         if Need.COLUMN_MEAN in wanted:
             mean = attention_rows.column_mean(query, key, scaling, stream.vis_pos, valid)
             self.read[Need.COLUMN_MEAN] = self.context.heads.whole(mean)
@@ -269,8 +269,8 @@ class Prefill:
             if need in wanted:
                 self.read[need] = self.context.heads.whole(attention_rows.pick_rows(tensor, stream.vis_pos))
 
-    def _rows_at(self, call: AttentionCall, columns: Tensor) -> Tensor:
-        visible = attention_rows.causal_visible(columns, call.key.shape[2], self.stream.valid)
+    def _rows_at(self, call: AttentionCall, columns: Tensor, real: Tensor) -> Tensor:
+        visible = attention_rows.causal_visible(columns, call.key.shape[2], self.stream.valid, real)
         rows = attention_rows.attention_rows(
             attention_rows.pick_rows(call.query, columns), call.key, call.scaling, visible
         )

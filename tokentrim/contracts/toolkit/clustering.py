@@ -130,7 +130,7 @@ def thin_similar(features: Tensor, order: Tensor, sizes: Sequence[int], keep: Se
         in_b = within([size // 2 for size in current], b.shape[1], order.device)
         # Whole rows of the matrix, all but b's columns out of the running: copying what lies together is several times
         # faster than picking pairs. Below every cosine: -2 for a without a partner, -3 for padding, which goes last.
-        others = torch.full((rows, width + 1), float("-inf"), device=order.device)
+        others = cosines.new_full((rows, width + 1), float("-inf"))
         others = others.scatter(1, b.masked_fill(~in_b, width), 0.0)[:, None, :width]
         mine = cosines.index_select(0, (a.clamp(min=0) + begins).flatten()).view(rows, a.shape[1], width)
         similar = mine.add_(others).amax(dim=-1).clamp(min=-2.0).masked_fill(~in_a, -3.0)
@@ -164,7 +164,7 @@ def greedy_diverse(
     directions, width = unit(features), features.shape[1]
     free = within(sizes, width, features.device)
     chosen = torch.zeros_like(free)
-    nearest = torch.full(free.shape, -1.0, device=features.device)
+    nearest = directions.new_full(free.shape, -1.0)
     turns = within(counts, max(counts, default=0), features.device)  # whether a row still chooses in a round
     for turn in range(turns.shape[1]):
         pick = first_argmax(gain(nearest).masked_fill(~free, float("-inf"))).unsqueeze(1)  # [B, 1]

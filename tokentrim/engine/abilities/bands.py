@@ -164,7 +164,6 @@ class Bands:
         """[B, T + 1, H, D]: the same, with a spare column that takes what padded slots write."""
         rows, heads, length, width = query.shape
         sample = torch.arange(rows, device=query.device).unsqueeze(1)
-        out = query.new_zeros(rows, length + 1, heads, width)
         mixed = F.scaled_dot_product_attention(
             query.transpose(1, 2)[sample, self.others.clamp(max=length - 1)].transpose(1, 2),
             _per_head(key, heads),
@@ -172,6 +171,7 @@ class Bands:
             attn_mask=self.before.unsqueeze(1),
             scale=scaling,
         )
+        out = mixed.new_zeros(rows, length + 1, heads, width)  # of the dtype that autocast may have chosen
         out[sample, self.others] = mixed.transpose(1, 2)
         return out
 

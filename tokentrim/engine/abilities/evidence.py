@@ -54,7 +54,7 @@ def _aligned(given: Iterable[Any], stream: Stream) -> Tensor:
         )
     repeats = stream.rows // len(lines)
     lines = [line for line in lines for _ in range(repeats)]
-    full = torch.zeros(stream.rows, max(stream.n_visual))
+    full = torch.zeros(stream.rows, max(stream.n_visual), dtype=torch.float32)
     for row, (line, n) in enumerate(zip(lines, stream.n_visual, strict=True)):
         if line.shape != (n,):
             raise DataError(

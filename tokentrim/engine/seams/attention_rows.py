@@ -27,8 +27,8 @@ def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor |
     if visible is not None:
         scores = scores.masked_fill(~visible, float("-inf"))
     weights = torch.softmax(scores, dim=-1)
-    # A padded row sees no key at all: its softmax is NaN by definition, zero by agreement.
-    return weights if visible is None else weights.nan_to_num(0.0)
+    # A padded row sees no key at all: its softmax is NaN by definition, zero by agreement. Any other NaN stays.
+    return weights if visible is None else weights.masked_fill(~visible, 0.0)
 
 
 def pick_rows(query: Tensor, columns: Tensor) -> Tensor:
@@ -43,11 +43,13 @@ def pick_visual(rows: Tensor, vis_pos: Tensor) -> Tensor:
     return rows.gather(3, index)
 
 
-def causal_visible(columns: Tensor, n_keys: int, valid: Tensor | None) -> Tensor:
-    """bool [B, 1, R, K]: keys that the queries at ``columns`` [B, R] may see."""
+def causal_visible(columns: Tensor, n_keys: int, valid: Tensor | None, real: Tensor | None = None) -> Tensor:
+    """bool [B, 1, R, K]: keys that the queries at ``columns`` [B, R] may see; none where ``real`` [B, R] is False."""
     visible = columns.unsqueeze(-1) >= torch.arange(n_keys, device=columns.device)
     if valid is not None:
         visible = visible & valid.unsqueeze(1)
+    if real is not None:
+        visible = visible & real.unsqueeze(2)
     return visible.unsqueeze(1)
 
 
@@ -57,8 +59,8 @@ def last_row(query: Tensor, key: Tensor, scaling: float, last: Tensor | None, va
     return attention_rows(row, key, scaling, None if valid is None else valid[:, None, None, :])
 
 
-def attend(weights: Tensor, value: Tensor, query: Tensor) -> Tensor:
-    """[B, R, H, head_dim]: values averaged by ``weights``, as an attention function returns it.
+def attend(weights: Tensor, value: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, R, H, head_dim]: values averaged by ``weights``, as an attention function returns it, and the weights used.
 
     Args:
         weights: float32 [B, H, R, K], not all zero in any row; scaled here to sum to one.
@@ -69,7 +71,7 @@ def attend(weights: Tensor, value: Tensor, query: Tensor) -> Tensor:
     kv_heads = value.shape[1]
     weights = (weights / weights.sum(-1, keepdim=True)).to(value.dtype)
     mixed = torch.matmul(weights.reshape(batch, kv_heads, (heads // kv_heads) * n_rows, keys), value)
-    return mixed.reshape(batch, heads, n_rows, -1).transpose(1, 2).contiguous().to(query.dtype)
+    return mixed.reshape(batch, heads, n_rows, -1).transpose(1, 2).contiguous().to(query.dtype), weights
 
 
 def received(query: Tensor, key: Tensor, scaling: float, valid: Tensor | None, *, causal: bool = True) -> Tensor:
@@ -83,16 +85,14 @@ def received(query: Tensor, key: Tensor, scaling: float, valid: Tensor | None, *
         causal: whether query i sees keys 0..i alone; else every query sees every key, and nothing may be padded.
     """
     batch, heads, n_queries, _ = query.shape
-    total = torch.zeros(batch, heads, key.shape[2], device=query.device)
+    total = torch.zeros(batch, heads, key.shape[2], dtype=torch.float32, device=query.device)
     for start in range(0, n_queries, _BLOCK):
         block, visible = query[:, :, start : start + _BLOCK], None
         if causal:
             columns = torch.arange(start, start + block.shape[2], device=query.device).expand(batch, -1)
-            visible = causal_visible(columns, key.shape[2], valid)
-        rows = attention_rows(block, key, scaling, visible)
-        if valid is not None:
-            rows = rows * valid[:, start : start + _BLOCK][:, None, :, None]
-        total += rows.sum(dim=2)
+            real = None if valid is None else valid[:, start : start + _BLOCK]
+            visible = causal_visible(columns, key.shape[2], valid, real)
+        total += attention_rows(block, key, scaling, visible).sum(dim=2)
     return total
 
 

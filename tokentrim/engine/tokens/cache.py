@@ -58,6 +58,7 @@ class TrimLayer(CacheLayerMixin):
         self._unmasked: tuple[int, ...] | None = None
         self._settling: Callable[[tuple[int, ...]], None] | None = None
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self._saved = False
         self._start = 0
         self._length = 0
 
@@ -100,35 +101,62 @@ class TrimLayer(CacheLayerMixin):
             self._length, self.keys, self.values = key_states.shape[2], key_states, value_states
             return key_states, value_states
         new, length = key_states.shape[2], self._length + key_states.shape[2]
-        if self._buffers is None or self._start + length > self._buffers[0].shape[2]:
-            self._move(length + self._reserve(max(_RESERVE, length // 8), self.appended + new))
+        if not self._takes(key_states, value_states):
+            reserve = self._reserve(max(_RESERVE, length // 8), self.appended + new)
+            self._move(length + reserve, new=(key_states, value_states))
         self._set_length(length)
         for stored, states in ((self.keys, key_states), (self.values, value_states)):
             stored[:, :, length - new :].copy_(states)  # type: ignore[index]
+        self._saved = torch.is_grad_enabled()  # by the attention that follows
         return self.keys, self.values  # type: ignore[return-value]
+
+    @property
+    def writable(self) -> bool:
+        """Whether there are buffers that may be written in place.
+
+        Not those that autograd may have saved for a gradient, nor those of an inference mode that is over.
+        """
+        if self._buffers is None or self._saved:
+            return False
+        return not self._buffers[0].is_inference() or torch.is_inference_mode_enabled()
+
+    def _takes(self, *new: Tensor) -> bool:
+        """Whether ``new`` keys and values can be written behind the stored ones, and lose nothing there."""
+        if not self.writable or self.columns_left < new[0].shape[2]:
+            return False
+        return all(_joined(buffer, one) == buffer.dtype for buffer, one in zip(self.buffers, new, strict=True))
 
     def _reserve(self, wanted: int, appended: int) -> int:
         """Columns to keep free behind so many appended ones: no more than the running ``generate`` can still fill.
 
-        The last token of an answer is never fed back. Past the limit (another turn) it is what is ``wanted``.
+        The last token of an answer is never fed back. Past the limit (another turn) it is what is ``wanted``. Under
+        autograd none: the next step may not write into these buffers.
         """
+        if torch.is_grad_enabled():
+            return 0
         limit = self.prompt.new_tokens
         return wanted if limit is None or limit <= appended else min(wanted, limit - 1 - appended)
 
-    def _move(self, capacity: int, *, keeps_size: bool = False) -> None:
-        """Copy what is stored into buffers of ``capacity`` columns.
+    def _move(self, capacity: int, *, keeps_size: bool = False, new: tuple[Tensor, Tensor] | None = None) -> None:
+        """Copy what is stored into buffers of ``capacity`` columns, which ``new`` keys and values fit into as well.
 
         Where they keep their size, the columns behind are zeros: under a mask everything but NaN counts for nothing.
         """
         if self.keys is None or self.values is None:
             return
-        fresh = (_room_for(self.keys, capacity), _room_for(self.values, capacity))
+        keys, values = new or (self.keys, self.values)
+        fresh = (_room_for(self.keys, capacity, keys), _room_for(self.values, capacity, values))
         for buffer, stored in zip(fresh, (self.keys, self.values), strict=True):
             buffer[:, :, : self._length] = stored
             if keeps_size:
                 buffer[:, :, self._length :] = 0
-        self._buffers, self._start, self.keeps_size = fresh, 0, keeps_size
+        self._hold(fresh, 0, keeps_size)
         self._set_length(self._length)
+
+    def _hold(self, buffers: tuple[Tensor, Tensor], start: int, keeps_size: bool) -> None:
+        """Use fresh ``buffers`` from column ``start`` on."""
+        self._buffers, self._start, self.keeps_size = buffers, start, keeps_size
+        self._saved = torch.is_grad_enabled()  # by whoever reads them next
 
     # ------------------------------------------------------------------ buffers of fixed size
 
@@ -208,8 +236,8 @@ class TrimLayer(CacheLayerMixin):
         tail = torch.arange(self.stream.length, self._length, device=order.device).expand(order.shape[0], -1)
         index = torch.cat([order, tail], dim=1)
         capacity = index.shape[1] + self._reserve(_RESERVE, self.appended)
-        self._buffers = (_gathered(self.keys, index, capacity), _gathered(self.values, index, capacity))
-        self.stream, self._start, self.keeps_size = stream, 0, False
+        self._hold((_gathered(self.keys, index, capacity), _gathered(self.values, index, capacity)), 0, False)
+        self.stream = stream
         self._set_length(index.shape[1])
 
     def evict(self, stream: Stream, moves: Moves) -> None:
@@ -217,6 +245,8 @@ class TrimLayer(CacheLayerMixin):
         if self._buffers is None or self.keys is None or self.values is None:
             raise RuntimeError("an eviction before the layer has buffers of its own")  # an engine bug, not user input
         if moves.source is not None and moves.target is not None:
+            if not self.writable:
+                self._move(self._length)
             rows = torch.arange(moves.source.shape[0], device=moves.source.device).unsqueeze(1)
             for stored in (self.keys, self.values):
                 stored[rows, :, moves.target] = stored[rows, :, moves.source]
@@ -241,7 +271,7 @@ class TrimLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything; the next update starts a prompt."""
         self.keys = self.values = self._buffers = self.stream = self.prompt_row = None
-        self._start = self._length = 0
+        self._start, self._length, self._saved = 0, 0, False
         self._unmasked = self._settling = None
         self.ranked = self.keeps_size = self.reordered = self.is_initialized = False
 
@@ -277,7 +307,8 @@ class TrimLayer(CacheLayerMixin):
         self.settle()
         index, self.reordered = indices.to(self.device), True
         if self._buffers is not None:
-            self._buffers = (self._buffers[0].index_select(0, index), self._buffers[1].index_select(0, index))
+            keys, values = (buffer.index_select(0, index) for buffer in self._buffers)
+            self._hold((keys, values), self._start, self.keeps_size)
         elif self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys.index_select(0, index), self.values.index_select(0, index)
         if self.prompt_row is not None:
@@ -334,14 +365,19 @@ class FixedLayer(CacheLayerMixin):
 
 def _gathered(stored: Tensor, index: Tensor, capacity: int) -> Tensor:
     """Columns ``index`` [B, T] of ``stored`` [B, H, _, D], in a buffer of ``capacity`` columns."""
-    buffer = _room_for(stored, capacity)
-    for into, row, columns in zip(buffer, stored, index, strict=True):
-        into[:, : len(columns)] = row.index_select(1, columns)
+    buffer = _room_for(stored, capacity, stored)
+    for row, columns in enumerate(index):
+        buffer[row, :, : len(columns)] = stored[row].index_select(1, columns)
     return buffer
 
 
-def _room_for(like: Tensor, capacity: int) -> Tensor:
-    return like.new_empty(like.shape[0], like.shape[1], capacity, like.shape[3])
+def _room_for(like: Tensor, capacity: int, new: Tensor) -> Tensor:
+    return like.new_empty(like.shape[0], like.shape[1], capacity, like.shape[3], dtype=_joined(like, new))
+
+
+def _joined(stored: Tensor, new: Tensor) -> torch.dtype:
+    """The dtype of both together, where one turn runs in autocast and another does not."""
+    return stored.dtype if stored.dtype == new.dtype else torch.promote_types(stored.dtype, new.dtype)
 
 
 def plain(config: Any) -> DynamicCache:

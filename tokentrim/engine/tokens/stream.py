@@ -232,8 +232,8 @@ def merge_features(features: Tensor, selection: Selection) -> Tensor:
     weight = torch.ones_like(target, dtype=torch.float32) if selection.weight is None else selection.weight.float()
     weight = weight.masked_fill(target < 0, 0.0)
     place = target.masked_fill(target < 0, slots)  # a spare slot takes what is simply dropped
-    total = torch.zeros(target.shape[0], slots + 1, device=target.device).scatter_add(1, place, weight)
-    mixed = torch.zeros(target.shape[0], slots + 1, features.shape[-1], device=target.device)
+    total = weight.new_zeros(target.shape[0], slots + 1).scatter_add(1, place, weight)
+    mixed = weight.new_zeros(target.shape[0], slots + 1, features.shape[-1])
     mixed = mixed.scatter_add(1, place.unsqueeze(-1).expand_as(features), features.float() * weight.unsqueeze(-1))
     mixed = mixed[:, :slots]
     if selection.reduce == "mean":
