@@ -11,6 +11,7 @@ from typing import ClassVar, Final
 
 _NOT_GIVEN: Final = object()
 _LONGEST_VALUE: Final = 200  # characters of a value that a message shows
+_LONGEST_REASON: Final = 300
 
 
 class TokentrimError(Exception):
@@ -75,6 +76,16 @@ def shown(value: object) -> str:
     """``repr`` of a value, cut where it would drown the message."""
     text = repr(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def reason_of(cause: BaseException) -> str:
+    """What a stranger's code raised, as one line of text that any file can hold."""
+    try:
+        said = str(cause)
+    except Exception:  # not even that is sure of a stranger's exception
+        said = "it cannot say what"
+    line = " ".join(f"{type(cause).__name__}: {said}".split())
+    return line[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
 
 
 def sentence(text: str) -> str:

@@ -7,6 +7,7 @@ A docstring cites by fenced ``bibtex`` blocks. Where an adapter serves several f
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -144,7 +145,7 @@ def _cited(source: str) -> Iterator[tuple[str, list[Reference]]]:
     from tokentrim.compare.config import is_comparison, load_compare
     from tokentrim.config.specs import load_config, strategy_from
 
-    if source not in registry("strategy") and Path(source).is_file():
+    if source not in registry("strategy") and os.path.isfile(source):
         if is_comparison(load_yaml(Path(source)).data):
             comparison = load_compare(Path(source))
             for method in comparison.strategies:

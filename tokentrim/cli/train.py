@@ -68,15 +68,12 @@ def _settings(texts: list[str]) -> dict[str, Any]:
     Raises:
         ConfigError: for a text without an equals sign, or a value that is no YAML.
     """
-    import yaml
+    from tokentrim.config.yaml_reader import parse_yaml
 
     found: dict[str, Any] = {}
     for text in texts:
         key, sign, value = text.partition("=")
-        try:
-            if not sign or not key:
-                raise ValueError("no equals sign")
-            found[key] = yaml.safe_load(value)
-        except (ValueError, yaml.YAMLError) as cause:
-            raise ConfigError(complaint("--set", "be KEY=VALUE", text, "write --set loss_ratio=1.05")) from cause
+        if not sign or not key:
+            raise ConfigError(complaint("--set", "be KEY=VALUE", text, "write --set loss_ratio=1.05"))
+        found[key] = parse_yaml(value, f"--set {key}").data
     return found

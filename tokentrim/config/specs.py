@@ -7,6 +7,7 @@ that holds one of these, bare or under the key ``strategy``; a :class:`TrimConfi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -183,7 +184,7 @@ def _from_text(text: str, where: Where) -> StrategySpec:
     if is_inline(text):
         return _from_document(load_yaml(text), where)
     file = _near(Path(text), where)
-    if is_file(text) or file.is_file():
+    if is_file(text) or os.path.isfile(file):
         return _from_document(load_yaml(file), where)
     return StrategySpec(_build_named({"name": text}, where))
 
@@ -191,7 +192,7 @@ def _from_text(text: str, where: Where) -> StrategySpec:
 def _near(path: Path, where: Where) -> Path:
     """A path as it is meant in a file: beside that file, if it exists there."""
     beside = Path(where.source).parent / path
-    return beside if where.source and beside.exists() else path
+    return beside if where.source and os.path.exists(beside) else path  # no error for what can be no name
 
 
 def _from_document(document: Document, around: Where) -> StrategySpec:

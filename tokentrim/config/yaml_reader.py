@@ -1,11 +1,13 @@
 """YAML in, with the line of every value, without YAML 1.1's traps.
 
 Scalars follow YAML 1.2's core schema: ``1e-4`` is a number; ``no``, ``off``, ``1:30`` and dates are text; only
-``true`` and ``false`` are booleans. A key given twice is an error.
+``true`` and ``false`` are booleans. A key given twice is an error, and so is what no configuration needs: aliases that
+multiply, deep nesting, numbers beyond 64 bits, keys that are neither text nor whole numbers, files without an end.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,12 +17,22 @@ from typing import Any, Final
 import yaml
 
 from tokentrim.errors import ConfigError, complaint
+from tokentrim.reading import utf8
 
 Key = str | int
 KeyPath = tuple[Key, ...]
 
 _SUFFIXES: Final = (".yaml", ".yml")
 _COLON: Final = re.compile(r":(\s|$)")
+_MOST_BYTES: Final = 1 << 18
+_MOST_VALUES: Final = 100_000  # with every alias written out
+_DEEPEST: Final = 50
+_LONGEST_WAY: Final = 16  # of files that name each other
+_LARGEST: Final = 1 << 63
+_MOST_DIGITS: Final = 80  # in base 2, with a sign
+_PREFIX: Final = "tag:yaml.org,2002:"
+_TOO_DEEP: Final = complaint("a configuration", f"be nested at most {_DEEPEST} levels deep")
+_TAGS: Final = frozenset(f"{_PREFIX}{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null", "merge"))
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,7 @@ class Where:
         source: file name, ``"inline YAML"``, or "" for a dict.
         path: keys from the top down to the place.
         lines: path -> line (1-based) of the whole source.
-        through: sources that led to this one by naming it.
+        through: resolved paths of the files that led to this one by naming it.
     """
 
     source: str = ""
@@ -49,11 +61,15 @@ class Where:
         Raises:
             ConfigError: when files name each other in a circle.
         """
-        through = (*around.through, around.source)
-        if self.source in through and is_file(self.source):
+        here = [os.path.realpath(around.source)] if os.path.isfile(around.source) else []
+        through = (*around.through, *here)
+        if os.path.realpath(self.source) in through:
             raise around.error(
                 complaint("a configuration file", "not name itself, also not through others", self.source)
             )
+        if len(through) > _LONGEST_WAY:
+            raise around.error(complaint("a configuration", f"lie behind at most {_LONGEST_WAY} files that name others",
+                                         self.source, "name the last file itself"))  # fmt: skip
         return replace(self, through=through)
 
     def line(self) -> int | None:
@@ -127,10 +143,10 @@ def load_yaml(source: str | Path) -> Document:
         ConfigError: when the file cannot be read, the YAML is malformed, or a key is given twice.
     """
     if isinstance(source, str) and not is_file(source):
-        return _parse(source, "inline YAML")
+        return parse_yaml(source, "inline YAML")
     path = Path(source)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = utf8(path, _MOST_BYTES)
     except FileNotFoundError as cause:
         near = sorted(str(other) for other in path.parent.glob("*.y*ml"))[:8]
         hint = f"YAML files in {path.parent}: {', '.join(near)}" if near else "check the path"
@@ -139,17 +155,28 @@ def load_yaml(source: str | Path) -> Document:
         raise ConfigError(
             complaint("the configuration file", "be readable UTF-8 text", str(path), str(cause))
         ) from cause
-    return _parse(text, str(path))
+    return parse_yaml(text, str(path))
 
 
-def _parse(text: str, source: str) -> Document:
-    """The data of a YAML text and the line of each of its values."""
-    loader = _Loader(text)
+def parse_yaml(text: str, source: str) -> Document:
+    """The data of a YAML text and the line of each of its values.
+
+    Args:
+        text: the YAML.
+        source: what to call it in messages.
+
+    Raises:
+        ConfigError: see :func:`load_yaml`.
+    """
+    if len(text) > _MOST_BYTES:
+        raise ConfigError(complaint(f"{source}: the text", f"have at most {_MOST_BYTES} characters", len(text)))
+    loader: _Loader | None = None
+    lines: dict[KeyPath, int] = {}
     try:
+        loader = _Loader(text)  # refuses characters that no YAML has
         node = loader.get_single_node()
-        lines: dict[KeyPath, int] = {}
         if node is not None:
-            _walk(node, (), lines, source, ())
+            _Walk(source, loader, lines).down(node, ())
         data: Any = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as cause:
         mark = cause.problem_mark or cause.context_mark
@@ -158,36 +185,94 @@ def _parse(text: str, source: str) -> Document:
         raise ConfigError(complaint(f"{source}{line}: the text", "be well-formed YAML", hint=problem)) from cause
     except yaml.YAMLError as cause:
         raise ConfigError(complaint(f"{source}: the text", "be well-formed YAML", hint=str(cause))) from cause
+    except RecursionError as cause:
+        raise ConfigError(f"{source}: {_TOO_DEEP}") from cause
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     return Document(data, Where(source, (), lines))
 
 
-def _walk(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: str, around: tuple[int, ...]) -> None:
-    """Note the line of every value below ``node``, and refuse repeated keys, odd keys and self-reference."""
-    lines.setdefault(path, node.start_mark.line + 1)
-    where = Where(source, path, lines)
-    if id(node) in around:
-        raise where.error(complaint("an anchor", "not contain itself"))
-    around = (*around, id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _walk(item, (*path, index), lines, source, around)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    first_lines: dict[str, int] = {}
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode):
-            raise where.error(
-                complaint(f"a key in line {line}", "be plain text", hint="a list or mapping cannot be a key")
+class _Walk:
+    """Notes the line of every value, and refuses what no configuration needs.
+
+    What several aliases name is one node, and is looked at once: its lines are noted where it stands.
+    """
+
+    def __init__(self, source: str, loader: _Loader, lines: dict[KeyPath, int]) -> None:
+        self.source, self.loader, self.lines = source, loader, lines
+        self.known: dict[int, tuple[int, int] | None] = {}  # by a node's identity; None while it is being looked at
+
+    def down(self, node: yaml.Node, path: KeyPath) -> tuple[int, int]:
+        """(values, levels) of ``node`` with its aliases written out, ``path`` being the way to it."""
+        line = self.lines.setdefault(path, node.start_mark.line + 1)
+        where = Where(self.source, path, self.lines)
+        if len(path) > _DEEPEST:
+            raise Where(self.source, (), {(): line}).error(_TOO_DEEP)
+        if id(node) in self.known:
+            seen = self.known[id(node)]
+            if seen is None:
+                raise where.error(complaint("an anchor", "not contain itself"))
+            return seen
+        self.known[id(node)] = None
+        if node.tag not in _TAGS:
+            raise ConfigError(
+                complaint(
+                    f"{self.source}:{line}: the text", "be well-formed YAML", hint=f"it may have no tag {node.tag}"
+                )
             )
-        if key.tag == "tag:yaml.org,2002:merge":
-            _walk(value, path, {**lines}, source, around)
-            continue
-        lines[(*path, key.value)] = line
-        if key.value in first_lines:
-            both = f"it stands in line {first_lines[key.value]} and again in line {line}: remove one"
-            raise where.at(key.value).error(complaint(f"the key {key.value!r}", "be given once", hint=both))
-        first_lines[key.value] = line
-        _walk(value, (*path, key.value), lines, source, around)
+        below = [(1, 0)]
+        if isinstance(node, yaml.ScalarNode):
+            self.scalar(node, where)
+        elif isinstance(node, yaml.SequenceNode):
+            below += [self.down(item, (*path, index)) for index, item in enumerate(node.value)]
+        elif isinstance(node, yaml.MappingNode):
+            below += self.mapping(node, path, where)
+        found = sum(values for values, _ in below), 1 + max(levels for _, levels in below)
+        if found[0] > _MOST_VALUES:
+            raise where.error(complaint("a configuration", f"hold at most {_MOST_VALUES} values", found[0],
+                                        "aliases count as what they stand for"))  # fmt: skip
+        if found[1] > _DEEPEST:
+            raise where.error(_TOO_DEEP)
+        self.known[id(node)] = found
+        return found
+
+    def mapping(self, node: yaml.MappingNode, path: KeyPath, where: Where) -> list[tuple[int, int]]:
+        """(values, levels) of what each key has."""
+        found: list[tuple[int, int]] = []
+        first_lines: dict[Key, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.tag == f"{_PREFIX}merge":
+                mine, self.lines = self.lines, {}  # what is merged has its lines where it stands
+                found.append(self.down(value, path))
+                self.lines = mine
+                continue
+            if not isinstance(key, yaml.ScalarNode) or key.tag not in (f"{_PREFIX}str", f"{_PREFIX}int"):
+                raise where.error(
+                    complaint(f"a key in line {line}", "be plain text or a whole number",
+                              key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping",
+                              "put it in quotes if the text is meant")
+                )  # fmt: skip
+            name: Key = self.scalar(key, where)
+            place = (*path, name)
+            self.lines[place] = line
+            if name in first_lines:
+                both = f"it stands in line {first_lines[name]} and again in line {line}: remove one"
+                raise where.at(name).error(complaint(f"the key {name!r}", "be given once", hint=both))
+            first_lines[name] = line
+            found.append(self.down(value, place))
+        return found
+
+    def scalar(self, node: yaml.ScalarNode, where: Where) -> Any:
+        """What a plain value means."""
+        value: Any = _LARGEST  # of a number whose digits alone are too many
+        if node.tag != f"{_PREFIX}int" or len(node.value) <= _MOST_DIGITS:
+            try:
+                node.value.encode()  # half of a surrogate pair can be neither written nor shown
+                value = self.loader.construct_object(node)
+            except (ValueError, KeyError) as cause:
+                raise where.error(complaint("a value", f"be what its tag {node.tag} says", node.value)) from cause
+        if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
+            raise where.error(complaint("a whole number", "fit into 64 bits", node.value))
+        return value
