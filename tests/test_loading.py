@@ -1,17 +1,23 @@
-"""Shapes by preset, registered name and folder."""
+"""Shapes by preset, registered name and folder; and what of a folder is neither believed nor run."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tokentrim.counting.published import PRESETS
-from tokentrim.errors import DataError, UnknownNameError, UnsupportedError
-from tokentrim.loading import load_image, shape_of
+from tokentrim.errors import ConfigError, DataError, TokentrimError, UnknownNameError, UnsupportedError
+from tokentrim.loading import load_image, load_model, resolve_folder, shape_of
 from tokentrim.plugins.loader import registry
 
 
@@ -171,3 +177,177 @@ def test_a_picture_is_loaded_as_viewers_show_it(tmp_path: Path):
         Image.fromarray(grey.astype(kind)).save(tmp_path / "wide.tif")
         with pytest.raises(DataError, match="8 or 16 bits"):
             load_image(tmp_path / "wide.tif")
+
+
+# ---------------------------------------------------------------------- folders of strangers
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of a model's folder, its weights as a link."""
+    made = tmp_path / "model"
+    made.mkdir()
+    for file in resolve_folder("testbed-plain").iterdir():
+        if file.suffix == ".safetensors":
+            (made / file.name).symlink_to(file)
+        else:
+            shutil.copy(file, made)
+    return made
+
+
+def change(file: Path, **changes: Any) -> None:
+    """Set keys of a JSON file, which need not be there; ``text__hidden_size`` is a key of a key."""
+    data = json.loads(file.read_text()) if file.exists() else {}
+    for name, value in changes.items():
+        *above, last = name.split("__")
+        inner = data
+        for key in above:
+            inner = inner[f"{key}_config"]
+        inner[last] = value
+    file.write_text(json.dumps(data))
+
+
+_IMAGES = {"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "own.Own"}}
+
+
+@pytest.mark.parametrize(
+    ("files", "loads"),
+    [
+        ({"processor_config.json": {"processor_class": "Own", "auto_map": {"AutoProcessor": "own.Own"}}}, False),
+        ({"processor_config.json": {"image_processor": _IMAGES}}, False),
+        # Transformers asks about these parts of a processor even when it was told that no code is trusted.
+        ({"processor_config.json": None, "preprocessor_config.json": _IMAGES,
+          "tokenizer_config.json": {"processor_class": None}}, False),
+        ({"config.json": {"auto_map": {"AutoConfig": "own.Own", "AutoModelForImageTextToText": "own.Own"}}}, True),
+        ({"tokenizer_config.json": {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}}, True),
+        ({"config.json": {"_attn_implementation": "someone/code"}}, False),
+    ],
+)  # fmt: skip
+def test_no_code_of_a_folder_runs(
+    files: dict[str, dict[str, Any] | None], loads: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Not even when somebody, or a pipe, says yes to transformers' question."""
+    monkeypatch.setattr("builtins.input", lambda *question: "y")
+    ran = folder.parent / "ran"
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Own: pass\n")
+    for name, changes in files.items():
+        if changes is None:
+            (folder / name).unlink()
+        else:
+            change(folder / name, **changes)
+    if loads:
+        load_model(folder)
+    else:
+        with pytest.raises(TokentrimError, match="no code"):
+            load_model(folder)
+    assert not ran.exists()
+
+
+def _less(weights: dict[str, Any], name: str) -> None:
+    del weights[name]
+
+
+def _more(weights: dict[str, Any], name: str) -> None:
+    weights[f"{name}.own"] = torch.zeros(2)
+
+
+def _other(weights: dict[str, Any], name: str) -> None:
+    weights[name] = weights[name][:-1].clone()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (_less, "these are missing; got 'model.language_model.layers.3.mlp.up_proj.weight'"),
+        (_more, "no place for; got '.*layers.3.mlp.up_proj.weight.own'"),
+        (_other, "layers.3.mlp.up_proj.weight"),
+        ({"text__num_hidden_layers": 7}, "these are missing; got '.*layers.6.*, and 7 more'"),
+        ({"text__num_hidden_layers": 5}, "no place for; got '.*layers.5"),
+    ],
+)
+def test_a_checkpoint_of_other_weights_is_refused(
+    wrong: Callable[[dict[str, Any], str], None] | dict[str, Any], message: str, folder: Path
+):
+    if isinstance(wrong, dict):
+        change(folder / "config.json", **wrong)
+    else:
+        file = folder / "model.safetensors"
+        weights = load_file(file)
+        wrong(weights, next(name for name in weights if name.endswith("layers.3.mlp.up_proj.weight")))
+        file.unlink()
+        save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(DataError, match=message):
+        load_model(folder)
+
+
+def test_tied_weights_are_not_missing(folder: Path):
+    change(folder / "config.json", tie_word_embeddings=True, text__tie_word_embeddings=True)
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    del weights[next(name for name in weights if name.startswith("lm_head") or ".lm_head" in name)]
+    file.unlink()
+    save_file(weights, file, metadata={"format": "pt"})
+    model = load_model(folder).model
+    assert torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text__vocab_size": "x"}, "vocab_size"),
+        ({"text__use_cache": "x"}, "use_cache"),
+        ({"text_config": {"model_type": "x"}}, "x"),
+        ({"text__num_attention_heads": 0}, "ZeroDivisionError|whole number"),
+        ({"text__num_key_value_heads": 3}, "be shared by its 3 key/value heads"),
+        ({"text__num_hidden_layers": 10**12}, "be at most 10000"),
+        ({"text__num_labels": 10**9}, "be at most 10000"),
+        ({"text__hidden_size": -8}, "whole number"),
+        ({"text__hidden_size": 10**400}, "whole number"),
+        ({"vision__image_size": 4}, "one visual token at least"),
+        ({"vision__patch_size": 0}, "ZeroDivisionError"),
+        ({"vision__patch_size": [8]}, "TypeError"),
+        ({"vision_config": None, "vision_feature_select_strategy": 3}, "vision_feature_select_strategy"),
+        ({"dtype": "load"}, "dtype|AttributeError|IndexError"),
+    ],
+)
+def test_a_config_that_describes_no_model_is_refused_with_its_file(changes: dict[str, Any], message: str, folder: Path):
+    change(folder / "config.json", **changes)
+    for read in (shape_of, load_model):
+        with pytest.raises((ConfigError, DataError), match=rf"config\.json[\s\S]*({message})"):
+            read(folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"min_pixels": "x"}, {"max_pixels": float("inf")}, {"size": {"shortest_edge": "x", "longest_edge": 10**30}},
+     {"min_pixels": 10**20}],
+)  # fmt: skip
+def test_an_image_processor_of_no_sense_is_refused_with_its_file(settings: dict[str, Any], tmp_path: Path):
+    change(tmp_path / "config.json", model_type="qwen2_vl")
+    change(tmp_path / "preprocessor_config.json", **settings)
+    with pytest.raises(ConfigError, match=r"preprocessor_config\.json"):
+        shape_of(tmp_path)
+
+
+def test_a_folder_holds_regular_files(folder: Path):
+    (folder / "big").mkdir()
+    change(folder / "big" / "config.json", model_type="llava", text="x" * (1 << 24))
+    with pytest.raises(DataError, match="readable JSON"):
+        shape_of(folder / "big")
+    os.mkfifo(folder / "preprocessor_config.json")
+    for read in (shape_of, load_model):
+        with pytest.raises(DataError, match="no pipes or devices; got \\['preprocessor_config.json'\\]"):
+            read(folder)
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(UnknownNameError):
+            load_model(name)
+    with pytest.raises(DataError, match="a pipe"):
+        load_image(folder / "preprocessor_config.json")
+
+
+def test_a_chat_template_that_fails_is_named(folder: Path):
+    from tokentrim.loading import prompt_inputs
+
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    with pytest.raises(DataError, match="accepted by the model's processor"):
+        prompt_inputs(load_model(folder).processor, ["a"], [[Image.new("RGB", (80, 80))]])

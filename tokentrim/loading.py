@@ -1,24 +1,37 @@
 """Loading what users name: models by registered name or folder, their shapes alone, and images by file.
 
-Nothing here reaches the network: a model is a folder. Download one with ``hf download`` and pass its folder.
+Nothing here reaches the network: a model is a folder. Download one with ``hf download`` and pass its folder. No code of
+a folder is run: a model that needs its own is loaded by whoever trusts it, and handed to :func:`tokentrim.trim`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping, Sequence
+import os
+import threading
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from tokentrim.counting.published import PRESETS
-from tokentrim.counting.shape import ModelShape
-from tokentrim.errors import DataError, UnknownNameError, UnsupportedError, complaint, suggestion, unknown_name
+from tokentrim.counting.shape import MOST_LAYERS, ModelShape
+from tokentrim.errors import (
+    ConfigError,
+    DataError,
+    TokentrimError,
+    UnknownNameError,
+    UnsupportedError,
+    complaint,
+    reason_of,
+    suggestion,
+    unknown_name,
+)
 from tokentrim.plugins.loader import registry
+from tokentrim.reading import as_shown as as_shown, load_image as load_image, utf8
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor
 
     from tokentrim.contracts.adapter import Adapter
@@ -27,8 +40,12 @@ DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
 DTypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 _SAMPLED_BYTES: Final = 1 << 20
 _LISTED: Final = 8
-_GREY_OF_16_BITS: Final = ("PNG", "PPM")
-"""Formats whose grey values Pillow may hand out as integers of 32 bits, though white is 65535."""
+_NAMED: Final = 2  # weights of a kind
+_MOST_BYTES: Final = 1 << 24  # of a JSON file that describes a model
+_DEPTHS: Final = ("layers", "depth", "blocks", "experts", "labels")
+"""How names of numbers end that say how many parts a model has: transformers makes a list of so many."""
+_UNTRUSTED: Final = {"local_files_only": True, "trust_remote_code": False}
+_LOADING: Final = threading.RLock()  # what is set for all of transformers while something is loaded
 
 
 class Loaded(NamedTuple):
@@ -49,16 +66,23 @@ def resolve_folder(name_or_folder: str | Path) -> Path:
     folder = Path(name_or_folder)
     if isinstance(name_or_folder, str) and name_or_folder in models:
         folder = Path(models.get(name_or_folder)())
-    elif not folder.exists():
+    elif not os.path.exists(folder):  # no error for what can be no name
         raise UnknownNameError(
             complaint("the model", "be a registered name or a model folder", str(name_or_folder),
                       suggestion(str(name_or_folder), models.names()))
         )  # fmt: skip
+    try:
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        odd = [path.name for path in inside if path.exists() and not (path.is_file() or path.is_dir())]
+    except OSError as cause:
+        raise DataError(complaint(f"the model folder {folder}", "be readable", hint=str(cause))) from cause
     if not (folder / "config.json").is_file():
-        inside = sorted(path.name for path in folder.iterdir())[:_LISTED] if folder.is_dir() else "no folder"
+        names = [path.name for path in inside[:_LISTED]] if folder.is_dir() else "no folder"
         raise DataError(
-            complaint(f"the model folder {folder}", "hold a config.json", inside, "pass the folder of from_pretrained")
+            complaint(f"the model folder {folder}", "hold a config.json", names, "pass the folder of from_pretrained")
         )
+    if odd:
+        raise DataError(complaint(f"the model folder {folder}", "hold files, and no pipes or devices", odd))
     return folder
 
 
@@ -72,7 +96,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     data = _json(path)
     if not isinstance(data, dict) or not isinstance(data.get("model_type"), str):
         raise DataError(complaint(f"the model's {path}", "name a model_type", hint="save it with save_pretrained"))
+    for name, value in _settings(data):
+        if name.endswith(_DEPTHS) and isinstance(value, int | float) and value > MOST_LAYERS:
+            raise ConfigError(complaint(f"{name} in {path}", f"be at most {MOST_LAYERS}", value))
+        if name.endswith("_implementation") and (isinstance(value, dict) or "/" in str(value)):
+            raise ConfigError(
+                complaint(f"{name} in {path}", "name no code that would be fetched", value, "take it out of the file")
+            )
     return data
+
+
+def _settings(data: Any) -> Iterable[tuple[str, Any]]:
+    """All that a config sets, with its name, whatever part of the model it is set for."""
+    for name, value in data.items() if isinstance(data, dict) else enumerate(data):
+        yield str(name), value
+        if isinstance(value, dict | list):
+            yield from _settings(value)
 
 
 def _json(path: Path) -> Any:
@@ -82,9 +121,9 @@ def _json(path: Path) -> Any:
         DataError: when it is not readable JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
-        raise DataError(complaint(f"the model's {path}", "be readable JSON", hint=str(cause))) from cause
+        return json.loads(utf8(path, _MOST_BYTES))
+    except (OSError, ValueError, RecursionError) as cause:
+        raise DataError(complaint(f"the model's {path}", "be readable JSON", hint=reason_of(cause))) from cause
 
 
 def known_model_types() -> dict[str, str]:
@@ -117,6 +156,50 @@ def _takes_images_and_text(model_type: str) -> bool:
     return model_type in NAMES
 
 
+class Described(NamedTuple):
+    """A model's folder as its config describes it; its weights need not be there."""
+
+    folder: Path
+    config: Any
+    adapter: Adapter
+    shape: ModelShape
+
+
+def describe(name_or_folder: str | Path) -> Described:
+    """What a model's config says, read in the one way in which plans, checks and runs read it.
+
+    Raises:
+        UnknownNameError: when there is no such model.
+        UnsupportedError: when no adapter serves its family.
+        DataError: when its config cannot be read.
+        ConfigError: when transformers refuses what it says.
+    """
+    folder, name = resolve_folder(name_or_folder), str(name_or_folder)
+    served_by = require_supported(read_config(folder)["model_type"], f"model {name!r}")
+    adapter: Adapter = registry("adapter").get(served_by)()
+    from transformers import AutoConfig  # after the checks above, because it takes seconds to import
+
+    with _refused(f"the model's {folder / 'config.json'}"), _quiet():
+        config = AutoConfig.from_pretrained(folder, **_UNTRUSTED)
+        shape = adapter.shape(config, name=name if name in registry("model") else folder.resolve().name)
+        if shape.vision is not None and shape.vision.n_visual < 1:
+            raise ConfigError(complaint("an image of this model", "become one visual token at least", 0))
+    file, settings = _preprocessor(folder)
+    with _refused(f"the model's {file}"):
+        return Described(folder, config, adapter, adapter.preprocessed(shape, settings))
+
+
+@contextmanager
+def _refused(whose: str) -> Generator[None]:
+    """Turn whatever transformers or an adapter raises over a description into a ConfigError that names the file."""
+    try:
+        yield
+    except TokentrimError as error:
+        raise type(error)(f"{whose}: {error}") from error
+    except Exception as cause:  # each field has its own way of being wrong
+        raise ConfigError(complaint(whose, "describe a model", hint=f"it led to {reason_of(cause)}")) from cause
+
+
 def shape_of(model: str | Path) -> ModelShape:
     """The shape of a model, looked up in this order: preset, registered model, folder with a ``config.json``.
 
@@ -129,26 +212,20 @@ def shape_of(model: str | Path) -> ModelShape:
     Raises:
         UnknownNameError: when it is none of these; suggests the nearest name.
         DataError: when the folder holds no readable ``config.json``.
+        ConfigError: when that describes no model; names the file.
         UnsupportedError: when no adapter serves the folder's model family.
     """
     name = str(model)
     if name in PRESETS:
         return PRESETS[name]
     models = registry("model")
-    if name not in models and not Path(model).exists():
+    if name not in models and not os.path.exists(model):
         raise unknown_name("model", name, [*PRESETS, *models.names()])
-    folder = resolve_folder(model)
-    model_type: str = read_config(folder)["model_type"]
-    adapter: Adapter = registry("adapter").get(require_supported(model_type, f"model {name!r}"))()
-    from transformers import AutoConfig  # after the checks above, because it takes seconds to import
-
-    label = name if name in models else folder.resolve().name
-    shape = adapter.shape(AutoConfig.from_pretrained(folder, local_files_only=True), name=label)
-    return adapter.preprocessed(shape, _preprocessor(folder))
+    return describe(model).shape
 
 
-def _preprocessor(folder: Path) -> dict[str, Any]:
-    """Settings of a folder's image processor; empty where it has none.
+def _preprocessor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file with the settings of a folder's image processor, and these; empty where it has none.
 
     Raises:
         DataError: when they are not readable JSON.
@@ -157,8 +234,8 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
         if (folder / name).is_file():
             data = _json(folder / name)
             found: Any = data.get("image_processor", data) if isinstance(data, dict) else {}
-            return found if isinstance(found, dict) else {}
-    return {}
+            return folder / name, found if isinstance(found, dict) else {}
+    return folder, {}
 
 
 def load_model(name_or_folder: str | Path, device: DeviceName = "auto", dtype: DTypeName = "auto") -> Loaded:
@@ -171,11 +248,12 @@ def load_model(name_or_folder: str | Path, device: DeviceName = "auto", dtype: D
 
     Raises:
         UnknownNameError: when there is no such model.
-        UnsupportedError: when no adapter serves its family, or the device is not there.
-        DataError: when its files are broken.
+        UnsupportedError: when no adapter serves its family, the device is not there, or the folder needs code of its
+            own.
+        ConfigError: when its config describes no model.
+        DataError: when its files are broken, lack weights, or hold others than the config asks for.
     """
-    folder = resolve_folder(name_or_folder)
-    require_supported(read_config(folder)["model_type"], f"model {str(name_or_folder)!r}")
+    folder, config, *_ = describe(name_or_folder)
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -185,19 +263,53 @@ def load_model(name_or_folder: str | Path, device: DeviceName = "auto", dtype: D
     number = "auto" if dtype == "auto" else getattr(torch, dtype)
     try:
         with _quiet():
-            model = auto_model.from_pretrained(folder, dtype=number, local_files_only=True)
-            processor = auto_processor.from_pretrained(folder, local_files_only=True)
+            model, info = auto_model.from_pretrained(
+                folder,
+                config=config,
+                dtype=number,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # which are refused below, by name
+                **_UNTRUSTED,
+            )
+            _require_whole(folder, info)
+            processor = auto_processor.from_pretrained(folder, **_UNTRUSTED)
+        model = model.to(target).eval()
+    except TokentrimError:
+        raise
     except Exception as cause:  # transformers raises whatever the broken file led to
-        raise DataError(
-            complaint(f"the model in {folder}", "load", hint=f"{type(cause).__name__}: {_first_line(cause)}")
-        ) from cause
+        if "trust_remote_code" in str(cause):
+            raise UnsupportedError(
+                complaint(f"the model in {folder}", "need no code of its own, which is never run", hint="load it "
+                          "yourself if you trust it, and pass the model to tokentrim.trim")
+            ) from cause  # fmt: skip
+        raise DataError(complaint(f"the model in {folder}", "load", hint=reason_of(cause))) from cause
     if getattr(processor, "tokenizer", None) is None:
         raise DataError(
             complaint(f"the model in {folder}", "come with a processor", type(processor).__name__,
                       "copy processor_config.json or preprocessor_config.json and the tokenizer's files into it")
         )  # fmt: skip
     _prepare_tokenizer(processor.tokenizer)
-    return Loaded(model.to(target).eval(), processor)
+    return Loaded(model, processor)
+
+
+def _require_whole(folder: Path, info: Mapping[str, Any]) -> None:
+    """Raise DataError unless a checkpoint holds the weights that its config asks for, and no others.
+
+    Transformers would draw at random what is missing, and leave out what is too many: with a config of fewer layers
+    than were trained, some would not run. What it ignores for a family, and weights that are tied, it does not list.
+    """
+    for key, must in (
+        ("missing_keys", "hold all weights that its config asks for; these are missing"),
+        ("mismatched_keys", "hold weights of the sizes that its config asks for"),
+        ("unexpected_keys", "hold no weights that its config has no place for"),
+    ):
+        names = sorted(one if isinstance(one, str) else one[0] for one in info.get(key) or ())
+        if names:
+            got = names if len(names) <= _NAMED else [*names[:_NAMED], f"and {len(names) - _NAMED} more"]
+            raise DataError(
+                complaint(f"the checkpoint in {folder}", must, ", ".join(got),
+                          "copy config.json and all weights of one model; trim() takes what you load yourself")
+            )  # fmt: skip
 
 
 def device_of(device: DeviceName) -> str:
@@ -216,16 +328,23 @@ def device_of(device: DeviceName) -> str:
 
 @contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Transformers' own progress bars off, and back as they were."""
+    """Transformers' own progress bars, and its question on the terminal whether to run a folder's code, off for now.
+
+    It asks nobody who has said no, but hands that answer not to every part of a processor.
+    """
+    from transformers import dynamic_module_utils
     from transformers.utils import logging
 
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
+    with _LOADING:
+        enabled, patience = logging.is_progress_bar_enabled(), dynamic_module_utils.TIME_OUT_REMOTE_CODE
+        logging.disable_progress_bar()
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+        try:
+            yield
+        finally:
+            dynamic_module_utils.TIME_OUT_REMOTE_CODE = patience
+            if enabled:
+                logging.enable_progress_bar()
 
 
 def _prepare_tokenizer(tokenizer: Any) -> None:
@@ -276,11 +395,12 @@ def conversation_inputs(
     Raises:
         DataError: when the processor refuses them.
     """
-    texts = [_chat(processor, turns) for turns in conversations]
-    begin = processor.tokenizer.bos_token
-    # Some chat templates write the begin token themselves; a second one changes the answers.
-    written = begin is not None and texts[0].startswith(begin)
+    texts: list[str] = []
     try:
+        texts += [_chat(processor, turns) for turns in conversations]
+        begin = processor.tokenizer.bos_token
+        # Some chat templates write the begin token themselves; a second one changes the answers.
+        written = begin is not None and texts[0].startswith(begin)
         return processor(
             text=texts,
             images=[list(shown) for shown in images] if any(map(len, images)) else None,
@@ -288,11 +408,12 @@ def conversation_inputs(
             return_tensors="pt",
             add_special_tokens=not written,
         )
-    except Exception as cause:  # processors differ in what they raise
+    except TokentrimError:
+        raise
+    except Exception as cause:  # processors and chat templates differ in what they raise
         raise DataError(
-            complaint("the prompt", "be accepted by the model's processor", texts[:3],
-                      f"{type(cause).__name__}: {_first_line(cause)}")
-        ) from cause  # fmt: skip
+            complaint("the prompt", "be accepted by the model's processor", texts[:3], reason_of(cause))
+        ) from cause
 
 
 def _chat(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
@@ -309,50 +430,11 @@ def _chat(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
     return processor.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """An image file as RGB, as viewers show it: see :func:`as_shown`.
-
-    Raises:
-        DataError: when it is missing or cannot be decoded.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            return as_shown(file)
-    except FileNotFoundError as cause:
-        raise DataError(complaint("the image", "be an existing file", str(path), "check the path")) from cause
-    except Exception as cause:  # Pillow's readers raise whatever the broken file led to
-        raise DataError(
-            complaint("the image", "be readable", str(path), f"{_first_line(cause)}; re-save it as PNG or JPEG")
-        ) from cause
-
-
-def as_shown(image: Image.Image) -> Image.Image:
-    """An image as RGB of 8 bits, turned as its EXIF tag says.
-
-    Raises:
-        DataError: for grey values whose white is unknown (integers of 32 bits, floating-point numbers).
-    """
-    from PIL import Image, ImageOps
-
-    if image.mode == "F" or (image.mode == "I" and image.format not in _GREY_OF_16_BITS):
-        raise DataError(
-            complaint("an image's grey values", "have 8 or 16 bits", f"mode {image.mode}", "scale them to 0..255")
-        )
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # convert would cut off all that is above 255
-        import numpy as np
-
-        image = Image.fromarray((np.asarray(image).astype(np.float64) * (255 / 65535)).round().astype(np.uint8))
-    return image.convert("RGB")
-
-
 def fingerprint(folder: Path) -> str:
     """Short hash of a model's files: names, sizes, and the first and last MiB of each; enough to notice new weights."""
     total = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model"):
+        if not path.is_file() or path.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model"):
             continue
         size = path.stat().st_size
         total.update(f"{path.name}:{size};".encode())
@@ -361,8 +443,3 @@ def fingerprint(folder: Path) -> str:
             file.seek(max(0, size - _SAMPLED_BYTES))
             total.update(file.read(_SAMPLED_BYTES))
     return total.hexdigest()[:16]
-
-
-def _first_line(cause: BaseException) -> str:
-    """The first line of a message, or the class where there is none."""
-    return str(cause).strip().split("\n", 1)[0].rstrip(".") or type(cause).__name__

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokentrim.contracts.adapter import Adapter
-from tokentrim.errors import DataError, complaint
-from tokentrim.loading import read_config, require_supported, resolve_folder
-from tokentrim.plugins.loader import registry
+from tokentrim.loading import describe
 from tokentrim.selftest import Result, model_class_of, self_test
 
 
@@ -22,24 +19,13 @@ def check_model(name: str) -> dict[str, Any]:
     Raises:
         TokentrimError: when there is no such model, or no adapter serves its family.
     """
-    folder = resolve_folder(name)
-    model_type = read_config(folder)["model_type"]
-    served_by = require_supported(model_type, f"model {name!r}")
-    adapter: Adapter = registry("adapter").get(served_by)()
-    from transformers import AutoConfig  # after the checks above, because it takes seconds to import
-
-    try:
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as cause:  # transformers raises whatever the broken file led to
-        raise DataError(
-            complaint(f"the configuration in {folder}", "load", hint=f"{type(cause).__name__}: {cause}")
-        ) from cause
+    _, config, adapter, _ = describe(name)
     test = self_test(model_class_of(config), config, adapter)
-    family = Result("family", True, f"{model_type}, served by adapter {served_by}")
+    family = Result("family", True, f"{config.model_type}, served by adapter {adapter.name}")
     refusal = test.refusal
     return {
         "model": name,
-        "adapter": served_by,
+        "adapter": adapter.name,
         "served": refusal is None or (refusal.ok is None and not adapter.needs_proof),
         "checks": [_row(result) for result in (family, *test.results)],
     }

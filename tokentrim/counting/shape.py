@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from tokentrim.counting.tilings import Tiling
+from tokentrim.errors import ConfigError, complaint
 
 _USUAL_VISUAL = 576
+MOST_LAYERS: Final = 10_000
+"""Layers that a model or a tower may have: plans, traces and reports count every one of them."""
+MOST_VISUAL: Final = 1 << 24
+"""Visual tokens that an image may become: no prompt holds more, and what counts them stays below 64 bits."""
+_WIDEST: Final = 1 << 31
+"""Of any other number: quotients of their products still are floating-point numbers."""
+
+
+def _require(whom: str, least: int, most: int, **numbers: Any) -> None:
+    """Raise ConfigError unless all numbers are whole and lie in ``least..most``."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
+            raise ConfigError(complaint(f"{name} of {whom}", f"be a whole number in {least}..{most}", number))
 
 
 @dataclass(frozen=True)
@@ -14,7 +29,7 @@ class VisionShape:
     """The vision tower as arithmetic sees it, and one image in it.
 
     Where images become different numbers of tokens, the counts are those of a nominal image, and :meth:`for_image`
-    gives those of another.
+    gives those of another. Numbers that no tower has raise ConfigError.
 
     Attributes:
         n_layers: encoder blocks.
@@ -53,6 +68,13 @@ class VisionShape:
     mergers: int = 0
     tiling: Tiling | None = None
 
+    def __post_init__(self) -> None:
+        whom = "a vision tower"
+        _require(whom, 0, MOST_LAYERS, layers=self.n_layers, windowed_layers=self.windowed_layers)
+        _require(whom, 1, _WIDEST, hidden_size=self.hidden_size, intermediate_size=self.intermediate_size)
+        _require(whom, 0, MOST_VISUAL, visual_tokens=self.n_visual, rows=self.rows, columns=self.cols,
+                 pieces=self.pieces, line_ends=self.n_structure)  # fmt: skip
+
     @property
     def varies(self) -> bool:
         """Whether images of different sizes become different numbers of visual tokens."""
@@ -88,6 +110,8 @@ class VisionShape:
 class ModelShape:
     """The language model as arithmetic sees it.
 
+    Numbers that no model has raise ConfigError.
+
     Attributes:
         n_layers: decoder layers, L.
         hidden_size: model width, d.
@@ -113,6 +137,18 @@ class ModelShape:
     ffn_matrices: int = 3
     vision: VisionShape | None = None
     name: str = ""
+
+    def __post_init__(self) -> None:
+        whom = f"model {self.name!r}" if self.name else "a model"
+        _require(whom, 1, MOST_LAYERS, decoder_layers=self.n_layers)
+        _require(whom, 1, _WIDEST, hidden_size=self.hidden_size, attention_heads=self.n_heads,
+                 key_value_heads=self.n_kv_heads, head_dim=self.head_dim, intermediate_size=self.intermediate_size,
+                 vocab_size=self.vocab_size, bytes_per_element=self.bytes_per_element)  # fmt: skip
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(
+                complaint(f"attention_heads of {whom}", f"be shared by its {self.n_kv_heads} key/value heads",
+                          self.n_heads)
+            )  # fmt: skip
 
     @property
     def usual_visual(self) -> int:
