@@ -52,7 +52,12 @@ class Replay(Strategy):
 
     @classmethod
     def of(cls, trace: Trace, positions: PositionPolicy = "keep") -> Replay:
-        """The strategy that repeats ``trace``."""
+        """The strategy that repeats ``trace``.
+
+        Raises:
+            DataError: when no run records such a trace.
+        """
+        trace.check("the trace of strategy 'replay'")
         replay = cls(positions=positions)
         replay._given = trace
         return replay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tokentrim.counting.shape import MOST_LAYERS
 from tokentrim.errors import DataError, complaint
+from tokentrim.reading import regular
 
 _FORMAT = "tokentrim-trace-1"
+_SAVE = "save it with Trace.save(path)"
+_MOST = 1 << 24  # visual tokens of a row, and decode forwards: codes of places stay below 64 bits
 
 
 def _require_in(what: str, number: int, last: int, hint: str) -> None:
@@ -89,43 +94,79 @@ class Trace:
         """Read what :meth:`save` wrote.
 
         Raises:
-            DataError: when the file is missing or is not a trace.
+            DataError: when the file is missing, is not a trace, or is one that no run records.
         """
+        whom = f"trace file {path}"
         try:
-            with safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+            with safe_open(str(regular(path)), framework="pt") as file:  # type: ignore[no-untyped-call]
                 metadata: dict[str, str] = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise DataError(
-                        complaint(
-                            f"trace file {path}",
-                            f"have the format {_FORMAT}",
-                            metadata.get("format"),
-                            "save it with Trace.save(path)",
-                        )
-                    )
                 tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as cause:
-            raise DataError(
-                complaint(f"trace file {path}", "be readable safetensors", cause, "save it with Trace.save(path)")
-            ) from cause
-        about = json.loads(metadata["about"])
-        trace = cls(
-            tuple(about["n_visual"]),
-            about["n_layers"],
-            about["steps"],
-            exited=tuple(about.get("exited", ())),
-            exit_scores=tuple(about.get("exit_scores", ())),
-        )
-        for key, ids in tensors.items():
-            kind, *numbers = key.split(".")
-            if kind == "prefill":
-                trace.prefill.append((int(numbers[0]), ids))
-            else:
-                trace.evictions.setdefault(int(numbers[0]), []).append((int(numbers[1]), ids))
-        trace.prefill.sort(key=lambda pair: pair[0])
-        for changes in trace.evictions.values():
-            changes.sort(key=lambda pair: pair[0])
+            raise DataError(complaint(whom, "be readable safetensors", cause, _SAVE)) from cause
+        if metadata.get("format") != _FORMAT:
+            raise DataError(complaint(whom, f"have the format {_FORMAT}", metadata.get("format"), _SAVE))
+        try:
+            about: dict[str, Any] = json.loads(metadata["about"])
+            trace = cls(
+                tuple(about["n_visual"]),
+                about["n_layers"],
+                about["steps"],
+                exited=tuple(about.get("exited", ())),
+                exit_scores=tuple(about.get("exit_scores", ())),
+            )
+            for key in sorted(tensors, key=lambda key: [int(number) for number in key.split(".")[1:]]):
+                kind, first, *step = key.split(".")
+                if kind == "prefill" and not step:
+                    trace.prefill.append((int(first), tensors[key]))
+                else:
+                    {"evicted": trace.evictions}[kind].setdefault(int(first), []).append((int(*step), tensors[key]))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as cause:
+            raise DataError(complaint(whom, "say what it records", hint=f"{cause!r}; {_SAVE}")) from cause
+        trace.check(whom)
         return trace
+
+    def check(self, whom: str = "a trace") -> None:
+        """Check that this is what a run can record: sets that exist, each of tokens that were still there.
+
+        Args:
+            whom: what the trace is, for messages.
+
+        Raises:
+            DataError: when it is not.
+        """
+
+        def require(holds: bool, must: str, got: object) -> None:
+            if not holds:
+                raise DataError(complaint(whom, must, got, "record it anew: it is damaged, or was made by hand"))
+
+        rows, counts = len(self.n_visual), [*self.n_visual, self.steps]
+        require(rows > 0 and _whole(counts, 0, _MOST), f"count its visual tokens and steps in 0..{_MOST}", counts)
+        require(_whole([self.n_layers], 1, MOST_LAYERS), f"have 1..{MOST_LAYERS} layers", self.n_layers)
+        exited = list(self.exited)
+        require(_whole(exited, 0, rows - 1), f"name rows in 0..{rows - 1} that a guide answers", exited)
+        scores = all(isinstance(score, float | int) for score in self.exit_scores)
+        require(scores and len(self.exit_scores) in (0, rows), "have one exit score per row", self.exit_scores)
+        tensors = [ids for _, ids in (*self.prefill, *(pair for one in self.evictions.values() for pair in one))]
+        forms = {(str(ids.dtype), ids.dim(), len(ids) if ids.dim() else 0) for ids in tensors}
+        require(forms <= {("torch.int64", 2, rows)}, f"hold its sets as int64 [{rows}, N]", sorted(forms))
+        firsts = [first for first, _ in self.prefill]
+        ascending = firsts == sorted(set(firsts)) and _whole(firsts, 0, self.n_layers - 1)
+        require(ascending and firsts[:1] == [0], "say what layers keep, from layer 0 on, once each", firsts)
+        kept = _Sets([ids for _, ids in self.prefill], self.n_visual)
+        require(kept.exist(), "keep tokens that the prompt has, each once", "others")
+        require(kept.ascend(), "keep tokens in ascending order, with -1 behind them", "others")
+        require(kept.within(kept, -1), "keep tokens that the layers before kept", "others")
+        require(
+            _whole([*self.evictions], 0, self.n_layers - 1), f"evict in its {self.n_layers} layers", [*self.evictions]
+        )
+        for layer, changes in self.evictions.items():
+            steps = [step for step, _ in changes]  # a reordering of beams behind the last forward is one step more
+            require(steps == sorted(steps) and _whole(steps, 1, self.steps + 1), "evict at its own steps", steps)
+            held = _Sets([ids for _, ids in changes], self.n_visual)
+            layers = _Sets([self._ids(layer)], self.n_visual)
+            require(
+                held.exist() and held.within(layers, 0), f"hold tokens in layer {layer} that it processed", "others"
+            )
 
     def rows_equal(self, other: Trace) -> bool:
         """Whether both traces kept and cached the same tokens everywhere."""
@@ -141,3 +182,46 @@ class Trace:
             for layer in range(self.n_layers)
             for row in rows
         )
+
+
+def _whole(numbers: Sequence[Any], least: int, most: int) -> bool:
+    """Whether all are whole numbers in ``least..most``."""
+    return all(type(number) is int and least <= number <= most for number in numbers)
+
+
+class _Sets:
+    """Sets of visual tokens, one per change and row, looked at all at once."""
+
+    def __init__(self, changes: Sequence[Tensor], n_visual: Sequence[int]) -> None:
+        """``changes``: int64 [B, N] each, -1 in padding."""
+        rows = len(n_visual)
+        widths = torch.tensor([ids.shape[1] for ids in changes], dtype=torch.long)
+        row = torch.arange(rows).repeat(len(changes)).repeat_interleave(widths.repeat_interleave(rows))
+        change = torch.arange(len(changes)).repeat_interleave(widths * rows)
+        self.ids = torch.cat([ids.detach().cpu().flatten() for ids in changes])
+        self.limits = torch.tensor(n_visual)[row]
+        self.place = change * rows + row  # which set
+        self.rows, self.real = rows, self.ids >= 0
+        self.stride = max(n_visual) + 1
+
+    def codes(self, shift: int = 0) -> Tensor:
+        """A number for every member: which set (``shift`` changes away), and which token."""
+        return ((self.place + shift * self.rows) * self.stride + self.ids)[self.real]
+
+    def exist(self) -> bool:
+        """Whether all members are tokens of their row, each once in its set."""
+        inside = bool(((self.ids >= -1) & (self.ids < self.limits)).all())
+        return inside and len(self.codes().unique()) == int(self.real.sum())
+
+    def ascend(self) -> bool:
+        """Whether every set is in ascending order, with its padding behind."""
+        same, later, before = self.place[1:] == self.place[:-1], self.ids[1:], self.ids[:-1]
+        return not bool((same & (later >= 0) & ((before < 0) | (later <= before))).any())
+
+    def within(self, others: _Sets, shift: int) -> bool:
+        """Whether every set lies within the one ``shift`` changes away in ``others`` (0: its row's only one)."""
+        if shift == 0:
+            return bool(torch.isin(self.ids[self.real] + self.place[self.real] % self.rows * self.stride,
+                                   others.codes()).all())  # fmt: skip
+        codes = self.codes(shift)
+        return bool(torch.isin(codes[codes >= 0], others.codes()).all())
