@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -19,13 +19,18 @@ class YOPO(Withdrawing, AttentionEditor):
     - **Inactive heads**: weights of the heads in ``inactive`` on visual keys count nothing after the softmax, without
       renormalising, and these heads add nothing to visual tokens. Which heads: per head the attention that all rows
       give to visual keys over what they give to text, and a threshold; the paper keeps 5 to 30 of 40 on average.
-    - **Lazy layers**: from ``depth`` of the layers on nobody attends to visual keys. The released code masks them and
-      still runs them; nothing reads them any more, so here they leave for good, with the same answers.
+    - **Lazy layers**: from ``depth`` of the layers on nobody attends to visual keys, in one of two ways that give
+      different answers. ``lazy: dropped``, the paper's words: the tokens leave for good, so weights are shared out
+      among the text alone. ``lazy: masked``, the released code: all heads there are treated as inactive ones are, after
+      the softmax and without renormalising (but for what they add to visual tokens), so the keys still lower what text
+      gets from text, and neighbourhoods and inactive heads go on to the last layer. The authors' checkpoints were
+      fine-tuned in this form.
 
     The paper's fourth part, a feed-forward network cut to a share of its channels for visual tokens, needs training of
     the whole model and is not offered.
 
-    What is saved: the lazy layers, in time and memory, as with ``vtw``. Neighbourhoods: blocks of whole grid rows
+    What is saved: the lazy layers, in time and memory, as with ``vtw``; with ``masked`` nothing, for every layer holds
+    every token, and a budget has nothing to act on. Neighbourhoods: blocks of whole grid rows
     attend to the rows around them and to the text alone, in fused attention that every device has; only what the
     blocks leave out counts as saved, not all that the window hides. Of one layer's attention (16 heads of 64, window 5,
     two cores) that makes 7.4 ms where causal attention takes 8.1 and a mask 10.3 on a 24 x 24 grid, and 55 where they
@@ -40,8 +45,9 @@ class YOPO(Withdrawing, AttentionEditor):
     Cost: one read of the grid and a mask of tokens x block per prompt, one more attention pass over the inactive heads.
 
     Parameters: ``window``, side of the neighbourhood in tokens, odd (5 in the released scripts); None = all. ``depth``,
-    share of the layers that see the image (20 of 40 in the released script of the 13B model), 1 = all. ``inactive``:
-    layer -> heads without visual keys (none by default; they are found on the very model).
+    share of the layers that see the image (20 of 40 in the released script of the 13B model), 1 = all. ``lazy``: what
+    becomes of the tokens in the others. ``inactive``: layer -> heads without visual keys (none by default; they are
+    found on the very model).
 
     ```bibtex
     @article{zhang2024yopo,
@@ -60,6 +66,9 @@ class YOPO(Withdrawing, AttentionEditor):
 
     window: int | None = Field(default=5, ge=1, description="side of the neighbourhood in tokens, odd; None = all")
     depth: Share = Field(default=0.5, description="share of the layers that see the image")
+    lazy: Literal["dropped", "masked"] = Field(
+        default="dropped", description="visual tokens leave before the lazy layers, or stay there with no weight"
+    )
     inactive: Mapping[int, tuple[int, ...]] = Field(
         default_factory=dict, description="decoder layer -> query heads that give visual keys no weight"
     )
@@ -76,14 +85,16 @@ class YOPO(Withdrawing, AttentionEditor):
         return Parts(spatial=(self,), attention=self)
 
     def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
-        """Nothing passes into the first lazy layer."""
+        """Nothing passes into the first lazy layer, unless masked."""
         boundary = keep_count(self.depth, shape.n_layers)
-        return Schedule() if boundary == shape.n_layers else Schedule.of({boundary: 0})
+        cuts = boundary < shape.n_layers and self.lazy == "dropped"
+        return Schedule.of({boundary: 0}) if cuts else Schedule()
 
     def edit(self, layer: int, shape: ModelShape) -> AttentionEdit | None:
-        """The same neighbourhood in every layer that sees the image, and the layer's own heads."""
-        if layer >= keep_count(self.depth, shape.n_layers):
+        """The same neighbourhood in every layer that holds the image, and the layer's own heads."""
+        is_lazy = layer >= keep_count(self.depth, shape.n_layers)
+        if is_lazy and self.lazy == "dropped":
             return None
         off = self.inactive.get(layer, ())
         heads = tuple(head not in off for head in range(shape.n_heads)) if off else None
-        return AttentionEdit(None if self.window is None else (self.window - 1) // 2, heads)
+        return AttentionEdit(None if self.window is None else (self.window - 1) // 2, heads, blind=is_lazy)

@@ -35,6 +35,7 @@ def _slow_logits(
     window: int | None,
     cut: int,
     off: dict[int, tuple[int, ...]],
+    masked: bool = False,
 ) -> Tensor:
     """[T + G, V]: every weight of every head by the rules of the method, one query and one key at a time."""
     ids = torch.cat([inputs["input_ids"][0], torch.full_like(generated, 2)])
@@ -50,7 +51,7 @@ def _slow_logits(
         return vectors * cos + torch.cat([-second, first], dim=-1) * sin
 
     def sees(layer: int, query: int, key: int) -> bool:
-        if is_visual[key] and layer >= cut:
+        if is_visual[key] and layer >= cut and not masked:
             return query == key
         if is_visual[query] and is_visual[key] and window is not None:
             (image, place), (other, there) = divmod(raster[query], N), divmod(raster[key], N)
@@ -71,10 +72,11 @@ def _slow_logits(
             source = head * key.shape[0] // HEADS
             scores = query[head] @ key[source].T * attention.head_dim**-0.5
             weights = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
-            if head in off.get(number, ()) and number < cut:
+            silent = head in off.get(number, ()) and (masked or number < cut)
+            if silent or (masked and number >= cut):
                 weights = weights * ~torch.tensor(is_visual)
             out = weights @ value[source]
-            if head in off.get(number, ()) and number < cut:
+            if silent:
                 out = out * ~torch.tensor(is_visual).unsqueeze(1)
             mixed.append(out)
         hidden = hidden + attention.o_proj(torch.cat(mixed, dim=-1))
@@ -99,11 +101,32 @@ def test_golden(
     assert deviation(logits[0], expected[inputs["input_ids"].shape[1] - 1 :]) < 1e-5
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_row_in_a_ragged_batch_is_the_row_alone(attention: str) -> None:
+@pytest.mark.parametrize(
+    ("window", "depth", "off", "attention"),
+    [(5, 0.5, {}, "sdpa"), (None, 0.5, {}, "eager"), (3, 0.34, OFF, "sdpa"), (None, 0.0, OFF, "sdpa")],
+)
+def test_masked_lazy_layers_keep_every_token(
+    window: int | None, depth: float, off: dict[int, tuple[int, ...]], attention: str
+) -> None:
+    model = _model(side=SIDE, kv_heads=2, attention=attention)
+    inputs = prompt(model, [2, "image", 3, "image", 4])
+    spec = {"name": "yopo", "window": window, "depth": depth, "lazy": "masked", "inactive": off}
+    with trim(model, spec) as session:
+        ids, logits = generate(model, inputs, 6)
+        assert session.report().layer_mean_ratio == 1.0
+    expected = _slow_logits(model, inputs, ids[0, :-1], window, int(depth * LAYERS + 1e-9), off, masked=True)
+    assert deviation(logits[0], expected[inputs["input_ids"].shape[1] - 1 :]) < 1e-5
+    dropped = _slow_logits(model, inputs, ids[0, :-1], window, int(depth * LAYERS + 1e-9), off)
+    assert deviation(dropped, expected) > 1e-3
+    with pytest.raises(TokentrimError, match="depend on its budget knob 'depth'"):
+        YOPO(lazy="masked").at_budget(session.layout.shape, N, layer_mean_ratio=0.5)
+
+
+@pytest.mark.parametrize(("attention", "lazy"), [("sdpa", "dropped"), ("eager", "dropped"), ("sdpa", "masked")])
+def test_a_row_in_a_ragged_batch_is_the_row_alone(attention: str, lazy: str) -> None:
     model = _model("qwen2", "siglip", side=SIDE, attention=attention)
     inputs = prompt(model, *ROWS)
-    spec = {"name": "yopo", "window": 3, "depth": 0.67, "inactive": OFF}
+    spec = {"name": "yopo", "window": 3, "depth": 0.67, "lazy": lazy, "inactive": OFF}
     with trim(model, spec):
         ids, logits = generate(model, inputs, 8)
         for row in range(len(ROWS)):

@@ -18,15 +18,18 @@ class AttentionEdit:
             this, earlier and later ones alike; None = as in the model.
         heads: [H]; where False, the head's weights on visual keys count nothing (the others are not rescaled), and it
             adds nothing to visual tokens. None = all heads as in the model.
+        blind: whether every head's weights on visual keys count nothing (nor are the others rescaled); unlike those of
+            ``heads``, it still adds to visual tokens what it reads from text.
     """
 
     radius: int | None = None
     heads: tuple[bool, ...] | None = None
+    blind: bool = False
 
     @property
     def acts(self) -> bool:
         """Whether anything is edited."""
-        return self.radius is not None or (self.heads is not None and not all(self.heads))
+        return self.radius is not None or self.blind or (self.heads is not None and not all(self.heads))
 
 
 class AttentionEditor(ABC):

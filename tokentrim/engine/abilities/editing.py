@@ -66,7 +66,7 @@ class Editing(Ability):
     @property
     def edits_steps(self) -> bool:
         """Whether decode steps are edited: new tokens are text, so only their heads are."""
-        return any(edit.heads is not None for edit in self.edits.values())
+        return any(edit.heads is not None or edit.blind for edit in self.edits.values())
 
     def around_attention(self, layer: int, kernel: Kernel, stream: Stream, prompt: Prompt) -> Kernel:
         """The layer's attention, edited; as it is where nothing is, or no visual token is left."""
@@ -91,13 +91,15 @@ class Editing(Ability):
         """Attention of a prompt, or of new tokens behind one."""
         begins = key.shape[2] == stream.length
         bands = self._bands_of(edit.radius, stream, prompt) if begins and edit.radius is not None else None
+        visual = stream.visual_mask(key.shape[2]) if edit.blind or edit.heads is not None else None
+        if edit.blind and visual is not None:
+            value = _silent(value, visual)
         if bands is not None:
             output, weights = bands.attend(query, key, value, options.get("scaling")), None
         else:
             output, weights = kernel(module, query, key, value, mask, **options)
-        if edit.heads is None:
-            return output, weights
-        visual = stream.visual_mask(key.shape[2])
+        if visual is None or edit.heads is None:
+            return output, weights if visual is None else None
         inactive = _Inactive.of(edit.heads, query, key, value, visual)
         if bands is not None:
             mixed = bands.attend_others(inactive.query, inactive.key, inactive.value, options.get("scaling"))
@@ -124,6 +126,11 @@ class Editing(Ability):
         return self._bands[radius]
 
 
+def _silent(value: Tensor, visual: Tensor) -> Tensor:
+    """``value`` [B, H, T, D] with zeros at ``visual`` keys: leaves out what they would add, and rescales nothing."""
+    return value.masked_fill(visual[:, None, :, None], 0.0)
+
+
 @dataclass(frozen=True)
 class _Inactive:
     """The heads whose weights on visual keys count nothing; the others are not rescaled.
@@ -132,7 +139,7 @@ class _Inactive:
         heads: int64 [n], which they are.
         query: [B, n, T_q, D].
         key: [B, n, T, D].
-        value: [B, n, T, D], zero at visual keys, which leaves out what they would add and rescales nothing.
+        value: [B, n, T, D], silent at visual keys.
     """
 
     heads: Tensor
@@ -145,7 +152,7 @@ class _Inactive:
         """The heads that are not ``active``; ``visual`` bool [B, T] marks the visual keys."""
         off = torch.tensor([head for head, on in enumerate(active) if not on], device=query.device)
         source = off // (query.shape[1] // key.shape[1])
-        silent = value.index_select(1, source).masked_fill(visual[:, None, :, None], 0.0)
+        silent = _silent(value.index_select(1, source), visual)
         return cls(off, query.index_select(1, off), key.index_select(1, source), silent)
 
     def attend(self, mask: Any, options: Mapping[str, Any]) -> Tensor:
