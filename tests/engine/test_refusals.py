@@ -80,6 +80,39 @@ def test_a_mask_of_four_dimensions(model: Any, inputs: Any) -> None:
         model(**inputs, attention_mask=mask)
 
 
+@pytest.mark.parametrize("name", ["random-boundary=0", "fastv-query=last", "yopo"])
+def test_samples_packed_into_one_row(model: Any, name: str) -> None:
+    inputs = prompt(model, [3, "image", 5, "image", 4])
+    packed = {**inputs, "position_ids": torch.cat([torch.arange(24), torch.arange(20)])[None], "use_cache": False}
+    ones = torch.ones_like(inputs["input_ids"])
+    with trimmed(model, SPECS[name], inputs):
+        with pytest.raises(UnsupportedError, match="hold one sample"):
+            model(**packed)
+        with pytest.raises(UnsupportedError, match="hold one sample"):
+            model(**inputs, attention_mask=ones, cu_seq_lens_q=torch.tensor([0, 24, 44]))
+        # What transformers takes for one sample is one.
+        model(**packed, attention_mask=ones)
+        model(**{**packed, "use_cache": True})
+        model(**{**packed, "position_ids": torch.arange(7, 51)[None]})
+
+
+def test_packed_samples_are_kept_apart_where_nothing_is_pruned(model: Any) -> None:
+    inputs = prompt(model, [3, "image", 5, "image", 4])
+    inputs |= {"position_ids": torch.cat([torch.arange(24), torch.arange(20)])[None], "use_cache": False}
+    expected = model(**inputs).logits
+    with trimmed(model, {"name": "fastv", "keep_ratio": 1.0}, inputs):
+        assert torch.equal(model(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize("name", ["random-boundary=0", "fastv-query=last", "vta"])
+def test_an_answer_behind_padding(model: Any, name: str) -> None:
+    inputs = prompt(model, [3, "image", 5], [6], [2, "image", 9], padding="right")
+    with trimmed(model, SPECS[name], inputs):
+        with pytest.raises(DataError, match=r"padded on the left.*rows \[0, 1\]"):
+            model.generate(**inputs, max_new_tokens=2)
+        assert model(**inputs).logits.shape[:2] == inputs["input_ids"].shape  # a row's own logits lie within
+
+
 def test_a_temporal_strategy_without_a_cache(model: Any, inputs: Any) -> None:
     with trimmed(model, SPECS["st3"], inputs):
         with pytest.raises(UnsupportedError, match="have a KV cache"):

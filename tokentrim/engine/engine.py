@@ -205,11 +205,14 @@ class Engine:
             self._on_prompt(prompt)
             return arguments
         decisions = fits.decisions(context.spatial, context.shape, stream.n_visual)
-        refusals.of_prefill(context, arguments, self._generating.labels, stream, decisions)
         use_cache = arguments.get("use_cache")
         use_cache = context.layout.text_config.use_cache if use_cache is None else use_cache
         if refusals.checkpoints(context.layout.language_model):
             past, use_cache = None, False  # layers are then run without a cache
+        cached, call = past is not None or use_cache, self._generating
+        refusals.of_prefill(
+            context, arguments, call.labels, stream, decisions, cached=cached, generates=call.call is not None
+        )
         if past is None and use_cache:
             past = cache.plain(context.layout.text_config)
             arguments = {**arguments, "past_key_values": past}

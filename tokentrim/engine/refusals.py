@@ -13,6 +13,7 @@ from tokentrim.contracts.adapter import Layout
 from tokentrim.contracts.fits import Decision
 from tokentrim.contracts.strategy import Temporal
 from tokentrim.engine.context import Context
+from tokentrim.engine.seams import positions
 from tokentrim.engine.seams.private import ORIGINAL, device_of, is_compiled
 from tokentrim.engine.tokens.cache import TrimLayer, trimmed
 from tokentrim.engine.tokens.stream import Stream
@@ -57,15 +58,23 @@ def of_mask(mask: Any) -> None:
 
 
 def of_prefill(
-    context: Context, arguments: dict[str, Any], labels: Tensor | None, stream: Stream, decisions: Sequence[Decision]
+    context: Context,
+    arguments: dict[str, Any],
+    labels: Tensor | None,
+    stream: Stream,
+    decisions: Sequence[Decision],
+    *,
+    cached: bool,
+    generates: bool,
 ) -> None:
-    """Refuse a prompt that would come out wrong.
+    """Refuse a prompt that would come out wrong; ``cached``: it has a cache; ``generates``: it is one of ``generate``.
 
     Raises:
         UnsupportedError: for gradient checkpointing that would decide twice, for a temporal strategy without a cache,
-            and for a sequence longer than a sliding window.
+            for samples packed into one row, and for a sequence longer than a sliding window.
         DataError: for a row that ends in a token which may be dropped, unless the loss of given labels is all that
-            is wanted; and for a label that would be compared with the logits of such a token.
+            is wanted; for a label that would be compared with the logits of such a token; and for an answer that
+            would begin behind padding.
     """
     if checkpoints(context.layout.language_model) and not hooks_stay_outside(context.layout.layers):
         raise UnsupportedError(
@@ -81,6 +90,17 @@ def of_prefill(
     dropping = [
         any(not d.part.count_is_static or d.counts[row] < n for d in decisions) for row, n in enumerate(stream.n_visual)
     ]
+    if any(dropping) or context.edits_attention:
+        _of_packed(context, arguments, cached=cached)
+    if generates and stream.ends_padded and (any(dropping) or context.temporal is not None):
+        raise DataError(
+            complaint(
+                "a batch that a pruned model answers",
+                "be padded on the left: generate reads every row's last column, and padding is dropped",
+                f"padding at the end of rows {list(stream.ends_padded)}",
+                "set processor.tokenizer.padding_side = 'left'",
+            )
+        )
     if labels is not None:
         _of_labels(labels, stream, dropping)
     for row in () if labels is not None else stream.ends_visual:
@@ -95,6 +115,33 @@ def of_prefill(
                 )
             )
     of_window(context, stream.length)
+
+
+_PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+"""Arguments that say where the samples of a row begin."""
+
+
+def _of_packed(context: Context, arguments: dict[str, Any], *, cached: bool) -> None:
+    """Refuse samples that are packed into one row: each has a last token of its own, and may not see its neighbours.
+
+    As transformers does, position ids are only read for them where there is no mask, nor a cache unless under flash
+    attention.
+    """
+    given = next((name for name in _PACKED if arguments.get(name) is not None), None)
+    ids, mask = arguments.get("position_ids"), arguments.get("attention_mask")
+    ids = None if ids is None else positions.of_layers(ids)
+    if given is None and ids is not None and mask is None:
+        reads = not cached or context.implementation.startswith("flash")
+        given = "position_ids that begin anew" if reads and bool((ids.diff() != 1).any()) else None
+    if given is not None:
+        raise UnsupportedError(
+            complaint(
+                "a row of a prompt that is pruned",
+                "hold one sample: tokens are ranked by a row's last token, and masks are made for one sequence",
+                given,
+                "give each sample a row of its own, padded, with an attention_mask",
+            )
+        )
 
 
 def _of_labels(labels: Tensor, stream: Stream, dropping: Sequence[bool]) -> None:

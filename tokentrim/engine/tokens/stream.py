@@ -30,6 +30,7 @@ class Stream:
         n_visual: visual tokens per row.
         dropped: int64 [B]: tokens of the row that were gone by the end of prefill, padding not counted; None when none.
         ends_visual: rows of a whole prompt whose last real token is visual (not kept up to date by :meth:`take`).
+        ends_padded: rows of a whole prompt whose last column is padding (likewise).
         structure: bool [B, T_prompt], placeholders of the prompt that are no visual tokens (line ends), which always
             stay and are no text either; None where there are none.
         n_structure: their number per row; empty where there are none.
@@ -45,6 +46,7 @@ class Stream:
     n_visual: tuple[int, ...]
     dropped: Tensor | None = None
     ends_visual: tuple[int, ...] = ()
+    ends_padded: tuple[int, ...] = ()
     structure: Tensor | None = None
     n_structure: tuple[int, ...] = ()
     flush: bool = False
@@ -75,13 +77,14 @@ class Stream:
             visual = visual & mask
         places = torch.arange(length, device=device)
         if mask is None:
-            sums = [visual.sum(1), visual.new_full((rows,), True).long() * length, visual[:, -1].long()]
+            all_real = visual.new_full((rows,), True).long()
+            sums = [visual.sum(1), all_real * length, visual[:, -1].long(), all_real - 1]
         else:
             last = (mask * places).amax(dim=1, keepdim=True)
-            sums = [visual.sum(1), mask.sum(1), visual.gather(1, last)[:, 0].long()]
+            sums = [visual.sum(1), mask.sum(1), visual.gather(1, last)[:, 0].long(), (~mask[:, -1]).long()]
         sums.append(visual.new_zeros(rows, dtype=torch.long) if structure is None else structure.sum(1))
         # The one read of the device per prompt: every later shape follows from these integers.
-        n_visual, real, ends, n_structure = (tuple(int(n) for n in column) for column in torch.stack(sums).tolist())
+        n_visual, real, ends, pads, n_structure = (tuple(map(int, column)) for column in torch.stack(sums).tolist())
         valid = None if all(n == length for n in real) else mask
         width = max(n_visual, default=0)
         order = torch.argsort((~visual).to(torch.uint8), dim=1, stable=True)[:, :width]
@@ -91,8 +94,9 @@ class Stream:
             beyond = ids >= limit
             order, ids = order.masked_fill(beyond, 0), ids.masked_fill(beyond, -1)
         columns = places.expand(rows, length)
-        ends_visual = tuple(row for row, end in enumerate(ends) if end)
-        stream = cls(length, valid, real, columns, order, ids, n_visual, ends_visual=ends_visual, flush=valid is None)
+        where = {"ends_visual": ends, "ends_padded": pads}
+        found = {name: tuple(row for row, yes in enumerate(rows) if yes) for name, rows in where.items()}
+        stream = cls(length, valid, real, columns, order, ids, n_visual, flush=valid is None, **found)
         return stream if structure is None else replace(stream, structure=structure, n_structure=n_structure)
 
     def visual_mask(self, columns: int | None = None) -> Tensor:
