@@ -330,6 +330,14 @@ def _forward_by_mask(bench: Bench) -> Found:
     return [logits] * 3
 
 
+def _packed(bench: Bench) -> Found:
+    inputs = _two_pictures(bench)
+    length = inputs["input_ids"].shape[1]
+    ids = torch.cat([torch.arange(length - 10), torch.arange(10)]).unsqueeze(0)
+    with torch.no_grad():
+        return [bench.model(**inputs, position_ids=ids, use_cache=False).logits]
+
+
 def _learning(family: Family, kept: dict[str, Any]) -> Any:
     model = family.build()
     model.requires_grad_(True)
@@ -413,6 +421,52 @@ def _not_checkpointed(bench: Bench) -> Found:
     model = bench.model
     getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
     return _loss(bench, bench.one())
+
+
+# ---------------------------------------------------------------------- states and maps of every layer
+
+
+def _recording(family: Family, kept: dict[str, Any]) -> Any:
+    model = family.model(attention="eager")
+    _outputs_of(model, **family.prompt(model, family.row))  # transformers hooks a model that is first asked for them
+    return model
+
+
+def _outputs_of(model: Any, **inputs: Any) -> Any:
+    asked = dict.fromkeys(("return_dict_in_generate", "output_hidden_states", "output_attentions"), True)
+    return model.generate(**inputs, **asked, max_new_tokens=NEW, do_sample=False)
+
+
+def _outputs(bench: Bench) -> Found:
+    """Of every layer, at the prompt's text and at new tokens: hidden states [T, D], and weights [H, T, columns]."""
+    inputs = bench.one()
+    out, text = _outputs_of(bench.model, **inputs), _text_columns(bench, inputs)[0]
+    start, found = len(text), [out.sequences[:, len(text) :]]
+    for step, (states, maps) in enumerate(zip(out.hidden_states, out.attentions, strict=True)):
+        rows = text if step == 0 else slice(None)
+        assert {tuple(one.shape[2:]) for one in maps} == {(start if step == 0 else 1, start + step)}
+        assert len(maps) == len(states) - 1
+        found += [one[0, rows] for one in states[1:]] + [one[0, :, rows] for one in maps]
+    return found
+
+
+def _outputs_by_mask(bench: Bench) -> Found:
+    assert bench.session is not None
+    inputs, tokens, layout = bench.one(), bench.found[0], bench.session.layout
+    states, maps, text = list[Tensor](), list[Tensor](), _text_columns(bench, inputs)[0]
+    handles = [
+        *(layer.register_forward_hook(lambda *args: states.append(args[2][0])) for layer in layout.layers[:-1]),
+        *(one.register_forward_hook(lambda *args: maps.append(args[2][1][0])) for one in layout.attentions),
+        layout.language_model.register_forward_hook(lambda *args: states.append(args[2].last_hidden_state[0])),
+    ]
+    bench.masked(inputs, tokens[0, :-1])
+    for handle in handles:
+        handle.remove()
+    length = len(text)
+    found = [tokens, *(one[:length][text] for one in states), *(one[:, :length][:, text, :length] for one in maps)]
+    for end in range(length + 1, length + NEW):
+        found += [one[end - 1 : end] for one in states] + [one[:, end - 1 : end, :end] for one in maps]
+    return found
 
 
 # ---------------------------------------------------------------------- models in other dress
@@ -584,6 +638,13 @@ FEATURES: tuple[Feature, ...] = (
         serves=lambda family: family.video_id is not None,
     ),
     Feature("the same rows padded on the right, in a forward", _right_padded, _unpadded),
+    Feature(
+        "the same rows padded on the right, in `generate`",
+        lambda bench: bench.generate(bench.prompt(*bench.family.ragged, padding="right")),
+        refused=dict.fromkeys(PRUNED, "padded on the left"),
+        instead="pad on the left",
+        serves=_llava,
+    ),
     Feature("beam search, `num_return_sequences`", _beams, _beams_said, expands=True),
     Feature("sampling with `num_return_sequences`", _sampled, _sampled_said, expands=True),
     Feature("a streamer", _streamed, lambda bench: [_PLAIN(bench)[0][0]]),
@@ -663,6 +724,21 @@ FEATURES: tuple[Feature, ...] = (
         instead="set the prompt's labels to -100",
         leaves_out=("both",),
         serves=_llava,
+    ),
+    Feature(
+        "samples packed into one row (`position_ids` that begin anew, no mask, no cache)",
+        _packed,
+        refused={"spatial": "hold one sample", "temporal": "have a KV cache"},
+        instead="give each sample a row of its own",
+        serves=_llava,
+    ),
+    Feature(
+        "`output_hidden_states` and `output_attentions`, read by column",
+        _outputs,
+        _outputs_by_mask,
+        _recording,
+        leaves_out=("merging",),
+        serves=lambda family: family.name in ("llava", "qwen3-vl"),
     ),
     Feature("gradient checkpointing", _checkpointed, _not_checkpointed, _checkpointing, serves=_llava, recent=True),
     Feature("a model with LoRA (`PeftModel`)", _PLAIN, _merged_lora, _with_lora, serves=_llava),

@@ -21,6 +21,7 @@ from tokentrim.engine.ability import Ability
 from tokentrim.engine.decode import Decode
 from tokentrim.engine.masked_eviction import MaskedEviction, attend_and_evict, evicts_under_mask, in_use
 from tokentrim.engine.passes import Passes
+from tokentrim.engine.seams.outputs import asked_for
 from tokentrim.engine.seams.private import attention_set, compiler, register_attention
 from tokentrim.engine.seams.undo import replaced
 from tokentrim.engine.tokens import cache
@@ -31,7 +32,7 @@ _NAME_EVICTING: Final = "tokentrim_compiled_evicting"
 _STATE: Final = "tokentrim_state"
 _EVICTION: Final = "tokentrim_masked_eviction"
 _KERNELS: Final = ("sdpa", "eager")
-_UNUSABLE: Final = ("output_hidden_states", "output_attentions")
+_UNUSABLE: Final = ("hidden_states", "attentions")
 _GRAPHS: Final = 64
 """Sets of buffer sizes for which compiled code is kept, per model."""
 _AHEAD: Final = 256
@@ -142,7 +143,7 @@ class Compiled(Ability):
             return "gradients"
         if any(layer.reordered for layer in run.layers):
             return "rows that change places (beams)"
-        if args or any(kwargs.get(name) for name in _UNUSABLE):
+        if args or any(asked_for(name, kwargs, self._config) for name in _UNUSABLE):
             return "outputs of every layer"
         return None
 

@@ -14,13 +14,13 @@ from tokentrim.contracts.strategy import Temporal, TemporalScorer
 from tokentrim.engine import recording
 from tokentrim.engine.context import Context
 from tokentrim.engine.deciding import Providers, decide_order, decide_step
-from tokentrim.engine.seams import attention_rows, positions
+from tokentrim.engine.seams import attention_rows, outputs, positions
 from tokentrim.engine.seams.attention import Attended, AttentionCall
 from tokentrim.engine.seams.masks import causal_mask
 from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.eviction import evict, evict_first, fronted
 from tokentrim.engine.tokens.prompt import TEMPORAL, Prompt
-from tokentrim.engine.tokens.stream import Stream
+from tokentrim.engine.tokens.stream import Stream, spread
 
 _MASKLESS = ("sdpa", "flash")
 """Kernels that take no mask for one query over unpadded keys, whatever the length of each layer."""
@@ -256,6 +256,19 @@ class Decode:
         self.prompt.held.append([layer.n_visual for layer in self.layers])
         if self.prompt.trace is not None:
             self.prompt.trace.steps = self.prompt.step
+
+    def with_whole_length(self, output: Any) -> Any:
+        """The forward's output with attention weights [B, H, T_new, K], where they are asked for, over the columns of
+        the prompt and all that followed; zeros where an entry is gone.
+        """
+
+        def whole(layer: int, weights: Tensor) -> Tensor:
+            held, length = self.layers[layer], self.prompt.length
+            total = length + held.appended
+            behind = torch.arange(length, total, device=weights.device).expand(weights.shape[0], -1)
+            return spread(weights, torch.cat([held.held_stream.places(total), behind], dim=1), total, 3)
+
+        return outputs.changed(output, len(self.layers), states=lambda layer, states: states, maps=whole)
 
     def close(self) -> None:
         """Remove the layer hooks."""

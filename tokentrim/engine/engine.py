@@ -231,6 +231,7 @@ class Engine:
         prompt = layers[0].prompt
         columns, start = embeds.shape[1], layers[0].get_seq_length()
         refusals.of_window(self.context, start + columns)
+        refusals.of_outputs(self.context, arguments)
         prompt.begin_step(arguments.get("attention_mask"), columns, embeds.shape[0])
         run = Decode(self.context, prompt, layers, columns)
         self._passes.begin(run, embeds.device)
@@ -246,8 +247,7 @@ class Engine:
         if output is None:  # the forward raised
             return self._passes.end()
         run = self._passes.finish()
-        if not isinstance(run, Prefill):
-            return None
-        run.require_pruned()
-        self._on_prompt(run.prompt)
-        return run.with_whole_length(output)
+        if isinstance(run, Prefill):
+            run.require_pruned()
+            self._on_prompt(run.prompt)
+        return None if run is None else run.with_whole_length(output)

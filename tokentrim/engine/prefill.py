@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ from tokentrim.contracts.sites import FROM_LAYER_BEFORE, LayerSite, Need
 from tokentrim.engine import recording
 from tokentrim.engine.context import Context
 from tokentrim.engine.deciding import decide_layer
-from tokentrim.engine.seams import attention_rows, positions
+from tokentrim.engine.seams import attention_rows, outputs, positions
 from tokentrim.engine.seams.attention import Attended, AttentionCall
 from tokentrim.engine.seams.masks import causal_mask
 from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.prompt import Prompt
-from tokentrim.engine.tokens.stream import Stream, gather_columns, merge_features, place
+from tokentrim.engine.tokens.stream import Stream, gather_columns, merge_features, place, spread
 from tokentrim.errors import AdapterError, EngineError, complaint
 
 
@@ -30,6 +31,7 @@ class Prefill:
 
     Attributes:
         handed: what every layer after a boundary is handed instead of what the model's loop hands it, by name.
+        deeper: what adds the features that belong in front of a layer, by its number.
     """
 
     context: Context
@@ -40,6 +42,7 @@ class Prefill:
     position_ids: Tensor
     stream: Stream = field(init=False)
     handed: dict[str, Any] | None = None
+    deeper: dict[int, Callable[[Any], Any]] = field(default_factory=dict[int, Callable[[Any], Any]])
     surplus: Tensor | None = None
     read: dict[Need, Any] = field(default_factory=dict[Need, Any])
     handles: list[Any] = field(default_factory=list[Any])
@@ -66,7 +69,7 @@ class Prefill:
         if hidden is not self.embeds:
             mask = self._mask_for_model()
             kwargs = {**kwargs, "inputs_embeds": hidden, "position_ids": self.position_ids, "attention_mask": mask}
-        inside = [b for b in self.at if b > 0]
+        inside = [b for b in (*self.at, *self.deeper) if b > 0]
         if inside:
             for index in range(min(inside), self.context.shape.n_layers):
                 layer, hook = self.context.layout.layers[index], self._layer_hook(index)
@@ -82,20 +85,25 @@ class Prefill:
         start = self.prompt.start
         n_visual = torch.tensor(start.n_visual, device=start.vis_ids.device)
         number = ((n_visual.cumsum(0) - n_visual).unsqueeze(1) + start.vis_ids).clamp(min=0, max=len(features[0]) - 1)
-        for layer, flat in zip(self.context.layout.layers, features, strict=False):
-            self.handles.append(layer.register_forward_hook(self._adder(flat, number)))
+        for layer, flat in enumerate(features):
+            self.deeper[layer + 1] = partial(self._with_features, flat, number)
+        if (last := self.context.shape.n_layers) in self.deeper:
+            add = self.deeper[last]
+            hook = self.context.layout.layers[-1].register_forward_hook(lambda module, args, output: add(output))
+            self.handles.append(hook)
         return without
 
-    def _adder(self, flat: Tensor, number: Tensor) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            hidden: Tensor = output[0] if isinstance(output, tuple) else output
-            stream = self.stream
-            chosen = flat.to(hidden.device, hidden.dtype)[number.gather(1, stream.vis_ids.clamp(min=0))]
-            chosen = chosen.masked_fill(~stream.vis_valid.unsqueeze(-1), 0.0)
-            hidden = hidden.scatter_add(1, stream.vis_pos.unsqueeze(-1).expand_as(chosen), chosen)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    def _with_features(self, flat: Tensor, number: Tensor, hidden: Any) -> Any:
+        """What a layer returned, with the features ``flat[number]`` that follow it at the tokens that it saw.
 
-        return hook
+        Added in front of the next layer: whoever records this one's output (``output_hidden_states``) wants it without.
+        """
+        if isinstance(hidden, tuple):
+            return (self._with_features(flat, number, hidden[0]), *hidden[1:])
+        stream = self.stream
+        chosen = flat.to(hidden.device, hidden.dtype)[number.gather(1, stream.vis_ids.clamp(min=0))]
+        chosen = chosen.masked_fill(~stream.vis_valid.unsqueeze(-1), 0.0)
+        return hidden.scatter_add(1, stream.vis_pos.unsqueeze(-1).expand_as(chosen), chosen)
 
     def _mask_for_model(self) -> Tensor | None:
         if self.stream.valid is not None:
@@ -109,13 +117,15 @@ class Prefill:
 
     def _layer_hook(self, index: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hidden = args[0] if args else kwargs["hidden_states"]
+            hidden = before = args[0] if args else kwargs["hidden_states"]
+            if index in self.deeper:
+                hidden = self.deeper[index](hidden)
             if index in self.at:
                 hidden = self._prune(index, hidden, kwargs)
                 self._record(index)
-            if self.handed is None:
+            if hidden is before and self.handed is None:
                 return None
-            kwargs = {**kwargs, **self.handed}
+            kwargs = {**kwargs, **(self.handed or {})}
             if args:
                 return (hidden, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": hidden}
@@ -360,23 +370,22 @@ class Prefill:
     _shifts: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
 
     def with_whole_length(self, output: Any) -> Any:
-        """The forward's output with last hidden states [B, T_prompt, D] at the columns of the prompt; zeros where a
-        token was dropped.
+        """The forward's output with hidden states [B, T_prompt, D], and attention weights [B, H, T_prompt, T_prompt]
+        where they are asked for, at the columns of the prompt; zeros where a token was dropped.
 
         So ``labels``, ``logits_to_keep`` and whoever reads logits by position find every column where it was.
         """
-        if isinstance(output, tuple):
-            return (self._scattered(output[0]), *output[1:])
-        output.last_hidden_state = self._scattered(output.last_hidden_state)
-        return output
 
-    def _scattered(self, hidden: Tensor) -> Tensor:
-        if self.stream is self.prompt.start:
-            return hidden
-        length, stream = self.prompt.length, self.stream
-        columns = stream.columns if stream.valid is None else stream.columns.masked_fill(~stream.valid, length)
-        full = hidden.new_zeros(stream.rows, length + 1, hidden.shape[-1])
-        return full.scatter(1, columns.unsqueeze(-1).expand_as(hidden), hidden)[:, :length]
+        def whole(axes: tuple[int, ...], layer: int, tensor: Tensor) -> Tensor:
+            stream, length = self.stream_of(max(layer, 0)), self.prompt.length
+            return tensor if stream is self.prompt.start else spread(tensor, stream.places(length), length, *axes)
+
+        return outputs.changed(
+            output,
+            self.context.shape.n_layers,
+            states=partial(whole, (1,)),
+            maps=partial(whole, (2, 3)),
+        )
 
     def close(self) -> None:
         """Remove the layer hooks."""

@@ -13,7 +13,7 @@ from tokentrim.contracts.adapter import Layout
 from tokentrim.contracts.fits import Decision
 from tokentrim.contracts.strategy import Temporal
 from tokentrim.engine.context import Context
-from tokentrim.engine.seams import positions
+from tokentrim.engine.seams import outputs, positions
 from tokentrim.engine.seams.private import ORIGINAL, device_of, is_compiled
 from tokentrim.engine.tokens.cache import TrimLayer, trimmed
 from tokentrim.engine.tokens.stream import Stream
@@ -90,6 +90,7 @@ def of_prefill(
     dropping = [
         any(not d.part.count_is_static or d.counts[row] < n for d in decisions) for row, n in enumerate(stream.n_visual)
     ]
+    of_outputs(context, arguments, dropping=any(dropping))
     if any(dropping) or context.edits_attention:
         _of_packed(context, arguments, cached=cached)
     if generates and stream.ends_padded and (any(dropping) or context.temporal is not None):
@@ -115,6 +116,24 @@ def of_prefill(
                 )
             )
     of_window(context, stream.length)
+
+
+def of_outputs(context: Context, arguments: dict[str, Any], *, dropping: bool = False) -> None:
+    """Refuse what a forward is asked to return where there is none; ``dropping``: whether tokens of a prompt may go.
+
+    Raises:
+        UnsupportedError: for maps of attention that is edited, and for the routing of tokens that are gone.
+    """
+    reasons = {
+        "attentions": context.edits_attention and "the attention that is edited is computed without a map",
+        "router_logits": dropping
+        and "experts are chosen for the tokens that stay alone, and a loss would count others",
+    }
+    for name, reason in reasons.items():
+        if reason and outputs.asked_for(name, arguments, context.layout.text_config):
+            raise UnsupportedError(
+                complaint(f"output_{name} under this strategy", f"be off: {reason}", True, f"drop output_{name}")
+            )
 
 
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")

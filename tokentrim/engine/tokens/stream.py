@@ -94,9 +94,11 @@ class Stream:
             beyond = ids >= limit
             order, ids = order.masked_fill(beyond, 0), ids.masked_fill(beyond, -1)
         columns = places.expand(rows, length)
-        where = {"ends_visual": ends, "ends_padded": pads}
-        found = {name: tuple(row for row, yes in enumerate(rows) if yes) for name, rows in where.items()}
-        stream = cls(length, valid, real, columns, order, ids, n_visual, flush=valid is None, **found)
+        ends_visual, ends_padded = (tuple(row for row, yes in enumerate(rows) if yes) for rows in (ends, pads))
+        stream = cls(
+            length, valid, real, columns, order, ids, n_visual,
+            ends_visual=ends_visual, ends_padded=ends_padded, flush=valid is None,
+        )  # fmt: skip
         return stream if structure is None else replace(stream, structure=structure, n_structure=n_structure)
 
     def visual_mask(self, columns: int | None = None) -> Tensor:
@@ -104,6 +106,10 @@ class Stream:
         width = self.length if columns is None else columns
         marks = torch.zeros(self.rows, width + 1, dtype=torch.bool, device=self.vis_pos.device)
         return marks.scatter(1, self.vis_pos.masked_fill(~self.vis_valid, width), True)[:, :width]
+
+    def places(self, spare: int) -> Tensor:
+        """int64 [B, T]: the column of the prompt that each current column was; ``spare`` in padding."""
+        return self.columns if self.valid is None else self.columns.masked_fill(~self.valid, spare)
 
     def last_visual(self) -> Tensor:
         """int64 [B, 1]: the column of each row's last visual token; -1 where there is none."""
@@ -210,6 +216,24 @@ def gather_columns(tensor: Tensor, order: Tensor) -> Tensor:
         tensor = tensor.expand(order.shape[0], *tensor.shape[1:])
     index = order.reshape(*order.shape, *([1] * (tensor.dim() - 2))).expand(-1, -1, *tensor.shape[2:])
     return tensor.gather(1, index)
+
+
+def spread(tensor: Tensor, columns: Tensor, length: int, *axes: int) -> Tensor:
+    """``tensor`` [B, ...] with entry i along ``axes`` at place ``columns[:, i]`` of ``length``, and zeros elsewhere.
+
+    Args:
+        tensor: as long along ``axes`` as ``columns``.
+        columns: int64 [B, T]; what goes to the place ``length`` is left out.
+        length: of the result.
+        axes: along which entries move.
+    """
+    for axis in axes:
+        shape = list(tensor.shape)
+        shape[axis] = length + 1
+        index = columns.reshape(len(columns), *(-1 if a == axis else 1 for a in range(1, tensor.dim())))
+        full = tensor.new_zeros(shape).scatter(axis, index.expand_as(tensor), tensor)
+        tensor = full.narrow(axis, 0, length)
+    return tensor
 
 
 def place(hidden: Tensor, features: Tensor, stream: Stream) -> Tensor:
