@@ -56,6 +56,6 @@ def test_a_writer_that_breaks_leaves_the_old_file(tmp_path):
 
 
 def test_numbers_that_json_does_not_know_are_never_written(tmp_path):
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(ResultsError, match="JSON"):
         write_lines(tmp_path / "a.jsonl", [{"a": float("nan")}])
     assert not list(tmp_path.iterdir())

@@ -62,7 +62,7 @@ def test_a_cell_that_kills_every_process_fails_with_its_cause_and_can_be_run_aga
 
 def test_every_process_has_a_gpu_or_its_share_of_the_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(processes, "_cores", lambda: 8)
+    monkeypatch.setattr(processes, "cores", lambda: 8)
     monkeypatch.setattr(processes, "gpus", list)
     crew = processes.Crew(3, 0, print)
     assert [crew._environment(number) for number in range(3)] == [{"OMP_NUM_THREADS": "2"}] * 3

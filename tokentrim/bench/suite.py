@@ -19,7 +19,7 @@ from tokentrim.config.validation import check
 from tokentrim.config.yaml_reader import Where
 from tokentrim.errors import ConfigError, complaint
 from tokentrim.loading import DeviceName, DTypeName
-from tokentrim.runs.files import make_folder, write_atomic, write_json
+from tokentrim.runs.files import make_folder, write_json, write_text
 
 PAGE = "index.md"
 _FAILED = ".failed.json"
@@ -150,7 +150,7 @@ def run_suite(
     suite, folder = load_suite(source), Path(out)
     make_folder(folder)
     entries = [_entry(setting.title, job, folder, told) for setting in suite.settings for job in setting.jobs()]
-    write_atomic(folder / PAGE, lambda part: part.write_text(page(entries), encoding="utf-8"))
+    write_text(folder / PAGE, page(entries))
     return entries
 
 

@@ -22,7 +22,7 @@ from tokentrim.errors import ResultsError, complaint
 from tokentrim.loading import Loaded, load_model
 from tokentrim.runs.batches import Batch, model_inputs
 from tokentrim.runs.cells import Cell, locate, versions
-from tokentrim.runs.files import write_atomic
+from tokentrim.runs.files import clear, write_text
 from tokentrim.runs.progress import Progress, Silent
 from tokentrim.runs.work import work_of
 from tokentrim.session import located
@@ -81,6 +81,7 @@ def run(
     path, told = Path(out), progress or Silent()
     if path.exists():
         raise ResultsError(complaint(f"{path}", "be a new file", hint="choose another --out, or remove the file"))
+    clear(path.parent)
     target = locate(options.model)
     told.start(len(options.tasks), 0)
     loaded = load_model(target.folder, target.spec.device, target.spec.dtype)
@@ -105,7 +106,7 @@ def run(
     body = yaml.safe_dump({"strategy": strategy}, sort_keys=False, default_flow_style=None)
     use = f"tokentrim run --config {path.name} --image photo.jpg --prompt 'What is this?'"
     text = f"# {use}\n# {json.dumps(provenance)}\n{body}"
-    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(path, text)
     return HeadsFound(path, strategy, ratios, kept)
 
 

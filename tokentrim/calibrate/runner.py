@@ -23,7 +23,7 @@ from tokentrim.counting.schedule import Schedule
 from tokentrim.errors import ConfigError, EngineError, ResultsError, complaint
 from tokentrim.plugins.loader import registry
 from tokentrim.runs.cells import Cell, ModelTarget, locate, versions
-from tokentrim.runs.files import write_atomic
+from tokentrim.runs.files import write_text
 from tokentrim.runs.progress import Progress, Silent
 from tokentrim.runs.specs import digest
 from tokentrim.runs.work import Work
@@ -117,7 +117,7 @@ def run(
     written = shlex.join(command) if command else f"tokentrim.calibrate.run(..., {str(out)!r})"
     provenance = _provenance(search, asked, written)
     schedule = schedule.model_copy(update={"provenance": {**provenance, **schedule.provenance}})
-    write_atomic(path, lambda part: part.write_text(_text(schedule, path), encoding="utf-8"))
+    write_text(path, _text(schedule, path))
     state.remove()
     return Calibration(path, schedule)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tokentrim.runs.files import reading, write_json
+from tokentrim.runs.files import clear, read_json, reading, write_json
 
 
 class CalibrationState:
@@ -27,6 +26,7 @@ class CalibrationState:
             ResultsError: when there is a file that tokentrim did not write, or that cannot be read.
         """
         self.path: Final = out.with_name(f".{out.name}.state.json")
+        clear(self.path.parent)
         self._measured: dict[str, float] = self._read()
         self.found: Final = len(self._measured)
 
@@ -57,6 +57,7 @@ class CalibrationState:
     def _read(self) -> dict[str, float]:
         if not self.path.exists():
             return {}
-        with reading(self.path, "remove the file, or choose another --out"):
-            measured = json.loads(self.path.read_text(encoding="utf-8"))["measured"]
-            return {str(key): float(value) for key, value in measured.items()}
+        remedy = "remove the file, or choose another --out"
+        data = read_json(self.path, remedy)
+        with reading(self.path, remedy):
+            return {key: float(value) for key, value in data["measured"].items()}

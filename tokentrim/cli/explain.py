@@ -115,13 +115,14 @@ def _question(image: list[Path], prompt: str | None, task: str | None, model: st
     if prompt is not None:
         raise ConfigError(complaint("--prompt", "come with --image", hint="the task brings its own question"))
     from tokentrim.plugins.loader import registry
+    from tokentrim.runs.questions import questions_of
 
     name, _, number = task.partition(":")
     found = registry("task").get(name)
     if number and not number.isdecimal():
         raise ConfigError(complaint("--task", "be a task and perhaps a number from 0", task, "such as list-all:3"))
     place = int(number or 0)
-    samples = found.samples("test", place + 1)
+    samples = questions_of(found, "test", place + 1, fewer=True)
     if len(samples) <= place:
         raise ConfigError(complaint("--task", f"name one of the {len(samples)} questions of {name}", task))
     sample = samples[place]

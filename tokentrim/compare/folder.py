@@ -12,18 +12,79 @@ DIR/report.html, report.md, summary.csv, *.png    the same for reading
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import BaseModel, ConfigDict
+
 from tokentrim.compare.config import CompareConfig
-from tokentrim.errors import ResultsError, complaint
+from tokentrim.errors import DataError, ResultsError, complaint, reason_of
 from tokentrim.runs.cells import Cell
-from tokentrim.runs.files import make_folder, reading, write_json, write_lines
-from tokentrim.runs.results import CellResult
+from tokentrim.runs.files import (
+    clear,
+    make_folder,
+    plain_lines,
+    read_json,
+    read_lines,
+    reading,
+    write_json,
+    write_lines,
+)
+from tokentrim.runs.results import CellResult, failed, verified
 
 _CONFIG: Final = "config.json"
+
+
+_AGAIN: Final = "remove the file and run again"
+_STRICT: Final = ConfigDict(strict=True, extra="allow")
+
+
+class Spread(BaseModel):
+    """A median with its quartiles."""
+
+    model_config = _STRICT
+
+    median: float
+    low: float
+    high: float
+
+
+class TimingRow(BaseModel):
+    """What is read of one method's row of the timing pass."""
+
+    model_config = _STRICT
+
+    model: str
+    method: str
+    budget_requested: float | None
+    matched_by: str
+    repeats: int
+    questions: int
+    new_tokens: int
+    prefill_spread: Spread
+    prefill_ratio_spread: Spread | None
+    selection_spread: Spread
+    decode_spread: Spread
+    decode_ratio_spread: Spread | None
+    total_spread: Spread
+    total_ratio_spread: Spread | None
+    peak_bytes: float | None
+    peak_memory_ratio: float | None
+
+
+class KnobRow(BaseModel):
+    """What is read of one knob that was solved by measuring."""
+
+    model_config = _STRICT
+
+    strategy: dict[str, Any] | None
+    reason: str
+    about: dict[str, Any] | None
+
+
+_KINDS: Final[dict[str, type[BaseModel]]] = {"timings": TimingRow, "knobs": KnobRow}
+"""Folders of what is measured, with what each file in them holds."""
 
 
 class ResultsFolder:
@@ -40,6 +101,8 @@ class ResultsFolder:
             ResultsError: when it cannot be written, or holds results of another configuration.
         """
         make_folder(self.cells, "the results folder")
+        for folder in (self.path, *(self.path / kind for kind in _KINDS)):
+            clear(folder)
         file = self.path / _CONFIG
         if file.exists():
             self._require_same(file, config)
@@ -53,12 +116,11 @@ class ResultsFolder:
 
     def _require_same(self, file: Path, config: CompareConfig) -> None:
         """Raise ResultsError when the folder's configuration is not this one; says what differs."""
+        data, new = read_json(file, "choose another --out"), config.to_dict()
         with reading(file, "choose another --out"):
-            before = json.loads(file.read_text(encoding="utf-8"))
-            found, old = before["config_hash"], before["config"]
-        if found != config.hash:
-            new = config.to_dict()
+            found, old = str(data["config_hash"]), dict(data["config"])
             differing = ", ".join(sorted(key for key in {*old, *new} if old.get(key) != new.get(key)))
+        if found != config.hash:
             raise ResultsError(
                 complaint(f"the results folder {self.path}", f"be of this configuration ({config.hash})", found,
                           f"It holds results of another one, which differs in: {differing}. Choose another --out, or "
@@ -72,37 +134,47 @@ class ResultsFolder:
         """A cell's finished result, or None where there is none yet.
 
         Raises:
-            ResultsError: when its file is not what tokentrim wrote.
+            ResultsError: when its file is not what tokentrim wrote for this cell.
         """
         path = self._file(cell)
-        if not path.exists():
-            return None
-        with reading(path, "remove the file and run again"):
-            head, *samples = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-        return CellResult(head, samples)
+        with reading(path, _AGAIN, DataError):
+            return verified(cell, read_lines(path, _AGAIN)) if path.exists() else None
 
-    def write(self, cell: Cell, result: CellResult) -> None:
-        """Store a finished cell."""
-        write_lines(self._file(cell), [result.head, *result.samples])
+    def write(self, cell: Cell, result: CellResult) -> CellResult:
+        """Store a finished cell; one that no file may hold is stored as failed.
+
+        Returns:
+            What was stored, as it will be read.
+        """
+        try:
+            stored = verified(cell, plain_lines([result.head, *result.samples]))
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, DataError) as cause:
+            stored = failed(cell, f"what it gave cannot be stored: {reason_of(cause)}")
+        write_lines(self._file(cell), [stored.head, *stored.samples])
+        return stored
 
     def measured(self, kind: str, key: str) -> dict[str, Any] | None:
         """What was measured under ``key``, or None where nothing was yet.
 
         Raises:
-            ResultsError: when its file is not what tokentrim wrote.
+            ResultsError: when its file is not what tokentrim wrote under this key.
         """
         path = self.path / kind / f"{key}.json"
-        if not path.exists():
-            return None
-        with reading(path, "remove the file and run again"):
-            return json.loads(path.read_text(encoding="utf-8"))
+        with reading(path, _AGAIN):
+            if not path.exists():
+                return None
+            data = read_json(path, _AGAIN)
+            if data.pop("key") != key:
+                raise ValueError("it is of something else that was measured")
+            _KINDS[kind].model_validate(data)
+        return data
 
     def keep(self, kind: str, key: str, data: dict[str, Any] | None) -> None:
         """Store what was measured, so that nobody measures it again."""
         if data is not None:
-            path = self.path / kind / f"{key}.json"
-            path.parent.mkdir(exist_ok=True)
-            write_json(path, data)
+            folder = self.path / kind
+            make_folder(folder, "the results folder")
+            write_json(folder / f"{key}.json", {"key": key, **data})
 
     def write_results(self, results: Iterable[CellResult]) -> Path:
         """Rebuild ``results.jsonl``."""

@@ -15,6 +15,7 @@ from PIL import Image
 from tokentrim.contracts.tasks import Sample
 from tokentrim.plugins.loader import registry
 from tokentrim.runs.cells import Cell
+from tokentrim.runs.questions import questions_of
 from tokentrim.runs.results import CellResult
 
 Gallery = dict[str, Any]
@@ -35,7 +36,7 @@ def gallery_of(cells: Sequence[Cell], results: Mapping[str, CellResult]) -> Gall
         if result is None or not recorded:
             continue
         task = registry("task").get(cell.task.task)
-        samples = {sample.id: sample for sample in task.samples(cell.split, min(cell.pictures, cell.n))}
+        samples = {sample.id: sample for sample in questions_of(task, cell.split, min(cell.pictures, cell.n))}
         said = {line["sample"]: line for line in result.samples if line["failure"] is None}
         for name, record in recorded.items():
             if name not in samples or name not in said or record["cells"] is None:

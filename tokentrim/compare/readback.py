@@ -10,23 +10,12 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from tokentrim.compare.folder import TimingRow
 from tokentrim.compare.gallery import SCHEMA, Gallery
 from tokentrim.errors import ResultsError, complaint
-from tokentrim.runs.figures import Kind, Rows, figures_of
+from tokentrim.runs.figures import TYPES, Rows, figures_of
 
 _ROWS: Final[dict[str, Rows]] = {"cells": "cells", "pooled": "cells", "overall": "means"}
-_TYPES: Final[dict[Kind, Any]] = {
-    "text": str,
-    "texts": list[str],
-    "mapping": dict[str, Any],
-    "count": int,
-    "counts": list[int],
-    "number": float,
-    "share": float,
-    "score": float,
-    "seconds": float,
-    "p": float,
-}
 
 
 def schema_of(rows: Rows) -> type[BaseModel]:
@@ -36,37 +25,12 @@ def schema_of(rows: Rows) -> type[BaseModel]:
     """
     fields: dict[str, Any] = {
         figure.name: (
-            _TYPES[figure.kind] if figure.always else _TYPES[figure.kind] | None,
+            TYPES[figure.kind] if figure.always else TYPES[figure.kind] | None,
             ... if figure.source == "rows" else None,
         )
         for figure in figures_of(rows)
     }
     return create_model(f"Row of {rows}", __config__=ConfigDict(extra="allow", strict=True), **fields)
-
-
-class _Spread(BaseModel):
-    median: float
-    low: float
-    high: float
-
-
-class _TimingRow(BaseModel):
-    model: str
-    method: str
-    budget_requested: float | None
-    matched_by: str
-    repeats: int
-    questions: int
-    new_tokens: int
-    prefill_spread: _Spread
-    prefill_ratio_spread: _Spread | None
-    selection_spread: _Spread
-    decode_spread: _Spread
-    decode_ratio_spread: _Spread | None
-    total_spread: _Spread
-    total_ratio_spread: _Spread | None
-    peak_bytes: float | None
-    peak_memory_ratio: float | None
 
 
 class _SkippedRow(BaseModel):
@@ -91,7 +55,7 @@ class _SummaryFile(BaseModel):
     cells: list[dict[str, Any]]
     pooled: list[dict[str, Any]]
     overall: list[dict[str, Any]]
-    timings: list[_TimingRow]
+    timings: list[TimingRow]
     skipped: list[_SkippedRow]
     failures: int
     first_failure: str | None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tokentrim.compare.readings import MEANS_READING, SPLIT_READING, time_reading
 from tokentrim.compare.tables import Data, markdown, overall_grid, split_grid, task_grid, time_grid
 from tokentrim.errors import ConfigError, UnsupportedError, complaint, suggestion
-from tokentrim.runs.files import write_atomic, write_json, write_lines, write_text
+from tokentrim.runs.files import write_json, write_lines, write_text
 
 if TYPE_CHECKING:
     from tokentrim.compare.gallery import Gallery
@@ -183,7 +183,7 @@ def write_csv(summary: Summary, path: Path) -> Path:
     lines = csv.DictWriter(text, list(dict.fromkeys(name for row in summary.cells for name in row)))
     lines.writeheader()
     lines.writerows({name: _plain(value) for name, value in row.items()} for row in summary.cells)
-    write_atomic(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8", newline=""))
+    write_text(path, text.getvalue())
     return path
 
 

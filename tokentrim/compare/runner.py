@@ -27,6 +27,7 @@ from tokentrim.loading import device_of
 from tokentrim.plugins.loader import registry
 from tokentrim.runs.cells import Cell, ModelTarget, locate, versions
 from tokentrim.runs.progress import Progress, Silent
+from tokentrim.runs.questions import questions_of, require_questions
 from tokentrim.runs.ranks import ALONE, Ranks, join, started
 from tokentrim.runs.results import CellResult, failed
 
@@ -70,6 +71,7 @@ def run(
     chosen = choose(executor, settings.executor)
     models = [locate(spec) for spec in settings.models]
     cells = expand(settings, models)
+    require_questions((cell.task.task, cell.split, cell.n) for cell in cells)
     require_evidence(cells)
     ranks = _meet(chosen, models, cells)
     folder = ResultsFolder(Path(out))
@@ -148,7 +150,7 @@ class _Session:
                 result = outcome.result or failed(cell, outcome.cause or "its executor gave no result")
                 result.head["timed_alone"] = alone
                 if self.ranks.first:
-                    self.folder.write(cell, result)
+                    result = self.folder.write(cell, result)
                 done[cell.key] = result
                 if result.failures:
                     self.told.say(f"failed: {cell.where}: {result.failures[0]}")
@@ -212,7 +214,7 @@ def require_evidence(cells: Sequence[Cell]) -> None:
     for cell in cells:
         if Need.EVIDENCE in cell.strategy.strategy.needed():
             task = registry("task").get(cell.task.task)
-            if any(not sample.evidence for sample in task.samples(cell.split, 1)):
+            if any(not sample.evidence for sample in questions_of(task, cell.split, 1)):
                 raise UnsupportedError(
                     complaint(f"method {cell.method!r}", "be told which tokens an answer needs",
                               f"task {cell.task.task!r}, which does not know",

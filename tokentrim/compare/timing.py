@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 from tokentrim.compare.config import CompareConfig
 from tokentrim.compare.folder import ResultsFolder
 from tokentrim.contracts.sites import Need
+from tokentrim.contracts.tasks import Split
 from tokentrim.loading import Loaded, load_model
 from tokentrim.plugins.loader import registry
 from tokentrim.runs.batches import Batch, evidence_of, expected_new_tokens, make_batches, model_inputs
 from tokentrim.runs.cells import TEXT_ONLY, Cell
 from tokentrim.runs.downscale import smaller
 from tokentrim.runs.progress import Progress
+from tokentrim.runs.questions import questions_of
 from tokentrim.runs.results import CellResult
 from tokentrim.runs.specs import Timing, digest
 from tokentrim.runs.work import Unreachable, Work, solve
@@ -163,16 +165,16 @@ def timed_task(cells: Sequence[Cell]) -> str:
     return max(cells, key=lambda cell: cell.max_new_tokens).task.task
 
 
-def timed_work(cell: Cell, loaded: Loaded, split: Any, questions: int) -> Work:
+def timed_work(cell: Cell, loaded: Loaded, split: Split, n: int) -> Work:
     """The first questions of a cell's task, in one batch where their pictures have one size."""
     task = registry("task").get(cell.task.task)
-    samples = task.samples(split, questions)
-    everything = task.samples(cell.split, cell.n)
+    samples = questions_of(task, split, n, fewer=True)
+    everything = questions_of(task, cell.split, cell.n)
     return Work(
         loaded,
         task,
         samples,
-        make_batches(loaded, samples, questions),
+        make_batches(loaded, samples, n),
         expected_new_tokens(loaded, everything, cell.max_new_tokens),
     )
 

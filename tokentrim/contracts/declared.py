@@ -11,6 +11,7 @@ from tokentrim.errors import complaint, nearest, suggestion
 
 if TYPE_CHECKING:  # it needs torch, which plans do not
     from tokentrim.contracts.adapter import Adapter
+    from tokentrim.contracts.tasks import Task
 
 _FLAGS: Final = ("count_is_static", "merges", "trainable")
 _ABILITIES: Final = ("name", "stage", "needs", "budget_knob", *_FLAGS)
@@ -37,6 +38,23 @@ def wrong_in_adapter(found: type[Adapter], tags: Mapping[str, Any]) -> str:
     if not types and not tags.get("fallback"):
         return complaint("model_types", "name at least one family", types, "write config.model_type of your model")
     return ""
+
+
+def wrong_in_task(found: Task, tags: Mapping[str, Any]) -> str:
+    """What is wrong with what a task says of itself; "" when nothing is."""
+    from tokentrim.contracts.tasks import Metric  # a task is there, and with it what it needs
+
+    del tags
+    metrics: tuple[str, ...] = get_args(Metric)
+    metric: Any = getattr(found, "metric", None)
+    limit: Any = getattr(found, "max_new_tokens", None)
+    if metric not in metrics:
+        return complaint("metric", f"be one of {', '.join(metrics)}", metric, suggestion(str(metric), metrics))
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+        return complaint("max_new_tokens", "be a whole number from 1 on", limit)
+    texts: dict[str, Any] = {name: getattr(found, name, None) for name in ("name", "description", "metric_name")}
+    wrong = next((name for name, text in texts.items() if not isinstance(text, str)), None)
+    return "" if wrong is None else complaint(wrong, "be text", texts[wrong])
 
 
 def _stage(found: type[Strategy], tags: Mapping[str, Any]) -> str:

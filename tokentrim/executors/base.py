@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from tokentrim.runs.cells import Cell
     from tokentrim.runs.results import CellResult
 
+MOST_RETRIES: Final = 100
+"""A cell that has ended so many processes will end the next one, too."""
 Say: TypeAlias = Callable[[str], None]
 
 
@@ -67,7 +69,7 @@ class Executor(BaseModel, ABC):
     class in the hook ``tokentrim_executors``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     name: ClassVar[str]
 
     @property

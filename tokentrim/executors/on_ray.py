@@ -12,7 +12,7 @@ from pydantic import Field
 
 from tokentrim.errors import EngineError, UnsupportedError, complaint
 from tokentrim.executors.backlog import Backlog
-from tokentrim.executors.base import Executor, Job, Outcome, Say
+from tokentrim.executors.base import MOST_RETRIES, Executor, Job, Outcome, Say
 from tokentrim.executors.workplace import Reply, Workplace
 
 _STORE: Final = 80 << 20  # bytes of Ray's object store: results are small, and the default is a third of the memory
@@ -40,7 +40,9 @@ class RayExecutor(Executor):
     num_gpus: float | None = Field(
         default=None, ge=0, description="GPUs of each worker; by default 1 where a model runs on a GPU, else 0"
     )
-    max_retries: int = Field(default=2, ge=0, description="how often a cell is run again whose worker died")
+    max_retries: int = Field(
+        default=2, ge=0, le=MOST_RETRIES, description="how often a cell is run again whose worker died"
+    )
 
     def prepare(self) -> None:
         """Import Ray.

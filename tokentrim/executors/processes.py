@@ -82,7 +82,7 @@ class Crew:
         """Variables of a worker: its GPU, or its share of the cores."""
         if self._gpus:
             return {"CUDA_VISIBLE_DEVICES": self._gpus[number % len(self._gpus)]}
-        return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // self._size)))}
+        return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // self._size)))}
 
 
 class _Worker:
@@ -156,6 +156,6 @@ def gpus() -> list[str]:
     return named[:count] if named else [str(number) for number in range(count)]
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

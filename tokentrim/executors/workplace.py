@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokentrim.errors import TokentrimError, UnsupportedError, complaint
+from tokentrim.errors import DataError, TokentrimError, UnsupportedError, complaint, reason_of
 from tokentrim.executors.base import Job, Outcome
 from tokentrim.plugins.loader import LIMIT_VARIABLE, registry
 
@@ -60,13 +60,21 @@ class Workplace:
         return result
 
     def attempt(self, job: Job) -> Reply:
-        """The same, with what is raised as a value that travels between processes."""
+        """The same, with what is raised as a value that travels between processes.
+
+        Questions that cannot be asked, and whatever a stranger's task or a broken installation raises, fail this cell;
+        the others go on. Ranks that share a cell's questions must not part: there everything is raised.
+        """
+        from tokentrim.runs.ranks import joined
+
         try:
             return Reply(self.run(job))
-        except TokentrimError as refusal:
-            return Reply(refusal=refusal)
-        except Exception as cause:  # a broken installation may raise anything; the other cells go on
-            return Reply(failure=f"{type(cause).__name__}: {cause}")
+        except Exception as cause:
+            if isinstance(cause, TokentrimError) and not isinstance(cause, DataError):
+                return Reply(refusal=cause)
+            if joined().size > 1:
+                raise
+            return Reply(failure=reason_of(cause))
 
     def _work_of(self, cell: Cell) -> Work:
         """The questions of a cell's task, kept as long as jobs ask for the same ones."""

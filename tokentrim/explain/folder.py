@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 
 from tokentrim.drawing.style import figure_style
 from tokentrim.explain.gather import Explanation
-from tokentrim.runs.files import make_folder, reading, write_atomic, write_json
+from tokentrim.runs.files import make_folder, read_json, reading, write_atomic, write_json
 
 _NUMBERS: Final = "explain.json"
 
@@ -87,8 +86,10 @@ def _listed(path: Path) -> set[str]:
     file = path / _NUMBERS
     if not file.exists():
         return set()
-    with reading(file, "choose another --out"):
-        names: list[str] = json.loads(file.read_text(encoding="utf-8"))["files"]
+    remedy = "choose another --out"
+    data = read_json(file, remedy)
+    with reading(file, remedy):
+        names: list[str] = data["files"]
         return {name for name in names if Path(name).name == name and name.endswith(".png")}
 
 

@@ -10,7 +10,7 @@ from tokentrim.engine.report import describe
 from tokentrim.harness.answering import Answerer
 from tokentrim.runs.cells import versions
 from tokentrim.runs.costs import Costs, total
-from tokentrim.runs.files import write_json
+from tokentrim.runs.files import make_folder, write_json
 
 NAME: Final = "tokentrim-costs.json"
 
@@ -42,5 +42,5 @@ def costs_data(answerer: Answerer, costs: Mapping[str, Costs], processes: int) -
 
 def write_costs(path: Path, data: Mapping[str, Any]) -> None:
     """Write the file, whole or not at all, with the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_json(path, dict(data))

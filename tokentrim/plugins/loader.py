@@ -40,7 +40,13 @@ KINDS: Final = (
         check="tokentrim.contracts.declared:wrong_in_adapter",
         exclusive="model_types",
     ),
-    Kind("task", "tokentrim_tasks", base="tokentrim.contracts.tasks:Task", instances=True),
+    Kind(
+        "task",
+        "tokentrim_tasks",
+        base="tokentrim.contracts.tasks:Task",
+        check="tokentrim.contracts.declared:wrong_in_task",
+        instances=True,
+    ),
     Kind("executor", "tokentrim_executors", base="tokentrim.executors.base:Executor"),
     Kind("model", "tokentrim_models"),
 )

@@ -15,10 +15,12 @@ from tokentrim.runs.costs import Costs
 from tokentrim.runs.figures import CLOCKED, REPORTED
 from tokentrim.runs.kept import Kept, pieces
 from tokentrim.runs.token_places import Cells
+from tokentrim.runs.questions import aggregate_of, require_text, score_of
 from tokentrim.runs.ranks import ALONE, Ranks
 from tokentrim.runs.results import CellResult
 from tokentrim.runs.work import Unreachable, Work, solve
 from tokentrim.engine.generate import answer_lengths
+from tokentrim.errors import reason_of
 from tokentrim.loading import Loaded
 from tokentrim.counting.forecast import is_static
 from tokentrim.contracts.sites import Need
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from tokentrim.engine.tokens.trace import Trace
 
 _COSTS: Final = (*REPORTED, *sorted(CLOCKED), "new_tokens", "pruning_events")
-_TEXT_OF_MESSAGE: Final = 300
 
 
 @dataclass
@@ -137,10 +138,10 @@ def _aggregate(cell: Cell, work: Work, records: Sequence[dict[str, Any]], head: 
     samples = {sample.id: sample for sample in work.samples}
     answered = [(samples[r["sample"]], r["prediction"]) for r in records if r["failure"] is None]
     try:
-        head["aggregate"] = work.task.aggregate(answered) if answered else None
+        head["aggregate"] = aggregate_of(work.task, answered)
     except Exception as cause:  # a stranger's metric may raise anything
-        reason = f"{type(cause).__name__}: {cause}"[:_TEXT_OF_MESSAGE]
-        head["failure"] = head["failure"] or f"{cell.where}: its answers could not be scored together: {reason}"
+        told = f"{cell.where}: its answers could not be scored together: {reason_of(cause)}"
+        head["failure"] = head["failure"] or told
 
 
 def _own_batches(
@@ -194,7 +195,7 @@ def _run_batch(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers
 
 def _fail(cell: Cell, answers: CellAnswers, batch: Batch, cause: Exception) -> None:
     """Record that a batch's questions have no answer, and why."""
-    message = f"{type(cause).__name__}: {cause}"[:_TEXT_OF_MESSAGE]
+    message = reason_of(cause)
     for place, sample in zip(batch.places, batch.samples, strict=True):
         answers.records[place] = record(cell, sample, failure=message)
 
@@ -230,8 +231,8 @@ def _answer(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: C
     lengths = answer_lengths(model, new)
     for row, (place, sample) in enumerate(zip(batch.places, batch.samples, strict=True)):
         said = processor.tokenizer.decode(new[row, : lengths[row]], skip_special_tokens=True).strip()
-        score = work.task.score(sample, said)
-        answers.records[place] = record(cell, sample, said, None if score is None else float(score))
+        require_text(said, f"the answer to {sample.id!r}")
+        answers.records[place] = record(cell, sample, said, score_of(work.task, sample, said))
         if place < cell.pictures and cell.control is None:
             spoken = pieces(processor.tokenizer, new[row, : lengths[row]].tolist())
             kept = Kept.of(session.trace, row, lengths[row] - 1).as_dict()

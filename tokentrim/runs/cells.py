@@ -17,6 +17,7 @@ from tokentrim.counting.forecast import planned_cached, planned_layer_tokens
 from tokentrim.plugins.loader import installed_version, registry
 from tokentrim.counting.shape import ModelShape
 from tokentrim.contracts.strategy import Strategy
+from tokentrim.contracts.tasks import Split
 
 REFERENCE: Final = "none"
 CONTROL: Final = "random"
@@ -88,7 +89,7 @@ class Cell:
     model: ModelTarget
     task: TaskSpec
     n: int
-    split: str
+    split: Split
     method: str
     strategy: StrategySpec
     match: Match

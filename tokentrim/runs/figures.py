@@ -18,6 +18,20 @@ Entry = Callable[[str], Any]
 Kind = Literal["text", "texts", "mapping", "count", "counts", "number", "share", "score", "seconds", "p"]
 TEXTUAL: Final = frozenset[Kind]({"text", "texts", "mapping", "counts"})
 
+TYPES: Final[dict[Kind, Any]] = {
+    "text": str,
+    "texts": list[str],
+    "mapping": dict[str, Any],
+    "count": int,
+    "counts": list[int],
+    "number": float,
+    "share": float,
+    "score": float,
+    "seconds": float,
+    "p": float,
+}
+"""What a value of each kind is in a file."""
+
 Group = Literal["costs", "score", "tests", "hard", "times", "more"]
 GROUPS: Final[dict[Group, str]] = {
     "costs": "costs",

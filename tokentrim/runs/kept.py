@@ -8,12 +8,51 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from pydantic import BaseModel, Field, model_validator
+
+from tokentrim.runs.token_places import Count
 
 if TYPE_CHECKING:
     from tokentrim.engine.tokens.trace import Trace
 
+_MOST_LAYERS: Final = 1024
 Changes = tuple[tuple[int, tuple[int, ...]], ...]
+
+
+class KeptRecord(BaseModel):
+    """What :meth:`Kept.as_dict` wrote, and the pieces of the answer beside it, as a file may hold them."""
+
+    n_visual: Count
+    n_layers: Annotated[int, Field(ge=1, le=_MOST_LAYERS, strict=True)]
+    steps: Count
+    prefill: list[tuple[Count, str]] = Field(min_length=1)
+    evictions: list[tuple[str, list[tuple[Count, str]]]]
+    tokens: list[str]
+
+    @model_validator(mode="after")
+    def _inside(self) -> KeptRecord:
+        firsts = [first for first, _ in self.prefill]
+        if firsts[0] != 0 or firsts != sorted(set(firsts)) or firsts[-1] >= self.n_layers:
+            raise ValueError(f"prefill must begin with layer 0 and go through layers below {self.n_layers}")
+        for layers, changes in self.evictions:
+            _require_runs(layers, self.n_layers)
+            if any(step > self.steps for step, _ in changes):
+                raise ValueError(f"evictions must be of steps up to {self.steps}")
+        for _, tokens in (*self.prefill, *(change for _, changes in self.evictions for change in changes)):
+            _require_runs(tokens, self.n_visual)
+        return self
+
+
+def _require_runs(text: str, limit: int) -> None:
+    """Raise ValueError unless a text is ascending runs of numbers below a limit; makes no list of them."""
+    last = -1
+    for run in text.split():
+        ends = [int(end) for end in run.split("-")]
+        if len(ends) > 2 or not last < ends[0] <= ends[-1] < limit:
+            raise ValueError(f"{text[:40]!r} must be ascending runs of numbers below {limit}")
+        last = ends[-1]
 
 
 @dataclass(frozen=True)

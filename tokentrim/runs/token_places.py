@@ -4,10 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from pydantic import BaseModel, Field, model_validator
 
 if TYPE_CHECKING:
     from tokentrim.contracts.sites import Grid
+
+
+MOST_TOKENS: Final = 2**18
+"""More visual tokens than one prompt of any model has; a file that says more is none of ours."""
+Count = Annotated[int, Field(ge=0, le=MOST_TOKENS, strict=True)]
+_Number = Annotated[int, Field(ge=-1, le=MOST_TOKENS, strict=True)]
+
+
+class GridRecord(BaseModel):
+    """What :meth:`Cells.as_dict` wrote, as a file may hold it."""
+
+    planes: list[tuple[Count, Count, Count, Count, Count]]
+    runs: list[tuple[_Number, Count, Count]]
+
+    @model_validator(mode="after")
+    def _inside(self) -> GridRecord:
+        sizes = [rows * cols for *_, rows, cols in self.planes]
+        if any(not 0 < size <= MOST_TOKENS for size in sizes) or self.n_tokens > MOST_TOKENS:
+            raise ValueError(f"planes and runs of tokens must have 1 to {MOST_TOKENS} tokens")
+        for plane, first, count in self.runs:
+            if plane >= len(sizes) or (plane >= 0 and first + count > sizes[plane]):
+                raise ValueError(f"the run {[plane, first, count]} must lie in a plane")
+        return self
+
+    @property
+    def n_tokens(self) -> int:
+        """Visual tokens in all."""
+        return sum(count for _, _, count in self.runs)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from tokentrim.runs.batches import Batch, expected_new_tokens, make_batches
 from tokentrim.runs.cells import Cell
+from tokentrim.runs.questions import questions_of
 from tokentrim.runs.specs import MEASURED
-from tokentrim.errors import DataError, StrategyError, complaint
+from tokentrim.errors import StrategyError, complaint
 from tokentrim.loading import Loaded
 from tokentrim.plugins.loader import registry
 from tokentrim.contracts.tasks import Sample, Task
@@ -57,15 +58,10 @@ def work_of(cell: Cell, loaded: Loaded) -> Work:
     """The questions of a cell's task as inputs of its model.
 
     Raises:
-        DataError: when the split has fewer questions.
+        DataError: when the split has fewer questions, or the task gives something else.
     """
     task = registry("task").get(cell.task.task)
-    samples = task.samples(cell.split, cell.n)
-    if len(samples) < cell.n:
-        raise DataError(
-            complaint(f"task {task.name!r}", f"have {cell.n} questions in its {cell.split} split", len(samples),
-                      "lower 'samples'")
-        )  # fmt: skip
+    samples = questions_of(task, cell.split, cell.n)
     batches = make_batches(loaded, samples, cell.batch_size)
     return Work(loaded, task, samples, batches, expected_new_tokens(loaded, samples, cell.max_new_tokens))
 

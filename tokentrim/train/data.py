@@ -14,6 +14,7 @@ from tokentrim.contracts.tasks import Sample
 from tokentrim.loading import Loaded, on_device
 from tokentrim.plugins.loader import registry
 from tokentrim.runs.batches import answer_tokens, sample_inputs
+from tokentrim.runs.questions import training_of
 
 IGNORE: Final = -100
 """Label of a column that holds no answer token."""
@@ -63,9 +64,9 @@ class Rounds:
 
     def _mixed(self, number: int) -> list[list[Sample]]:
         rng = np.random.default_rng([self._seed, number, _ROUND])
-        found = [sample for task in self._tasks for sample in list(task.training(number))[:_HANDFUL]]
+        found = [sample for task in self._tasks for sample in training_of(task, number)[:_HANDFUL]]
         order = rng.permutation(self.steps * self._batch) % len(found)  # a small round is gone through again
-        chosen = sorted((found[place] for place in order), key=lambda sample: len(sample.answer.split()))
+        chosen = sorted((found[int(place)] for place in order), key=lambda sample: len(sample.answer.split()))
         batches = [chosen[start : start + self._batch] for start in range(0, len(chosen), self._batch)]
         return [batches[place] for place in rng.permutation(self.steps)]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tokentrim.errors import ResultsError, complaint
-from tokentrim.runs.files import reading, write_atomic
+from tokentrim.runs.files import make_folder, reading, write_atomic
 from tokentrim.runs.specs import digest
 
 
@@ -48,7 +48,6 @@ class TrainingState:
         ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         note = {"step": step, "hash": digest(self._options), "options": self._options, "about": about}
         metadata = {"training": json.dumps(note)}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path, lambda part: save_file(ready, part, metadata=metadata))
 
     def load(self, module: nn.Module, optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
@@ -59,21 +58,23 @@ class TrainingState:
         """
         from safetensors import SafetensorError, safe_open
 
+        make_folder(self.path.parent)
         if not self.path.exists():
             return 0, {}
         opened: Any = safe_open
         with reading(self.path, "remove the file", SafetensorError), opened(self.path, framework="pt") as file:
-            note = json.loads(file.metadata()["training"])
+            note: dict[str, Any] = json.loads(file.metadata()["training"])
+            made, before, step, about = note["hash"], dict(note["options"]), int(note["step"]), dict(note["about"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if note["hash"] != digest(self._options):
-            before = note["options"]
+        if made != digest(self._options):
             changed = {key for key in {*before, *self._options} if before.get(key) != self._options.get(key)}
             raise ResultsError(
                 complaint(f"{self.path}", "be of this training", f"one that differs in {', '.join(sorted(changed))}",
                           "choose another --out, or remove the file to begin anew")
             )  # fmt: skip
-        _restore(module, optimizer, tensors)
-        return note["step"], note["about"]
+        with reading(self.path, "remove the file", RuntimeError):
+            _restore(module, optimizer, tensors)
+        return step, about
 
     def remove(self) -> None:
         """Forget everything: the weights are written."""
