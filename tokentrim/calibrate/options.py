@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tokentrim.config.validation import check
 from tokentrim.config.yaml_reader import Where
-from tokentrim.runs.specs import ModelSpec, TaskSpec, asked
+from tokentrim.runs.specs import MOST_QUESTIONS, ModelSpec, TaskSpec, asked
 
 Quality = Literal["score", "likelihood"]
 Direction = Literal["withdrawn-full", "full-withdrawn"]
@@ -28,7 +28,7 @@ class CalibrationOptions(BaseModel):
 
     model: ModelSpec = Field(default=ModelSpec(model="testbed"), description="a registered model, or a model folder")
     tasks: tuple[TaskSpec, ...] = Field(min_length=1, description="tasks whose calibration questions are asked")
-    samples: int = Field(default=32, ge=1, description="questions of each task")
+    samples: int = Field(default=32, ge=1, le=MOST_QUESTIONS, description="questions of each task")
     batch_size: int = Field(default=25, ge=1, description="questions answered at once")
     first: int = Field(default=1, ge=1, description="first boundary at which tokens may go")
 

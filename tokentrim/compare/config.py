@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
@@ -17,19 +19,35 @@ from tokentrim.errors import complaint
 from tokentrim.executors.base import Executor
 from tokentrim.executors.choosing import executor_from
 from tokentrim.plugins.loader import registry
-from tokentrim.runs.specs import DOWNSCALE, Match, ModelSpec, Part, Share, TaskSpec, Timing, digest, usual_comparison
+from tokentrim.runs.specs import (
+    DOWNSCALE,
+    MOST_QUESTIONS,
+    Match,
+    ModelSpec,
+    Part,
+    Share,
+    TaskSpec,
+    Timing,
+    digest,
+    usual_comparison,
+)
 
 Correction: TypeAlias = Literal["holm", "bonferroni", "fdr_bh", "none"]
 Control: TypeAlias = Literal["downscale"]
 CONTROLS: Final = ("random", "uniform", "pool", DOWNSCALE)
 _WHOM: Final = "the comparison"
+_ALIKE: Final = 1e-6  # shares nearer than that are one: no prompt has so many tokens that they would differ by one
 
 
 def _checked_shares(values: tuple[float, ...]) -> tuple[float, ...]:
     """Shares in (0, 1], each once, largest first."""
     if not values or any(not 0 < value <= 1 for value in values):
         raise ValueError(complaint("budgets", "be shares in (0, 1]", list(values), "write 0.3 to keep 30 %"))
-    return tuple(sorted(set(values), reverse=True))
+    found = sorted(values, reverse=True)
+    twice = next((pair for pair in pairwise(found) if pair[0] - pair[1] < _ALIKE), None)
+    if twice is not None:
+        raise ValueError(complaint("budgets", f"differ by {_ALIKE:g} or more", list(twice), "list each once"))
+    return tuple(found)
 
 
 Shares = Annotated[tuple[float, ...], AfterValidator(_checked_shares)]
@@ -67,7 +85,34 @@ class MethodSpec(Part):
             raise ValueError(
                 complaint(f"control {self.control!r}", "have budgets to match", "fixed", "leave 'match' out")
             )
+        if self.budgets is not None and self.as_configured:
+            raise ValueError(
+                complaint(f"budgets of {self.name!r}", "be left out, because it runs as it is configured",
+                          list(self.budgets), "what is fixed, has no knob or a budget of its own runs once")
+            )  # fmt: skip
         return self
+
+    @model_validator(mode="after")
+    def _own_label(self) -> MethodSpec:
+        """What a label says must be so: tables, tests and pictures know controls and methods by their names."""
+        if self.label != self.label.strip() or not self.label.isprintable():
+            raise ValueError(complaint("a label", "be printable text without blanks around it", self.label))
+        word = unicodedata.normalize("NFKC", self.label).casefold()
+        if word in {*registry("strategy").names(), DOWNSCALE} - {self.control or self.chosen.strategy.name}:
+            raise ValueError(
+                complaint(f"the label {self.label!r}", f"be of the method {word!r}, whose name it is",
+                          self.control or self.chosen.strategy.label(), "choose another label")
+            )  # fmt: skip
+        return self
+
+    @property
+    def as_configured(self) -> bool:
+        """Whether it runs once, as it is: that is asked for, or there is no knob, or a budget of its own."""
+        if self.match is not None or self.control is not None:
+            return self.match == "fixed"
+        strategy = self.chosen.strategy
+        parts = [*strategy.spatial_parts, *([strategy.temporal_part] if strategy.temporal_part else [])]
+        return self.chosen.budget is not None or all(part.budget_knob is None for part in (strategy, *parts))
 
     @property
     def chosen(self) -> StrategySpec:
@@ -103,7 +148,9 @@ class CompareConfig(Part):
     models: tuple[ModelSpec, ...] = Field(default=(ModelSpec(model="testbed"),), min_length=1)
     tasks: tuple[TaskSpec, ...] = Field(min_length=1, description="tasks to run, such as [where, list-all]")
     split: Split = "test"
-    samples: int = Field(default=100, ge=1, description="questions of each task that does not say otherwise")
+    samples: int = Field(
+        default=100, ge=1, le=MOST_QUESTIONS, description="questions of each task that does not say otherwise"
+    )
     strategies: tuple[MethodSpec, ...] = Field(min_length=1, description="methods to compare, such as [random, fastv]")
     budgets: Budgets = Budgets()
     controls: tuple[str, ...] = Field(
@@ -139,6 +186,13 @@ class CompareConfig(Part):
         where = info.context if isinstance(info.context, Where) else Where()
         return None if value is None else executor_from(value, where)
 
+    @field_validator("seeds")
+    @classmethod
+    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(complaint("seeds", "differ", list(value), "list each once"))
+        return value
+
     @model_validator(mode="after")
     def _distinct(self) -> CompareConfig:
         for what, names in (
@@ -150,6 +204,7 @@ class CompareConfig(Part):
             if twice:
                 hint = "give each a label of its own" if what == "strategies" else "list each once"
                 raise ValueError(complaint(f"names in {what}", "differ", twice, hint))
+        self._asked()  # budgets of different methods are beside each other, too
         return self
 
     def samples_of(self, task: TaskSpec) -> int:
@@ -166,8 +221,8 @@ class CompareConfig(Part):
 
     def _asked(self) -> tuple[float, ...]:
         """Every budget that some method is brought to, so that controls stand beside each."""
-        own = {share for method in self.strategies if method.match != "fixed" for share in method.budgets or ()}
-        return _checked_shares((*self.budgets.values, *own))
+        own = {share for method in self.strategies for share in method.budgets or ()}
+        return _checked_shares(tuple({*self.budgets.values, *own}))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that :func:`load_compare` reads back: every file and name resolved."""
@@ -247,4 +302,5 @@ def _added(name: str, budgets: tuple[float, ...]) -> MethodSpec:
     """The row of a control that nobody listed."""
     if name == DOWNSCALE:
         return MethodSpec(control=name, budgets=budgets)
-    return MethodSpec(strategy=strategy_from(name), budgets=budgets)
+    row = MethodSpec(strategy=strategy_from(name))
+    return row if row.as_configured else row.model_copy(update={"budgets": budgets})

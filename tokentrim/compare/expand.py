@@ -58,7 +58,9 @@ def _variants(config: CompareConfig, model: ModelTarget) -> Iterator[Variant]:
         match: Match = matched_by(method, config)
         budgets: Sequence[float | None] = [None] if match == "fixed" else method.budgets or config.budgets.values
         for seed, strategy in _seeded(method, config.seeds):
-            prepare(strategy.strategy, model.shape)  # missing weights are noticed before anything runs
+            # What does not fit the model, or lacks its weights, is noticed before anything runs.
+            first_boundary(strategy.strategy, model.shape)
+            prepare(strategy.strategy, model.shape)
             for budget in budgets:
                 boundary = _expected_boundary(strategy, model.shape, match, budget)
                 if boundary is not None and method.name != TEXT_ONLY:
@@ -112,18 +114,16 @@ def _expected_boundary(spec: StrategySpec, shape: ModelShape, match: Match, budg
 def matched_by(method: MethodSpec, config: CompareConfig) -> Match:
     """Which share a method's budgets mean.
 
-    A method without a knob, or with a budget of its own, runs as it is configured. One that acts on the cache alone
+    A method without a knob, or with a budget of its own, runs as it is configured; one that acts on the cache alone
     has the same layer-mean tokens whatever it does, so its budgets are shares of the cache.
     """
     if method.match is not None:
         return method.match
     if method.control is not None:
         return config.budgets.match
-    strategy = method.chosen.strategy
-    parts = [*strategy.spatial_parts, *([strategy.temporal_part] if strategy.temporal_part else [])]
-    if method.chosen.budget is not None or all(part.budget_knob is None for part in (strategy, *parts)):
+    if method.as_configured:
         return "fixed"
-    return config.budgets.match if strategy.spatial_parts else "kv_ratio"
+    return config.budgets.match if method.chosen.strategy.spatial_parts else "kv_ratio"
 
 
 def _seeded(method: MethodSpec, seeds: tuple[int, ...]) -> Iterator[tuple[int | None, StrategySpec]]:

@@ -40,7 +40,7 @@ _AGAIN: Final = "remove the file and run again"
 _STRICT: Final = ConfigDict(strict=True, extra="allow")
 
 
-class Spread(BaseModel):
+class SpreadRecord(BaseModel):
     """A median with its quartiles."""
 
     model_config = _STRICT
@@ -62,13 +62,13 @@ class TimingRow(BaseModel):
     repeats: int
     questions: int
     new_tokens: int
-    prefill_spread: Spread
-    prefill_ratio_spread: Spread | None
-    selection_spread: Spread
-    decode_spread: Spread
-    decode_ratio_spread: Spread | None
-    total_spread: Spread
-    total_ratio_spread: Spread | None
+    prefill_spread: SpreadRecord
+    prefill_ratio_spread: SpreadRecord | None
+    selection_spread: SpreadRecord
+    decode_spread: SpreadRecord
+    decode_ratio_spread: SpreadRecord | None
+    total_spread: SpreadRecord
+    total_ratio_spread: SpreadRecord | None
     peak_bytes: float | None
     peak_memory_ratio: float | None
 

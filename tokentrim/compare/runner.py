@@ -65,15 +65,10 @@ def run(
     Raises:
         TokentrimError: for bad input, before anything runs.
     """
-    require_report_extra()
     wanted = require_formats(formats)
-    settings = load_compare(config)
-    chosen = choose(executor, settings.executor)
-    models = [locate(spec) for spec in settings.models]
-    cells = expand(settings, models)
-    require_questions((cell.task.task, cell.split, cell.n) for cell in cells)
-    require_evidence(cells)
-    ranks = _meet(chosen, models, cells)
+    asked = planned(config, executor)
+    settings, chosen, models, cells = asked.settings, asked.executor, asked.models, asked.cells
+    ranks = join([device_of(model.spec.device) for model in models]) if chosen.in_process else ALONE
     folder = ResultsFolder(Path(out))
     written = shlex.join(command) if command else f"tokentrim.compare.run(..., {os.fspath(out)!r})"
     if ranks.first:
@@ -94,23 +89,46 @@ def run(
     return ranks.share(lambda: _store(settings, models, cells, results, folder, written, chosen, wanted, told))
 
 
-def _meet(executor: Executor, models: Sequence[ModelTarget], cells: Sequence[Cell]) -> Ranks:
-    """Make sure that the cells can be run as is asked, and find the other processes that share their questions.
+@dataclass(frozen=True)
+class Planned:
+    """A comparison that can run, as far as can be known before it does.
+
+    Attributes:
+        settings: what it compares.
+        executor: runs its cells.
+        models: located, not loaded.
+        cells: all that are known now.
+    """
+
+    settings: CompareConfig
+    executor: Executor
+    models: list[ModelTarget]
+    cells: list[Cell]
+
+
+def planned(config: str | Path | Mapping[str, Any] | CompareConfig | None, executor: Source | None = None) -> Planned:
+    """Look at all that a comparison needs; nothing is loaded, run or written.
 
     Raises:
-        UnsupportedError: when a library or device is missing, or torchrun and an executor are both to share the work.
+        TokentrimError: names what is missing: a library, a model, weights, questions, a device; or does not fit.
     """
-    executor.prepare()
-    if not executor.in_process:
+    require_report_extra()
+    settings = load_compare(config)
+    chosen = choose(executor, settings.executor)
+    models = [locate(spec) for spec in settings.models]
+    cells = expand(settings, models)
+    require_questions((cell.task.task, cell.split, cell.n) for cell in cells)
+    require_evidence(cells)
+    chosen.prepare()
+    if not chosen.in_process:
         if started() > 1:
             raise UnsupportedError(
                 complaint("a comparison under torchrun", "run its cells in torchrun's own processes",
-                          executor.spec(), "start it without torchrun, or leave the executor out")
+                          chosen.spec(), "start it without torchrun, or leave the executor out")
             )  # fmt: skip
         for cell in cells:
             packed(job_of(cell))  # what cannot travel is noticed before anything is written
-        return ALONE
-    return join([device_of(model.spec.device) for model in models])
+    return Planned(settings, chosen, models, cells)
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,15 @@ def _look_alikes(
         places: list[tuple[tuple[str | int, ...], Any]] = [((*above, key), value)]
         if listed:
             places = [((*above, key, index), item) for index, item in enumerate(value)]
+        for kind in _members(field.annotation) if isinstance(value, Mapping) else ():
+            if get_origin(kind) not in (dict, Mapping):
+                continue
+            keys, wanted = (_members(part) for part in get_args(kind))
+            for name in value:  # text for a number is right: JSON knows no other keys
+                if isinstance(name, bool) and _looks_alike(name, keys):
+                    what = f"each key of {key} of {whom}"
+                    found[(*above, key, name)] = str(where.at(key).error(complaint(what, "be a number", name)))
+            places = [((*above, key, name), item) for name, item in value.items()]
         for path, item in places:
             inner = next((kind for kind in wanted if isclass(kind) and issubclass(kind, BaseModel)), None)
             if inner is not None and isinstance(item, Mapping):
@@ -188,11 +197,16 @@ def _look_alikes(
 
 def _scalars(annotation: Any, *, within: bool) -> set[Any]:
     """The types that a value of this annotation may have; ``within``: that an item of its list may have."""
-    members: set[Any] = set(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else {annotation}
+    members = _members(annotation)
     if not within:
         return members
     lists = [member for member in members if get_origin(member) in (tuple, list)]
     return {item for member in lists for item in get_args(member)}
+
+
+def _members(annotation: Any) -> set[Any]:
+    """The types that an annotation allows."""
+    return set(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else {annotation}
 
 
 def _looks_alike(value: object, wanted: set[Any]) -> bool:

@@ -41,17 +41,17 @@ class CellResult:
         return None if name in CLOCKED and not self.head.get("timed_alone", True) else self.head.get(name)
 
 
-class _Picture(KeptRecord):
+class _PictureRecord(KeptRecord):
     cells: GridRecord | None
 
 
-class _Solved(BaseModel):
+class _SolvedRecord(BaseModel):
     model_config = _CLOSED
 
     realised: float | None = None
 
 
-class _Head(BaseModel):
+class _CellHead(BaseModel):
     model_config = _CLOSED
 
     boundary: int | None
@@ -59,12 +59,12 @@ class _Head(BaseModel):
     failure: str | None
     aggregate: float | None = None
     strategies: list[dict[str, Any]] = []
-    solved: _Solved | None = None
+    solved: _SolvedRecord | None = None
     timed_alone: bool = True
     placement: dict[str, Any] | None = None
 
 
-class _Line(BaseModel):
+class _AnswerLine(BaseModel):
     model_config = _CLOSED
 
     sample: str
@@ -78,9 +78,9 @@ class _Line(BaseModel):
 _COSTS: Final[dict[str, Any]] = {
     figure.name: (TYPES[figure.kind] | None, None)
     for figure in FIGURES
-    if figure.source in ("report", "cell") and figure.name not in _Head.model_fields
+    if figure.source in ("report", "cell") and figure.name not in _CellHead.model_fields
 }
-_WHOLE_HEAD: Final[type[BaseModel]] = create_model("Head of a cell", __base__=_Head, **_COSTS)
+_WHOLE_HEAD: Final[type[BaseModel]] = create_model("Head of a cell", __base__=_CellHead, **_COSTS)
 
 
 def verified(cell: Cell, lines: Sequence[Mapping[str, Any]]) -> CellResult:
@@ -101,7 +101,7 @@ def verified(cell: Cell, lines: Sequence[Mapping[str, Any]]) -> CellResult:
         _require_picture(record)
     metric = registry("task").get(cell.task.task).metric
     for line in samples:
-        _Line.model_validate(line)
+        _AnswerLine.model_validate(line)
         if line["failure"] is None and line["prediction"] is None:
             raise ValueError(f"question {line['sample']!r} must have an answer or a failure")
         if line["score"] is not None:
@@ -116,7 +116,7 @@ def verified(cell: Cell, lines: Sequence[Mapping[str, Any]]) -> CellResult:
 
 def _require_picture(record: Any) -> None:
     """Raise ValueError unless this is what one question kept."""
-    picture = _Picture.model_validate(record)
+    picture = _PictureRecord.model_validate(record)
     if picture.cells is not None and picture.n_visual > picture.cells.n_tokens:
         raise ValueError(f"{picture.n_visual} visual tokens must have a place each, and {picture.cells.n_tokens} have")
 

@@ -19,13 +19,16 @@ Match: TypeAlias = Share | Literal["fixed"]
 MEASURED: Final = "prefill_time_ratio"
 """The share that no plan knows: a knob is solved for it by measuring."""
 DOWNSCALE: Final = "downscale"
+MOST_QUESTIONS: Final = 100_000
+"""Of one task: intervals draw all of a task's questions 2,000 times, which takes 1.6 GB for as many."""
+_MOST_REPEATS: Final = 1000
 _USUAL: Final = "default.yaml"
 
 
 class Part(BaseModel):
     """Frozen, closed, and writable as one word where only its first key matters."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
     shorthand: ClassVar[str] = ""
     whom: ClassVar[str] = ""
 
@@ -46,7 +49,9 @@ class TaskSpec(Part):
     shorthand: ClassVar[str] = "task"
     whom: ClassVar[str] = "a task"
     task: str = Field(description="a registered task; see 'tokentrim ls task'")
-    samples: int | None = Field(default=None, ge=1, description="questions asked of every method")
+    samples: int | None = Field(
+        default=None, ge=1, le=MOST_QUESTIONS, description="questions asked of every method"
+    )
     max_new_tokens: int | None = Field(default=None, ge=1, description="default: the task's own limit")
 
     @field_validator("task")
@@ -60,8 +65,10 @@ class Timing(Part):
     """How time is measured, in a pass of its own after the answers."""
 
     whom: ClassVar[str] = "timing"
-    repeats: int = Field(default=5, ge=3, description="pairs of runs, unpruned and pruned, of each method and budget")
-    questions: int = Field(default=8, ge=1, description="questions of one timed run, in one batch")
+    repeats: int = Field(
+        default=5, ge=3, le=_MOST_REPEATS, description="pairs of runs, unpruned and pruned, of each method and budget"
+    )
+    questions: int = Field(default=8, ge=1, le=MOST_QUESTIONS, description="questions of one timed run, in one batch")
     new_tokens: int = Field(default=16, ge=2, description="new tokens of each timed run")
     memory: bool = Field(default=True, description="also measure peak memory, in one more run")
 
