@@ -134,6 +134,37 @@ def test_validate_prints_what_a_file_means(cli, tmp_path):
     assert cli("validate", file, "--json").data["config"]["strategy"]["k"] == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{name: fastv, k: 999}", "must be below 64"),
+        ("{strategy: {name: fastv, k: 20}, model: testbed}", "must be below 12"),
+        ("{strategy: fastv, model: /no/such/folder}", "be a registered name or a model folder"),
+        ("{name: replay, file: /no/trace}", "/no/trace"),
+        ("{name: quecc, weights: /no/weights}", "/no/weights"),
+        ("{tasks: [where], strategies: [{name: fastv, k: 999}]}", "must be below 12"),
+        ("{tasks: [where], strategies: [fastv], models: [/no/such/folder]}", "be a registered name or a model folder"),
+        ("{tasks: [where], strategies: [fastv], executor: {name: local, workers: 1000000}}", "for each core"),
+    ],
+)
+def test_validate_refuses_what_would_not_run(cli, tmp_path, text, said):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    result = cli("validate", file)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_validate_knows_suites_and_schedules(cli, tmp_path):
+    file = tmp_path / "c.yaml"
+    for text, kind in (
+        ("settings: [{geometry: scaled, strategies: [fastv]}]", "suite of benches"),
+        ("{format: 1, method: vtw, made_for: {layers: 12}, counts: {8: 0}, provenance: {}}", "schedule"),
+    ):
+        file.write_text(text)
+        assert cli("validate", file, "--json").data["kind"] == kind
+
+
 def test_validate_knows_comparisons(cli, tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump({"models": ["testbed-plain"], "tasks": ["where"], "strategies": ["fastv"]}))

@@ -53,6 +53,7 @@ def check(model: type[Model], values: object, whom: str, where: Where, *, contex
 
     Raises:
         ConfigError: with one line for every value that is wrong.
+        UnknownNameError: when a name is not registered.
     """
     if not isinstance(values, Mapping):
         raise where.error(complaint(whom, "be a mapping of keys to values", values))
@@ -69,7 +70,8 @@ def check(model: type[Model], values: object, whom: str, where: Where, *, contex
     except ConfigError:
         raise
     except TokentrimError as error:  # a validator's own complaint
-        raise where.error(str(error)) from error
+        place = str(where)
+        raise type(error)(f"{place}: {error}" if place else str(error)) from error
     if alike:
         raise ConfigError("\n".join(alike.values()))
     return found

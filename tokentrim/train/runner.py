@@ -151,8 +151,6 @@ def options_of(kind: type[Trainer], values: Mapping[str, Any], whom: str) -> Tra
         ConfigError: when a value is wrong.
         UnknownNameError: when a task or model is not known.
     """
-    for name in values.get("tasks") or ():
-        registry("task").entry(name)
     model, tasks = asked(values.get("model", "testbed"), values.get("tasks"), whom)
     given = {**values, "model": model, "tasks": tuple(task.task for task in tasks)}
     return check(kind.Options, given, whom, Where())
