@@ -248,7 +248,7 @@ def test_a_pruned_model_finds_the_answers_less_likely(work):
         (PSigmoid, {"budget": 1.5}, ConfigError, "budget of calibrate psigmoid"),
         (PSigmoid, {"trials": 1}, ConfigError, "trials of calibrate psigmoid"),
         (VTW, {"direction": "both"}, ConfigError, "direction of calibrate vtw"),
-        (GSearch, {"tasks": ["wher"]}, ConfigError, "Did you mean 'where'"),
+        (GSearch, {"tasks": ["wher"]}, UnknownNameError, "Did you mean 'where'"),
         (GSearch, {"model": "testbed-plane"}, UnknownNameError, "Did you mean 'testbed-plain'"),
         (GSearch, {"model": {"model": "testbed-plain", "device": "tpu"}}, ConfigError, "device"),
     ],

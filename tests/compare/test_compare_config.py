@@ -71,7 +71,7 @@ def test_the_hash_sees_every_change():
         ("tasks: [where]\nstrategies: [{strategy: fastv, match: fixed, budgets: [0.5]}]\n", ["'fastv'", "left out"]),
         ("tasks: [where]\nstrategies: [{strategy: none, budgets: [0.5]}]\n", ["'none'", "left out"]),
         ("tasks: [where]\nstrategies: [fastv]\nexecutor: {name: local, max_retries: 101}\n", ["max_retries", "100"]),
-        ("tasks: [where]\nstrategies: [{name: layer-counts, rates: {true: 0.5}}]\n", ["rates", "key", "True"]),
+        ("tasks: [where]\nstrategies: [{name: layer-counts, rates: {true: 0.5}}]\n", ["rates", "true"]),
         ("tasks: [where]\nstrategies: [{name: layer-counts, rates: {1: true}}]\n", ["rates", "number", "True"]),
         ("tasks: [where]\nstrategies: [fastv, {name: fastv, k: 3}]\n", ["fastv", "label"]),
         ("strategies: [fastv]\n", ["tasks", "be given"]),
