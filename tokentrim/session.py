@@ -10,13 +10,14 @@ from torch import nn
 from tokentrim.config.specs import Spec, Structure, resolve, strategy_from
 from tokentrim.contracts.adapter import Adapter, Layout
 from tokentrim.contracts.extras import GuideRequest
+from tokentrim.contracts.sites import ATTENTION_ROWS, Need
 from tokentrim.engine import guide as guides
 from tokentrim.engine.abilities import exits
 from tokentrim.engine.seams.private import unwrapped as unwrapped
 from tokentrim.engine.session import Session as Session, session_on
 from tokentrim.errors import AdapterError, ConfigError, UnsupportedError, complaint
 from tokentrim.plugins.loader import registry
-from tokentrim.selftest import proven
+from tokentrim.selftest import proven, trusted
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -33,7 +34,7 @@ def _layout_of(layout: Layout, structure: Structure) -> Layout:
 
 
 def located(model: nn.Module) -> tuple[Adapter, Layout]:
-    """The adapter of a model and where it finds things, proven by a self-test where the adapter needs that.
+    """The adapter of a model and where it finds things, proven by a self-test unless the adapter was made for it.
 
     Raises:
         AdapterError: when no adapter knows the model, or its layout has drifted.
@@ -41,7 +42,8 @@ def located(model: nn.Module) -> tuple[Adapter, Layout]:
     """
     adapter = adapter_of(model)
     layout = adapter.locate(model)
-    return adapter, proven(model, adapter, layout) if adapter.needs_proof else layout
+    known = trusted(adapter, (*layout.layers, *layout.attentions))
+    return adapter, layout if known else proven(model, adapter, layout)
 
 
 def adapter_of(model: nn.Module) -> Adapter:
@@ -138,8 +140,11 @@ def _guide(model: Any, layout: Layout, request: GuideRequest, given: Any) -> gui
     inner = unwrapped(given)[0]
     if request.exit_threshold is not None:
         exits.require_other(unwrapped(model)[0], inner)
-    adapter = adapter_of(inner)
-    own = _layout_of(adapter.locate(inner), "keep" if layout.structured else "prune")
+    adapter, found = located(inner)
+    own = _layout_of(found, "keep" if layout.structured else "prune")
+    if missing := sorted(need.value for need in ATTENTION_ROWS & own.unserved.keys()):
+        raise UnsupportedError(complaint("a guide", "give rows of its attention", f"a model without {missing}",
+                                         "; ".join({own.unserved[Need(name)] for name in missing})))  # fmt: skip
     return guides.Guide(inner, adapter, own, request)
 
 

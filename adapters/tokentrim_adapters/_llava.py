@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from tokentrim import (
     decoder_shape,
     submodule,
 )
+
+DECODERS: Final = ("llama", "mistral", "qwen2")
+"""What these families are tested with; any other decoder has to pass the self-test."""
 
 
 def locate(model: nn.Module, shape: ModelShape, *, structured: bool = False) -> Layout:

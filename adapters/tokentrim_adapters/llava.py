@@ -30,6 +30,7 @@ class LlavaAdapter(Adapter):
 
     name: ClassVar[str] = "llava"
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
+    decoders: ClassVar[tuple[str, ...]] = _llava.DECODERS
 
     def locate(self, model: nn.Module) -> Layout:
         """Find entry, decoder and vision modules."""

@@ -31,6 +31,7 @@ class LlavaNextAdapter(Adapter):
 
     name: ClassVar[str] = "llava-next"
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+    decoders: ClassVar[tuple[str, ...]] = _llava.DECODERS
 
     def locate(self, model: nn.Module) -> Layout:
         """Find entry, decoder and vision modules."""

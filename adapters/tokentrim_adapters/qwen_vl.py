@@ -66,6 +66,7 @@ class QwenVLAdapter(Adapter):
 
     name: ClassVar[str] = "qwen-vl"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+    decoders: ClassVar[tuple[str, ...]] = model_types
 
     def locate(self, model: nn.Module) -> Layout:
         """Find entry, decoder and vision modules."""

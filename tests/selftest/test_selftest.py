@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlavaConfig, LlavaForConditionalGeneration, MistralConfig
+from transformers import Gemma3TextConfig, LlavaConfig, LlavaForConditionalGeneration, MistralConfig
 
 from tokentrim import selftest
 from tokentrim.contracts.adapter import Adapter, Encoding, Layout, Places
@@ -314,6 +315,39 @@ def test_layers_of_a_kind_that_the_copy_lacks_are_refused(monkeypatch: pytest.Mo
     Sound().locate(model).attentions[2].is_odd = True
     with pytest.raises(UnsupportedError, match=r"kinds that its small copy has; got .*is_odd=True"):
         trim(model, "none")
+
+
+def test_an_adapter_is_not_trusted_with_decoders_that_it_was_not_made_for() -> None:
+    """LLaVA's own adapter finds every module of these, and would prune them wrongly."""
+    text = Gemma3TextConfig(num_hidden_layers=6, hidden_size=64, intermediate_size=64, num_attention_heads=2,
+                            num_key_value_heads=1, head_dim=32, vocab_size=512)  # fmt: skip
+    config = LlavaConfig(text_config=text, vision_config=subject().model.config.vision_config)
+    model = LlavaForConditionalGeneration(config).eval()
+    Sound().locate(model)
+    with pytest.raises(UnsupportedError, match=r"the llava adapter was not made for.*plain masks: position embeddings"):
+        trim(model, "none")
+    with pytest.raises(UnsupportedError, match="not made for"):
+        trim(subject().model, "sgl", guide=model)
+
+
+def test_an_adapter_is_not_trusted_with_layers_of_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("tokentrim.session.proven", lambda model, adapter, layout: asked.append(adapter) or layout)
+    model = copy.deepcopy(subject().model)
+    layers = Sound().locate(model).layers
+    layers[1].forward = partial(layers[1].forward)  # an instance's own is that of accelerate and the like
+    trim(model, "none")
+    assert not asked
+
+    kind: Any = type(layers[0])
+
+    class Drifted(kind):
+        def forward(self, *args: Any, **more: Any) -> Any:
+            return super().forward(*args, **more)
+
+    layers[2].__class__ = Drifted
+    trim(model, "none")
+    assert [adapter.name for adapter in asked] == ["llava"]
 
 
 # ---------------------------------------------------------------------- small configurations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokentrim.loading import describe
-from tokentrim.selftest import Result, model_class_of, self_test
+from tokentrim.selftest import Result, model_class_of, self_test, trusted
 
 
 def check_model(name: str) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def check_model(name: str) -> dict[str, Any]:
     return {
         "model": name,
         "adapter": adapter.name,
-        "served": refusal is None or (refusal.ok is None and not adapter.needs_proof),
+        "served": refusal is None or (refusal.ok is None and trusted(adapter, [config.get_text_config()])),
         "checks": [_row(result) for result in (family, *test.results)],
     }
 

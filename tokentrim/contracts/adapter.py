@@ -159,6 +159,9 @@ class Adapter(ABC):
     """``config.model_type`` values of this family."""
     needs_proof: ClassVar[bool] = False
     """Whether a model must pass the self-test before it is trimmed, because the adapter assumes what it cannot know."""
+    decoders: ClassVar[tuple[str, ...]] = ()
+    """Families of transformers whose decoders this adapter was made for, such as ``llama``: a model with any other
+    decoder, or with decoder layers of somebody's own code, must pass the self-test too. Empty: it trusts them all."""
 
     @abstractmethod
     def locate(self, model: nn.Module) -> Layout:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -193,8 +193,28 @@ def _first_line(error: BaseException) -> str:
 
 # ---------------------------------------------------------------------- in front of trim
 
+_WRAPPERS: Final = ("torch.", "accelerate.", "peft.")
+"""Whose classes wrap a module and run it as it is."""
 _KNOWN: dict[tuple[str, ...], SelfTest] = {}
 _LOCK = threading.Lock()
+
+
+def trusted(adapter: Adapter, parts: Iterable[Any]) -> bool:
+    """Whether an adapter may serve a decoder without a proof.
+
+    Args:
+        adapter: what is to serve it.
+        parts: the decoder's layers and attention modules, or its config.
+    """
+    homes = tuple(f"transformers.models.{name}." for name in adapter.decoders)
+    known = all(_origin(part).startswith((*homes, *_WRAPPERS)) for part in parts) if homes else True
+    return known and not adapter.needs_proof
+
+
+def _origin(part: Any) -> str:
+    """The Python module of the code that a module runs, or of a config's class."""
+    code: Any = type(part).forward if isinstance(part, nn.Module) else type(part)
+    return code.__module__
 
 
 def proven(model: nn.Module, adapter: Adapter, layout: Layout) -> Layout:
@@ -204,7 +224,7 @@ def proven(model: nn.Module, adapter: Adapter, layout: Layout) -> Layout:
         UnsupportedError: when the model fails its self-test, with the reason.
     """
     test = _tested(model, adapter)
-    whom = f"a {test.model_class}, which only the {adapter.name} adapter recognises,"
+    whom = f"a {test.model_class} with a decoder that the {adapter.name} adapter was not made for"
     if (refusal := test.refusal) is not None:
         raise UnsupportedError(
             complaint(whom, "pass the self-test on a small random copy", f"{refusal.name}: {refusal.text}",
