@@ -46,6 +46,7 @@ def reference_logits(
     change: dict[int, Change] | None = None,
     steps: list[int] | None = None,
     embedded: Tensor | None = None,
+    hidden_from: dict[int, Tensor] | None = None,
 ) -> Tensor:
     """[T + G, V]: logits at every column of the prompt and of ``generated`` under the kept sets of ``trace``.
 
@@ -59,6 +60,7 @@ def reference_logits(
         change: boundary -> what happens to the prompt's hidden states [T, D] there (merging).
         steps: [G] decode forward in which each generated token was fed; by default one token each.
         embedded: [T, D], what the decoder is handed, where a gradient is to flow through it.
+        hidden_from: generated token -> the columns that it, as the caller wants, does not see.
     """
     ids = inputs["input_ids"][0]
     length, extra = len(ids), len(generated)
@@ -79,6 +81,8 @@ def reference_logits(
         for place, step in enumerate(steps, start=length):
             held = torch.isin(raster, trace.cached(number, step, sample)) & is_visual
             visible[place] = causal[place] & (~is_visual | held)
+        for token, columns in (hidden_from or {}).items():
+            visible[length + token, columns] = False
         visible |= torch.eye(total, dtype=torch.bool)  # a dropped token sees itself: nobody sees it
         if renumber:
             alive = ~is_visual | kept

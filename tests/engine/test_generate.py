@@ -14,6 +14,7 @@ from tests.engine.cases import FIRST, OTHERS, SPECS, deviation, generate, merges
 from tests.engine.reference import reference_logits
 from tests.models import IMAGE, PAD, alone, prompt, tiny_llava
 from tokentrim.config.specs import strategy_from
+from tokentrim.errors import UnsupportedError
 
 _model = lru_cache(maxsize=8)(tiny_llava)
 _SOME = ["st3", "random-boundary=0", "pool", "vta-ranking=frozen-every=5-floor=0.1", "composition"]
@@ -230,6 +231,66 @@ def test_a_second_turn_in_a_padded_batch_is_each_row_alone() -> None:
         found.append(torch.stack(second.logits, dim=1))
     assert deviation(found[0][0], found[1][0]) < TOLERANCE
     assert deviation(found[0][1], found[2][0]) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "name", ["keep all", "fastv-query=last", "random-boundary=0", "vta", "st3", "vta-ranking=frozen"]
+)
+def test_a_later_mask_hides_what_was_said(name: str) -> None:
+    """Words and visual tokens of the prompt and of the answer, hidden at some steps and shown again at others."""
+    spec, model = {"name": "fastv", "keep_ratio": 1.0} if name == "keep all" else SPECS[name], _model(side=4)
+    inputs = prompt(model, [3, "image", 5])
+    length, new = inputs["input_ids"].shape[1], torch.tensor([31, 32, 33, 34, 35, 36])
+    one, other = torch.tensor([1, 4, 5, 6, 7, 8, 20, length]), torch.arange(10, 17)
+    steps: list[tuple[slice, torch.Tensor | None]] = [
+        (slice(0, 1), None), (slice(1, 4), one), (slice(4, 5), other), (slice(5, 6), None)
+    ]  # fmt: skip
+    with trimmed(model, spec, inputs) as session, torch.no_grad():
+        out, found = model(**inputs, use_cache=True), list[torch.Tensor]()
+        for here, hidden in steps:
+            mask = torch.ones(1, length + here.stop, dtype=torch.long)
+            if hidden is not None:
+                mask[0, hidden] = 0
+            step = {"past_key_values": out.past_key_values, "attention_mask": None if here.start == 5 else mask}
+            places = torch.arange(length + here.start, length + here.stop).unsqueeze(0)
+            found.append(model(new[here].unsqueeze(0), position_ids=places, **step).logits[0])
+        trace = session.trace
+    forwards = {token: number for number, (here, _) in enumerate(steps, start=1) for token in range(6)[here]}
+    unseen = {token: hidden for here, hidden in steps if hidden is not None for token in range(6)[here]}
+    expected = reference_logits(model, inputs, new, trace, steps=list(forwards.values()), hidden_from=unseen)
+    assert deviation(torch.cat(found), expected[length:]) < TOLERANCE
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generate_reads_a_new_mask_and_goes_on_with_it(beams: int) -> None:
+    """With everything kept, a second turn is the untouched model's, whatever its mask hides of the first."""
+    model = _model(side=4)
+    inputs = prompt(model, [3, "image", 5], [2, "image", 9])
+    found: list[torch.Tensor] = []
+    for spec in ({"name": "none"}, {"name": "fastv", "keep_ratio": 1.0}):
+        with trimmed(model, spec, inputs):
+            first = model.generate(**inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+            ids = torch.cat([first.sequences, torch.tensor([[11, 12], [PAD, 13]])], dim=1)
+            mask = (ids != PAD).long()
+            mask[:, 9:19] = 0
+            more = {"past_key_values": first.past_key_values, "attention_mask": mask, "num_beams": beams}
+            if beams > 1:
+                first.past_key_values.batch_repeat_interleave(beams)
+            found.append(model.generate(ids, **more, max_new_tokens=4, do_sample=False))
+    assert torch.equal(*found)
+
+
+def test_a_mask_of_the_new_tokens_alone_is_refused() -> None:
+    model = _model(side=4)
+    inputs = prompt(model, [3, "image", 5])
+    with trimmed(model, SPECS["st3"], inputs), torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        for mask in (torch.ones(1, 2), torch.ones(1, 25)):
+            with pytest.raises(UnsupportedError, match=r"be \[1, 26\]: all columns"):
+                model(torch.tensor([[5, 6]]), attention_mask=mask, past_key_values=cache)
+        with pytest.raises(UnsupportedError, match="be 2-D"):
+            model(torch.tensor([[5, 6]]), attention_mask=torch.zeros(1, 1, 2, 26), past_key_values=cache)
+        model(torch.tensor([[5, 6]]), attention_mask=torch.ones(1, 26), past_key_values=cache)
 
 
 @pytest.mark.parametrize("name", _SOME)

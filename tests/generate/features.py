@@ -298,6 +298,30 @@ def _turn_at_once(bench: Bench) -> Found:
     return [tokens, logits[-NEW:].unsqueeze(0)]
 
 
+_HIDDEN = torch.arange(1, 9)
+"""Columns of the prompt, words and a part of the picture, that a later turn does not see."""
+
+
+def _hidden_turn(bench: Bench) -> Found:
+    first = _first_turn(bench)
+    ids = bench.kept["turn"] = torch.cat([first.sequences, _QUESTION], dim=1)
+    mask, places = torch.ones_like(ids), torch.arange(ids.shape[1]).unsqueeze(0)
+    mask[:, _HIDDEN] = 0
+    more = {"attention_mask": mask, "position_ids": places[:, -4:], "past_key_values": first.past_key_values}
+    with torch.no_grad():
+        return [bench.model(ids[:, -4:], **more).logits[0]]
+
+
+def _hidden_turn_by_mask(bench: Bench) -> Found:
+    assert bench.session is not None
+    inputs, trace = bench.one(), bench.session.trace
+    new = bench.kept["turn"][0, inputs["input_ids"].shape[1] :]
+    unseen, steps = dict.fromkeys(range(3, 7), _HIDDEN), [1, 2, 3, 4, 4, 4, 4]
+    options = {"steps": steps, "hidden_from": unseen, "renumber": bench.kind == "renumber"}
+    with bench.paused():
+        return [reference_logits(bench.model, inputs, new, trace, **options)[-4:]]
+
+
 def _picture_later(bench: Bench) -> Found:
     first = _first_turn(bench)
     more = bench.prompt((2, "image", 3), seed=7)
@@ -699,6 +723,13 @@ FEATURES: tuple[Feature, ...] = (
         instead="let the model keep a cache",
     ),
     Feature("a returned cache continued with text", _second_turn, _turn_at_once, first_only=("both",)),
+    Feature(
+        "a returned cache continued under a mask that hides some of what was said",
+        _hidden_turn,
+        _hidden_turn_by_mask,
+        leaves_out=("merging",),
+        serves=_llava,
+    ),
     Feature(
         "a returned cache continued with another image",
         _picture_later,

@@ -135,8 +135,8 @@ class Compiled(Ability):
             return "edited attention"
         if any(layer.shift is not None for layer in run.layers):
             return "renumbered positions"
-        if prompt.appended_valid is not None:
-            return "padding behind the prompt"
+        if prompt.appended_valid is not None or prompt.shown is not None:
+            return "padding behind the prompt, or columns that a mask hides"
         if context.implementation not in _KERNELS or context.heads.shared:
             return "an attention implementation other than sdpa and eager on one device"
         if torch.is_grad_enabled():

@@ -63,7 +63,8 @@ class Decode:
 
     def _observes(self) -> bool:
         """Whether this step's attention has to be read, masked or edited."""
-        unpadded = self.prompt.appended_valid is None and all(s.valid is None for s in self.streams)
+        prompt = self.prompt
+        unpadded = prompt.appended_valid is None and prompt.shown is None and all(s.valid is None for s in self.streams)
         plain = unpadded and self.queries == 1 and self.context.implementation.startswith(_MASKLESS)
         # A window that is exactly full hides nothing, but the model makes a mask of it: of the first layer's length.
         plain = plain and (self.context.window is None or self.layers[0].get_seq_length() + 1 < self.context.window)
@@ -221,12 +222,14 @@ class Decode:
         )
 
     def _valid(self, stream: Stream, keys: int) -> Tensor | None:
-        """bool [B, keys]: this layer's real columns, appended ones included; None when all are."""
-        appended = self.prompt.appended_valid
-        if stream.valid is None and appended is None:
+        """bool [B, keys]: this layer's columns that may be seen, appended ones included; None when all may."""
+        appended, shown, front = self.prompt.appended_valid, self.prompt.shown, stream.valid
+        if front is None and appended is None and shown is None:
             return None
         device, rows = stream.vis_pos.device, stream.rows
-        front = stream.valid
+        if shown is not None:
+            shown = shown.gather(1, stream.columns)
+            front = shown if front is None else front & shown
         if front is None:
             front = torch.ones(rows, stream.length, dtype=torch.bool, device=device)
         behind = keys - stream.length

@@ -228,11 +228,12 @@ class Engine:
         if not cache.trimmed(past) and past in self._text_only and not pictures:
             return arguments
         layers = refusals.of_continued(past, pictures=pictures)
-        prompt = layers[0].prompt
+        prompt, mask = layers[0].prompt, arguments.get("attention_mask")
+        refusals.of_mask(mask)
         columns, start = embeds.shape[1], layers[0].get_seq_length()
         refusals.of_window(self.context, start + columns)
         refusals.of_outputs(self.context, arguments)
-        prompt.begin_step(arguments.get("attention_mask"), columns, embeds.shape[0])
+        prompt.begin_step(mask, columns, embeds.shape[0], self._generating.call)
         run = Decode(self.context, prompt, layers, columns)
         self._passes.begin(run, embeds.device)
         run.hook_layers(positions.of_call(arguments, start, columns, embeds.device))

@@ -61,6 +61,7 @@ class Prompting:
             is_active=self.is_active,
             n_layers=context.shape.n_layers,
             new_tokens=None if call is None else call.new_tokens,
+            call=call,
             place=place,
             states=states,
             trace=Trace(stream.n_visual, context.shape.n_layers) if self.record else None,

@@ -44,6 +44,9 @@ class Prompt:
         states: what each part's ``begin`` returned, by the part's place in the strategy.
         step: decode forwards run so far.
         appended_valid: bool [B, A] of appended columns, None while all are real.
+        shown: bool [B, T_prompt], columns of the prompt that the running forward may see; None where it may see all
+            but padding.
+        call: the call of ``generate`` whose mask has been read.
         trace: what was kept where.
         held: per decode step, per layer, visual entries of each row.
     """
@@ -65,14 +68,20 @@ class Prompt:
     states: dict[int, Any] = field(default_factory=dict[int, Any])
     step: int = 0
     appended_valid: Tensor | None = None
+    shown: Tensor | None = None
+    call: object = None
     trace: Trace | None = None
     events: int = 0
     layer_counts: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
     visual_pairs: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
     held: list[list[tuple[int, ...]]] = field(default_factory=list[list[tuple[int, ...]]])
     appended: list[int] = field(default_factory=list[int])
+    _valid: Tensor | None = None
     _memo: tuple[Tensor, dict[int, tuple[Any, Any]]] | None = None
     _repeat: tuple[int, int, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        self._valid = self.start.valid
 
     @cached_property
     def placement(self) -> Placement | None:
@@ -178,8 +187,9 @@ class Prompt:
         """What this very reordering makes of ``old`` (one call reorders every layer in turn)."""
         if self._memo is None or self._memo[0] is not index:
             self._memo = (index, {})
-            if self.appended_valid is not None:
-                self.appended_valid = self.appended_valid.index_select(0, index.to(self.appended_valid.device))
+            for name in ("appended_valid", "shown", "_valid"):
+                if (marks := getattr(self, name)) is not None:
+                    setattr(self, name, marks.index_select(0, index.to(marks.device)))
             for state in self.states.values():
                 if hasattr(state, "select_rows"):
                     state.select_rows(index)
@@ -195,23 +205,47 @@ class Prompt:
             self._repeat = (rows, repeats, index)
         return self._repeat[2]
 
-    def begin_step(self, mask: Any, columns: int, rows: int) -> None:
-        """Count a decode forward of ``columns`` new columns, some of which a 2-D ``mask`` may say are padding."""
+    def begin_step(self, mask: Tensor | None, columns: int, rows: int, call: object = None) -> None:
+        """Count a decode forward of ``columns`` new columns.
+
+        Args:
+            mask: [B, all columns so far], 0 at those that the forward may not see; None when it may see all.
+            columns: new ones.
+            rows: B.
+            call: the call of ``generate`` that runs it, which only adds ones to its mask: that is read once per call.
+
+        Raises:
+            UnsupportedError: when the mask has another shape.
+        """
+        behind = sum(self.appended) + columns
+        if call is None or call is not self.call:
+            self._see(mask, rows, behind)
+        elif self.appended_valid is not None:
+            more = self.appended_valid.new_ones(rows, columns)
+            self.appended_valid = torch.cat([self.appended_valid, more], dim=1)
+        self.call = call
         self.step += 1
-        new_valid = None
-        if columns > 1 and isinstance(mask, Tensor) and mask.dim() == 2:
-            new_valid = mask[:, -columns:].bool()
-            new_valid = None if bool(new_valid.all()) else new_valid
-        before = sum(self.appended)
         self.appended.append(columns)
-        if new_valid is None and self.appended_valid is None:
+
+    def _see(self, mask: Tensor | None, rows: int, behind: int) -> None:
+        """Read a mask of the prompt's columns and so many ``behind`` it."""
+        if mask is None:
+            self.shown = self.appended_valid = None
             return
-        device = self.start.vis_pos.device
-        old = self.appended_valid
-        if old is None:
-            old = torch.ones(rows, before, dtype=torch.bool, device=device)
-        new = new_valid if new_valid is not None else torch.ones(rows, columns, dtype=torch.bool, device=device)
-        self.appended_valid = torch.cat([old, new], dim=1)
+        if tuple(mask.shape) != (rows, self.length + behind):
+            raise UnsupportedError(
+                complaint(
+                    "attention_mask over a trimmed cache",
+                    f"be {[rows, self.length + behind]}: all columns of the prompt, dropped ones too, and all since",
+                    list(mask.shape),
+                    "append ones to the mask of the prompt, one per new token",
+                )
+            )
+        mask = mask.to(self.start.vis_pos.device, torch.bool)
+        front, after = mask[:, : self.length], mask[:, self.length :]
+        hidden = ~front if self._valid is None else self._valid & ~front
+        hides, pads = torch.stack([hidden.any(), ~after.all()]).tolist()
+        self.shown, self.appended_valid = front if hides else None, after if pads else None
 
     def cropped(self, appended: int) -> None:
         """The cache was rolled back to ``appended`` columns behind the prompt."""
