@@ -61,7 +61,7 @@ if TYPE_CHECKING:
         thin_similar as thin_similar,
     )
     from tokentrim.contracts.trained.trainable import Trainable as Trainable
-    from tokentrim.counting.forecast import plan as plan
+    from tokentrim.counting.forecast import NEW_TOKENS as NEW_TOKENS, plan as plan
     from tokentrim.counting.rounding import (
         keep_count as keep_count,
         prune_count as prune_count,
@@ -117,7 +117,7 @@ __getattr__, __dir__, __all__ = lazy(
         "contracts.toolkit.cells": "windows_of",
         "contracts.toolkit.clustering": "density_peaks, greedy_diverse, thin_similar",
         "contracts.trained.trainable": "Trainable",
-        "counting.forecast": "plan",
+        "counting.forecast": "NEW_TOKENS, plan",
         "counting.rounding": "keep_count, prune_count, resolve_count",
         "counting.schedule": "Schedule",
         "counting.shape": "ModelShape, VisionShape",

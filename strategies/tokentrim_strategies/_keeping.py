@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from tokentrim import (
     LayerSite,
@@ -38,6 +38,27 @@ def check_boundary(strategy: Strategy, parameter: str, boundary: int, shape: Mod
                 "a boundary lies before a layer, counted from 0",
             )
         )
+
+
+class Blocks(BaseModel):
+    """Pruning boundaries at equal distances, and the blocks of layers between them."""
+
+    start: int = Field(default=2, ge=1, description="first boundary at which tokens go")
+    stride: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="layers from one pruning boundary to the next; auto: two fifths of the model's"
+    )
+
+    def strides(self, shape: ModelShape) -> int:
+        """The stride in layers: as given, or ``ceil(2 L / 5)``."""
+        return -(-2 * shape.n_layers // 5) if self.stride == "auto" else self.stride
+
+    def boundaries(self, shape: ModelShape) -> range:
+        """start, start + stride, ... below L."""
+        return range(self.start, shape.n_layers, self.strides(shape))
+
+    def in_front(self, layer: int, shape: ModelShape) -> int:
+        """The layer before the block of ``layer``; layer 0 where no boundary lies before ``layer``."""
+        return max((boundary - 1 for boundary in self.boundaries(shape) if boundary <= layer), default=0)
 
 
 def one_of_two(data: Any, share: str, number: str, whom: str) -> Any:

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from tokentrim import LayerSite, ModelShape, Need, PromptInfo, Schedule, SpatialScorer, Stage, prune_count
-from tokentrim_strategies._keeping import Share, check_boundary
+from tokentrim_strategies._keeping import Blocks, Share, check_boundary
 from tokentrim_strategies._scores import text_row_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class PVTPParameters(BaseModel):
+class PVTPParameters(Blocks):
     """Parameters of :class:`PVTP`, which :class:`~tokentrim_strategies.st3.ST3` shares."""
 
-    start: int = Field(default=2, ge=1, description="first boundary at which tokens go")
-    stride: int = Field(default=4, ge=1, description="layers from one pruning boundary to the next")
     prune_ratio: Share = Field(default=0.30, description="share that goes at every pruning boundary")
     rule: Literal["geometric", "linear"] = Field(
         default="geometric", description="share of the current tokens (geometric) or of the original ones (linear)"
@@ -120,7 +118,7 @@ class PVTP(PVTPParameters, SpatialScorer):
         check_boundary(self, "start", self.start, shape)
         counts: dict[int, int] = {}
         current, loss = n_visual, n_visual - prune_count(self.prune_ratio, n_visual)
-        for boundary in range(self.start, shape.n_layers, self.stride):
+        for boundary in self.boundaries(shape):
             current = max(0, current - loss) if self.rule == "linear" else prune_count(self.prune_ratio, current)
             counts[boundary] = current
         return Schedule.of(counts)
@@ -134,7 +132,7 @@ class PVTP(PVTPParameters, SpatialScorer):
         if self.heredity == 1:
             return self._fresh(site)
         state: Inheritance = site.state
-        if (site.boundary - self.start) // self.stride % self.heredity:
+        if self.boundaries(site.shape).index(site.boundary) % self.heredity:
             return state.inherited(lambda: self._fresh(site), site.ids)
         scores = self._fresh(site)
         state.store(scores, site.ids, self._asked(site, state.n_visual))

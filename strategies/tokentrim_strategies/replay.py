@@ -126,6 +126,10 @@ class ReplaySpatial(_Replaying, SpatialSelector):
 class ReplayTemporal(_Replaying, TemporalSelector):
     """The decode part of :class:`Replay`."""
 
+    def evicts(self) -> bool:
+        """As the recorded part did."""
+        return self._trace.evicts
+
     def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
         """The largest recorded set of this layer and step, among samples that began with ``n_prefill`` entries."""
         trace = self._trace
@@ -151,10 +155,11 @@ def _boundaries(trace: Trace) -> tuple[int, ...]:
 
 
 def _evicts(trace: Trace) -> bool:
-    """Whether some layer's cache holds less at the last step than after prefill."""
-    return trace.steps > 0 and any(
-        len(trace.cached(layer, trace.steps, sample)) < len(trace.kept(layer, sample))
-        for layer in range(trace.n_layers)
+    """Whether some layer saw less of its cache at a decode step than prefill left."""
+    return any(
+        len(trace.cached(layer, step, sample)) < len(trace.kept(layer, sample))
+        for layer, changes in trace.evictions.items()
+        for step in {min(at, trace.steps) for at, _ in changes}
         for sample in range(len(trace.n_visual))
     )
 

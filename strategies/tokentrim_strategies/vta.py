@@ -4,60 +4,77 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import TYPE_CHECKING, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from tokentrim import ModelShape, Need, StepSite, TemporalScorer, keep_count
-from tokentrim_strategies._keeping import Share
+from tokentrim import NEW_TOKENS, ModelShape, Need, StepSite, TemporalScorer, keep_count
+from tokentrim_strategies._keeping import Blocks, Share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Cosines and exponentials are rounded: where the true product is a whole number (a cosine at half of the horizon), the
-# float may lie just below. 1e-9 of a token is far above that error and far below any true distance that matters.
+# float may lie just above. 1e-9 of a token is far above that error and far below any true distance that matters.
 _GUARD: Final = 1e-9
+_ROWS: Final = {"frozen": Need.PROMPT_ROW, "accumulated": Need.ACCUMULATED}
 
 
-class VTAParameters(BaseModel):
+class VTAParameters(Blocks):
     """Parameters of :class:`VTA`, which :class:`~tokentrim_strategies.st3.ST3` shares."""
 
     attenuation: Literal["linear", "cosine", "exponential"] = Field(
-        default="cosine", description="shape of gamma(t), the share of the prefill's visual entries that stays"
+        default="cosine", description="shape of gamma(t), the share of the prefill's visual entries that is seen"
     )
-    horizon: int = Field(default=64, ge=1, description="decode steps after which linear and cosine reach zero")
-    floor: Share = Field(default=0.0, description="share of the prefill's entries that always stays")
-    every: int = Field(default=1, ge=1, description="evict only at decode steps that are multiples of this")
-    ranking: Literal["current", "frozen"] = Field(
-        default="current", description="rank by the current token's attention, or by the last prompt token's"
+    horizon: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="decode steps after which linear and cosine reach zero; auto: the answer's largest length",
     )
+    floor: Share = Field(default=0.0, description="share of the prefill's entries that is always seen")
+    every: int = Field(default=1, ge=1, description="choose only at decode steps that are multiples of this")
+    ranking: Literal["current", "previous", "block", "frozen", "accumulated"] = Field(
+        default="current", description="whose attention ranks: see the class"
+    )
+    evict: bool = Field(default=True, description="whether what is not chosen is gone; else it may be chosen again")
 
 
 class VTA(VTAParameters, TemporalScorer):
-    """Let every layer's cached visual entries fade out as the answer grows; what leaves the cache is gone for good.
+    """Let every layer see fewer of its cached visual entries as the answer grows.
 
-    Entries that a layer with n of them after prefill may hold at decode step t = 1, 2, ... (1 = the first forward
+    Entries that a layer with n of them after prefill sees at decode step t = 1, 2, ... (1 = the first forward
     after prefill), with T the horizon and t rounded down to a multiple of ``every``:
-    ``floor(n max(gamma(t), floor))``, where gamma(0) = 1 and
+    ``max(ceil(n gamma(t)), floor(n floor))``, where gamma(0) = 1 and
 
     - ``linear``: ``max(0, 1 - t/T)``;
     - ``cosine``: ``(1 + cos(pi min(t, T)/T)) / 2``;
-    - ``exponential``: ``exp(-3t/T)``, which is 0.05 at the horizon and goes on falling.
+    - ``exponential``: ``exp(-3t/T)``, which is 0.05 at the horizon and goes on falling: its last entry stays.
 
-    Score: attention of the current token in this layer, mean over heads (``ranking="current"``), or that of the last
-    prompt token at prefill (``"frozen"``).
+    The best by attention, mean over heads (``ranking``):
+
+    - ``current``: of the current token, in this layer;
+    - ``previous``: of the current token, in layer l-1: ``V[l,t] <- V[l,t][Top(G, a[l-1,t])]``, the formula as it is
+      quoted; layer 0 ranks by itself;
+    - ``block``: of the current token, in the layer in front of the block: the blocks are those of ``start`` and
+      ``stride``, one ranking each; that of layer 0 in front of ``start``;
+    - ``frozen``: of the last prompt token, in this layer, once;
+    - ``accumulated``: of the last prompt token and of all tokens since, in this layer, summed.
+
+    ``evict=False`` chooses anew at each step among all that the spatial part left: what is not chosen stays in memory,
+    unseen, and may return. It saves no memory, and no time here (what is hidden is read and masked).
 
     Known from the paper: the visual tokens of each layer become fewer as generation proceeds, by an attenuation
     function of which several were compared. Ours, as its full text and code were not available to us: the three
-    functions, their constants and the default (U5), the ranking and permanent eviction (U6), eviction in chunks
-    (``every``, U9; 1 is the formula itself), no effect on the first new token (U10).
+    functions and their constants, a horizon of the answer's length (U5), rounding up, so that the count near gamma = 1
+    is n and nothing leaves at the first step (rounding down costs 10 points on lists), the rankings but ``previous``,
+    eviction for good as the default (U6), chunks (``every``, U9; 1 is the formula itself), no effect on the first new
+    token (U10).
 
-    When it fails: long answers that return to the image (captions, transcriptions) lose it at the horizon; set
-    ``horizon`` to max_new_tokens, or a ``floor``. It saves memory and bandwidth, hardly any arithmetic, lowers no
-    peak, and does nothing for answers of one token.
+    When it fails: long answers that return to the image (captions, transcriptions) lose it towards the horizon; set a
+    ``floor``. It saves memory and bandwidth, hardly any arithmetic, lowers no peak, and does nothing for answers of one
+    token.
 
-    Cost: ``current``: one attention row per layer and step, and a copy of as many entries as leave.
-    ``frozen``: one row per layer, once, at prefill; an eviction then moves an offset.
+    Cost: one attention row per ranking layer and step (``accumulated``: of every layer at every step), and a copy of as
+    many entries as leave. ``frozen``: one row per layer, once, at prefill; an eviction then moves an offset.
 
     ```bibtex
     @inproceedings{zhuang2025st3, booktitle={AAAI}, year={2025}, doi={10.1609/aaai.v39i10.33201},
@@ -67,32 +84,49 @@ class VTA(VTAParameters, TemporalScorer):
     """
 
     name: ClassVar[str] = "vta"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.LAST_ROW, Need.PROMPT_ROW})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.LAST_ROW, *_ROWS.values()})
     budget_knob: ClassVar[str | None] = "floor"
 
     def needed(self) -> frozenset[Need]:
         """The one row that ``ranking`` reads."""
-        return frozenset({Need.LAST_ROW if self.ranking == "current" else Need.PROMPT_ROW})
+        return frozenset({_ROWS.get(self.ranking, Need.LAST_ROW)})
+
+    def for_answer(self, new_tokens: int) -> VTA:
+        """With ``new_tokens`` for a horizon that is not given."""
+        return self.model_copy(update={"horizon": new_tokens}) if self.horizon == "auto" else self
 
     def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
-        """``floor(n_prefill * max(gamma(step), floor))``; the same for every layer."""
+        """``max(ceil(n_prefill gamma(step)), floor(n_prefill floor))``; the same for every layer."""
         step -= step % self.every
         return max(self._annealed(step, n_prefill), keep_count(self.floor, n_prefill))
 
     def _annealed(self, step: int, n: int) -> int:
-        """``floor(n * gamma(step))``: exact for linear, guarded for the transcendental two."""
+        """``ceil(n * gamma(step))``: exact for linear, guarded for the transcendental two."""
+        horizon = NEW_TOKENS if self.horizon == "auto" else self.horizon
         if self.attenuation == "linear":
-            return keep_count(Fraction(max(0, self.horizon - step), self.horizon), n)
+            return math.ceil(Fraction(max(0, horizon - step), horizon) * n)
         if self.attenuation == "cosine":
-            gamma = (1 + math.cos(math.pi * min(step, self.horizon) / self.horizon)) / 2
+            gamma = (1 + math.cos(math.pi * min(step, horizon) / horizon)) / 2
         else:
-            gamma = math.exp(-3 * step / self.horizon)
-        return math.floor(n * gamma + _GUARD)
+            gamma = math.exp(-3 * step / horizon)
+        return math.ceil(n * gamma - _GUARD)
+
+    def evicts(self) -> bool:
+        """As ``evict`` says."""
+        return self.evict
+
+    def row_layer(self, layer: int, shape: ModelShape) -> int:
+        """The layer whose row ``ranking`` reads."""
+        if self.ranking == "previous":
+            return max(0, layer - 1)
+        return self.in_front(layer, shape) if self.ranking == "block" else layer
 
     def ranks_once(self) -> bool:
         """The prompt's row does not change."""
         return self.ranking == "frozen"
 
     def score(self, site: StepSite) -> Tensor:
-        """Attention in this layer, mean over heads."""
-        return (site.last_row if self.ranking == "current" else site.prompt_row).mean(dim=1)
+        """Attention, mean over heads."""
+        if self.ranking == "frozen":
+            return site.prompt_row.mean(dim=1)
+        return (site.accumulated if self.ranking == "accumulated" else site.last_row).mean(dim=1)

@@ -150,14 +150,14 @@ def _warm_up(arm: _Arm, model: Any, layout: Layout, inputs: dict[str, Tensor], o
 def widest(planned: Usage, trace: Trace) -> Usage:
     """What a batch used, every row counted as its widest, because shorter rows are padded to it."""
     rows, layers = range(len(trace.n_visual)), range(trace.n_layers)
-    return replace(
-        planned,
-        layer_tokens=tuple(max(len(trace.kept(layer, row)) for row in rows) for layer in layers),
-        cached=tuple(
-            tuple(max(len(trace.cached(layer, step, row)) for row in rows) for layer in layers)
-            for step in range(1, trace.steps + 1)
-        ),
+    kept = tuple(max(len(trace.kept(layer, row)) for row in rows) for layer in layers)
+    seen = tuple(
+        tuple(max(len(trace.cached(layer, step, row)) for row in rows) for layer in layers)
+        for step in range(1, trace.steps + 1)
     )
+    if trace.evicts:
+        return replace(planned, layer_tokens=kept, cached=seen)
+    return replace(planned, layer_tokens=kept, cached=(kept,) * trace.steps, seen=seen)
 
 
 def _limits(model: Any, layout: Layout, arms: list[_Arm], options: BenchOptions) -> Limits:

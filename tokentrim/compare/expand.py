@@ -115,7 +115,8 @@ def matched_by(method: MethodSpec, config: CompareConfig) -> Match:
     """Which share a method's budgets mean.
 
     A method without a knob, or with a budget of its own, runs as it is configured; one that acts on the cache alone
-    has the same layer-mean tokens whatever it does, so its budgets are shares of the cache.
+    has the same layer-mean tokens whatever it does, so its budgets are shares of the cache; of what is seen of it,
+    where nothing leaves.
     """
     if method.match is not None:
         return method.match
@@ -123,7 +124,10 @@ def matched_by(method: MethodSpec, config: CompareConfig) -> Match:
         return config.budgets.match
     if method.as_configured:
         return "fixed"
-    return config.budgets.match if method.chosen.strategy.spatial_parts else "kv_ratio"
+    strategy = method.chosen.strategy
+    if strategy.spatial_parts or strategy.temporal_part is None:
+        return config.budgets.match
+    return "kv_ratio" if strategy.temporal_part.evicts() else "kv_read_ratio"
 
 
 def _seeded(method: MethodSpec, seeds: tuple[int, ...]) -> Iterator[tuple[int | None, StrategySpec]]:

@@ -20,6 +20,7 @@ from tokentrim.runs.specs import MEASURED
 _REALISED: Final = {
     "layer_mean_ratio": "layer_mean_ratio",
     "kv_ratio": "kv_mean_ratio",
+    "kv_read_ratio": "kv_read_ratio",
     "flops_ratio": "flops_ratio",
     MEASURED: "prefill_time_ratio",
 }
@@ -176,7 +177,7 @@ def _realised(first: Cell, row: Row, index: Index) -> float | None:
     if first.budget is None:
         return None
     if row["form"] == "same tokens":  # shares of tokens are met in pixels; FLOPs and time are not met at all
-        return row["picture_ratio"] if first.match in ("layer_mean_ratio", "kv_ratio") else None
+        return row["picture_ratio"] if first.match in ("layer_mean_ratio", "kv_ratio", "kv_read_ratio") else None
     realised = row[_REALISED[first.match]]
     if realised is None and first.match == MEASURED:  # without a timing pass: what was measured for the knob
         realised = (index.head(first, "solved") or {}).get("realised")

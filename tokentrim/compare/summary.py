@@ -158,12 +158,13 @@ def _notes(index: Index, overall: Sequence[Row], correction: Correction) -> list
             "downscale: this family has one resolution, so pictures are shrunk and blown up again: the information of "
             "the budget's tokens, at the cost of all of them"
         )
-    by_cache = sorted({cell.method for cell in cells if cell.match == "kv_ratio"})
-    if by_cache:
-        notes.append(
-            f"{', '.join(by_cache)}: the budget is the share of visual KV entries, mean over decode steps, planned for "
-            "answers of typical length; what was realised stands beside it"
-        )
+    for match, which in (("kv_ratio", "visual KV entries"), ("kv_read_ratio", "visual KV entries that attention sees")):
+        by_cache = sorted({cell.method for cell in cells if cell.match == match})
+        if by_cache:
+            notes.append(
+                f"{', '.join(by_cache)}: the budget is the share of {which}, mean over decode steps, planned for "
+                "answers of typical length; what was realised stands beside it"
+            )
     missed = dict.fromkeys(
         f"{row['method']} at {row['budget_requested']:.0%} ({row['budget_realised']:.1%})"
         for row in overall

@@ -198,7 +198,9 @@ def budget_text(row: Row) -> str:
     """The budget asked for; marked where it is not the share of layer-mean tokens."""
     if row["budget_requested"] is None:
         return ""
-    of = {"kv_ratio": " KV", "flops_ratio": " FLOPs", MEASURED: " time"}.get(row["matched_by"], "")
+    of = {"kv_ratio": " KV", "kv_read_ratio": " KV seen", "flops_ratio": " FLOPs", MEASURED: " time"}.get(
+        row["matched_by"], ""
+    )
     return f"{row['budget_requested']:.0%}{of}"
 
 

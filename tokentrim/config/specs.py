@@ -34,7 +34,7 @@ from tokentrim.plugins.loader import registry
 __all__ = ["Budget", "Document", "Spec", "StrategySpec", "TrimConfig", "Where", "load_config", "load_yaml", "resolve",
            "strategy_from"]  # fmt: skip
 
-Measure: TypeAlias = Literal["layer_mean_ratio", "kv_ratio", "flops_ratio"]
+Measure: TypeAlias = Literal["layer_mean_ratio", "kv_ratio", "kv_read_ratio", "flops_ratio"]
 Ratio: TypeAlias = float | None
 Structure: TypeAlias = Literal["keep", "prune"]
 _COMPOSITION: Final = ("spatial", "temporal")
@@ -47,10 +47,13 @@ class Budget(BaseModel):
 
     layer_mean_ratio: Ratio = Field(default=None, gt=0, le=1, description="share of the layer-mean visual tokens")
     kv_ratio: Ratio = Field(default=None, gt=0, le=1, description="share of the visual KV entries, mean over decoding")
+    kv_read_ratio: Ratio = Field(
+        default=None, gt=0, le=1, description="share of the visual KV entries that attention sees, mean over decoding"
+    )
     flops_ratio: Ratio = Field(default=None, gt=0, le=1, description="share of the prefill FLOPs")
 
     @model_validator(mode="after")
-    def _one_of_three(self) -> Budget:
+    def _exactly_one(self) -> Budget:
         given = sorted(self.model_fields_set)
         if len(self.ratios) != 1:
             raise ValueError(complaint("a budget", f"set exactly one of {', '.join(Budget.model_fields)}", given))

@@ -24,7 +24,7 @@ class Need(str, Enum):
     """What a strategy may ask the engine for. The value is the word that ``tokentrim ls`` prints."""
 
     LAST_ROW = "last-row"
-    """Attention row of the last prompt token in layer b-1 (temporal: of the current token, in this layer)."""
+    """Attention row of the last prompt token in layer b-1 (temporal: of the current token, in ``row_layer``)."""
     TEXT_ROWS = "text-rows"
     """Attention rows of every text token in layer b-1."""
     WINDOW_ROWS = "window-rows"
@@ -33,6 +33,8 @@ class Need(str, Enum):
     """Attention received in layer b-1, averaged over all queries."""
     PROMPT_ROW = "prompt-row"
     """Temporal only: this layer's attention row of the last prompt token, taken once at prefill."""
+    ACCUMULATED = "accumulated-rows"
+    """Temporal only: this layer's attention rows of the last prompt token and of all tokens since, summed."""
     HIDDEN = "hidden"
     """Hidden states of the visual tokens at the boundary."""
     TEXT_HIDDEN = "text-hidden"
@@ -61,9 +63,11 @@ ATTENTION_ROWS: Final = frozenset({Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_RO
 """Needs that are attention of the decoder layer before a boundary."""
 FROM_LAYER_BEFORE: Final = ATTENTION_ROWS | {Need.KEYS, Need.VALUES}
 """Needs that read layer b-1 of a boundary b, and so do not exist at boundary 0."""
-AT_BOUNDARIES: Final = frozenset(Need) - {Need.PROMPT_ROW}
+FROM_PROMPT_ROW: Final = frozenset({Need.PROMPT_ROW, Need.ACCUMULATED})
+"""Needs that begin with every layer's attention row of the last prompt token."""
+AT_BOUNDARIES: Final = frozenset(Need) - FROM_PROMPT_ROW
 """Needs that a :class:`LayerSite` can serve."""
-AT_STEPS: Final = frozenset({Need.LAST_ROW, Need.PROMPT_ROW, Need.KEYS, Need.VALUES, Need.RANDOM})
+AT_STEPS: Final = FROM_PROMPT_ROW | {Need.LAST_ROW, Need.KEYS, Need.VALUES, Need.RANDOM}
 """Needs that a :class:`StepSite` can serve."""
 
 
@@ -263,13 +267,24 @@ class StepSite(_Site):
 
     @property
     def last_row(self) -> Tensor:
-        """float [B, H, N]: attention of the current token to each cached visual token of this layer."""
+        """float [B, H, N]: attention of the current token to each cached visual token of this layer.
+
+        In the layer that ``row_layer`` names, before anything is let go at this step; 0 where that layer has none.
+        """
         return self._get(Need.LAST_ROW)
 
     @property
     def prompt_row(self) -> Tensor:
         """float [B, H, N]: this layer's attention row of the last prompt token, as it was at prefill."""
         return self._get(Need.PROMPT_ROW)
+
+    @property
+    def accumulated(self) -> Tensor:
+        """float [B, H, N]: this layer's rows of the last prompt token and of every forward since, summed.
+
+        A forward of several tokens counts its last one.
+        """
+        return self._get(Need.ACCUMULATED)
 
     @property
     def keys(self) -> Tensor:

@@ -108,14 +108,17 @@ class Strategy(BaseModel, ABC):
 
     def at_budget(
         self, shape: ModelShape, n_visual: int, *, layer_mean_ratio: float | None = None, kv_ratio: float | None = None,
-        flops_ratio: float | None = None, n_text: int = TEXT_TOKENS, new_tokens: int = NEW_TOKENS,
+        kv_read_ratio: float | None = None, flops_ratio: float | None = None, n_text: int = TEXT_TOKENS,
+        new_tokens: int = NEW_TOKENS,
     ) -> tuple[Strategy, float]:  # fmt: skip
         """This strategy with its knob solved on the plan for one of the ratios, and the value that was realised.
 
         See :func:`tokentrim.counting.solve.solve`, which says what the ratios are shares of and what is raised.
         """
-        targets = {"layer_mean_ratio": layer_mean_ratio, "kv_ratio": kv_ratio, "flops_ratio": flops_ratio}
-        return solve(self, shape, n_visual, n_text=n_text, new_tokens=new_tokens, **targets)
+        return solve(
+            self, shape, n_visual, layer_mean_ratio=layer_mean_ratio, kv_ratio=kv_ratio, kv_read_ratio=kv_read_ratio,
+            flops_ratio=flops_ratio, n_text=n_text, new_tokens=new_tokens,
+        )  # fmt: skip
 
 
 class Spatial(Strategy, ABC):
@@ -162,7 +165,7 @@ class SpatialSelector(Spatial, ABC):
 
 
 class Temporal(Strategy, ABC):
-    """A decider that acts on cached visual entries at decode steps; what it drops is gone for good."""
+    """A decider that acts on cached visual entries at decode steps."""
 
     stage: ClassVar[Stage] = "decode"
 
@@ -171,6 +174,21 @@ class Temporal(Strategy, ABC):
         """Visual entries that ``layer`` (0-based) may still hold when decode forward ``step`` attends (1 = the first
         after prefill); ``n_prefill``: those of one sample at the end of prefill.
         """
+
+    def evicts(self) -> bool:
+        """Whether what it does not choose leaves the cache for good (default: yes).
+
+        Otherwise entries that are not chosen stay, unseen in this step, and may be chosen again in the next.
+        """
+        return True
+
+    def row_layer(self, layer: int, shape: ModelShape) -> int:
+        """The decoder layer whose ``Need.LAST_ROW`` decides in ``layer``: an earlier one, or itself (default)."""
+        return layer
+
+    def for_answer(self, new_tokens: int) -> Temporal:
+        """The same for an answer of at most ``new_tokens``; what is planned and run is this (default: itself)."""
+        return self
 
     def parts(self) -> Parts:
         """Itself, alone."""
@@ -183,8 +201,8 @@ class TemporalScorer(Temporal, ABC):
     def ranks_once(self) -> bool:
         """Whether scores stay what they are at the first eviction (default: no).
 
-        Each layer is then asked once, its entries are stored in the order in which they will leave, and an eviction
-        moves an offset. Such a strategy must not read what a step brings (``Need.LAST_ROW``).
+        Where it evicts, each layer is then asked once, its entries are stored in the order in which they will leave,
+        and an eviction moves an offset. Such a strategy must not read what a step brings (``Need.LAST_ROW``).
         """
         return False
 

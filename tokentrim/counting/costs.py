@@ -22,6 +22,8 @@ Definitions of what is reported, all for one sample (aggregates are means over s
 * ``kv_peak_ratio``: visual cache entries at the end of prefill, as a share of the unpruned run's.
 * ``kv_mean_ratio``: the same, mean over decode forwards 1..S; with S = 0 the peak.
 * ``kv_end_ratio``: the same, in the last decode forward; with S = 0 the peak.
+* ``kv_read_ratio``: like ``kv_mean_ratio``, of the entries that attention saw: fewer than those in memory where a
+  temporal part leaves in the cache what it does not choose.
 * ``kv_total_mean_ratio``: like ``kv_mean_ratio``, with text and generated entries counted on both sides.
 * ``flops_ratio``: prefill FLOPs of the decoder layers, physical convention, as a share of the unpruned run's.
 * ``flops_ratio_field``: the same in the field's convention.
@@ -137,9 +139,10 @@ class Usage:
         n_visual: visual tokens of the prompt before pruning.
         n_text: all other tokens of the prompt; text is never dropped.
         layer_tokens: [L] visual tokens that each layer processed in prefill.
-        cached: [S][L] visual entries that each layer attended to in decode forward 1..S.
+        cached: [S][L] visual entries that each layer held in decode forward 1..S.
         visual_pairs: [L] pairs of visual tokens, in the square's convention (causal attention counts them all), whose
             attention each layer computed in prefill; empty = the square of ``layer_tokens``.
+        seen: [S][L] of ``cached``, those that attention saw; empty = all of them.
     """
 
     shape: ModelShape
@@ -148,10 +151,16 @@ class Usage:
     layer_tokens: tuple[int, ...]
     cached: tuple[tuple[int, ...], ...] = ()
     visual_pairs: tuple[int, ...] = ()
+    seen: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         layers = self.shape.n_layers
-        for counts in (self.layer_tokens, *self.cached, *([self.visual_pairs] if self.visual_pairs else [])):
+        for counts in (
+            self.layer_tokens,
+            *self.cached,
+            *self.seen,
+            *([self.visual_pairs] if self.visual_pairs else []),
+        ):
             if len(counts) != layers:
                 raise EngineError(
                     complaint(
@@ -175,7 +184,7 @@ class Usage:
     def unpruned(self) -> Usage:
         """The same run with every visual token kept everywhere."""
         full = (self.n_visual,) * self.shape.n_layers
-        return replace(self, layer_tokens=full, cached=(full,) * len(self.cached), visual_pairs=())
+        return replace(self, layer_tokens=full, cached=(full,) * len(self.cached), visual_pairs=(), seen=())
 
     @property
     def n_steps(self) -> int:
@@ -202,6 +211,15 @@ class Usage:
         """Visual entries as a share of the unpruned run's, mean over decode forwards."""
         steps = self._decode_steps
         return _ratio(sum(self.visual_entries(step) for step in steps), self._visual_full * len(steps))
+
+    @property
+    def kv_read_ratio(self) -> float:
+        """Visual entries that attention saw as a share of the unpruned run's, mean over decode forwards.
+
+        It is :attr:`kv_mean_ratio` unless a temporal part leaves in the cache what it does not choose.
+        """
+        steps = self.seen or self.cached or (self.layer_tokens,)
+        return _ratio(sum(map(sum, steps)), self._visual_full * len(steps))
 
     @property
     def kv_end_ratio(self) -> float:
@@ -255,7 +273,7 @@ class Usage:
         """FLOPs of all decode forwards together, head included, physical convention."""
         return sum(
             decode_step_flops([count + self.n_text + step for count in counts], self.shape)
-            for step, counts in enumerate(self.cached, start=1)
+            for step, counts in enumerate(self.seen or self.cached, start=1)
         )
 
     @property
@@ -307,6 +325,7 @@ class Usage:
             "kv_peak_ratio": self.kv_peak_ratio,
             "kv_mean_ratio": self.kv_mean_ratio,
             "kv_end_ratio": self.kv_end_ratio,
+            "kv_read_ratio": self.kv_read_ratio,
             "kv_total_mean_ratio": self.kv_total_mean_ratio,
         }
 

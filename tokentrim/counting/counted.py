@@ -28,6 +28,14 @@ class TemporalCounts(Protocol):
         """Visual entries that a layer may still hold in decode forward ``step``."""
         ...
 
+    def evicts(self) -> bool:
+        """Whether what is not chosen leaves the cache for good."""
+        ...
+
+    def for_answer(self, new_tokens: int) -> TemporalCounts:
+        """The same for an answer of at most so many tokens."""
+        ...
+
 
 class Radius(Protocol):
     """What a plan asks of an edit of one layer's attention."""

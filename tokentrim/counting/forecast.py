@@ -105,13 +105,13 @@ def plan(
             raise StrategyError(complaint(f"{what} of a plan", f"be >= {least}", got, "count one prompt"))
     parts = strategy.parts()
     layer_tokens = planned_layer_tokens(parts.spatial, shape, n_visual)
-    cached = planned_cached(parts.temporal, shape, layer_tokens, new_tokens - 1)
+    cached, seen = planned_cached(parts.temporal, shape, layer_tokens, new_tokens)
     exact = is_static(strategy)
     pairs = planned_pairs(parts, shape, layer_tokens)
     return Plan(
         strategy=strategy.label(),
         spec=strategy.spec(),
-        usage=Usage(shape, n_visual, n_text, layer_tokens, cached, pairs),
+        usage=Usage(shape, n_visual, n_text, layer_tokens, cached, pairs, seen),
         new_tokens=new_tokens,
         exact=exact,
         notes=() if exact else ("counts depend on the data: every number here is an upper bound",),
@@ -160,15 +160,20 @@ def planned_pairs(parts: CountedParts, shape: ModelShape, layer_tokens: tuple[in
 
 
 def planned_cached(
-    part: TemporalCounts | None, shape: ModelShape, layer_tokens: tuple[int, ...], steps: int
-) -> tuple[tuple[int, ...], ...]:
-    """[S][L] visual entries that each layer attends to in decode forward 1..S; they never rise over steps."""
+    part: TemporalCounts | None, shape: ModelShape, layer_tokens: tuple[int, ...], new_tokens: int
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """[S][L] visual entries that each layer holds in decode forward 1..S, and of them those that it sees.
+
+    Of a part that evicts, what is held never rises over steps, and is all seen (the second is then empty).
+    """
+    steps = range(1, new_tokens)
+    unchanged = (layer_tokens,) * len(steps)
     if part is None:
-        return (layer_tokens,) * steps
-    rows: list[tuple[int, ...]] = []
-    current = layer_tokens
-    for step in range(1, steps + 1):
+        return unchanged, ()
+    part, rows, current = part.for_answer(new_tokens), [], layer_tokens
+    for step in steps:
         wanted = [max(0, part.count(step, layer, n, shape)) for layer, n in enumerate(layer_tokens)]
-        current = tuple(min(count, held) for count, held in zip(wanted, current, strict=True))
+        limits = current if part.evicts() else layer_tokens
+        current = tuple(min(count, limit) for count, limit in zip(wanted, limits, strict=True))
         rows.append(current)
-    return tuple(rows)
+    return (tuple(rows), ()) if part.evicts() else (unchanged, tuple(rows))

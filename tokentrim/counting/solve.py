@@ -72,6 +72,7 @@ def solve(
     *,
     layer_mean_ratio: float | None = None,
     kv_ratio: float | None = None,
+    kv_read_ratio: float | None = None,
     flops_ratio: float | None = None,
     n_text: int = TEXT_TOKENS,
     new_tokens: int = NEW_TOKENS,
@@ -82,6 +83,7 @@ def solve(
 
     * ``layer_mean_ratio``: mean over layers of the visual tokens processed in prefill;
     * ``kv_ratio``: visual cache entries, mean over decode forwards;
+    * ``kv_read_ratio``: visual cache entries that attention sees, likewise;
     * ``flops_ratio``: prefill FLOPs of the language model, physical convention.
 
     Several values of the knob may give the same counts; the one with the fewest decimals is returned. Where
@@ -93,17 +95,25 @@ def solve(
         n_visual: visual tokens of the prompt.
         layer_mean_ratio: target, or None.
         kv_ratio: target, or None.
+        kv_read_ratio: target, or None.
         flops_ratio: target, or None.
         n_text: all other tokens of the prompt (matters to ``flops_ratio`` alone).
-        new_tokens: tokens to generate (matters to ``kv_ratio`` alone).
+        new_tokens: tokens to generate (matters to the two shares of the cache).
 
     Raises:
         StrategyError: when not exactly one target is given, there is no knob or more than one, the knob does not
             act on the target, or the target lies below the least reachable value (which is named).
     """
-    measure, target = _measure(layer_mean_ratio, kv_ratio, flops_ratio)
+    measure, target = _measure(
+        {
+            "layer_mean_ratio": layer_mean_ratio,
+            "kv_mean_ratio": kv_ratio,
+            "kv_read_ratio": kv_read_ratio,
+            "flops_ratio": flops_ratio,
+        }
+    )
     # Decode forwards are planned only where the target looks at them: they are most of a plan's work.
-    new_tokens = new_tokens if measure == "kv_mean_ratio" else 1
+    new_tokens = new_tokens if measure.startswith("kv") else 1
 
     def realised(candidate: Counted) -> float:
         return getattr(plan(candidate, shape, n_visual, n_text, new_tokens).usage, measure)
@@ -133,15 +143,14 @@ def solve(
     return _search(knob, realised, target, rising=ends[1] > ends[0])
 
 
-def _measure(layer_mean_ratio: float | None, kv_ratio: float | None, flops_ratio: float | None) -> tuple[str, float]:
+def _measure(named: dict[str, float | None]) -> tuple[str, float]:
     """The one target that was given: the name of its figure in ``Usage``, and its value."""
-    named = {"layer_mean_ratio": layer_mean_ratio, "kv_mean_ratio": kv_ratio, "flops_ratio": flops_ratio}
     given = [(measure, target) for measure, target in named.items() if target is not None]
     if len(given) != 1:
         raise StrategyError(
             complaint(
                 "a budget",
-                "give exactly one of layer_mean_ratio, kv_ratio and flops_ratio",
+                "give exactly one of layer_mean_ratio, kv_ratio, kv_read_ratio and flops_ratio",
                 [measure for measure, _ in given],
                 "match one figure; the plan reports the others",
             )

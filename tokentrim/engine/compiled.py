@@ -129,8 +129,10 @@ class Compiled(Ability):
         context, prompt = run.context, run.prompt
         if run.queries != 1:
             return "several new tokens at once"
-        if run.acting and not evicts_under_mask(prompt.temporal):
-            return "a temporal part that reads more than the current row, or whose counts depend on the data"
+        if (run.acting or run.read) and not evicts_under_mask(prompt.temporal, context.shape):
+            return (
+                "a temporal part that counts by data, reads more than its layer's current row, or keeps what it hides"
+            )
         if context.edits_attention:
             return "edited attention"
         if any(layer.shift is not None for layer in run.layers):

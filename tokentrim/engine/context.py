@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tokentrim.contracts.adapter import Adapter, Layout
-from tokentrim.contracts.sites import Need
+from tokentrim.contracts.sites import FROM_PROMPT_ROW, Need
 from tokentrim.contracts.strategy import Spatial, Temporal
 from tokentrim.counting.shape import ModelShape
 from tokentrim.engine.abilities.vision import VisionCapture
@@ -72,9 +72,9 @@ class Context:
         return any(part.positions == "renumber" for part in self.spatial)
 
     @property
-    def wants_prompt_row(self) -> bool:
-        """Whether every layer's attention row of the last prompt token is kept."""
-        return self.temporal is not None and Need.PROMPT_ROW in self.temporal.needed()
+    def prompt_rows(self) -> frozenset[Need]:
+        """For what every layer's attention row of the last prompt token is kept."""
+        return frozenset() if self.temporal is None else FROM_PROMPT_ROW & self.temporal.needed()
 
     @property
     def edits_attention(self) -> bool:

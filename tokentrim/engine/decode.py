@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokentrim.contracts.selection import Selection
 from tokentrim.contracts.sites import Need, StepSite
 from tokentrim.contracts.strategy import Temporal, TemporalScorer
 from tokentrim.engine import recording
@@ -30,13 +31,23 @@ _SOFTMAX = ("sdpa", "eager")
 
 @dataclass
 class Decode:
-    """One pass over new tokens."""
+    """One pass over new tokens.
+
+    Attributes:
+        acting: per layer in which the temporal part decides at this step, entries that each row may see.
+        read: layers whose row of the current token others rank by, or that add it up.
+        lent: float [B, H, N + 1] by raster number, the rows that were read so, by layer; the last column is padding.
+        seen: per layer that holds more than it sees, how many entries each row saw.
+    """
 
     context: Context
     prompt: Prompt
     layers: list[TrimLayer]
     queries: int
     acting: dict[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
+    read: frozenset[int] = frozenset()
+    lent: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+    seen: dict[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     masks: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
     handles: list[Any] = field(default_factory=list[Any])
 
@@ -68,10 +79,10 @@ class Decode:
         plain = unpadded and self.queries == 1 and self.context.implementation.startswith(_MASKLESS)
         # A window that is exactly full hides nothing, but the model makes a mask of it: of the first layer's length.
         plain = plain and (self.context.window is None or self.layers[0].get_seq_length() + 1 < self.context.window)
-        return bool(self.acting) or not plain or self.context.edits_steps
+        return bool(self.acting or self.read) or not plain or self.context.edits_steps
 
     def plan_evictions(self) -> None:
-        """Which layers hold more visual entries than the temporal part allows at this step."""
+        """Which layers hold more visual entries than the temporal part allows at this step, and whose rows it reads."""
         part, prompt, shape = self.prompt.temporal, self.prompt, self.context.shape
         if part is None:
             return
@@ -81,10 +92,19 @@ class Decode:
             # Where the count depends on the data, only asking tells whether this step evicts.
             if counts != layer.n_visual or not part.count_is_static:
                 self.acting[index] = counts
+            elif not part.evicts():
+                self.note(index, layer.held_stream.vis_ids, events=0)
+        needs = part.needed()
+        if Need.ACCUMULATED in needs:
+            self.read = frozenset(range(len(self.layers)))
+        elif Need.LAST_ROW in needs:
+            self.read = frozenset(source for i in self.acting if (source := part.row_layer(i, shape)) != i)
 
     def _arrange(self) -> None:
         """Before a layer's first eviction: rows end flush right, and who leaves in a known order stands in it."""
         part = self.prompt.temporal
+        if part is None or not part.evicts():
+            return
         made: dict[int, tuple[Stream, Tensor]] = {}  # layers that share a stream share its order
         for index in self.acting:
             held, stream = self.layers[index], self.layers[index].held_stream
@@ -93,7 +113,7 @@ class Decode:
                     with torch.no_grad():
                         order = decide_order(part, self._site(part, index, held, {}))
                     held.rearrange(*fronted(stream, order))
-                    held.ranked, held.prompt_row = True, None  # the row has said all that it will be asked
+                    held.ranked, held.rows = True, {}  # the row has said all that it will be asked
             elif not stream.flush:
                 if id(stream) not in made:
                     made[id(stream)] = fronted(stream)
@@ -108,11 +128,12 @@ class Decode:
                 held.evict(after, moves)
                 self.note(index, after.vis_ids)
 
-    def note(self, layer: int, ids: Tensor) -> None:
-        """Count an eviction, and record the raster numbers ``ids`` [B, N] of what is left."""
-        self.prompt.events += 1
-        if self.prompt.trace is not None:
-            self.prompt.trace.evictions.setdefault(layer, []).append((self.prompt.step, ids))
+    def note(self, layer: int, ids: Tensor, events: int = 1) -> None:
+        """Count a selection, and record the raster numbers ``ids`` [B, N] of what it leaves to be seen."""
+        self.prompt.events += events
+        trace = self.prompt.trace
+        if trace is not None and (events or layer in trace.evictions):
+            trace.evictions.setdefault(layer, []).append((self.prompt.step, ids))
 
     # ------------------------------------------------------------------ positions
 
@@ -139,11 +160,11 @@ class Decode:
     # ------------------------------------------------------------------ inside attention
 
     def attend(self, layer: int, call: AttentionCall) -> Attended:
-        """Evict what has to go, then attend to the rest under this layer's own mask."""
-        held = self.layers[layer]
-        if layer in self.acting:
+        """Let go what has to, then attend to the rest under this layer's own mask."""
+        held, unseen = self.layers[layer], None
+        if layer in self.acting or layer in self.read:
             with self.context.clock.timed("selection", call.query.device):
-                weights = self._evict(layer, held, call)
+                weights, unseen = self._decide(layer, held, call)
             if held.keys is not None and held.values is not None:
                 call = replace(call, key=held.keys, value=held.values)
             if weights is not None and self._may_reuse(call):
@@ -151,7 +172,7 @@ class Decode:
                 return mixed, weights if self.context.implementation == "eager" else None  # as the kernel would
         stream = held.held_stream
         kernel = self.context.around_attention(layer, call.kernel, stream, self.prompt)
-        return replace(call, kernel=kernel, mask=self._mask(stream, call.key, call.query)).run()
+        return replace(call, kernel=kernel, mask=self._mask(stream, call.key, call.query, unseen)).run()
 
     def _may_reuse(self, call: AttentionCall) -> bool:
         """Whether attention is nothing but the weights that were read times the values, at the kernel's precision."""
@@ -163,40 +184,91 @@ class Decode:
         # In half precision the fused kernels keep more digits of the weights.
         return plain and not altered and not learns and self.queries == 1 and query.dtype == torch.float32
 
-    def _evict(self, layer: int, held: TrimLayer, call: AttentionCall) -> Tensor | None:
-        """Evict what has to go; returns the current row over the columns that are left, if it was read.
+    def _decide(self, layer: int, held: TrimLayer, call: AttentionCall) -> tuple[Tensor | None, Tensor | None]:
+        """Choose what this layer sees at this step, and read the row that this or a later layer chooses by.
 
         The keys are the larger half of what a decode step reads of the cache: reading them once more for the kernel
-        would cost more than the eviction saves.
+        would cost more than the rest of an eviction.
+
+        Returns:
+            The current row [B, H, 1, K] over the columns that are left, if it was read, and bool [B, K] of columns
+            that stay in the cache unseen, if any do.
         """
         part, stream = self.prompt.temporal, held.held_stream
         if part is None:
-            return None
-        read: list[Tensor] = []
+            return None, None
+        weights: list[Tensor] = []
 
-        def current_row() -> Tensor:
-            valid = self._valid(stream, call.key.shape[2])
-            read.append(attention_rows.last_row(call.query, call.key, call.scaling, None, valid))
-            return self.context.heads.whole(attention_rows.pick_visual(read[0], stream.vis_pos)[:, :, 0])
+        def own_row() -> Tensor:
+            if not weights:
+                valid = self._valid(stream, call.key.shape[2])
+                weights.append(attention_rows.last_row(call.query, call.key, call.scaling, None, valid))
+            return self.context.heads.whole(attention_rows.pick_visual(weights[0], stream.vis_pos)[:, :, 0])
 
-        site = self._site(part, layer, held, {Need.LAST_ROW: current_row})
+        if layer in self.read:
+            with torch.no_grad():
+                self._lend(layer, held, own_row())
+        if layer not in self.acting:
+            return (weights[0] if weights else None), None
+        source = part.row_layer(layer, self.context.shape)
+        row = own_row if source == layer else lambda: self._borrowed(source, stream)
+        site = self._site(part, layer, held, {Need.LAST_ROW: row})
         with torch.no_grad():
             selection = decide_step(part, self.acting[layer], site)
         if self.context.doubts.check_indices:
             selection.check_indices(stream.n_visual)
+        if not part.evicts():
+            return self._hide(layer, stream, selection, weights, call.key.shape[2])
+        return self._evict(layer, held, selection, weights), None
+
+    def _lend(self, layer: int, held: TrimLayer, row: Tensor) -> None:
+        """Keep a layer's row [B, H, N] of the current token for who ranks by it: later layers, or later steps."""
+        if Need.ACCUMULATED in held.rows:
+            held.rows[Need.ACCUMULATED] = held.rows[Need.ACCUMULATED] + row
+        width = max(self.prompt.start.n_visual)
+        ids = held.held_stream.vis_ids
+        places = ids.masked_fill(ids < 0, width).unsqueeze(1).expand_as(row)
+        self.lent[layer] = row.new_zeros(*row.shape[:2], width + 1).scatter(2, places, row)
+        self.lent[layer][:, :, width] = 0
+
+    def _borrowed(self, source: int, stream: Stream) -> Tensor:
+        """The row of layer ``source`` at the entries of ``stream``; 0 where that layer does not have them."""
+        lent, ids = self.lent[source], stream.vis_ids
+        places = ids.masked_fill(ids < 0, lent.shape[2] - 1)
+        return lent.gather(2, places.unsqueeze(1).expand(-1, lent.shape[1], -1))
+
+    def _hide(
+        self, layer: int, stream: Stream, selection: Selection, weights: list[Tensor], keys: int
+    ) -> tuple[Tensor | None, Tensor]:
+        """Leave in the cache what is not chosen, unseen: the row, and bool [B, K] of the columns that are hidden."""
+        kept = selection.kept[:, : max(selection.counts, default=0)]
+        real, safe = kept >= 0, kept.clamp(min=0)
+        # A column that does not exist takes what is written for padding.
+        unseen = torch.zeros(stream.rows, keys + 1, dtype=torch.bool, device=kept.device)
+        unseen.scatter_(1, stream.vis_pos.masked_fill(~stream.vis_valid, keys), True)
+        unseen.scatter_(1, stream.vis_pos.gather(1, safe).masked_fill(~real, keys), False)
+        unseen = unseen[:, :keys]
+        self.seen[layer] = selection.counts
+        self.note(layer, stream.vis_ids.gather(1, safe).masked_fill(~real, -1))
+        return (weights[0].masked_fill(unseen[:, None, None], 0.0) if weights else None), unseen
+
+    def _evict(self, layer: int, held: TrimLayer, selection: Selection, weights: list[Tensor]) -> Tensor | None:
+        """Evict what was not chosen; returns the current row over the columns that are left, if it was read."""
+        stream = held.held_stream
         if selection.counts == stream.n_visual:
-            return read[0] if read else None
+            return weights[0] if weights else None
         after, moves = evict(stream, selection)
         held.evict(after, moves)
-        if held.prompt_row is not None:
-            slots = selection.kept[:, : max(selection.counts, default=0)].clamp(min=0)
-            held.prompt_row = held.prompt_row.gather(2, slots[:, None].expand(-1, held.prompt_row.shape[1], -1))
+        slots = selection.kept[:, : max(selection.counts, default=0)].clamp(min=0)
+        held.rows = {
+            need: row.gather(2, slots[:, None].expand(-1, row.shape[1], -1)) for need, row in held.rows.items()
+        }
         self.note(layer, after.vis_ids)
-        if not read:
+        if not weights:
             return None
-        weights = moves.of_weights(read[0])
-        valid = self._valid(after, weights.shape[-1])
-        return weights if valid is None else weights.masked_fill(~valid[:, None, None], 0.0)
+        left = moves.of_weights(weights[0])
+        valid = self._valid(after, left.shape[-1])
+        return left if valid is None else left.masked_fill(~valid[:, None, None], 0.0)
 
     def _site(self, part: Temporal, layer: int, held: TrimLayer, brought: Providers) -> StepSite:
         """What a temporal part may see in one layer; ``brought`` provides what only this step knows."""
@@ -211,7 +283,8 @@ class Decode:
             keys_of_rows=prompt.sample_keys,
             needs=part.needed(),
             providers={
-                Need.PROMPT_ROW: lambda: held.prompt_row,
+                Need.PROMPT_ROW: lambda: held.rows[Need.PROMPT_ROW],
+                Need.ACCUMULATED: lambda: held.rows[Need.ACCUMULATED],
                 Need.KEYS: lambda: whole(attention_rows.pick_rows(held.keys, stream.vis_pos)),  # type: ignore[arg-type]
                 Need.VALUES: lambda: whole(attention_rows.pick_rows(held.values, stream.vis_pos)),  # type: ignore[arg-type]
                 Need.RANDOM: lambda: None,
@@ -237,26 +310,36 @@ class Decode:
             appended = torch.ones(rows, behind, dtype=torch.bool, device=device)
         return torch.cat([front, appended[:, :behind]], dim=1)
 
-    def _mask(self, stream: Stream, key: Tensor, query: Tensor) -> Any:
+    def _mask(self, stream: Stream, key: Tensor, query: Tensor, unseen: Tensor | None) -> Any:
+        """This layer's mask, without the columns ``unseen`` [B, K]."""
         where = (id(stream), key.shape[2])
-        if where not in self.masks:
-            self.masks[where] = causal_mask(
+        if unseen is not None or where not in self.masks:
+            valid = self._valid(stream, key.shape[2])
+            if unseen is not None:
+                valid = ~unseen if valid is None else valid & ~unseen
+            mask = causal_mask(
                 self.context.implementation,
                 self.context.layout.text_config,
                 batch=query.shape[0],
                 queries=query.shape[2],
                 keys=key.shape[2],
-                valid=self._valid(stream, key.shape[2]),
+                valid=valid,
                 dtype=query.dtype,
                 device=query.device,
             )
+            if unseen is not None:
+                return mask
+            self.masks[where] = mask
         return self.masks[where]
 
     # ------------------------------------------------------------------ leaving
 
     def leave(self) -> None:
         """Record what each layer holds now."""
-        self.prompt.held.append([layer.n_visual for layer in self.layers])
+        held = [layer.n_visual for layer in self.layers]
+        self.prompt.held.append(held)
+        if self.prompt.temporal is not None and not self.prompt.temporal.evicts():
+            self.prompt.seen.append([self.seen.get(index, counts) for index, counts in enumerate(held)])
         if self.prompt.trace is not None:
             self.prompt.trace.steps = self.prompt.step
 

@@ -18,14 +18,21 @@ from torch.nn import functional
 from tokentrim.contracts.selection import Selection
 from tokentrim.contracts.sites import Need
 from tokentrim.contracts.strategy import Temporal, TemporalScorer
+from tokentrim.counting.shape import ModelShape
 from tokentrim.engine.seams import attention_rows
 from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.eviction import evict
 
 
-def evicts_under_mask(part: Temporal | None) -> bool:
-    """Whether a part can evict in compiled code: by scores that read the current row alone, to known counts."""
-    return isinstance(part, TemporalScorer) and part.count_is_static and part.needed() == frozenset({Need.LAST_ROW})
+def evicts_under_mask(part: Temporal | None, shape: ModelShape) -> bool:
+    """Whether a part can evict in compiled code: by scores that read the layer's current row alone, to known counts."""
+    return (
+        isinstance(part, TemporalScorer)
+        and part.count_is_static
+        and part.evicts()
+        and part.needed() == frozenset({Need.LAST_ROW})
+        and all(part.row_layer(layer, shape) == layer for layer in range(shape.n_layers))
+    )
 
 
 class SeenStep:

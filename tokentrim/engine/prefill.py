@@ -239,12 +239,12 @@ class Prefill:
     @property
     def observes(self) -> bool:
         """Whether any layer's attention has to be read."""
-        return bool(self.wanted) or self.context.wants_prompt_row or self.context.edits_attention
+        return bool(self.wanted) or bool(self.context.prompt_rows) or self.context.edits_attention
 
     def attend(self, layer: int, call: AttentionCall) -> Attended:
         """Read the rows that were asked for, then let the kernel run."""
         wanted = self.wanted.get(layer, frozenset())
-        if wanted or self.context.wants_prompt_row:
+        if wanted or self.context.prompt_rows:
             with self.context.clock.timed("selection", call.query.device), torch.no_grad():
                 self._read(layer, wanted, call)
         return replace(call, kernel=self.context.around_attention(layer, call.kernel, self.stream, self.prompt)).run()
@@ -252,12 +252,12 @@ class Prefill:
     def _read(self, layer: int, wanted: frozenset[Need], call: AttentionCall) -> None:
         stream, valid = self.stream, self.stream.valid
         query, key, scaling = call.query, call.key, call.scaling
-        if self.context.wants_prompt_row or Need.LAST_ROW in wanted:
+        if self.context.prompt_rows or Need.LAST_ROW in wanted:
             row = attention_rows.last_row(query, key, scaling, stream.last_columns(), valid)
             picked = self.context.heads.whole(attention_rows.pick_visual(row, stream.vis_pos)[:, :, 0])
-            if self.context.wants_prompt_row and self.cache is not None:
+            if self.context.prompt_rows and self.cache is not None:
                 held: TrimLayer = self.cache.layers[layer]
-                held.prompt_row = picked
+                held.rows = dict.fromkeys(self.context.prompt_rows, picked)
             self.read[Need.LAST_ROW] = picked
         if Need.TEXT_ROWS in wanted:
             columns, real = stream.text()

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tokentrim.contracts.extras import PromptInfo
+from tokentrim.counting.forecast import NEW_TOKENS
 from tokentrim.engine.abilities.exits import Exited
 from tokentrim.engine.ability import PromptOrigin
 from tokentrim.engine.context import Context
@@ -47,24 +48,26 @@ class Prompting:
         """
         context = self.context
         stream, place = self._stream(modalities, mask)
-        info = PromptInfo(stream.n_visual, context.shape)
+        info, call = PromptInfo(stream.n_visual, context.shape), self.generating.call
+        new_tokens = None if call is None else call.new_tokens
+        temporal = None if context.temporal is None else context.temporal.for_answer(new_tokens or NEW_TOKENS)
+        evicts = temporal is None or temporal.evicts()
         states = {number: part.begin(info) for number, part in enumerate(context.spatial)}
-        if context.temporal is not None:
-            states[TEMPORAL] = context.temporal.begin(info)
-        call = self.generating.call
+        if temporal is not None:
+            states[TEMPORAL] = temporal.begin(info)
         prompt = Prompt(
             length=stream.length,
             start=stream,
             spatial=context.spatial,
-            temporal=context.temporal,
+            temporal=temporal,
             sample_keys=stream.vis_pos.new_zeros(stream.rows),
             is_active=self.is_active,
             n_layers=context.shape.n_layers,
-            new_tokens=None if call is None else call.new_tokens,
+            new_tokens=new_tokens,
             call=call,
             place=place,
             states=states,
-            trace=Trace(stream.n_visual, context.shape.n_layers) if self.record else None,
+            trace=Trace(stream.n_visual, context.shape.n_layers, evicts=evicts) if self.record else None,
         )
         if any(stream.n_visual):
             self._show(prompt, mask)

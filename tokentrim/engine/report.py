@@ -32,6 +32,7 @@ class Report:
         kv_peak_ratio: visual cache entries at the end of prefill against unpruned.
         kv_mean_ratio: the same, mean over decode forwards.
         kv_end_ratio: the same at the last decode forward.
+        kv_read_ratio: like ``kv_mean_ratio``, of the entries that attention saw; what may return is held unseen.
         kv_total_mean_ratio: all entries, text and generated ones included, mean over decode forwards.
         selection_seconds: time spent scoring, selecting and gathering, all prompts together.
         prefill_seconds: time of the language model's prefill forwards plus the vision tower, all prompts together.
@@ -59,6 +60,7 @@ class Report:
     kv_peak_ratio: float
     kv_mean_ratio: float
     kv_end_ratio: float
+    kv_read_ratio: float
     kv_total_mean_ratio: float
     selection_seconds: float
     prefill_seconds: float
@@ -88,7 +90,8 @@ class Report:
             f"({self.layer_mean_ratio:.1%}; first layer {first:g}, last {last:g})",
             f"prefill FLOPs  {self.flops_ratio:.1%} of unpruned ({self.flops_ratio_field:.1%} by the field's formula)",
             f"visual KV      {self.kv_peak_ratio:.1%} after prefill, {self.kv_mean_ratio:.1%} mean, "
-            f"{self.kv_end_ratio:.1%} at the end; {self.kv_mean_bytes / 2**20:.2f} MiB mean with text",
+            f"{self.kv_end_ratio:.1%} at the end; {self.kv_mean_bytes / 2**20:.2f} MiB mean with text"
+            + (f"; {self.kv_read_ratio:.1%} seen" if self.kv_read_ratio != self.kv_mean_ratio else ""),
             f"time           prefill {self.prefill_seconds:.3f} s; decode {self.decode_seconds:.3f} s in "
             f"{self.decode_steps} forwards; of both, selecting {self.selection_seconds:.4f} s",
         ]
@@ -108,10 +111,12 @@ def usages(prompt: Prompt, shape: ModelShape, new_tokens: Sequence[int] | None =
         if not n_visual or not counts:
             continue
         layer_tokens = tuple(layer[row] for layer in counts)
-        steps = prompt.held if new_tokens is None else prompt.held[: max(0, new_tokens[row] - 1)]
-        cached = tuple(tuple(layer[row] for layer in step) for step in steps)
+        last = None if new_tokens is None else max(0, new_tokens[row] - 1)
+        cached, seen = (
+            tuple(tuple(layer[row] for layer in step) for step in steps[:last]) for steps in (prompt.held, prompt.seen)
+        )
         pairs = tuple(layer[row] for layer in prompt.visual_pairs)
-        found.append(Usage(shape, n_visual, prompt.n_text[row], layer_tokens, cached, pairs))
+        found.append(Usage(shape, n_visual, prompt.n_text[row], layer_tokens, cached, pairs, seen))
     return found
 
 
@@ -175,6 +180,7 @@ _RATIOS = (
     "kv_peak_ratio",
     "kv_mean_ratio",
     "kv_end_ratio",
+    "kv_read_ratio",
     "kv_total_mean_ratio",
 )
 

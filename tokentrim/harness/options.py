@@ -27,11 +27,11 @@ class HarnessOptions(BaseModel):
     # Any to pydantic, because StrategySpec names a class that it imports late; the validator makes it a StrategySpec.
     strategy: Any = Field(description="what tokentrim run --strategy takes; none for the unpruned baseline")
     budget: float | None = Field(default=None, gt=0, le=1, description="share that the strategy's knob is solved for")
-    match: Literal["layer_mean_ratio", "kv_ratio", "flops_ratio"] = Field(
+    match: Literal["layer_mean_ratio", "kv_ratio", "kv_read_ratio", "flops_ratio"] = Field(
         default="layer_mean_ratio", description="which share of the unpruned run the budget means"
     )
     new_tokens: int | None = Field(
-        default=None, ge=1, description="typical length of an answer in tokens; a kv_ratio is planned for it"
+        default=None, ge=1, description="typical length of an answer in tokens; shares of the cache are planned for it"
     )
     max_new_tokens: int = Field(default=LONGEST_ANSWER, ge=1, description="for tasks that set no limit")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
@@ -57,9 +57,10 @@ class HarnessOptions(BaseModel):
                 complaint("structure", "be keep where there is a budget", "prune",
                           "set the strategy's own parameters instead of a budget")
             )  # fmt: skip
-        if "kv_ratio" in self.ratios and self.new_tokens is None:
+        of_cache = sorted({"kv_ratio", "kv_read_ratio"} & set(self.ratios))
+        if of_cache and self.new_tokens is None:
             raise ValueError(
-                complaint("new_tokens of the model arguments", "be given with a kv_ratio", None,
+                complaint("new_tokens of the model arguments", f"be given with a {of_cache[0]}", None,
                           "say how long answers typically are, in tokens")
             )  # fmt: skip
         if Need.EVIDENCE in spec.strategy.needed():

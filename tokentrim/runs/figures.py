@@ -124,6 +124,9 @@ FIGURES: Final = (
            "report", tables=("markdown", "terminal"), chart="visual KV, mean over decoding"),
     Figure("kv_end_ratio", "KV, end", "share", "costs", "visual entries of the cache at the last decode step", "report",
            tables=("markdown",)),
+    Figure("kv_read_ratio", "KV, seen", "share", "costs",
+           "visual entries of the cache that attention sees, mean over decode steps: those in memory, unless a method "
+           "holds entries unseen because they may return", "report"),
     Figure("flops_ratio", "FLOPs", "share", "costs", "FLOPs of the language model's prefill, physical convention",
            "report", tables=("markdown", "terminal"), chart="prefill FLOPs"),
     Figure("accuracy", "score", "score", "score",

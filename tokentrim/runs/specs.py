@@ -14,7 +14,7 @@ from tokentrim.plugins.loader import registry
 from tokentrim.config.validation import check
 from tokentrim.config.yaml_reader import Document, Where, load_yaml
 
-Share: TypeAlias = Literal["layer_mean_ratio", "kv_ratio", "flops_ratio", "prefill_time_ratio"]
+Share: TypeAlias = Literal["layer_mean_ratio", "kv_ratio", "kv_read_ratio", "flops_ratio", "prefill_time_ratio"]
 Match: TypeAlias = Share | Literal["fixed"]
 MEASURED: Final = "prefill_time_ratio"
 """The share that no plan knows: a knob is solved for it by measuring."""

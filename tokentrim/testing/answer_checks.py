@@ -117,7 +117,10 @@ def _beams(case: Case, *rows: int) -> list[Beam]:
 
 
 def sets_are_nested(case: Case) -> None:
-    """What a layer keeps was kept by the layer before, and what its cache holds was held a step earlier; ascending."""
+    """What a layer keeps was kept by the layer before, and what it sees of its cache a step earlier; ascending.
+
+    Where nothing leaves the cache, what it sees was kept by the prefill.
+    """
     trace = case.run(*_ROWS).trace
     for row in _ROWS:
         sets = [torch.arange(trace.n_visual[row]), *(trace.kept(layer, row) for layer in range(trace.n_layers))]
@@ -126,8 +129,11 @@ def sets_are_nested(case: Case) -> None:
         for layer in range(trace.n_layers):
             held = [trace.cached(layer, step, row) for step in range(trace.steps + 1)]
             for step, (before, now) in enumerate(pairwise(held), start=1):
-                _require_nested(case, before, now, f"the cache of layer {layer}, row {row}, step {step}",
-                                "the step before")  # fmt: skip
+                where = f"the cache of layer {layer}, row {row}, step {step}"
+                if trace.evicts:
+                    _require_nested(case, before, now, where, "the step before")
+                else:
+                    _require_nested(case, held[0], now, where, "the prefill")
 
 
 def _require_nested(case: Case, before: Tensor, now: Tensor, where: str, earlier: str) -> None:
@@ -145,7 +151,8 @@ def text_is_kept(case: Case) -> None:
     ids = run.inputs["input_ids"]
     text = ids.shape[1] - case.n_visual
     for layer, (stored, logical, _) in enumerate(run.held):
-        expected = text + len(run.trace.cached(layer, run.trace.steps)) + STEPS - 1
+        stays = run.trace.cached(layer, run.trace.steps if run.trace.evicts else 0)
+        expected = text + len(stays) + STEPS - 1
         parts = f"all {text} of text, {STEPS - 1} new ones, and what the trace keeps of the picture"
         case.require(stored == expected, f"the cache of layer {layer}", f"store {expected} entries: {parts}", stored,
                      see=_SELECT)  # fmt: skip
@@ -165,7 +172,7 @@ def plan_is_met(case: Case) -> None:
         usages.append(usage)
         for layer in range(trace.n_layers):
             counts = [len(trace.cached(layer, step, row)) for step in range(trace.steps + 1)]
-            planned = [usage.layer_tokens[layer], *(usage.cached[step][layer] for step in range(trace.steps))]
+            planned = [usage.layer_tokens[layer], *(seen[layer] for seen in usage.seen or usage.cached)]
             fits = counts == planned if static else all(a <= b for a, b in zip(counts, planned, strict=True))
             word = "be as planned" if static else "lie within the plan"
             case.require(fits, f"the tokens of layer {layer}, row {row} ({n} visual tokens), by step",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from tokentrim.contracts.sites import Need
 from tokentrim.engine.tokens.eviction import Moves
 from tokentrim.engine.tokens.stream import Stream
 from tokentrim.errors import UnsupportedError, complaint
@@ -31,7 +32,8 @@ class TrimLayer(CacheLayerMixin):
     Attributes:
         prompt: the prompt that fills it.
         stream: the prompt's columns as this layer holds them (None until prefill is over).
-        prompt_row: float [B, H, N], attention of the last prompt token in this layer, where a strategy asked for it.
+        rows: attention float [B, H, N] of the last prompt token in this layer, alone and with what was accumulated
+            since, where a strategy asked for it.
         prefill_counts: visual entries of each row at the end of prefill.
         ranked: whether the visual columns stand in front of all others, in the order in which they will leave.
         keeps_size: whether the buffers keep their size when entries leave.
@@ -49,7 +51,7 @@ class TrimLayer(CacheLayerMixin):
         self.prompt = prompt
         self.index = index
         self.stream: Stream | None = None
-        self.prompt_row: Tensor | None = None
+        self.rows: dict[Need, Tensor] = {}
         self.prefill_counts: tuple[int, ...] = ()
         self.shift: Tensor | None = None
         self.ranked = False
@@ -270,7 +272,8 @@ class TrimLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget everything; the next update starts a prompt."""
-        self.keys = self.values = self._buffers = self.stream = self.prompt_row = None
+        self.keys = self.values = self._buffers = self.stream = None
+        self.rows = {}
         self._start, self._length, self._saved = 0, 0, False
         self._unmasked = self._settling = None
         self.ranked = self.keeps_size = self.reordered = self.is_initialized = False
@@ -311,8 +314,7 @@ class TrimLayer(CacheLayerMixin):
             self._hold((keys, values), self._start, self.keeps_size)
         elif self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys.index_select(0, index), self.values.index_select(0, index)
-        if self.prompt_row is not None:
-            self.prompt_row = self.prompt_row.index_select(0, index)
+        self.rows = {need: row.index_select(0, index) for need, row in self.rows.items()}
         if len(set(self.prefill_counts)) > 1:
             self.prefill_counts = tuple(self.prefill_counts[i] for i in indices.tolist())
         else:

@@ -49,6 +49,7 @@ class Prompt:
         call: the call of ``generate`` whose mask has been read.
         trace: what was kept where.
         held: per decode step, per layer, visual entries of each row.
+        seen: likewise, of those the ones that attention saw; empty where it sees all.
     """
 
     length: int
@@ -75,6 +76,7 @@ class Prompt:
     layer_counts: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
     visual_pairs: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
     held: list[list[tuple[int, ...]]] = field(default_factory=list[list[tuple[int, ...]]])
+    seen: list[list[tuple[int, ...]]] = field(default_factory=list[list[tuple[int, ...]]])
     appended: list[int] = field(default_factory=list[int])
     _valid: Tensor | None = None
     _memo: tuple[Tensor, dict[int, tuple[Any, Any]]] | None = None

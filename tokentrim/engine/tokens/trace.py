@@ -39,7 +39,8 @@ class Trace:
         n_layers: decoder layers.
         steps: decode forwards recorded.
         prefill: per change of the kept set, (first layer, ids [B, N] padded with -1).
-        evictions: per layer, (step, ids [B, N] in any order, -1 in padding) whenever its cached set changed.
+        evictions: per layer, (step, ids [B, N] in any order, -1 in padding) whenever the set that it sees changed.
+        evicts: whether what a layer does not see has left its cache; otherwise it may return.
         exited: rows whose answer is a guide's (early exit). Where all rows are, no layer ran, and none kept anything.
         exit_scores: of every row, how sure the guide is of its answer; empty where no early exit is asked for.
     """
@@ -51,6 +52,7 @@ class Trace:
     evictions: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict[int, list[tuple[int, Tensor]]])
     exited: tuple[int, ...] = ()
     exit_scores: tuple[float, ...] = ()
+    evicts: bool = True
 
     def _ids(self, layer: int) -> Tensor:
         _require_in("layer", layer, self.n_layers - 1, "count decoder layers from 0")
@@ -80,11 +82,14 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write as safetensors."""
-        tensors = {f"prefill.{first}": ids.cpu().contiguous() for first, ids in self.prefill}
+        # A set that comes back is the same tensor, and safetensors wants one for each.
+        tensors = {f"prefill.{first}": ids.cpu().clone() for first, ids in self.prefill}
         for layer, changes in self.evictions.items():
             for step, ids in changes:
-                tensors[f"evicted.{layer}.{step}"] = ids.cpu().contiguous()
-        about = {"n_visual": list(self.n_visual), "n_layers": self.n_layers, "steps": self.steps}
+                tensors[f"evicted.{layer}.{step}"] = ids.cpu().clone()
+        about: dict[str, Any] = {"n_visual": list(self.n_visual), "n_layers": self.n_layers, "steps": self.steps}
+        if not self.evicts:
+            about["evicts"] = False
         if self.exit_scores:
             about |= {"exited": list(self.exited), "exit_scores": list(self.exit_scores)}
         save_file(tensors, str(path), metadata={"format": _FORMAT, "about": json.dumps(about)})
@@ -113,6 +118,7 @@ class Trace:
                 about["steps"],
                 exited=tuple(about.get("exited", ())),
                 exit_scores=tuple(about.get("exit_scores", ())),
+                evicts=bool(about.get("evicts", True)),
             )
             for key in sorted(tensors, key=lambda key: [int(number) for number in key.split(".")[1:]]):
                 kind, first, *step = key.split(".")
