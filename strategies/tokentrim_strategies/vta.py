@@ -13,6 +13,7 @@ from tokentrim_strategies._keeping import Blocks, Share
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Self
 
 # Cosines and exponentials are rounded: where the true product is a whole number (a cosine at half of the horizon), the
 # float may lie just above. 1e-9 of a token is far above that error and far below any true distance that matters.
@@ -36,6 +37,10 @@ class VTAParameters(Blocks):
         default="current", description="whose attention ranks: see the class"
     )
     evict: bool = Field(default=True, description="whether what is not chosen is gone; else it may be chosen again")
+
+    def for_answer(self, new_tokens: int) -> Self:
+        """With ``new_tokens`` for a horizon that is not given."""
+        return self.model_copy(update={"horizon": new_tokens}) if self.horizon == "auto" else self
 
 
 class VTA(VTAParameters, TemporalScorer):
@@ -90,10 +95,6 @@ class VTA(VTAParameters, TemporalScorer):
     def needed(self) -> frozenset[Need]:
         """The one row that ``ranking`` reads."""
         return frozenset({_ROWS.get(self.ranking, Need.LAST_ROW)})
-
-    def for_answer(self, new_tokens: int) -> VTA:
-        """With ``new_tokens`` for a horizon that is not given."""
-        return self.model_copy(update={"horizon": new_tokens}) if self.horizon == "auto" else self
 
     def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
         """``max(ceil(n_prefill gamma(step)), floor(n_prefill floor))``; the same for every layer."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tokentrim.contracts.sites import Need
 from tokentrim.contracts.strategy import Parts, Spatial, Stage, Strategy, Temporal
 from tokentrim.counting.solve import Knob
 from tokentrim.errors import StrategyError, complaint
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Composition(Strategy):
@@ -27,6 +30,11 @@ class Composition(Strategy):
     def needed(self) -> frozenset[Need]:
         """Union over the parts."""
         return frozenset[Need]().union(*(part.needed() for part in self.parts().deciders))
+
+    def for_answer(self, new_tokens: int) -> Self:
+        """Its temporal part for such an answer."""
+        temporal = None if self.temporal is None else self.temporal.for_answer(new_tokens)
+        return self if temporal is self.temporal else self.model_copy(update={"temporal": temporal})
 
     def label(self) -> str:
         """The parts' labels joined by ``+``."""

@@ -23,6 +23,7 @@ from tokentrim.counting.solve import Knob, solve
 
 if TYPE_CHECKING:  # what decides needs torch; plans do not
     from torch import Tensor, nn
+    from typing_extensions import Self
 
     from tokentrim.contracts.selection import Selection
 
@@ -76,6 +77,10 @@ class Strategy(BaseModel, ABC):
     def begin(self, prompt: PromptInfo) -> Any:
         """State for one prompt, handed back at every site of this strategy (default: none)."""
         return None
+
+    def for_answer(self, new_tokens: int) -> Self:
+        """The same for an answer of at most ``new_tokens``; what is planned and run is this (default: itself)."""
+        return self
 
     def label(self) -> str:
         """Short text for tables: the name and the parameters that differ from their defaults."""
@@ -185,10 +190,6 @@ class Temporal(Strategy, ABC):
     def row_layer(self, layer: int, shape: ModelShape) -> int:
         """The decoder layer whose ``Need.LAST_ROW`` decides in ``layer``: an earlier one, or itself (default)."""
         return layer
-
-    def for_answer(self, new_tokens: int) -> Temporal:
-        """The same for an answer of at most ``new_tokens``; what is planned and run is this (default: itself)."""
-        return self
 
     def parts(self) -> Parts:
         """Itself, alone."""

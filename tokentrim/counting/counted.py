@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from tokentrim.counting.schedule import Schedule
 from tokentrim.counting.shape import ModelShape
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class SpatialCounts(Protocol):
@@ -32,7 +35,7 @@ class TemporalCounts(Protocol):
         """Whether what is not chosen leaves the cache for good."""
         ...
 
-    def for_answer(self, new_tokens: int) -> TemporalCounts:
+    def for_answer(self, new_tokens: int) -> Self:
         """The same for an answer of at most so many tokens."""
         ...
 

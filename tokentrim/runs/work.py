@@ -77,18 +77,17 @@ def solve(cell: Cell, work: Work, batch: Batch) -> Strategy:
         Unreachable: when no value of the knob meets the budget.
     """
     spec, shape = cell.strategy, cell.model.shape
+    strategy = spec.strategy.for_answer(cell.max_new_tokens)
     ratios = {} if spec.budget is None else spec.budget.ratios
     if cell.budget is not None and cell.match == MEASURED:
         return measured(cell)
     if cell.budget is not None:
         ratios = {cell.match: cell.budget}
     if not ratios:
-        return spec.strategy
+        return strategy
     n_text = round(statistics.mean(batch.n_text))
     try:
-        strategy, _ = spec.strategy.at_budget(
-            shape, batch.n_visual, **ratios, n_text=n_text, new_tokens=work.new_tokens
-        )
+        strategy, _ = strategy.at_budget(shape, batch.n_visual, **ratios, n_text=n_text, new_tokens=work.new_tokens)
     except StrategyError as reason:
         raise Unreachable(str(reason)) from reason
     return strategy
