@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
-# Cosines and exponentials are rounded: where the true product is a whole number (a cosine at half of the horizon), the
-# float may lie just above. 1e-9 of a token is far above that error and far below any true distance that matters.
+# Cosines are rounded: where the true product is a whole number (at half of the horizon), the float may lie just above.
+# 1e-9 of a token is far above that error and far below any true distance that matters.
 _GUARD: Final = 1e-9
 _ROWS: Final = {"frozen": Need.PROMPT_ROW, "accumulated": Need.ACCUMULATED}
 
@@ -102,14 +102,13 @@ class VTA(VTAParameters, TemporalScorer):
         return max(self._annealed(step, n_prefill), keep_count(self.floor, n_prefill))
 
     def _annealed(self, step: int, n: int) -> int:
-        """``ceil(n * gamma(step))``: exact for linear, guarded for the transcendental two."""
+        """``ceil(n * gamma(step))``: exact for linear, guarded for cosine (an exponential is never a whole number)."""
         horizon = NEW_TOKENS if self.horizon == "auto" else self.horizon
         if self.attenuation == "linear":
             return math.ceil(Fraction(max(0, horizon - step), horizon) * n)
-        if self.attenuation == "cosine":
-            gamma = (1 + math.cos(math.pi * min(step, horizon) / horizon)) / 2
-        else:
-            gamma = math.exp(-3 * step / horizon)
+        if self.attenuation == "exponential":
+            return math.ceil(n * math.exp(-3 * step / horizon))
+        gamma = (1 + math.cos(math.pi * min(step, horizon) / horizon)) / 2
         return math.ceil(n * gamma - _GUARD)
 
     def evicts(self) -> bool:

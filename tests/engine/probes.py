@@ -8,7 +8,7 @@ import torch
 from pydantic import PrivateAttr
 
 from tokentrim.contracts.selection import Selection
-from tokentrim.contracts.sites import LayerSite, Need, StepSite
+from tokentrim.contracts.sites import AT_STEPS, LayerSite, Need, StepSite
 from tokentrim.contracts.strategy import SpatialSelector, TemporalScorer
 from tokentrim.counting.schedule import Schedule
 
@@ -65,19 +65,31 @@ class Probe(SpatialSelector):
 
 
 class StepProbe(TemporalScorer):
-    """Notes what it sees in every layer at every decode forward; evicts the lowest numbers, one per forward."""
+    """Notes what it sees in every layer at every decode forward; lets the lowest numbers go, one per forward.
+
+    ``back``: how many layers before its own it reads the current row; ``stays``: whether what it lets go may return.
+    """
 
     name: ClassVar[str] = "step-probe"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.LAST_ROW, Need.PROMPT_ROW, Need.KEYS, Need.VALUES, Need.RANDOM})
+    needs: ClassVar[frozenset[Need]] = AT_STEPS
+    back: int = 0
+    stays: bool = False
     _seen: dict[tuple[int, int], dict[str, Any]] = PrivateAttr(default_factory=dict)
 
     def count(self, step: int, layer: int, n_prefill: int, shape: Any) -> int:
         return max(0, n_prefill - step)
 
+    def evicts(self) -> bool:
+        return not self.stays
+
+    def row_layer(self, layer: int, shape: Any) -> int:
+        return max(0, layer - self.back)
+
     def score(self, site: StepSite) -> torch.Tensor:
         self._seen[site.step, site.layer] = {
             "last_row": site.last_row,
             "prompt_row": site.prompt_row,
+            "accumulated": site.accumulated,
             "keys": site.keys,
             "values": site.values,
             "noise": site.random(3),

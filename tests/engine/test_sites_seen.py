@@ -226,6 +226,29 @@ def test_a_step_site_shows_what_the_cache_holds() -> None:
             assert torch.equal(later["noise"][row, : n - 2], probe._seen[1, layer]["noise"][row, 2:n])
 
 
+def test_a_step_site_shows_another_layers_row_and_what_was_accumulated() -> None:
+    """Where nothing leaves, layer 0 sees all entries at every step, whatever it attends to."""
+    model = _model(side=SIDE)
+    batch = prompt(model, *LAYOUTS)
+    probe = StepProbe(back=1, stays=True)
+    with trim(model, probe):
+        out = model.generate(**batch, max_new_tokens=4, do_sample=False, suppress_tokens=[IMAGE])
+    length = batch["input_ids"].shape[1]
+    for row in (0, 2, 3):
+        single = alone(batch, row, N)
+        start = Maps(single)
+        n, places = len(start.places), start.places
+        total = start.rows[0][:, -1, places]
+        for step in (1, 2, 3):
+            answer = out[row : row + 1, length : length + step]
+            now = Maps({**single, "input_ids": torch.cat([single["input_ids"], answer], 1)}).rows[0][:, -1, places]
+            total = total + now
+            seen = probe._seen[step, 1]
+            assert seen["ids"][row, :n].tolist() == list(range(n))
+            _near(seen["last_row"][row, :, :n], now)
+            _near(probe._seen[step, 0]["accumulated"][row, :, :n], total)
+
+
 def test_reading_what_was_not_declared_is_an_error() -> None:
     class Curious(FastV):
         name = "curious"

@@ -26,8 +26,10 @@ def test_defaults_are_those_of_the_parts():
 
 def test_every_parameter_reaches_its_part():
     spatial = PVTP(start=3, stride=2, prune_ratio=0.1, rule="linear", query="text", positions="renumber")
-    temporal = VTA(attenuation="linear", horizon=9, floor=0.2, every=4, ranking="frozen")
-    both = ST3(**spatial.model_dump(), **temporal.model_dump())
+    temporal = VTA(
+        start=3, stride=2, attenuation="linear", horizon=9, floor=0.2, every=4, ranking="frozen", evict=False
+    )
+    both = ST3(**{**spatial.model_dump(), **temporal.model_dump()})
     assert both.parts() == Parts((spatial,), temporal)
     assert both.needed() == {Need.TEXT_ROWS, Need.PROMPT_ROW} <= both.needs
     own = {*PVTPParameters.model_fields, *VTAParameters.model_fields, "positions"}

@@ -172,7 +172,7 @@ class Answerer:
         key = (n_visual, n_text if "flops_ratio" in ratios else 0)
         if key not in self.solved:
             new_tokens = self.options.new_tokens or 1
-            self.solved[key], _ = chosen.at_budget(
+            self.solved[key], _ = chosen.for_answer(self.options.max_new_tokens).at_budget(
                 self.shape, n_visual, **ratios, n_text=n_text, new_tokens=new_tokens
             )  # fmt: skip
         return self.solved[key]

@@ -51,7 +51,7 @@ class TrimLayer(CacheLayerMixin):
         self.prompt = prompt
         self.index = index
         self.stream: Stream | None = None
-        self.rows: dict[Need, Tensor] = {}
+        self.rows: dict[Need, Any] = {}
         self.prefill_counts: tuple[int, ...] = ()
         self.shift: Tensor | None = None
         self.ranked = False
