@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class PVTPParameters(Blocks):
     """Parameters of :class:`PVTP`, which :class:`~tokentrim_strategies.st3.ST3` shares."""
 
-    prune_ratio: Share = Field(default=0.30, description="share that goes at every pruning boundary")
+    prune_ratio: Share = Field(default=0.60, description="share that goes at every pruning boundary")
     rule: Literal["geometric", "linear"] = Field(
         default="geometric", description="share of the current tokens (geometric) or of the original ones (linear)"
     )

@@ -42,7 +42,7 @@ def test_survives_its_spec():
     assert ST3(**spec) == ST3(stride=2, every=8)
 
 
-@pytest.mark.parametrize(("model", "layers", "last"), [("llava-1.5-7b", 32, 32), ("llava-1.5-13b", 40, 31)])
+@pytest.mark.parametrize(("model", "layers", "last"), [("llava-1.5-7b", 32, 92), ("llava-1.5-13b", 40, 92)])
 def test_presets(model: str, layers: int, last: int):
     (part,) = ST3.preset(model).spatial_parts
     assert part.schedule(model_shape(layers), 576).per_layer(layers, 576)[-1] == last
@@ -55,9 +55,18 @@ def test_unknown_preset_suggests_the_nearest():
 
 def test_plan_multiplies_both_parts():
     layers = PVTP().schedule(model_shape(), 576).per_layer(32, 576)
-    usage = plan(ST3(), model_shape(), 576, new_tokens=33).usage
+    usage = plan(ST3(horizon=64), model_shape(), 576, new_tokens=33).usage
     assert usage.layer_tokens == layers
-    assert usage.cached[-1] == tuple(n // 2 for n in layers)  # forward 32 of a horizon of 64
+    assert usage.cached[-1] == tuple(-(-n // 2) for n in layers)  # forward 32 of a horizon of 64
+    assert plan(ST3(), model_shape(), 576, new_tokens=64).usage.cached[31] == usage.cached[-1]
+
+
+def test_what_may_return_is_held_and_not_seen():
+    evicting, returning = (plan(ST3(evict=evict), model_shape(), 576, new_tokens=33).usage for evict in (True, False))
+    assert returning.cached == (returning.layer_tokens,) * 32
+    assert returning.seen == evicting.cached
+    assert returning.kv_read_ratio == evicting.kv_mean_ratio < returning.kv_mean_ratio == returning.kv_peak_ratio
+    assert returning.decode_flops == evicting.decode_flops
 
 
 @pytest.mark.parametrize(
