@@ -46,7 +46,7 @@ class Blocks(BaseModel):
     start: int = Field(default=2, ge=1, description="first boundary at which tokens go")
     stride: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
-        description="layers from one pruning boundary to the next; auto: one more than half of the model's",
+        description="layers from one pruning boundary to the next; auto: half of the model's, and one",
     )
 
     def strides(self, shape: ModelShape) -> int:
