@@ -34,7 +34,7 @@ class VTAParameters(Blocks):
     floor: Share = Field(default=0.0, description="share of the prefill's entries that is always seen")
     every: int = Field(default=1, ge=1, description="choose only at decode steps that are multiples of this")
     ranking: Literal["current", "previous", "block", "frozen", "accumulated"] = Field(
-        default="current", description="whose attention ranks: see the class"
+        default="accumulated", description="whose attention ranks: see the class"
     )
     evict: bool = Field(default=True, description="whether what is not chosen is gone; else it may be chosen again")
 
@@ -69,10 +69,10 @@ class VTA(VTAParameters, TemporalScorer):
 
     Known from the paper: the visual tokens of each layer become fewer as generation proceeds, by an attenuation
     function of which several were compared. Ours, as its full text and code were not available to us: the three
-    functions and their constants, a horizon of the answer's length (U5), rounding up, so that the count near gamma = 1
-    is n and nothing leaves at the first step (rounding down costs 10 points on lists), the rankings but ``previous``,
-    eviction for good as the default (U6), chunks (``every``, U9; 1 is the formula itself), no effect on the first new
-    token (U10).
+    functions and their constants; a horizon of the answer's length (U5); rounding up, so that the count near gamma = 1
+    is n and nothing leaves at the first step (rounding down costs 10 points on lists); the rankings but ``previous``,
+    and that the default is ``accumulated``, chosen on calibration questions; eviction for good as the default (U6);
+    chunks (``every``, U9; 1 is the formula itself); no effect on the first new token (U10).
 
     When it fails: long answers that return to the image (captions, transcriptions) lose it towards the horizon; set a
     ``floor``. It saves memory and bandwidth, hardly any arithmetic, lowers no peak, and does nothing for answers of one

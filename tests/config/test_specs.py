@@ -114,7 +114,7 @@ def test_resolve_solves_the_budget(monkeypatch, fastv):
 
     monkeypatch.setattr(fastv, "at_budget", at_budget)
     assert resolve({"name": "fastv", "budget": {"kv_ratio": 0.3}}, "a shape", 576) == fastv(k=7)
-    assert seen == {"layer_mean_ratio": None, "kv_ratio": 0.3, "flops_ratio": None, "shape": "a shape", "n_visual": 576}
+    assert seen == {**dict.fromkeys(Budget.model_fields), "kv_ratio": 0.3, "shape": "a shape", "n_visual": 576}
     assert resolve("fastv", "a shape", 576) == fastv()
 
 

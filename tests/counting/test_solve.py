@@ -119,9 +119,9 @@ def test_more_budget_never_gives_less(ratios: list[float], spec: str):
     [
         ("random", {"layer_mean_ratio": 0.25}, {"keep_ratio": 0.25}),
         ("fastv", {"layer_mean_ratio": 0.25}, {"keep_ratio": 0.2}),
-        ("pvtp", {"layer_mean_ratio": 0.25}, {"prune_ratio": 0.392}),
-        ({"name": "pvtp", "rule": "linear"}, {"layer_mean_ratio": 0.25}, {"prune_ratio": 0.25}),
-        ("st3", {"flops_ratio": 0.3}, {"prune_ratio": 0.377}),
+        ({"name": "pvtp", "stride": 4}, {"layer_mean_ratio": 0.25}, {"prune_ratio": 0.392}),
+        ({"name": "pvtp", "stride": 4, "rule": "linear"}, {"layer_mean_ratio": 0.25}, {"prune_ratio": 0.25}),
+        ({"name": "st3", "stride": 4}, {"flops_ratio": 0.3}, {"prune_ratio": 0.377}),
         ("random", {"layer_mean_ratio": 1.0}, {"keep_ratio": 1.0}),
     ],
     ids=str,

@@ -86,7 +86,10 @@ def test_steps_of_generated_kernels_answer_as_plain_ones(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     "spec",
-    [{"name": "vta", "horizon": 6}, {"name": "st3", "start": 1, "stride": 1, "horizon": 8, "every": 2}],
+    [
+        {"name": "vta", "horizon": 6, "ranking": "current"},
+        {"name": "st3", "start": 1, "stride": 1, "prune_ratio": 0.3, "horizon": 8, "every": 2},
+    ],
     ids=["vta", "st3"],
 )
 def test_what_ranks_anew_lets_the_same_entries_go(spec: Any) -> None:
@@ -155,7 +158,7 @@ def test_renumbered_positions_run_plain_and_say_so() -> None:
 def test_a_part_that_reads_more_than_the_row_runs_plain_and_says_so() -> None:
     model = _model(kv_heads=2)
     _, notes = _both(model, StepProbe(), prompt(model, [3, "image", 5]))
-    assert "reads more than the current row" in notes[0]
+    assert "reads more than its layer's own rows" in notes[0]
 
 
 def test_a_longer_answer_than_announced_moves_into_larger_buffers() -> None:

@@ -130,9 +130,7 @@ class Compiled(Ability):
         if run.queries != 1:
             return "several new tokens at once"
         if (run.acting or run.read) and not evicts_under_mask(prompt.temporal, context.shape):
-            return (
-                "a temporal part that counts by data, reads more than its layer's current row, or keeps what it hides"
-            )
+            return "a temporal part that counts by data, reads more than its layer's own rows, or keeps what it hides"
         if context.edits_attention:
             return "edited attention"
         if any(layer.shift is not None for layer in run.layers):
@@ -155,7 +153,7 @@ class Compiled(Ability):
         options = {name: value for name, value in kwargs.items() if value is not None}
         options["past_key_values"], options[_STATE], options[_EVICTION] = self._cache, self._state, self._eviction
         limits = self._compiler.config.patch(recompile_limit=_GRAPHS, fail_on_recompile_limit_hit=True)
-        with attention_set(self._config, _NAME_EVICTING if run.acting else _NAME), limits:
+        with attention_set(self._config, _NAME_EVICTING if run.acting or run.read else _NAME), limits:
             torch.compiler.cudagraph_mark_step_begin()
             output = self._run(**options)
         for layer in run.layers:
@@ -195,7 +193,7 @@ class Compiled(Ability):
                     self._compiler.mark_static_address(one)
         if self._eviction is not None and not self._eviction.describes(layers):
             self._eviction = None
-        if run.acting and isinstance(prompt.temporal, TemporalScorer):
+        if (run.acting or run.read) and isinstance(prompt.temporal, TemporalScorer):
             self._let_go(run, prompt.temporal)
         numbers = [layer.places() for layer in layers]
         if numbers == [[line[0] + 1, *line[1:]] for line in self._numbers]:

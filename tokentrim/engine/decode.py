@@ -259,10 +259,7 @@ class Decode:
             return weights[0] if weights else None
         after, moves = evict(stream, selection)
         held.evict(after, moves)
-        slots = selection.kept[:, : max(selection.counts, default=0)].clamp(min=0)
-        held.rows = {
-            need: row.gather(2, slots[:, None].expand(-1, row.shape[1], -1)) for need, row in held.rows.items()
-        }
+        held.keep_rows(selection)
         self.note(layer, after.vis_ids)
         if not weights:
             return None

@@ -25,12 +25,12 @@ from tokentrim.engine.tokens.eviction import evict
 
 
 def evicts_under_mask(part: Temporal | None, shape: ModelShape) -> bool:
-    """Whether a part can evict in compiled code: by scores that read the layer's current row alone, to known counts."""
+    """Whether a part can evict in compiled code: by rows of the layer since the prompt's end, to known counts."""
     return (
         isinstance(part, TemporalScorer)
         and part.count_is_static
         and part.evicts()
-        and part.needed() == frozenset({Need.LAST_ROW})
+        and part.needed() <= {Need.LAST_ROW, Need.ACCUMULATED}
         and all(part.row_layer(layer, shape) == layer for layer in range(shape.n_layers))
     )
 
@@ -40,12 +40,13 @@ class SeenStep:
 
     Attributes:
         last_row: float [B, H, N]; entries that are gone have weight 0.
+        accumulated: float [B, H, N], where it was asked for.
         ids: int64 [B, N], -1 for entries that are gone.
         valid: bool [B, N].
     """
 
-    def __init__(self, last_row: Tensor, ids: Tensor, valid: Tensor) -> None:
-        self.last_row, self.ids, self.valid = last_row, ids, valid
+    def __init__(self, last_row: Tensor, accumulated: Tensor | None, ids: Tensor, valid: Tensor) -> None:
+        self.last_row, self.accumulated, self.ids, self.valid = last_row, accumulated, ids, valid
 
 
 class MaskedEviction:
@@ -56,6 +57,7 @@ class MaskedEviction:
         alive: per layer bool [B, C + 1], False where an entry was let go; the last column stands for padding.
         columns: per layer int64 [B, N], where the visual entries stand.
         ids: per layer int64 [B, N], their raster numbers, -1 in padding.
+        sums: per layer float [B, H, N], accumulated rows, which are the layers' own; none where nobody asks.
         allowed: int64 [L, B], visual entries that may stay at this step.
         now: int64 [L, B, N of the fullest layer], raster numbers of what stays, -1 elsewhere.
     """
@@ -66,7 +68,11 @@ class MaskedEviction:
         self.alive: list[Tensor] = []
         self.columns: list[Tensor] = []
         self.ids: list[Tensor] = []
+        self.sums: list[Tensor] = []
         for layer in layers:
+            if Need.ACCUMULATED in layer.rows:
+                self.sums.append(layer.rows[Need.ACCUMULATED].clone())
+                layer.rows[Need.ACCUMULATED] = self.sums[-1]
             stream, capacity = layer.held_stream, layer.buffers[0].shape[2]
             self.alive.append(stream.vis_pos.new_ones(stream.rows, capacity + 1, dtype=torch.bool))
             self.columns.append((stream.vis_pos + layer.given_up).masked_fill(~stream.vis_valid, capacity))
@@ -78,11 +84,13 @@ class MaskedEviction:
     @property
     def tensors(self) -> list[Tensor]:
         """All that compiled code reads and writes."""
-        return [*self.alive, *self.columns, *self.ids, self.allowed, self.now]
+        return [*self.alive, *self.columns, *self.ids, *self.sums, self.allowed, self.now]
 
     def describes(self, layers: Sequence[TrimLayer]) -> bool:
-        """Whether the layers' entries still stand where they stood: steps that ran as usual move them."""
-        return all(layer.stream is stream for layer, stream in zip(layers, self._streams, strict=True))
+        """Whether the layers' entries still stand where they stood: steps that ran as usual move and add to them."""
+        stand = all(layer.stream is stream for layer, stream in zip(layers, self._streams, strict=True))
+        pairs = zip(layers, self.sums, strict=False)
+        return stand and all(layer.rows.get(Need.ACCUMULATED) is total for layer, total in pairs)
 
     def note(self, index: int, layer: TrimLayer, counts: tuple[int, ...]) -> None:
         """A compiled step has let all but ``counts`` of a layer's entries go."""
@@ -91,7 +99,9 @@ class MaskedEviction:
     def _settle(self, index: int, layer: TrimLayer, counts: tuple[int, ...]) -> None:
         """Evict what is masked."""
         there = self.alive[index].gather(1, self.columns[index]) & (self.ids[index] >= 0)
-        layer.evict(*evict(layer.held_stream, Selection.from_mask(there, counts)))
+        selection = Selection.from_mask(there, counts)
+        layer.evict(*evict(layer.held_stream, selection))
+        layer.keep_rows(selection)
 
 
 def in_use(state: Tensor, layer: int, key: Tensor, eviction: MaskedEviction | None) -> Tensor:
@@ -125,7 +135,9 @@ def attend_and_evict(
     row = functional.pad(weights, (0, 1))[:, :, 0]
     row = row.gather(2, columns.unsqueeze(1).expand(-1, row.shape[1], -1))
     there = alive.gather(1, columns) & (ids >= 0)
-    site: Any = SeenStep(row, ids.masked_fill(~there, -1), there)
+    if eviction.sums:
+        eviction.sums[layer].add_(row)
+    site: Any = SeenStep(row, eviction.sums[layer] if eviction.sums else None, ids.masked_fill(~there, -1), there)
     scores = eviction.part.score(site).masked_fill(~there, float("-inf"))
     order = torch.argsort(scores, dim=-1, descending=True, stable=True)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from tokentrim.contracts.selection import Selection
 from tokentrim.contracts.sites import Need
 from tokentrim.engine.tokens.eviction import Moves
 from tokentrim.engine.tokens.stream import Stream
@@ -257,6 +258,13 @@ class TrimLayer(CacheLayerMixin):
         self._set_length(self._length - moves.shift)
         if self._start > _DEAD_SHARE * self._buffers[0].shape[2] and not self.keeps_size:
             self._move(self._length + self._reserve(_RESERVE, self.appended))
+
+    def keep_rows(self, selection: Selection) -> None:
+        """Keep of :attr:`rows` what belongs to the chosen entries."""
+        slots = selection.kept[:, : max(selection.counts, default=0)].clamp(min=0)
+        self.rows = {
+            need: row.gather(2, slots[:, None].expand(-1, row.shape[1], -1)) for need, row in self.rows.items()
+        }
 
     def get_seq_length(self) -> int:
         """Logical length: the length without pruning, from which positions follow."""
