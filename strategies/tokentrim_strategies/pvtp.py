@@ -88,9 +88,9 @@ class PVTP(PVTPParameters, SpatialScorer):
     what stays, and cannot change what attention computes. Nor would it save anything here: a model's own code projects
     queries and keys before it calls the attention function, where alone they could be exchanged.
 
-    The defaults were chosen on calibration questions of models with 6, 12 and 14 layers: few cuts, the second in the upper
-    half. They are as sensitive as that: one layer of start or stride moved the F1 of lists by up to 40 points at 30 % of
-    the tokens, so calibrate them on your model (docs/results/st3.md).
+    The defaults were chosen on calibration questions of models with 6, 12 and 14 layers: few cuts, the second in the
+    upper half. One layer of ``start`` or ``stride`` moved single scores there by up to 48 points at 30 % of the tokens:
+    calibrate both on your model (docs/results/st3.md).
 
     When it fails: as FastV does, since it trusts last-row attention of early layers at the first boundary; later
     boundaries correct nothing, because dropped tokens do not return. ``linear`` reaches zero in deep models.
