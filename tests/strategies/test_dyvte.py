@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from tests.engine.cases import generate
 from tests.models import alone, prompt, tiny_llava
@@ -229,3 +232,38 @@ def test_tensors_of_other_shapes_and_numbers_that_are_none(file: Path):
     name = next(iter(tensors))
     write_weights(file, {**tensors, name: tensors[name] * math.nan}, header)
     refuses(file, "be finite")
+    write_weights(file, {**tensors, name: tensors[name].int()}, header)
+    refuses(file, "hold floating-point numbers")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sizes": {"width": 10**12}}, "sizes in .* must be in 1.."),
+        ({"sizes": {"width": -1}}, "sizes in .* must be in 1.."),
+        ({"sizes": {"width": 2.5}}, "whole numbers of its model and module"),
+        ({"sizes": [3]}, "whole numbers of its model and module"),
+        ({"made_for": {"layers": "4"}}, "whole numbers of its model and module"),
+        ({"strategy": ["dyvte"]}, "name its strategy"),
+        ({"model": {"sketch": [1]}}, "name its strategy"),
+        ({"model": {"sketch": {"a": [None]}}}, "name its strategy"),
+        ({"provenance": None}, "name its strategy"),
+        ({"format": {}}, "be tokentrim-weights-1"),
+        ("[" * 5000, "be JSON"),
+        ("[]", "have the header"),
+    ],
+)
+def test_a_header_that_says_nothing_of_sense(changes: dict[str, object] | str, message: str, file: Path):
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(file, framework="pt") as opened:  # type: ignore[no-untyped-call]
+        about = json.loads(opened.metadata()["tokentrim"])
+    text = changes if isinstance(changes, str) else json.dumps({**about, **changes})
+    save_file(load_file(file), file, metadata={"tokentrim": text})
+    refuses(file, message)
+
+
+def test_what_is_no_regular_file_is_no_weights_file(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", ".", "a\0b", "x" * 300):
+        refuses(tmp_path / name, "weights file .* must be (readable|there)")

@@ -22,7 +22,7 @@ from tokentrim.contracts.extras import PromptInfo
 from tokentrim.contracts.strategy import Spatial
 from tokentrim.contracts.trained.weights import Header, read_header, read_weights, write_weights
 from tokentrim.counting.shape import ModelShape
-from tokentrim.errors import StrategyError, complaint
+from tokentrim.errors import StrategyError, complaint, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +115,7 @@ class Trainable(Spatial, ABC):
         path = self.file_for(shape)
         try:
             status = path.stat()
-        except OSError:
+        except (OSError, ValueError):
             read_header(path)  # says what is wrong with it
             raise
         held = Held(self, shape, path, (status.st_mtime_ns, status.st_size))
@@ -205,17 +205,22 @@ def _loaded(
     wanted = strategy.made_for(shape)
     _require(header.made_for == wanted, f"the weights in {path}", f"be made for {json.dumps(wanted)}",
              json.dumps(dict(header.made_for)))  # fmt: skip
+    most = sum(tensor.numel() for tensor in tensors.values())  # a module of such sizes has no fewer weights
+    fit = all(0 < size <= most for size in header.sizes.values())
+    _require(fit, f"sizes in {path}", f"be in 1..{most}, the number of its weights", dict(header.sizes))
     try:
         module = strategy.fresh(shape, 0, header.sizes)
-    except (TypeError, ValueError) as cause:
+    except Exception as cause:  # sizes lead a module to whatever it raises
         raise StrategyError(
-            complaint(f"sizes in {path}", "fit the strategy", dict(header.sizes), f"{cause}")
+            complaint(f"sizes in {path}", "fit the strategy", dict(header.sizes), reason_of(cause))
         ) from cause
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     _require(found == expected, f"the tensors in {path}", f"have the shapes {_differing(expected, found)}",
              _differing(found, expected))  # fmt: skip
-    finite = all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+    numbers = all(tensor.is_floating_point() for tensor in tensors.values())
+    _require(numbers, f"the tensors in {path}", "hold floating-point numbers", "others")
+    finite = all(bool(tensor.float().isfinite().all()) for tensor in tensors.values())
     _require(finite, f"the tensors in {path}", "be finite", "NaN or infinity")
     module.load_state_dict(tensors)
     return module.float().to(device).eval().requires_grad_(False)

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tokentrim.errors import StrategyError, complaint
+from tokentrim.errors import StrategyError, complaint, reason_of
+from tokentrim.reading import regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,11 +107,11 @@ def file_digest(path: Path) -> str:
 
 def _open(path: Path, *, tensors: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata, and the tensors where they are wanted. Nothing but safetensors is read: a pickle runs code."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     opened: Any = safe_open
     try:
-        with opened(path, framework="pt") as file:
+        with opened(regular(path), framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY, "{}")
             found = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
     except FileNotFoundError as cause:
@@ -118,14 +119,14 @@ def _open(path: Path, *, tensors: bool = False) -> tuple[dict[str, Any], dict[st
             complaint("the weights file", "be there", str(path), "check the path; a relative one is meant from the "
                       "configuration file's folder, or from here")
         ) from cause  # fmt: skip
-    except (OSError, SafetensorError) as cause:
+    except Exception as cause:  # torch knows not every type of number that the format has
         raise StrategyError(
-            complaint(f"the weights file {path}", "be readable safetensors", hint=f"{cause}")
+            complaint(f"the weights file {path}", "be readable safetensors", hint=reason_of(cause))
         ) from cause
     try:
         about = json.loads(text)
-    except ValueError as cause:
-        raise StrategyError(complaint(f"the header of {path}", "be JSON", text, f"{cause}")) from cause
+    except (ValueError, RecursionError) as cause:
+        raise StrategyError(complaint(f"the header of {path}", "be JSON", text, reason_of(cause))) from cause
     return about if isinstance(about, dict) else {}, found
 
 
@@ -140,7 +141,22 @@ def _parse(path: Path, about: Mapping[str, Any]) -> Header:
     written = values.pop("format")
     if written != FORMAT:
         raise StrategyError(complaint(f"the format of {path}", f"be {FORMAT}", written, "train the weights again"))
-    return Header(**values)
+    header = Header(**values)
+    maps = (header.made_for, header.sizes, header.model, header.provenance)
+    numbers = [number for one in maps[:2] if isinstance(one, dict) for number in one.values()]
+    sketch: Any = header.model.get("sketch", {}) if isinstance(header.model, dict) else {}
+    if not (
+        isinstance(header.strategy, str)
+        and all(isinstance(one, dict) for one in maps)
+        and all(type(number) is int for number in numbers)
+        and isinstance(sketch, dict)
+        and all(isinstance(some, list) and all(isinstance(n, float | int) for n in some) for some in sketch.values())
+    ):
+        raise StrategyError(
+            complaint(f"the header of {path}", "name its strategy, and whole numbers of its model and module", values,
+                      "write it with 'tokentrim train'")
+        )  # fmt: skip
+    return header
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
