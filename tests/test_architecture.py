@@ -81,6 +81,19 @@ def test_library_code_raises_and_never_asserts():
     )
 
 
+def test_no_code_of_a_model_folder_is_trusted():
+    """Every load says so: where nobody does, transformers asks on the terminal, and anything may answer."""
+
+    def loads(path):
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "from_pretrained":
+                said = [word for word in node.keywords if word.arg == "trust_remote_code" or word.arg is None]
+                if [ast.unparse(word.value) for word in said] not in (["False"], ["_UNTRUSTED"]):
+                    yield node.lineno
+
+    assert not offenders(LIBRARY, loads)
+
+
 def test_no_file_and_no_function_is_long():
     lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in LIBRARY}
     assert not {name: length for name, length in lengths.items() if length > MAX_FILE}

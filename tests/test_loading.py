@@ -345,6 +345,14 @@ def test_a_folder_holds_regular_files(folder: Path):
         load_image(folder / "preprocessor_config.json")
 
 
+def test_settings_of_generation_that_cannot_be_read_are_not_passed_over(folder: Path):
+    change(folder / "generation_config.json", return_dict_in_generate=True)
+    assert load_model(folder).model.generation_config.return_dict_in_generate is False
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(DataError, match=r"generation_config\.json must be readable JSON"):
+        load_model(folder)
+
+
 def test_a_chat_template_that_fails_is_named(folder: Path):
     from tokentrim.loading import prompt_inputs
 

@@ -6,7 +6,6 @@ a folder is run: a model that needs its own is loaded by whoever trusts it, and 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -38,9 +37,9 @@ if TYPE_CHECKING:
 
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
 DTypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-_SAMPLED_BYTES: Final = 1 << 20
 _LISTED: Final = 8
 _NAMED: Final = 2  # weights of a kind
+_GENERATION: Final = "generation_config.json"
 _MOST_BYTES: Final = 1 << 24  # of a JSON file that describes a model
 _DEPTHS: Final = ("layers", "depth", "blocks", "experts", "labels")
 """How names of numbers end that say how many parts a model has: transformers makes a list of so many."""
@@ -254,6 +253,8 @@ def load_model(name_or_folder: str | Path, device: DeviceName = "auto", dtype: D
         DataError: when its files are broken, lack weights, or hold others than the config asks for.
     """
     folder, config, *_ = describe(name_or_folder)
+    if (folder / _GENERATION).is_file():
+        _json(folder / _GENERATION)  # transformers would do without one that it cannot read
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -274,6 +275,9 @@ def load_model(name_or_folder: str | Path, device: DeviceName = "auto", dtype: D
             _require_whole(folder, info)
             processor = auto_processor.from_pretrained(folder, **_UNTRUSTED)
         model = model.to(target).eval()
+        model.generation_config.return_dict_in_generate = (
+            False  # its folder may say so, but who calls expects token ids
+        )
     except TokentrimError:
         raise
     except Exception as cause:  # transformers raises whatever the broken file led to
@@ -428,18 +432,3 @@ def _chat(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
             f"{processor.image_token}\n" if part["type"] == "image" else part["text"] for part in turns[0]["content"]
         )
     return processor.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)
-
-
-def fingerprint(folder: Path) -> str:
-    """Short hash of a model's files: names, sizes, and the first and last MiB of each; enough to notice new weights."""
-    total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if not path.is_file() or path.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model"):
-            continue
-        size = path.stat().st_size
-        total.update(f"{path.name}:{size};".encode())
-        with path.open("rb") as file:
-            total.update(file.read(_SAMPLED_BYTES))
-            file.seek(max(0, size - _SAMPLED_BYTES))
-            total.update(file.read(_SAMPLED_BYTES))
-    return total.hexdigest()[:16]

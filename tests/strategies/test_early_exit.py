@@ -16,7 +16,7 @@ from tests.masked import masked_logits
 from tests.models import IMAGE, PAD, alone, prompt, tiny_llava
 from tests.strategies.test_sgl import _slow_scores
 from tokentrim.engine.tokens.trace import Trace
-from tokentrim.errors import StrategyError, UnsupportedError
+from tokentrim.errors import DataError, StrategyError, UnsupportedError
 from tokentrim.session import trim
 
 SIDE, N, NEW, END = 4, 16, 6, 7
@@ -208,6 +208,10 @@ def test_a_guide_that_may_answer_is_another_model_with_the_same_tokenizer(tmp_pa
         with pytest.raises(UnsupportedError, match="share its tokenizer"):
             trim(model, _spec(0.5), guide=guide)
         trim(model, _spec(None), guide=guide)
+        for broken in ("{", "[]", '{"model": 3}', '{"model": {"vocab": [1]}}', '{"model": {}, "added_tokens": [{}]}'):
+            (tmp_path / "1" / "tokenizer.json").write_text(broken)
+            with pytest.raises(DataError, match=r"tokenizer\.json must list a tokenizer's words"):
+                trim(model, _spec(0.5), guide=guide)
     finally:
         model.config.name_or_path = guide.config.name_or_path = ""
 

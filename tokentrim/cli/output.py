@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from tokentrim.errors import StrategyError, TokentrimError
+from tokentrim.errors import StrategyError, TokentrimError, reason_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,7 +78,7 @@ def started(what: str) -> Generator[None]:
     """A run that has started: what breaks it now is no bad input, which was looked for before.
 
     Raises:
-        RunFailed: in place of what a strategy or torch raises.
+        RunFailed: in place of what a strategy, a model or torch raises.
     """
     try:
         yield
@@ -86,8 +86,8 @@ def started(what: str) -> Generator[None]:
         raise RunFailed(str(error)) from error
     except TokentrimError:
         raise
-    except (RuntimeError, MemoryError) as error:
-        raise RunFailed(f"{what} failed: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a model's settings lead it to whatever it raises
+        raise RunFailed(f"{what} failed: {reason_of(error)}") from error
 
 
 def emit(data: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any, Final
 from tokentrim.runs.specs import Match, ModelSpec, TaskSpec, Timing, digest
 from tokentrim.config.specs import StrategySpec
 from tokentrim.errors import ConfigError, complaint
-from tokentrim.loading import device_of, fingerprint, read_config, require_supported, resolve_folder, shape_of
+from tokentrim.loading import device_of, read_config, require_supported, resolve_folder, shape_of
 from tokentrim.counting.forecast import planned_cached, planned_layer_tokens
 from tokentrim.plugins.loader import installed_version, registry
 from tokentrim.counting.shape import ModelShape
@@ -24,6 +25,7 @@ CONTROL: Final = "random"
 TEXT_ONLY: Final = "text-only"
 # Whatever may change an answer; a new matplotlib need not answer all questions again.
 _THAT_MATTER: Final = ("torch", "transformers")
+_SAMPLED_BYTES: Final = 1 << 20
 _SCHEMA: Final = 3  # of the cell files; raised when what they hold changes
 
 
@@ -157,7 +159,22 @@ def locate(spec: ModelSpec) -> ModelTarget:
     shape = shape_of(str(folder))
     if shape.vision is None:
         raise ConfigError(complaint(f"model {spec.model!r}", "have a vision tower", hint="compare a multimodal model"))
-    return ModelTarget(spec, folder, fingerprint(folder), shape)
+    return ModelTarget(spec, folder, _fingerprint(folder), shape)
+
+
+def _fingerprint(folder: Path) -> str:
+    """Short hash of a model's files: names, sizes, and the first and last MiB of each; enough to notice new weights."""
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model"):
+            continue
+        size = path.stat().st_size
+        total.update(f"{path.name}:{size};".encode())
+        with path.open("rb") as file:
+            total.update(file.read(_SAMPLED_BYTES))
+            file.seek(max(0, size - _SAMPLED_BYTES))
+            total.update(file.read(_SAMPLED_BYTES))
+    return total.hexdigest()[:16]
 
 
 def first_boundary(strategy: Strategy, shape: ModelShape, n_visual: int | None = None) -> int | None:

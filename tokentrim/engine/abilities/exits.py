@@ -23,7 +23,8 @@ from tokentrim.counting.rounding import keep_count
 from tokentrim.counting.schedule import Schedule
 from tokentrim.counting.shape import ModelShape
 from tokentrim.engine.seams.calls import GenerateOptions
-from tokentrim.errors import UnsupportedError, complaint
+from tokentrim.errors import DataError, UnsupportedError, complaint, reason_of
+from tokentrim.reading import utf8
 
 # What one greedy answer per row rules out; the values that change nothing.
 _PLAIN: Final[dict[str, tuple[Any, ...]]] = {
@@ -37,6 +38,7 @@ _ABSENT: Final = (
     "streamer", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "stop_strings", "penalty_alpha",
     "dola_layers", "custom_generate", "constraints", "force_words_ids", "negative_prompt_ids",
 )  # fmt: skip
+_MOST_BYTES: Final = 1 << 28  # of a tokenizer.json
 _WITHOUT: Final = "drop it for this call, or leave 'exit_threshold' out"
 
 
@@ -229,6 +231,7 @@ def require_other(model: Any, guide: Any) -> None:
 
     Raises:
         UnsupportedError: when it may not.
+        DataError: when one of these files is broken.
     """
     if guide is model:
         raise UnsupportedError(
@@ -254,11 +257,15 @@ def _vocabulary(model: Any) -> Mapping[str, Any] | None:
     file = Path(str(getattr(model.config, "name_or_path", "") or "")) / "tokenizer.json"
     if file.parent == Path() or not file.is_file():
         return None
-    about = json.loads(file.read_text(encoding="utf-8"))
-    added = {str(one["id"]): one["content"] for one in about.get("added_tokens") or ()}
-    vocabulary = about["model"].get("vocab") or {}
-    pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((str(w[0]), i) for i, w in enumerate(vocabulary))
-    return {**{str(number): word for word, number in pairs}, **added}
+    try:
+        about = json.loads(utf8(file, _MOST_BYTES))
+        added = {str(one["id"]): one["content"] for one in about.get("added_tokens") or ()}
+        vocabulary: Any = about["model"].get("vocab") or {}
+        listed = not isinstance(vocabulary, dict)
+        pairs = ((str(w[0]), i) for i, w in enumerate(vocabulary)) if listed else vocabulary.items()
+        return {**{str(number): word for word, number in pairs}, **added}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as cause:
+        raise DataError(complaint(f"{file}", "list a tokenizer's words", hint=reason_of(cause))) from cause
 
 
 def _numbers(model: Any) -> Mapping[str, Any]:

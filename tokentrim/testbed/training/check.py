@@ -90,7 +90,7 @@ def load_model(name_or_folder: str) -> Any:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"model must be {', '.join(MODELS)} or a model folder; got {name_or_folder}")
     loader: Any = AutoModelForImageTextToText
-    return loader.from_pretrained(folder).eval()
+    return loader.from_pretrained(folder, trust_remote_code=False).eval()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -44,7 +44,7 @@ class Teacher:
 def load_teacher(name: str) -> Teacher:
     """A shipped LLaVA testbed, frozen."""
     loader: Any = LlavaForConditionalGeneration
-    model = loader.from_pretrained(model_folder(name)).eval().requires_grad_(False)
+    model = loader.from_pretrained(model_folder(name), trust_remote_code=False).eval().requires_grad_(False)
     step = StepInput(*(np.random.default_rng([5, i]) for i in (0, 1)), batch=64, number=0, fraction=0, most=MAX_OBJECTS)
     batch = draw_batch(LLAVA, step, SQUARE_VIEW.canvas, 4, MAX_OBJECTS)
     visual = LLAVA.encode(model, batch.pixels, batch.view).visual
