@@ -141,6 +141,24 @@ def test_memory_of_evicted_entries_is_given_back() -> None:
     assert layer.resident_bytes < whole / 50
 
 
+def test_buffers_are_written_in_place_only_where_nobody_minds() -> None:
+    """Compiled steps, which write past the layer's own update, ask for it."""
+    with torch.inference_mode():
+        layer = layer_of(Stream.of_prompt(torch.ones(1, 4, dtype=torch.bool), None))
+        layer.resize(64)
+        assert layer.writable
+    assert not layer.writable  # the inference mode is over
+    new = torch.full((1, 2, 1, 3), -1.0)
+    for mode, may in ((torch.no_grad, True), (torch.enable_grad, False), (torch.no_grad, True)):
+        with mode():
+            layer.update(new, new)
+        assert layer.writable == may  # a gradient may need what it has seen
+    held = layer.buffers
+    with torch.no_grad():
+        layer.update(new, new)
+    assert layer.buffers is held
+
+
 def _frozen() -> list[Any]:
     """Every registered temporal scorer with a configuration that ranks once."""
     found: list[Any] = []

@@ -298,6 +298,13 @@ def _turn_at_once(bench: Bench) -> Found:
     return [tokens, logits[-NEW:].unsqueeze(0)]
 
 
+def _turn_outside(bench: Bench) -> Found:
+    with torch.inference_mode():
+        first = _first_turn(bench)
+    ids = torch.cat([first.sequences, _QUESTION], dim=1)
+    return bench.generate({"input_ids": ids, "past_key_values": first.past_key_values})
+
+
 _HIDDEN = torch.arange(1, 9)
 """Columns of the prompt, words and a part of the picture, that a later turn does not see."""
 
@@ -397,6 +404,31 @@ def _trained(bench: Bench) -> Found:
     return _loss(bench, bench.one())
 
 
+_SAID, _NOTHING_SAID = torch.tensor([31, 32, 33]), torch.zeros(0, dtype=torch.long)
+
+
+def _trained_by_steps(bench: Bench) -> Found:
+    bench.model.zero_grad()
+    out = bench.model(**bench.one(), use_cache=True)
+    logits = [bench.model(token.view(1, 1), past_key_values=out.past_key_values).logits[0, 0] for token in _SAID]
+    return _answered(bench.model, torch.stack(logits))
+
+
+def _trained_by_steps_by_mask(bench: Bench) -> Found:
+    assert bench.session is not None
+    inputs, trace = bench.one(), bench.session.trace
+    bench.model.zero_grad()
+    with bench.paused():
+        logits = _learning_logits(bench.model, inputs, trace, _SAID, renumber=bench.kind == "renumber")
+    return _answered(bench.model, logits[-len(_SAID) :])
+
+
+def _answered(model: Any, logits: Tensor) -> Found:
+    loss = torch.nn.functional.cross_entropy(logits, _SAID + 1)
+    loss.backward()
+    return [loss.detach(), *_gradients(model)]
+
+
 _ENDS_IN_A_PICTURE = (3, "image", 4, "image")
 
 
@@ -420,7 +452,9 @@ def _trained_by_mask(layout: tuple[Any, ...] | None = None) -> Callable[[Bench],
     return run
 
 
-def _learning_logits(model: Any, inputs: dict[str, Any], trace: Any, **options: Any) -> Tensor:
+def _learning_logits(
+    model: Any, inputs: dict[str, Any], trace: Any, new: Tensor = _NOTHING_SAID, **options: Any
+) -> Tensor:
     """The reference with a gradient through the vision side as well."""
     seen: list[Tensor] = []
     handle = model.model.language_model.register_forward_pre_hook(
@@ -428,7 +462,7 @@ def _learning_logits(model: Any, inputs: dict[str, Any], trace: Any, **options: 
     )
     model(**inputs)
     handle.remove()
-    return reference_logits(model, inputs, torch.zeros(0, dtype=torch.long), trace, embedded=seen[0][0], **options)
+    return reference_logits(model, inputs, new, trace, embedded=seen[0][0], **options)
 
 
 def _checkpointing(family: Family, kept: dict[str, Any]) -> Any:
@@ -724,6 +758,12 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature("a returned cache continued with text", _second_turn, _turn_at_once, first_only=("both",)),
     Feature(
+        "a cache that was filled under `torch.inference_mode()`, continued outside",
+        _turn_outside,
+        _second_turn,
+        serves=_llava,
+    ),
+    Feature(
         "a returned cache continued under a mask that hides some of what was said",
         _hidden_turn,
         _hidden_turn_by_mask,
@@ -739,6 +779,14 @@ FEATURES: tuple[Feature, ...] = (
     Feature("`model(**inputs)` with and without cache and mask", _forward, _forward_by_mask, leaves_out=("merging",)),
     Feature(
         "`labels`, and the gradient", _trained, _trained_by_mask(), _learning, leaves_out=("merging",), serves=_llava
+    ),
+    Feature(
+        "a gradient through a prompt and cached steps",
+        _trained_by_steps,
+        _trained_by_steps_by_mask,
+        _learning,
+        leaves_out=("merging",),
+        serves=_llava,
     ),
     Feature(
         "`labels` for a prompt that ends in an image",

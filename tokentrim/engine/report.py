@@ -128,6 +128,7 @@ class Tally:
     prompts: int = 0
     rows: int = 0
     empty_rows: int = 0
+    emptied: int = 0
     events: int = 0
     steps: int = 0
     samples: int = 0
@@ -149,6 +150,7 @@ class Tally:
         guided = [flops for flops, n in zip(prompt.guide_flops, prompt.start.n_visual, strict=False) if n]
         for usage, spent in zip(found, guided or [0] * len(found), strict=True):
             self.samples += 1
+            self.emptied += not prompt.skipped and 0 in usage.layer_tokens
             figures = {
                 **usage.ratios(),
                 "kv_peak_bytes": usage.kv_bytes(0),
@@ -189,6 +191,12 @@ def make_report(label: str, tally: Tally, seconds: dict[str, float], notes: list
     """The report of a tally."""
     if tally.empty_rows:
         notes = [*notes, f"{tally.empty_rows} of {tally.rows} samples have no image: nothing to prune in them"]
+    if tally.emptied:
+        notes = [
+            *notes,
+            f"{tally.emptied} of {tally.samples} samples had no visual token left in some layers: shares of few tokens "
+            "are rounded down",
+        ]
     if tally.exits_run:
         notes = [
             *notes,
