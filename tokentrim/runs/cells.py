@@ -204,8 +204,8 @@ def prunes(strategy: Strategy, shape: ModelShape, n_visual: int, steps: int) -> 
         steps: decode forwards of its answer.
     """
     layers = planned_layer_tokens(strategy.spatial_parts, shape, n_visual)
-    held = planned_cached(strategy.temporal_part, shape, layers, steps)
-    return any(n != n_visual for n in layers) or any(now != layers for now in held)
+    held, seen = planned_cached(strategy.temporal_part, shape, layers, steps + 1)
+    return any(n != n_visual for n in layers) or any(now != layers for now in (*held, *seen))
 
 
 def versions() -> dict[str, str]:
