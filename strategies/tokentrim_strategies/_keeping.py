@@ -46,12 +46,12 @@ class Blocks(BaseModel):
     start: int = Field(default=2, ge=1, description="first boundary at which tokens go")
     stride: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
-        description="layers from one pruning boundary to the next; auto: half of the model's, and one",
+        description="layers from one pruning boundary to the next; auto: a third of the model's, and one",
     )
 
     def strides(self, shape: ModelShape) -> int:
-        """The stride in layers: as given, or ``floor(L / 2) + 1``."""
-        return shape.n_layers // 2 + 1 if self.stride == "auto" else self.stride
+        """The stride in layers: as given, or ``floor(L / 3) + 1``."""
+        return shape.n_layers // 3 + 1 if self.stride == "auto" else self.stride
 
     def boundaries(self, shape: ModelShape) -> range:
         """start, start + stride, ... below L."""

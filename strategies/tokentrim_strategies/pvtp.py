@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class PVTPParameters(Blocks):
     """Parameters of :class:`PVTP`, which :class:`~tokentrim_strategies.st3.ST3` shares."""
 
-    prune_ratio: Share = Field(default=0.60, description="share that goes at every pruning boundary")
+    prune_ratio: Share = Field(default=0.50, description="share that goes at every pruning boundary")
     rule: Literal["geometric", "linear"] = Field(
         default="geometric", description="share of the current tokens (geometric) or of the original ones (linear)"
     )
@@ -88,8 +88,8 @@ class PVTP(PVTPParameters, SpatialScorer):
     what stays, and cannot change what attention computes. Nor would it save anything here: a model's own code projects
     queries and keys before it calls the attention function, where alone they could be exchanged.
 
-    The defaults were chosen on calibration questions of models with 6, 12 and 14 layers: few cuts, the second in the
-    upper half. One layer of ``start`` or ``stride`` moved single scores there by up to 48 points at 30 % of the tokens:
+    The defaults were chosen on calibration questions of models with 6, 12 and 14 layers: few cuts, two
+    or three. One layer of ``start`` or ``stride`` moved single scores there by up to 48 points at 30 % of the tokens:
     calibrate both on your model (docs/results/st3.md).
 
     When it fails: as FastV does, since it trusts last-row attention of early layers at the first boundary; later

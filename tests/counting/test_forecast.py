@@ -183,7 +183,7 @@ def test_static_strategy_is_exact():
 
 def test_dict_holds_every_figure():
     data = planned({"name": "st3"}).to_dict()
-    assert data["layer_tokens"][:3] == [576, 576, 230]
+    assert data["layer_tokens"][:3] == [576, 576, 288]
     assert data["n_layers"] == len(data["layer_tokens"]) == len(data["layer_macs_field"]) == 32
     assert data["kv_bytes_peak"] < data["kv_bytes_peak_unpruned"]
     assert data["kv_bytes_end"] < data["kv_bytes_peak"]

@@ -42,7 +42,7 @@ def test_survives_its_spec():
     assert ST3(**spec) == ST3(stride=2, every=8)
 
 
-@pytest.mark.parametrize(("model", "layers", "last"), [("llava-1.5-7b", 32, 92), ("llava-1.5-13b", 40, 92)])
+@pytest.mark.parametrize(("model", "layers", "last"), [("llava-1.5-7b", 32, 72), ("llava-1.5-13b", 40, 72)])
 def test_presets(model: str, layers: int, last: int):
     (part,) = ST3.preset(model).spatial_parts
     assert part.schedule(model_shape(layers), 576).per_layer(layers, 576)[-1] == last
