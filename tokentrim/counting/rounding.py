@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 
 from tokentrim.errors import StrategyError, complaint
 
@@ -18,6 +19,7 @@ def exact(ratio: float | Fraction) -> Fraction:
     return ratio if isinstance(ratio, Fraction) else Fraction(Decimal(repr(float(ratio))))
 
 
+@lru_cache(maxsize=4096)  # a temporal strategy asks it in every step of every layer
 def keep_count(ratio: float | Fraction, n: int) -> int:
     """Number of tokens that ``ratio`` of ``n`` keeps: ``floor(ratio * n)``, exactly.
 

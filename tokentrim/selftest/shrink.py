@@ -92,6 +92,7 @@ def small_config(
     whole = data if key is None else data[key]
     _shrink_text(whole, window, heads_too, size.layers)
     widths = {old_hidden: int(whole["hidden_size"])}
+    tile = picture_size(config)
     for name in config.sub_configs:
         part: Any = data.get(name)
         if isinstance(part, dict) and name != key:
@@ -107,6 +108,13 @@ def small_config(
             data["hidden_size"] = whole["hidden_size"]
     if pictures_too and data.get("mm_tokens_per_image"):
         data["mm_tokens_per_image"] = (size.patches // 4) ** 2
+    if tile is not None and vision_key and data.get("image_grid_pinpoints"):
+        small = data[vision_key]["image_size"]  # as many tiles as before, small ones
+        sides = small if isinstance(small, list) else [small, small]
+        data["image_grid_pinpoints"] = [
+            [side * now // before for side, now, before in zip(point, sides, tile, strict=True)]
+            for point in data["image_grid_pinpoints"]
+        ]
     tokens = _token_ids(data)
     _rename_tokens(data, {old: TEXT_TOKENS + number for number, old in enumerate(sorted(tokens))})
     for part in (data, data.get(key) if key else None):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -159,6 +158,7 @@ def changes(model: nn.Module, before: dict[str, Any]) -> list[str]:
 def state(model: nn.Module) -> dict[str, Any]:
     """All of a model that a context could change: hooks, attributes, settings of every config."""
     found: dict[str, Any] = {}
+    seen: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}  # of configs, which many modules share
     for name, module in model.named_modules():
         found[name] = {
             **{hooks: list(getattr(module, hooks)) for hooks in _HOOKS},
@@ -170,6 +170,7 @@ def state(model: nn.Module) -> dict[str, Any]:
         }
         config: Any = getattr(module, "config", None)
         if config is not None:
-            found[f"config of {name}"] = copy.deepcopy(config.to_dict())
-            found[f"settings of {name}"] = attention_settings(config)
+            if id(config) not in seen:
+                seen[id(config)] = config.to_dict(), attention_settings(config)
+            found[f"config of {name}"], found[f"settings of {name}"] = seen[id(config)]
     return found

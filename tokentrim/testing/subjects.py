@@ -60,8 +60,10 @@ def _small(family: str) -> Subject:
 def forget_small_models() -> None:
     """Make new ones from now on."""
     _small.cache_clear()
+    _plainest.cache_clear()
 
 
+@functools.cache
 def _plainest() -> str:
     for family, name in known_model_types().items():
         adapter: Adapter = registry("adapter").get(name)()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,21 +57,27 @@ _PLACED: Final = KNOWN | {"executor", "sources", "differences"}
 
 def page(summary: Summary, gallery: Gallery) -> str:
     """The page as text."""
-    import jinja2  # found there by require_formats
-
     files = resources.files("tokentrim.compare.page")
     script, style = ((files / f"page.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
-    # Every value is escaped, because answers, labels and notes come from tasks and plugins.
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                                     lstrip_blocks=True)  # fmt: skip
-    template = environment.from_string((files / "page.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    return _template().render(
         script=script,
         style=style,
         # Only this script may run, and nothing may be fetched, whatever a value smuggles in.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         **_content(summary, gallery),
     )
+
+
+@cache
+def _template() -> Any:
+    """How the page is laid out; compiled once."""
+    import jinja2  # found there by require_formats
+
+    # Every value is escaped, because answers, labels and notes come from tasks and plugins.
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+                                     lstrip_blocks=True)  # fmt: skip
+    text = (resources.files("tokentrim.compare.page") / "page.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(text)
 
 
 def _content(summary: Summary, gallery: Gallery) -> dict[str, Any]:
