@@ -30,8 +30,10 @@ def _connect_at_home_only(self, address):
     return _connect(self, address)
 
 
-def pytest_collection_finish() -> None:
-    """What importing everything has made stays: a collection, of which benches make many, need not walk through it."""
+@pytest.fixture(autouse=True, scope="module")
+def settled():
+    """What imports have made stays: a collection, of which benches make many, need not walk through it."""
+    gc.collect()
     gc.freeze()
 
 
@@ -47,7 +49,9 @@ def no_network():
 def seeds():
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed notes a stack for every accelerator that never came up
 
 
 @pytest.fixture

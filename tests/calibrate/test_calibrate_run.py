@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
 import time
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from tests import warm
 from tokentrim.calibrate import measure, runner
 from tokentrim.calibrate.likelihood import likelihood
 from tokentrim.calibrate.measure import SPLIT, divergence
@@ -134,17 +132,17 @@ def test_a_killed_search_goes_on_where_it_stopped(tmp_path):
     run(options_from(PSigmoid, values), tmp_path / "whole.yaml")
     out = tmp_path / "killed.yaml"
     state = tmp_path / ".killed.yaml.state.json"
-    process = subprocess.Popen(command(out, pause), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = warm.start(command(out, pause), tmp_path / "said")
     deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.is_alive() and time.monotonic() < deadline:
         if state.exists() and len(json.loads(state.read_text())["measured"]) >= 2:
             break
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not out.exists()
     assert len(json.loads(state.read_text())["measured"]) >= 2
-    done = subprocess.run(command(out), capture_output=True, text=True, check=False, timeout=600)
+    done = warm.run(command(out), timeout=600)
     assert done.returncode == 0, done.stderr
     assert "were taken before" in done.stdout
     assert content(out) == content(tmp_path / "whole.yaml")

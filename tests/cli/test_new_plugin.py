@@ -3,12 +3,12 @@
 import ast
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tokentrim.cli.scaffold import KINDS, NewPlugin
 from tokentrim.config.yaml_reader import load_yaml
 from tokentrim.errors import DataError
@@ -133,12 +133,7 @@ def test_its_packages_pass_their_tests_beside_each_other(here):
         [str(site), str(ROOT), str(ROOT / "strategies"), str(ROOT / "adapters")]
     )
     settings = ["-c", str(here / "my-scorer/pyproject.toml"), "-k", "not test_contract", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *settings, *tests],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
+    settings += ["-W", "ignore:Module already imported"]  # pytest's plugins that transformers brings along
+    done = warm.run([sys.executable, "-m", "pytest", *settings, *tests], env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "13 passed" in done.stdout

@@ -8,6 +8,8 @@ import textwrap
 
 import pytest
 
+from tests import warm
+
 GOOD = """
     from tokentrim import Need, Schedule, SpatialScorer, hookimpl
 
@@ -63,9 +65,9 @@ def call(tmp_path_factory):
     environment = {key: value for key, value in os.environ.items() if key != "TOKENTRIM_PLUGINS"}
     environment["PYTHONPATH"] = os.pathsep.join([str(site), environment.get("PYTHONPATH", "")])
 
-    def run(*arguments, **more):
+    def run(*arguments, start=subprocess.run, **more):
         command = [sys.executable, "-m", "tokentrim", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env={**environment, **more})
+        return start(command, capture_output=True, text=True, check=False, env={**environment, **more})
 
     return run
 
@@ -92,7 +94,7 @@ def test_each_plugin_is_reported_with_its_cause_and_the_others_work(call):
 
 @pytest.mark.slow
 def test_the_doctor_finds_each_and_says_so(call):
-    done = call("doctor", "--json")
+    done = call("doctor", "--json", start=warm.run)
     assert done.returncode == 1
     findings = json.loads(done.stdout)
     assert {name: info["status"] for name, info in strangers(findings["plugins"]).items()} == STATUS

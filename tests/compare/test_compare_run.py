@@ -1,15 +1,13 @@
 """A whole comparison on the shipped six-layer model: its files, contract and failures, and going on after a stop."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import yaml
 
+from tests import warm
 from tokentrim import loading
 from tokentrim.compare import run
 from tokentrim.errors import ResultsError
@@ -188,17 +186,17 @@ def test_a_killed_run_goes_on_where_it_stopped(small, finished, tmp_path):
     config, out = tmp_path / "c.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(small))
     command = [sys.executable, "-m", "tokentrim", "compare", str(config), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = warm.start(command, tmp_path / "said")
     deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.is_alive() and time.monotonic() < deadline:
         if len(list((out / "cells").glob("[!.]*.jsonl"))) >= 3:
             break
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     for path in (out / "cells").glob("[!.]*.jsonl"):
         assert all(json.loads(line) for line in path.read_text().splitlines())
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    done = warm.run(command, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "finished before" in done.stdout
     assert (out / "results.jsonl").read_bytes() == (finished.folder / "results.jsonl").read_bytes()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -52,14 +51,6 @@ class Shaky:
 
     def command(self, out, *options, launcher=()):
         return [sys.executable, *launcher, "-m", "tokentrim", "compare", str(self.config), "--out", str(out), *options]
-
-    def compare(self, out, *options, launcher=(), **more):
-        """Run the comparison in processes of its own."""
-        environment = self.environment() | more
-        return subprocess.run(
-            self.command(out, *options, launcher=launcher),
-            env=environment, capture_output=True, text=True, timeout=540, check=False,
-        )  # fmt: skip
 
 
 def contents(folder):

@@ -2,9 +2,16 @@
 
 import pytest
 
+from tests import warm
 from tests.executors.small import CELLS, CONFIG, contents, heads
 from tokentrim.compare import run
 from tokentrim.executors import processes
+
+
+@pytest.fixture
+def warmed(monkeypatch):
+    """Processes that were to begin with nothing begin with torch imported."""
+    monkeypatch.setitem(processes.multiprocessing.context._concrete_contexts, "spawn", warm.Spawning())
 
 
 class Told:
@@ -29,7 +36,7 @@ def test_times_taken_alone_are_reported(alone):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same_results_though_one_is_killed(shaky, alone, tmp_path):
+def test_two_processes_give_the_same_results_though_one_is_killed(shaky, alone, warmed, tmp_path):
     shaky.order("kill")
     told = Told()
     summary = run(CONFIG, tmp_path, executor={"name": "local", "workers": 2}, progress=told)
@@ -46,7 +53,7 @@ def test_two_processes_give_the_same_results_though_one_is_killed(shaky, alone, 
 
 
 @pytest.mark.slow
-def test_a_cell_that_kills_every_process_fails_with_its_cause_and_can_be_run_again(shaky, alone, tmp_path):
+def test_a_cell_that_kills_every_process_fails_with_its_cause_and_can_be_run_again(shaky, alone, warmed, tmp_path):
     shaky.order("doom")
     # The standard library's pool is the documentation's example of an executor; here it makes the cells that live.
     one = {**CONFIG, "tasks": ["shaky"], "samples": 6}

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from tests import warm
 from tests.executors.small import CELLS, CONFIG, contents, heads
 from tokentrim.compare import run
 from tokentrim.errors import UnsupportedError
@@ -69,7 +69,8 @@ def cluster(shaky):
 @pytest.mark.slow
 def test_two_machines_give_the_same_results_though_a_worker_is_killed(shaky, alone, cluster, tmp_path):
     shaky.order("kill")
-    done = shaky.compare(tmp_path, "--executor", "ray", "--executor-option", f"address={cluster}", **LOOPBACK)
+    command = shaky.command(tmp_path, "--executor", "ray", "--executor-option", f"address={cluster}")
+    done = warm.run(command, env=shaky.environment() | LOOPBACK, timeout=540)
     assert done.returncode == 0, done.stderr[-3000:]
     assert contents(tmp_path) == contents(alone)
     assert done.stdout.count("lost: ") == 1
@@ -83,14 +84,14 @@ def test_a_killed_driver_leaves_what_another_executor_finishes(shaky, alone, clu
     shaky.order("slow")
     command = shaky.command(tmp_path, "--executor", "ray")
     environment = shaky.environment() | LOOPBACK | {"RAY_ADDRESS": cluster}
-    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    driver = warm.start(command, shaky.folder / "said", environment)
     deadline = time.monotonic() + 300
-    while driver.poll() is None and time.monotonic() < deadline:
+    while driver.is_alive() and time.monotonic() < deadline:
         if list((tmp_path / "cells").glob("[!.]*.jsonl")):
             break
         time.sleep(0.05)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
+    driver.kill()
+    driver.join()
     kept = {path.name: path.read_bytes() for path in (tmp_path / "cells").glob("[!.]*.jsonl")}
     assert 1 <= len(kept) < CELLS
     shaky.order()

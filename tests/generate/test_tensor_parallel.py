@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import warm
 from tests.engine.cases import deviation
 from tests.generate.tensor_parallel_rank import NAMES, answers
 from tests.models import tiny_llava
@@ -23,18 +23,11 @@ def test_two_ranks_keep_what_one_process_keeps(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     path = os.pathsep.join(str(ROOT / part) for part in (".", "strategies", "adapters"))
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *(str(ROOT / "tests/generate/tensor_parallel_rank.py"), str(tmp_path / "model"), str(tmp_path)),
+        *(sys.executable, "-m", "tests.generate.tensor_parallel_rank"),
+        *(str(tmp_path / "model"), str(tmp_path)),
     ]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=480,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    for done in warm.ranks(2, command, env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}):
+        assert done.returncode == 0, done.stderr[-3000:]
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     alone = answers(model)
     for name in NAMES:

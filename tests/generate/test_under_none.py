@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.generate.under_none import main
 
 _TESTS = """
@@ -26,7 +27,10 @@ def test_that_looks_for_tokentrim():
 
 
 @pytest.mark.slow
-def test_a_checkout_is_run_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkout_is_run_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.generate.under_none.subprocess.run", warm.run)
     (tmp_path / "test_own.py").write_text(_TESTS, encoding="utf-8")
     assert main([str(tmp_path), "test_own.py"]) == 1
     said = capsys.readouterr().out

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import tokentrim
+from tests import warm
 from tests.test_import_cost import loaded_after
 
 # An installed tokentrim brings the plugin along; a checkout that nobody installed names it.
@@ -19,7 +20,7 @@ PLUGIN = () if _INSTALLED else ("-p", "tokentrim.testing.pytest_plugin")
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *PLUGIN, *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return warm.run(command, cwd=cwd)
 
 
 def test_the_plugin_is_registered_and_light() -> None:
