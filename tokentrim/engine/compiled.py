@@ -21,9 +21,10 @@ from tokentrim.engine.ability import Ability
 from tokentrim.engine.decode import Decode
 from tokentrim.engine.masked_eviction import MaskedEviction, attend_and_evict, evicts_under_mask, in_use
 from tokentrim.engine.passes import Passes
+from tokentrim.engine.seams.attention import attention_set
 from tokentrim.engine.seams.outputs import asked_for
-from tokentrim.engine.seams.private import attention_set, compiler, register_attention
-from tokentrim.engine.seams.undo import replaced
+from tokentrim.engine.seams.private import compiler, register_attention
+from tokentrim.engine.seams.undo import Undo, patch
 from tokentrim.engine.tokens import cache
 from tokentrim.engine.tokens.prompt import Prompt
 
@@ -87,7 +88,7 @@ class Compiled(Ability):
         cuda = next(self._model.parameters()).device.type == "cuda"
         self._run = torch.compile(self._forward, dynamic=False, mode="reduce-overhead" if cuda else None)
         self._compiler = compiler()
-        self._undo: Callable[[], None] = lambda: None
+        self._undo = Undo()
         self._cache: Any = None
         self._held: list[tuple[Tensor, Tensor]] = []
         self._numbers: list[list[int]] = []
@@ -110,11 +111,11 @@ class Compiled(Ability):
                 return self._forward(*args, **kwargs)
             return self._step(run, kwargs)
 
-        self._undo = replaced(self._model, "forward", forward)
+        patch(self._model, "forward", lambda _: forward, self._undo)
 
     def detach(self) -> None:
         """Put the language model's ``forward`` back."""
-        self._undo()
+        self._undo.run()
 
     def notes(self) -> list[str]:
         """For the report: what ran compiled, and why the rest did not."""
@@ -153,7 +154,7 @@ class Compiled(Ability):
         options = {name: value for name, value in kwargs.items() if value is not None}
         options["past_key_values"], options[_STATE], options[_EVICTION] = self._cache, self._state, self._eviction
         limits = self._compiler.config.patch(recompile_limit=_GRAPHS, fail_on_recompile_limit_hit=True)
-        with attention_set(self._config, _NAME_EVICTING if run.acting or run.read else _NAME), limits:
+        with attention_set(self._config, _NAME_EVICTING if run.acting or run.read else _NAME, self._undo), limits:
             torch.compiler.cudagraph_mark_step_begin()
             output = self._run(**options)
         for layer in run.layers:

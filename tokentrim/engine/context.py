@@ -16,6 +16,7 @@ from tokentrim.engine.seams.clock import Clock
 from tokentrim.engine.seams.sharding import SharedHeads
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream
+from tokentrim.engine.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Context:
         doubts: whether scores were numbers, to be settled when an answer is there.
         vision: what was read while pictures were encoded.
         abilities: all that acts beside the deciders, ``vision`` among them.
+        turns: whose forward runs.
         acts: whether forwards are changed at all; where not, they are only counted.
         compiles: whether decode steps run compiled where they can.
     """
@@ -47,6 +49,7 @@ class Context:
     doubts: Doubts
     vision: VisionCapture
     abilities: tuple[Ability, ...]
+    turns: Turns
     acts: bool
     compiles: bool
 

@@ -18,6 +18,7 @@ from tokentrim.engine.deciding import Providers, decide_order, decide_step
 from tokentrim.engine.seams import attention_rows, outputs, positions
 from tokentrim.engine.seams.attention import Attended, AttentionCall
 from tokentrim.engine.seams.masks import causal_mask
+from tokentrim.engine.seams.undo import Undo, hook
 from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.eviction import evict, evict_first, fronted
 from tokentrim.engine.tokens.prompt import TEMPORAL, Prompt
@@ -49,7 +50,7 @@ class Decode:
     lent: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     seen: dict[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     masks: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
-    handles: list[Any] = field(default_factory=list[Any])
+    undo: Undo = field(default_factory=Undo)
 
     def __post_init__(self) -> None:
         if not self.context.compiles or self.queries != 1:
@@ -142,7 +143,7 @@ class Decode:
         made: dict[int, tuple[Tensor | None, tuple[Tensor, Tensor]]] = {}
 
         def make(shift: Tensor) -> Callable[..., Any]:
-            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                 if id(shift) not in made:
                     hidden = args[0] if args else kwargs["hidden_states"]
                     ids = position_ids - shift.unsqueeze(1)
@@ -151,11 +152,11 @@ class Decode:
                 ids, embeddings = made[id(shift)]
                 return args, {**kwargs, "position_ids": ids, "position_embeddings": embeddings}
 
-            return hook
+            return before
 
         for layer, module in zip(self.layers, self.context.layout.layers, strict=True):
             if layer.shift is not None:
-                self.handles.append(module.register_forward_pre_hook(make(layer.shift), with_kwargs=True, prepend=True))
+                hook(module, make(layer.shift), self.undo, before=True, first=True)
 
     # ------------------------------------------------------------------ inside attention
 
@@ -355,6 +356,4 @@ class Decode:
 
     def close(self) -> None:
         """Remove the layer hooks."""
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
+        self.undo.run()

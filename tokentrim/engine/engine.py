@@ -9,7 +9,6 @@ for a pass that reads or masks attention itself.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
@@ -38,8 +37,10 @@ from tokentrim.engine.seams import attention, positions
 from tokentrim.engine.seams.calls import bind, cached_length, pictured
 from tokentrim.engine.seams.clock import Clock
 from tokentrim.engine.seams.sharding import SharedHeads
+from tokentrim.engine.seams.undo import Undo, hook
 from tokentrim.engine.tokens import cache
 from tokentrim.engine.tokens.prompt import Prompt
+from tokentrim.engine.turns import Turns
 from tokentrim.engine.untouched import Untouched
 
 
@@ -91,64 +92,68 @@ class Engine:
             doubts=Doubts(),
             vision=vision,
             abilities=tuple(ability for ability in abilities if ability is not None),
+            turns=Turns(),
             acts=bool(spatial) or temporal is not None or editor is not None or compiled,
             compiles=compiled,
         )
         self._host, self._on_prompt = host, on_prompt
         self._generating = Generating(self.context)
-        self._prompting = Prompting(self.context, self._generating, on_prompt, lambda: bool(self._undo), record)
+        self._undo = Undo()
+        self._prompting = Prompting(self.context, self._generating, on_prompt, lambda: self.installed, record)
         self._untouched = None if self.context.acts else Untouched(self._prompting)
-        self._undo: list[Callable[[], None]] = []
         self._modalities: Tensor | None = None
         self._text_only: WeakSet[Any] = WeakSet()
-        self._thread: int | None = None
 
     # ------------------------------------------------------------------ installing
 
+    @property
+    def installed(self) -> bool:
+        """Whether the model carries anything of this."""
+        return bool(self._undo)
+
     def install(self) -> None:
-        """Hook the model, and ``generate`` and the labels of the host around it; on any failure nothing remains.
+        """Hook the model, and ``generate`` and the labels of the host around it; what fails half-way is to be removed.
 
         Raises:
             UnsupportedError: when the strategy prunes, and the model runs compiled or on several devices.
         """
-        layout = self.context.layout
+        layout, undo = self.context.layout, self._undo
         if self.context.acts:
             refusals.of_model(self._host, layout)
-        try:
-            self._undo += self._generating.watch(self._host)
-            for handle in (
-                layout.entry.register_forward_pre_hook(self._enter_entry, with_kwargs=True),
-                layout.entry.register_forward_hook(self._leave_entry, always_call=True),
-                layout.language_model.register_forward_pre_hook(self._enter_model, with_kwargs=True),
-                layout.language_model.register_forward_hook(self._leave_model, always_call=True),
-            ):
-                self._undo.append(handle.remove)
-            for ability in self.context.abilities:
-                self._undo.append(ability.detach)
-                ability.attach()
-            for index, module in enumerate(layout.attentions):
-                attention.observe(module, self._passes.observer(index))
-                self._undo.append(lambda m=module: attention.ignore(m))
-        except BaseException:
-            self.remove()
-            raise
+        self._generating.watch(self._host, undo)
+        for ability in self.context.abilities:
+            undo.note(ability.detach)
+            ability.attach()
+        for index, module in enumerate(layout.attentions):
+            attention.observe(module, self._passes.observer(index), undo)
+        hook(layout.entry, self._enter_entry, undo, before=True)
+        hook(layout.entry, self._leave_entry, undo, before=False, always=True)
+        undo.note(self._passes.end)
+        hook(layout.language_model, self._enter_model, undo, before=True)
+        hook(layout.language_model, self._leave_model, undo, before=False, always=True)
 
     def remove(self) -> None:
-        """Take every hook out and put every setting back."""
-        self._passes.end()
-        for undo in reversed(self._undo):
-            undo()
-        self._undo.clear()
+        """Take every hook out and put every setting back, as soon as no other thread is in the middle of a forward."""
+        try:
+            self.context.turns.wait()
+        finally:
+            self._undo.run()
+            self.context.turns.give_back()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        raise refusals.copied("a model that is trimmed")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise refusals.copied("a model that is trimmed")
 
     # ------------------------------------------------------------------ the entry module
 
     def _enter_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.context.vision.suspended or self._compiling():
             return
-        refusals.of_thread(self._thread)
+        self.context.turns.take()
         arguments = bind(module.forward, args, kwargs)
-        self._leave_entry()
-        self._thread = threading.get_ident()
+        self._modalities, self._prompting.arguments = None, {}
         ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
         columns = ids.shape[1] if ids is not None else embeds.shape[1] if embeds is not None else 0
         if cached_length(arguments.get("past_key_values")) and (columns == 1 or not pictured(arguments)):
@@ -159,8 +164,9 @@ class Engine:
         self._prompting.arguments = arguments
 
     def _leave_entry(self, *_: Any) -> None:
-        if not (torch.compiler.is_compiling() or self.context.vision.suspended) and self._is_mine():
-            self._modalities, self._prompting.arguments, self._thread = None, {}, None
+        if not (torch.compiler.is_compiling() or self.context.vision.suspended) and self.context.turns.is_mine():
+            self._modalities, self._prompting.arguments = None, {}
+            self.context.turns.give_back()
 
     def _compiling(self) -> bool:
         """Whether torch.compile is reading this; untouched models then run without an account, others not at all."""
@@ -168,16 +174,12 @@ class Engine:
             refusals.refuse_compiled("a forward that torch.compile reads")
         return torch.compiler.is_compiling()
 
-    def _is_mine(self) -> bool:
-        """Whether no other thread runs a forward."""
-        return self._thread in (None, threading.get_ident())
-
     # ------------------------------------------------------------------ the language model
 
     def _enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.context.vision.suspended or self._compiling():
             return None
-        refusals.of_thread(self._thread)
+        self.context.turns.require()
         self._passes.end()  # a pass that an exception cut short
         arguments = bind(module.forward, args, kwargs)
         past, embeds = arguments.get("past_key_values"), arguments.get("inputs_embeds")
@@ -241,7 +243,7 @@ class Engine:
         return {**arguments, "attention_mask": None}
 
     def _leave_model(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if torch.compiler.is_compiling() or self.context.vision.suspended or not self._is_mine():
+        if torch.compiler.is_compiling() or self.context.vision.suspended or not self.context.turns.is_mine():
             return None
         if self._untouched is not None:
             return self._untouched.leave(output)

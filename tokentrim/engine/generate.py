@@ -8,21 +8,34 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 
 from tokentrim.engine import refusals
 from tokentrim.engine.abilities.exits import lengths_to_end
 from tokentrim.engine.context import Context
-from tokentrim.engine.seams.calls import GUESSERS, GenerateOptions, bind, cached_length, pictured
-from tokentrim.engine.seams.private import no_guess_within_the_prompt
-from tokentrim.engine.seams.undo import replaced
+from tokentrim.engine.seams.calls import (
+    GUESSERS,
+    GenerateOptions,
+    bind,
+    cached_length,
+    no_guess_within_the_prompt,
+    pictured,
+)
+from tokentrim.engine.seams.private import unwrapped
+from tokentrim.engine.seams.undo import Undo, patch
 from tokentrim.engine.tokens import cache
 from tokentrim.errors import UnsupportedError, complaint
+
+_PRUNED: WeakSet[nn.Module] = WeakSet()
+"""Models whose answers are pruned."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +66,8 @@ class Call:
         return cls(columns, chunk is not None and chunk < columns - begun, limit)
 
 
-class Generating:
-    """What is running on a host: the call of ``generate``, and the forward with labels.
+class Generating(threading.local):
+    """What each thread runs on a host: the call of ``generate``, and the forward with labels.
 
     Attributes:
         call: the call that is running, if any.
@@ -66,23 +79,22 @@ class Generating:
         self.labels: Tensor | None = None
         self._context = context
 
-    def watch(self, host: nn.Module) -> list[Callable[[], None]]:
-        """Wrap ``generate`` and ``forward`` of ``host`` on the instance; returns what puts them back.
+    def watch(self, host: nn.Module, undo: Undo) -> None:
+        """Wrap ``generate`` and ``forward`` of ``host`` on the instance, until ``undo`` runs.
 
         The forward's labels are not seen by a hook, because PEFT's wrappers call ``forward`` past all hooks.
         """
-        undo: list[Callable[[], None]] = []
-        generate: Any = getattr(host, "generate", None)
-        if generate is not None:
-            undo.append(replaced(host, "generate", self._watched(host, generate)))
+        if hasattr(host, "generate"):
+            patch(host, "generate", functools.partial(self._watched, host, undo), undo)
         if "labels" in inspect.signature(host.forward).parameters:
-            undo.append(replaced(host, "forward", self._with_labels(host.forward)))
-        return undo
+            patch(host, "forward", self._with_labels, undo)
+        if self._context.acts:
+            undo.note(functools.partial(_PRUNED.discard, host))
+            _PRUNED.add(host)
 
-    def _watched(self, host: nn.Module, generate: Callable[..., Any]) -> Callable[..., Any]:
+    def _watched(self, host: nn.Module, undo: Undo, generate: Callable[..., Any]) -> Callable[..., Any]:
         context = self._context
 
-        @functools.wraps(generate)
         def watched(*args: Any, **kwargs: Any) -> Any:
             options = GenerateOptions(host, bind(generate, args, kwargs))
             call = Call.of(options)
@@ -90,7 +102,7 @@ class Generating:
                 _refuse(context, options, call)
 
             def run() -> Any:
-                with no_guess_within_the_prompt(host) if context.acts and options.assisted else nullcontext():
+                with no_guess_within_the_prompt(host, undo) if context.acts and options.assisted else nullcontext():
                     return generate(*args, **kwargs)
 
             for ability in context.abilities:
@@ -100,22 +112,29 @@ class Generating:
                 output = run()
             finally:
                 self.call = outer
+                self._ended()
             context.doubts.settle()
             return output
 
-        watched.tokentrim_acts = context.acts  # type: ignore[attr-defined]
         return watched
 
     def _with_labels(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(forward)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            self.labels = bind(forward, args, kwargs).get("labels")
+            if torch.compiler.is_compiling():
+                return forward(*args, **kwargs)
             try:
+                self.labels = bind(forward, args, kwargs).get("labels")
                 return forward(*args, **kwargs)
             finally:
                 self.labels = None
+                self._ended()
 
         return watched
+
+    def _ended(self) -> None:
+        """End a forward that Ctrl-C has cut short: torch then calls no hook."""
+        if self.call is None and not self._context.vision.suspended:
+            self._context.turns.give_back()
 
 
 def _refuse(context: Context, options: GenerateOptions, call: Call | None) -> None:
@@ -153,7 +172,7 @@ def _refuse_assistant(context: Context, options: GenerateOptions) -> None:
             )
         )
     helper = options.get("assistant_model")
-    trimmed = bool(getattr(getattr(helper, "generate", None), "tokentrim_acts", False))
+    trimmed = isinstance(helper, nn.Module) and unwrapped(helper)[0] in _PRUNED
     own = [name for name in GUESSERS if options.get(name)]
     own += ["speculation_type"] if options.get("speculation_type") is not None else []
     if own or trimmed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,12 @@ _KEPT_LOADED = 2
 _LOADED: dict[tuple[str, str, str], Any] = {}
 
 
+class _Asked(threading.local):
+    """The call of each thread that may exit early."""
+
+    exits: Exits | None = None
+
+
 @dataclass
 class Guide(Ability):
     """A model that answers a prompt before the trimmed one does.
@@ -47,7 +54,7 @@ class Guide(Ability):
     adapter: Adapter
     layout: Layout
     request: GuideRequest
-    _exits: Exits | None = None
+    _asked: _Asked = field(default_factory=_Asked)
 
     def around_call(self, host: nn.Module, options: GenerateOptions, run: Callable[[], Any]) -> Any:
         """Put the guide's answers in the place of the model's, where the request lets it and it is sure enough.
@@ -57,14 +64,14 @@ class Guide(Ability):
         """
         if self.request.exit_threshold is None:
             return run()
-        outer = self._exits
-        self._exits = exits = Exits.of(host, options, self.request.exit_threshold)
+        outer = self._asked.exits
+        self._asked.exits = exits = Exits.of(host, options, self.request.exit_threshold)
         try:
             output = run()
         except Exited:
             output = None
         finally:
-            self._exits = outer
+            self._asked.exits = outer
         return exits.joined(output)
 
     def before_prompt(self, prompt: Prompt, origin: PromptOrigin) -> None:
@@ -84,7 +91,7 @@ class Guide(Ability):
     def _answer(
         self, prompt: Prompt, arguments: Mapping[str, Any], sources: Mapping[str, Any], mask: Tensor | None
     ) -> None:
-        exits, start, repeats = self._exits, prompt.start, prompt.placement.repeats if prompt.placement else 1
+        exits, start, repeats = self._asked.exits, prompt.start, prompt.placement.repeats if prompt.placement else 1
         texts = {name: value[::repeats] for name in _TEXTS if (value := arguments.get(name)) is not None}
         visual = start.visual_mask()[::repeats]
         if mask is not None:

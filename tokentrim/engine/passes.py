@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from tokentrim.engine.decode import Decode
 from tokentrim.engine.prefill import Prefill
 from tokentrim.engine.seams import attention
 from tokentrim.engine.seams.clock import Clock
+from tokentrim.engine.seams.undo import Undo
 
 
 class Passes:
@@ -23,7 +23,7 @@ class Passes:
     def __init__(self, clock: Clock, text_config: Any) -> None:
         self.running: Prefill | Decode | None = None
         self._clock, self._config = clock, text_config
-        self._switch_off: Callable[[], None] | None = None
+        self._undo, self._switched = Undo(), False
         self._mark: Any = None
 
     @property
@@ -33,33 +33,35 @@ class Passes:
 
     def begin(self, run: Prefill | Decode, device: torch.device) -> None:
         """Run a pass from here on."""
-        self.running, self._mark = run, self._clock.start(device)
-        if run.observes:
-            self._switch_off = attention.switch_on(self._config)
+        self._undo.note(run.close)
+        self.running, self._mark, self._switched = run, self._clock.start(device), False
+        self._observe(run)
 
     def catch_up(self, run: Decode) -> None:
         """Run a step as usual that was meant to run compiled."""
         run.catch_up()
-        if run.observes and self._switch_off is None:
-            self._switch_off = attention.switch_on(self._config)
+        self._observe(run)
+
+    def _observe(self, run: Prefill | Decode) -> None:
+        if run.observes and not self._switched:
+            self._switched = True
+            attention.switch_on(self._config, self._undo)
 
     def finish(self) -> Prefill | Decode | None:
         """End the pass that went well, and count its time; returns it."""
         run = self.running
         if run is not None:
-            run.leave()
-            self.end()
+            try:
+                run.leave()
+            finally:
+                self.end()
             self._clock.stop("prefill" if isinstance(run, Prefill) else "decode", self._mark)
         return run
 
     def end(self) -> None:
         """End the pass, if one is running: also one that an exception cut short."""
-        run, self.running = self.running, None
-        if run is not None:
-            run.close()
-        if self._switch_off is not None:
-            self._switch_off()
-            self._switch_off = None
+        self.running = None
+        self._undo.run()
 
     def observer(self, layer: int) -> attention.Observer:
         """What sees the attention of a decoder layer for the pass that is running."""

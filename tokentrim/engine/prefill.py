@@ -19,6 +19,7 @@ from tokentrim.engine.deciding import decide_layer
 from tokentrim.engine.seams import attention_rows, outputs, positions
 from tokentrim.engine.seams.attention import Attended, AttentionCall
 from tokentrim.engine.seams.masks import causal_mask
+from tokentrim.engine.seams.undo import Undo, hook
 from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream, gather_columns, merge_features, place, spread
@@ -45,7 +46,7 @@ class Prefill:
     deeper: dict[int, Callable[[Any], Any]] = field(default_factory=dict[int, Callable[[Any], Any]])
     surplus: Tensor | None = None
     read: dict[Need, Any] = field(default_factory=dict[Need, Any])
-    handles: list[Any] = field(default_factory=list[Any])
+    undo: Undo = field(default_factory=Undo)
 
     def __post_init__(self) -> None:
         self.stream = self.prompt.start
@@ -72,8 +73,8 @@ class Prefill:
         inside = [b for b in (*self.at, *self.deeper) if b > 0]
         if inside:
             for index in range(min(inside), self.context.shape.n_layers):
-                layer, hook = self.context.layout.layers[index], self._layer_hook(index)
-                self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
+                layer = self.context.layout.layers[index]
+                hook(layer, self._layer_hook(index), self.undo, before=True, first=True)
         self._record(0)
         return kwargs
 
@@ -89,8 +90,8 @@ class Prefill:
             self.deeper[layer + 1] = partial(self._with_features, flat, number)
         if (last := self.context.shape.n_layers) in self.deeper:
             add = self.deeper[last]
-            hook = self.context.layout.layers[-1].register_forward_hook(lambda module, args, output: add(output))
-            self.handles.append(hook)
+            end = self.context.layout.layers[-1]
+            hook(end, lambda module, args, output: add(output), self.undo, before=False)
         return without
 
     def _with_features(self, flat: Tensor, number: Tensor, hidden: Any) -> Any:
@@ -116,7 +117,7 @@ class Prefill:
     # ------------------------------------------------------------------ between the layers
 
     def _layer_hook(self, index: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def before_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = before = args[0] if args else kwargs["hidden_states"]
             if index in self.deeper:
                 hidden = self.deeper[index](hidden)
@@ -130,7 +131,7 @@ class Prefill:
                 return (hidden, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": hidden}
 
-        return hook
+        return before_layer
 
     def _prune(self, boundary: int, hidden: Tensor, kwargs: dict[str, Any] | None = None) -> Tensor:
         """Take every decision of ``boundary``; returns the hidden states that go on."""
@@ -390,10 +391,8 @@ class Prefill:
     def close(self) -> None:
         """Remove the layer hooks."""
         for ability in self.context.abilities:
-            ability.after_prompt(self.prompt)
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
+            self.undo.note(partial(ability.after_prompt, self.prompt))
+        self.undo.run()
 
 
 def _pick_read(need: Need, what: Any, selection: Selection) -> Any:

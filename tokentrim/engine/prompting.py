@@ -80,8 +80,8 @@ class Prompting:
             return {} if prompt.placement is None else vision.inputs(prompt.placement.encodings)
 
         origin = PromptOrigin(self.arguments, mask, pictures, self.context.clock)
-        vision.suspended = True  # a guide may be this very model
         try:
+            vision.suspended = True  # a guide may be this very model
             for ability in self.context.abilities:
                 ability.before_prompt(prompt, origin)
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,21 +22,12 @@ _IGNORED = -100
 """The label that transformers' losses leave out."""
 
 
-def of_thread(running: int | None) -> None:
-    """Refuse a forward while another thread runs one.
-
-    Raises:
-        UnsupportedError: when ``running`` identifies a thread other than this one.
-    """
-    if running not in (None, threading.get_ident()):
-        raise UnsupportedError(
-            complaint(
-                "a trimmed model",
-                "run one forward at a time",
-                "two threads",
-                "give each thread a model of its own; weights may be shared",
-            )
-        )
+def copied(what: str) -> UnsupportedError:
+    """The error for what must be neither copied nor saved."""
+    return UnsupportedError(
+        complaint(what, "be neither copied nor saved: it belongs to its context", "a copy",
+                  "leave the context, copy or save, and enter again")
+    )  # fmt: skip
 
 
 def of_mask(mask: Any) -> None:

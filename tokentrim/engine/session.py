@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 
@@ -22,13 +23,28 @@ from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.trace import Trace
 from tokentrim.errors import DataError, UnsupportedError, complaint
 
-_TRIMMED: WeakKeyDictionary[nn.Module, Session] = WeakKeyDictionary()
-"""Language models that carry a session, with it."""
+
+@dataclass(frozen=True, eq=False)
+class _Claim:
+    """What says that a model carries a session; the model's hooks keep the session, and nothing keeps the model."""
+
+    session: ref[Session]
+
+    @property
+    def label(self) -> str:
+        """Of the session's strategy."""
+        session = self.session()
+        return "another" if session is None else session.strategy.label()
+
+
+_TRIMMED: WeakKeyDictionary[nn.Module, _Claim] = WeakKeyDictionary()
+"""Language models that carry a session."""
 
 
 def session_on(language_model: nn.Module) -> Session | None:
     """The session that a language model carries, if it does."""
-    return _TRIMMED.get(language_model)
+    claim = _TRIMMED.get(language_model)
+    return None if claim is None else claim.session()
 
 
 class Session:
@@ -86,37 +102,55 @@ class Session:
     # ------------------------------------------------------------------ on and off
 
     def __enter__(self) -> Session:
-        """Install the engine.
+        """Install the engine, or nothing of it.
 
         Raises:
-            UnsupportedError: when the model is trimmed already.
+            UnsupportedError: when the model is trimmed already, by whichever thread.
         """
-        owner = self.layout.language_model
-        if owner in _TRIMMED:
-            raise UnsupportedError(
-                complaint(
-                    "a model",
-                    "carry one strategy at a time",
-                    _TRIMMED[owner].strategy.label(),
-                    "leave the context or call restore(model) first; combine strategies by composing them",
+        claim = _Claim(ref(self))
+        try:
+            holder = _TRIMMED.setdefault(self.layout.language_model, claim)  # one step, for several threads
+            if holder is not claim:
+                raise UnsupportedError(
+                    complaint(
+                        "a model",
+                        "carry one strategy at a time",
+                        holder.label,
+                        "leave the context or call restore(model) first; combine strategies by composing them",
+                    )
                 )
-            )
-        self._engine.install()
-        _TRIMMED[owner] = self
-        return self
+            self._engine.install()
+            return self
+        except BaseException:
+            self._leave(claim)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Take the engine out; the model is exactly as before.
 
+        Waits for a forward that another thread runs.
+
         Raises:
             StrategyError: when a forward outside ``generate`` was pruned by scores with NaN among them.
         """
-        _TRIMMED.pop(self.layout.language_model, None)
-        self._engine.remove()
+        try:
+            self._leave()
+        finally:
+            self._leave()  # what Ctrl-C kept from being done
         if error is None:
             self._engine.context.doubts.settle()
+
+    def _leave(self, claim: _Claim | None = None) -> None:
+        """Undo all of entering, if it is this session (and, where given, this ``claim``) that carries the model."""
+        held = _TRIMMED.get(self.layout.language_model)
+        if held is not None and held is (claim or held) and held.session() is self:
+            try:
+                self._engine.remove()
+            finally:
+                if not self._engine.installed:
+                    _TRIMMED.pop(self.layout.language_model, None)
 
     # ------------------------------------------------------------------ what the caller may say and ask
 

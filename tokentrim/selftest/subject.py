@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tokentrim.contracts.adapter import Adapter, Encoding, Layout
 from tokentrim.contracts.strategy import Strategy
 from tokentrim.engine.seams.attention import is_observed
-from tokentrim.engine.seams.private import attention_settings
+from tokentrim.engine.seams.private import HOOKS, attention_settings
 from tokentrim.engine.session import Session
 from tokentrim.selftest.pictures import Maker, noise
 from tokentrim.selftest.probes import Scatter
@@ -25,14 +25,7 @@ TOLERANCE: Final = 1e-4
 ROWS: Final = ((3, 5), (9, 4))
 """Text tokens before and behind the picture of each row of a batch."""
 
-_HOOKS: Final = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_hooks",
-)
+_HOOKS: Final = (*HOOKS, *(name for options in HOOKS.values() for name in options), "_backward_hooks")
 
 
 Rows = tuple[tuple[int, ...], ...]

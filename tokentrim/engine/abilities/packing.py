@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokentrim.engine.ability import Ability
+from tokentrim.engine.seams.undo import Undo, hook
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream
 
@@ -28,7 +29,7 @@ class Packing(Ability):
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self._layers = layers
-        self._handles: list[Any] = []
+        self._undo = Undo()
         self._index: Tensor | None = None
         self._rectangle = (0, 0)
         self._last: tuple[Tensor, Tensor] | None = None
@@ -42,19 +43,17 @@ class Packing(Ability):
             return
         self._rectangle = (rows, length)
         self._index = _real_columns(stream)
-        if not self._handles:
+        if not self._undo:
             for module in (module for layer in self._layers for module in _token_by_token(layer)):
-                self._handles.append(module.register_forward_pre_hook(self._pick, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(self._put_back, prepend=True))
+                hook(module, self._pick, self._undo, before=True)
+                hook(module, self._put_back, self._undo, before=False, first=True)
 
     def after_prompt(self, prompt: Prompt) -> None:
         """Take the hooks out."""
         self._stop()
 
     def _stop(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._undo.run()
         self._index = self._last = None
 
     def _pick(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

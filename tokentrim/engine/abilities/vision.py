@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,22 +22,81 @@ from tokentrim.engine.seams import attention
 from tokentrim.engine.seams.attention_rows import attention_rows, received
 from tokentrim.engine.seams.calls import bind
 from tokentrim.engine.seams.clock import Clock
-from tokentrim.engine.seams.undo import replaced
+from tokentrim.engine.seams.undo import Undo, patch
 from tokentrim.engine.tokens.placement import Placement
 from tokentrim.engine.tokens.prompt import Prompt
-from tokentrim.errors import EngineError, complaint
+from tokentrim.errors import EngineError, UnsupportedError, complaint
 
 
-@dataclass
+@dataclass(eq=False)
 class _Capture:
-    """The latest encoding of one modality, and what was read meanwhile."""
+    """One encoding, and what was read meanwhile.
+
+    It is recognised by the memory of its features, which is told apart for as long as it is there: an address alone may
+    be that of another picture by now.
+    """
 
     encoding: Encoding
     pixels: dict[str, Tensor]  # the call's floating-point arguments; empty unless they are wanted again
-    output: ref[Any]  # by which a later forward recognises them; or by
-    storages: frozenset[int]  # of the features, where the output was made anew
+    items: list[tuple[ref[Any], int, torch.Size]]  # storage, offset and shape of the features of each picture
+    features: list[Tensor]  # the same themselves, for as long as the output is there
+    output: ref[Any]
     rows: dict[int, Tensor]  # block -> float [H, placeholders]
     keys: Tensor | None  # int64 [items]
+
+    @property
+    def may_return(self) -> bool:
+        """Whether the features are still there, so that a forward may bring them."""
+        return self.output() is not None or any(storage() is not None for storage, _, _ in self.items)
+
+    def is_of(self, output: Any) -> bool:
+        """Whether an output that a forward is handed holds these very features, all of them, in order.
+
+        ``generate`` changes the output that the model returned: for beams it repeats the features, for a prompt in
+        chunks it hands copies on.
+        """
+        features = getattr(output, "pooler_output", None)
+        if features is None or not len(features):
+            return False
+        places, mine = [_place(item) for item in features], list(range(len(self.items)))
+        order = [next((n for n in mine if _same(self.items[n], place)), -1) for place in places]
+        if -1 in order:
+            if not self.features:
+                return False
+            whole, given = (torch.cat([item.flatten(0, -2) for item in items]) for items in (self.features, features))
+            if len(given) == len(whole):
+                return torch.equal(whole, given.to(whole.device))
+            order = [_equal(item, self.features) for item in features]
+        repeated = output is self.output() and all(order.count(n) == order.count(0) for n in mine)
+        return order == mine or (repeated and list(dict.fromkeys(order)) == mine)
+
+
+def _place(item: Tensor) -> tuple[Any, int, torch.Size]:
+    return item.untyped_storage(), int(item.storage_offset()), item.shape
+
+
+def _same(mine: tuple[ref[Any], int, torch.Size], place: tuple[Any, int, torch.Size]) -> bool:
+    return mine[0]() is place[0] and mine[1:] == place[1:]
+
+
+def _equal(item: Tensor, features: Sequence[Tensor]) -> int:
+    """Which of the features are equal to ``item``; -1 for none."""
+    return next((n for n, one in enumerate(features) if torch.equal(one, item.to(one.device))), -1)
+
+
+class _Now(threading.local):
+    """What one thread does; several may encode pictures at once.
+
+    Attributes:
+        encoded: the latest encoding of each modality.
+        reading: block -> attention rows of the pictures that are being encoded; None while none are.
+        suspended: whether what runs is a guide.
+    """
+
+    def __init__(self) -> None:
+        self.encoded: dict[Modality, _Capture] = {}
+        self.reading: dict[int, list[Tensor]] | None = None
+        self.suspended = False
 
 
 @dataclass
@@ -53,7 +113,6 @@ class VisionCapture(Ability):
         clock: receives the encoding's time under ``vision`` and the rows' under ``selection``.
         wants_keys: whether content keys are wanted.
         keeps_pixels: whether pixels are kept until the next pictures come (a guide must see them, too).
-        suspended: whether what runs is a guide, and not the trimmed model (though it may be the same).
     """
 
     adapter: Adapter
@@ -62,10 +121,9 @@ class VisionCapture(Ability):
     clock: Clock
     wants_keys: bool
     keeps_pixels: bool = False
-    _seen: dict[Modality, _Capture] = field(default_factory=dict[Modality, _Capture])
-    suspended: bool = False
-    _reading: dict[int, list[Tensor]] | None = None
-    _undo: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+    _now: _Now = field(default_factory=_Now)
+    _seen: dict[int, _Capture] = field(default_factory=dict[int, _Capture])
+    _undo: Undo = field(default_factory=Undo)
 
     @classmethod
     def of(
@@ -83,25 +141,30 @@ class VisionCapture(Ability):
         blocks = frozenset(layout.vision_block(block) for part in wanting for block in part.wants_vision_blocks())
         return cls(adapter, layout, blocks, clock, wants_keys=Need.RANDOM in needs, keeps_pixels=keeps_pixels)
 
+    @property
+    def suspended(self) -> bool:
+        """Whether what this thread runs is a guide, and not the trimmed model (though it may be the same)."""
+        return self._now.suspended
+
+    @suspended.setter
+    def suspended(self, value: bool) -> None:
+        self._now.suspended = value
+
     def attach(self) -> None:
         """Wrap the encoding methods, and observe the blocks that are wanted."""
         entry = self.layout.entry
         for modality in MODALITIES:
             name = f"get_{modality}_features"
-            function = getattr(entry, name, None)
-            if function is None:
-                continue
-            self._undo.append(replaced(entry, name, self._wrapped(modality, function)))
+            if hasattr(entry, name):
+                patch(entry, name, functools.partial(self._wrapped, modality), self._undo)
         for index, module in enumerate(self.layout.vision_attentions):
             if index in self.blocks:
-                attention.observe(module, self._observer(index))
-                self._undo.append(functools.partial(attention.ignore, module))
+                attention.observe(module, self._observer(index), self._undo)
 
     def detach(self) -> None:
         """Put the methods back, and stop observing."""
-        for undo in reversed(self._undo):
-            undo()
-        self._undo.clear()
+        self._undo.run()
+        self._now, self._seen = _Now(), {}
 
     # ------------------------------------------------------------------ while pictures are encoded
 
@@ -109,10 +172,10 @@ class VisionCapture(Ability):
         @functools.wraps(function)
         def encode(*args: Any, **kwargs: Any) -> Any:
             # Videos may be encoded by way of the images' method; compiled code cannot be looked at.
-            if self.suspended or self._reading is not None or torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or self.suspended or self._now.reading is not None:
                 return function(*args, **kwargs)
             arguments = bind(function, args, kwargs)
-            self._seen.pop(modality, None)
+            self._now.encoded.pop(modality, None)
             with self._capturing(arguments) as rows:
                 output = function(*args, **kwargs)
                 self._note(modality, arguments, output, rows)
@@ -125,16 +188,15 @@ class VisionCapture(Ability):
         """Read attention inside the block, and time it."""
         pixels = next((value for value in arguments.values() if isinstance(value, Tensor)), None)
         mark = None if pixels is None else self.clock.start(pixels.device)
-        switch_off = None
-        self._reading = {}
-        if self.blocks:
-            switch_off = attention.switch_on(self.layout.vision_config)
+        undo, rows = self._undo.part(), dict[int, list[Tensor]]()
         try:
-            yield self._reading
+            self._now.reading = rows
+            if self.blocks:
+                attention.switch_on(self.layout.vision_config, undo)
+            yield rows
         finally:
-            self._reading = None
-            if switch_off is not None:
-                switch_off()
+            self._now.reading = None
+            undo.run()
             if mark is not None:
                 self.clock.stop("vision", mark)
 
@@ -148,7 +210,6 @@ class VisionCapture(Ability):
         encoding = Encoding(modality, arguments, lengths)
         # Sizes and grids are kept as long as the prompt lives; pixels are not.
         small = {k: v for k, v in arguments.items() if not (isinstance(v, Tensor) and v.is_floating_point())}
-        storages = frozenset(item.untyped_storage().data_ptr() for item in features)
         keys = None
         with self.clock.timed("selection", features[0].device):
             if self.wants_keys:
@@ -156,14 +217,21 @@ class VisionCapture(Ability):
                 keys = torch.cat([pixel_key(pixels[None]) for pixels in pictures])
             arranged = {block: self.adapter.arrange(self.layout, encoding, pieces) for block, pieces in rows.items()}
         kept = {k: v for k, v in arguments.items() if k not in small} if self.keeps_pixels else {}
-        about = replace(encoding, arguments=small)
-        self._seen[modality] = _Capture(about, kept, ref(output), storages, arranged, keys)
+        about, mine = replace(encoding, arguments=small), list(features)
+        items = [(ref(storage), offset, shape) for storage, offset, shape in map(_place, mine)]
+        made = ref(output, lambda _: mine.clear())
+        for number, seen in list(self._seen.items()):
+            if not seen.may_return:
+                self._seen.pop(number, None)
+        capture = _Capture(about, kept, items, mine, made, arranged, keys)
+        self._seen[id(capture)] = self._now.encoded[modality] = capture
 
     def _observer(self, index: int) -> attention.Observer:
         def look(call: attention.AttentionCall) -> attention.Attended:
-            if self._reading is not None:
+            reading = self._now.reading
+            if reading is not None:
                 with self.clock.timed("selection", call.query.device), torch.no_grad():
-                    self._reading.setdefault(index, []).extend(self._read(call))
+                    reading.setdefault(index, []).extend(self._read(call))
             return call.run()
 
         return look
@@ -194,45 +262,64 @@ class VisionCapture(Ability):
             output = given.get(modality)
             if output is None and pixels is None:
                 continue
-            seen = self._seen.get(modality)
-            if seen is None or not _are(seen, output):
-                self._seen.pop(modality, None)  # what was captured is of other pictures
+            seen = self._now.encoded.get(modality) if output is None else self._recognised(modality, output)
+            if seen is None:
                 return None
             found.append(seen.encoding)
         return found
+
+    def _recognised(self, modality: Modality, output: Any) -> _Capture | None:
+        """The encoding, in whichever thread, that made what a forward is handed; None where none did."""
+        known = [seen for seen in list(self._seen.values()) if seen.encoding.modality == modality]
+        return next((seen for seen in reversed(known) if seen.is_of(output)), None)
+
+    def _capture(self, encoding: Encoding) -> _Capture | None:
+        """What was seen of an encoding; None where it was made elsewhere."""
+        known = (*self._now.encoded.values(), *list(self._seen.values()))
+        return next((seen for seen in known if seen.encoding is encoding), None)
+
+    def _captures(self, placement: Placement | None) -> list[_Capture] | None:
+        """What was seen of the pictures of a prompt; None where some were encoded elsewhere."""
+        found = [self._capture(encoding) for encoding in (placement.encodings if placement else ())]
+        seen = [one for one in found if one is not None]
+        return seen if seen and len(seen) == len(found) else None
 
     def inputs(self, encodings: Sequence[Encoding]) -> dict[str, Any]:
         """The arguments from which these pictures were encoded, pixels included where they are kept."""
         found: dict[str, Any] = {}
         for encoding in encodings:
-            seen = self._seen.get(encoding.modality)
+            seen = self._capture(encoding)
             given = {**encoding.arguments, **(seen.pixels if seen is not None else {})}
             found |= {name: value for name, value in given.items() if isinstance(value, Tensor)}
         return found
 
     def rows_of(self, block: int, placement: Placement | None, vis_pos: Tensor) -> Tensor:
         """float [B, H, N]: the rows of ``block`` at the visual tokens of columns ``vis_pos`` [B, N]."""
-        pieces = [seen.rows[block] for seen in self._captures(placement) if block in seen.rows]
+        pieces = [seen.rows[block] for seen in self._captures(placement) or () if block in seen.rows]
         if placement is None or len(pieces) != len(placement.encodings):
             raise EngineError(
-                complaint(
-                    "vision-tower attention",
-                    "have been seen while the images were encoded",
-                    "none captured",
-                    "pass pixel_values inside the context instead of features encoded before it",
-                )
-            )
+                complaint(f"attention of vision block {block}", "be seen while the images are encoded", "none",
+                          "please report this model")
+            )  # fmt: skip
         rows = torch.cat(pieces, dim=1).to(vis_pos.device)  # the tower may have a device of its own
         number = placement.number.gather(1, vis_pos).clamp(min=0).to(rows.device)
         return rows[:, number].permute(1, 0, 2)
 
-    def _captures(self, placement: Placement | None) -> list[_Capture]:
-        """What was seen of the pictures of a prompt, where it was."""
-        found = [self._seen.get(encoding.modality) for encoding in (placement.encodings if placement else ())]
-        return [seen for seen in found if seen is not None]
-
     def before_prompt(self, prompt: Prompt, origin: PromptOrigin) -> None:
-        """Seed the prompt's noise by its content, where noise is wanted."""
+        """Seed the prompt's noise by its content, where noise is wanted.
+
+        Raises:
+            UnsupportedError: when rows are wanted of pictures that were encoded elsewhere.
+        """
+        if self.blocks and self._captures(prompt.placement) is None:
+            raise UnsupportedError(
+                complaint(
+                    "vision-tower attention",
+                    "be read while the images are encoded inside the context",
+                    "features made elsewhere",
+                    "pass pixel_values to generate() or to the model, and no mm_encoder_outputs",
+                )
+            )
         if self.wants_keys:
             ids = origin.arguments.get("input_ids")
             keys = self._sample_keys(prompt.placement, prompt.start.rows, ids, origin.mask)
@@ -242,30 +329,13 @@ class VisionCapture(Ability):
         self, placement: Placement | None, rows: int, input_ids: Tensor | None, valid: Tensor | None
     ) -> Tensor:
         """int64 [B]: a key of each row's content: its pictures, or its text where the pictures were not seen."""
-        each = [seen.keys for seen in self._captures(placement) if seen.keys is not None]
-        if placement is not None and each and len(each) == len(placement.encodings):
+        each = [seen.keys for seen in self._captures(placement) or () if seen.keys is not None]
+        if placement is not None and each:
             return _row_keys(placement, torch.cat(each))
         if input_ids is None:
             return torch.zeros(rows, dtype=torch.int64)
         tokens = input_ids.long() + 1
         return content_key(tokens if valid is None else tokens * valid)
-
-
-def _are(seen: _Capture, output: Any) -> bool:
-    """Whether features handed to a forward (None: it encodes its own) are the ones that were seen."""
-    if output is None or seen.output() is output:
-        return True
-    features = getattr(output, "pooler_output", None)
-    if features is None or not len(features):
-        return False
-    if features[0].untyped_storage().data_ptr() in seen.storages:
-        return True
-    # A prompt fed in chunks brings copies of the features; all of them at once are the ones that were seen.
-    whole = getattr(seen.output(), "pooler_output", None)
-    if whole is None or sum(map(len, whole)) != sum(map(len, features)):
-        return False
-    flat = [torch.cat([item.flatten(0, -2) for item in items]) for items in (whole, features)]
-    return torch.equal(flat[0], flat[1].to(flat[0].device))
 
 
 def _row_keys(placement: Placement, keys: Tensor) -> Tensor:

@@ -12,13 +12,14 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from tokentrim.engine.seams.undo import Undo
 from tokentrim.errors import UnsupportedError, complaint
 
 Attended = tuple[Tensor, Tensor | None]
@@ -66,20 +67,40 @@ Observer = Callable[[AttentionCall], Attended]
 """Computes the calls of one module while its wrapper is switched on, looking at or replacing their arguments."""
 
 
-_OBSERVERS: WeakKeyDictionary[nn.Module, Observer] = WeakKeyDictionary()
-_SWITCHED: dict[int, tuple[Any, Any, int]] = {}
-"""By ``id``: config whose implementation is switched, its own setting, and how many passes want it switched."""
-_LOCK = threading.Lock()
+@dataclass
+class _Switched:
+    """A config whose implementation is switched.
+
+    Attributes:
+        config: what modules read.
+        before: its own setting.
+        users: who wants it switched; models that were built from one config object share it.
+    """
+
+    config: Any
+    before: Any
+    users: list[object] = field(default_factory=list[object])
 
 
-def observe(module: nn.Module, observer: Observer) -> None:
-    """Let ``observer`` see the calls of ``module``."""
-    _OBSERVERS[module] = observer
+_OBSERVERS: WeakKeyDictionary[nn.Module, tuple[ref[Observer], ...]] = WeakKeyDictionary()
+"""Who sees the calls of a module: the last one does. They live as long as what ends their looking."""
+_SWITCHED: dict[int, _Switched] = {}
+"""By ``id`` of the config."""
+_LOCK = threading.RLock()
 
 
-def ignore(module: nn.Module) -> None:
-    """Stop observing ``module``."""
-    _OBSERVERS.pop(module, None)
+def observe(module: nn.Module, observer: Observer, undo: Undo) -> None:
+    """Let ``observer`` see the calls of ``module`` until ``undo`` runs; whoever looked before then looks again."""
+    undo.note(functools.partial(_ignore, module, observer))
+    _OBSERVERS[module] = (*_OBSERVERS.get(module, ()), ref(observer))
+
+
+def _ignore(module: nn.Module, observer: Observer) -> None:
+    others = tuple(one for one in _OBSERVERS.get(module, ()) if one() not in (observer, None))
+    if others:
+        _OBSERVERS[module] = others
+    else:
+        _OBSERVERS.pop(module, None)
 
 
 def is_observed(module: nn.Module) -> bool:
@@ -95,18 +116,14 @@ def observing(observers: Mapping[nn.Module, Observer], config: Any) -> Generator
         observers: by attention module.
         config: that the modules read their implementation from.
     """
-    before = {module: _OBSERVERS.get(module) for module in observers}
-    _OBSERVERS.update(observers)
-    switch_off = switch_on(config)
+    undo = Undo()
     try:
+        for module, observer in observers.items():
+            observe(module, observer, undo)
+        switch_on(config, undo)
         yield
     finally:
-        switch_off()
-        for module, observer in before.items():
-            if observer is None:
-                ignore(module)
-            else:
-                observe(module, observer)
+        undo.run()
 
 
 def wrapped_name(implementation: str) -> str:
@@ -133,7 +150,8 @@ def _make_wrapper(implementation: str) -> Kernel:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
     ) -> Attended:
         call = AttentionCall(_kernel(implementation, module), module, query, key, value, attention_mask, options)
-        observer = _OBSERVERS.get(module)
+        observers = _OBSERVERS.get(module)
+        observer = observers[-1]() if observers else None
         return call.run() if observer is None else observer(call)
 
     return wrapper
@@ -151,24 +169,38 @@ def implementation_of(config: Any) -> str:
     return (config._attn_implementation or "eager").removeprefix(_PREFIX)
 
 
-def switch_on(config: Any) -> Callable[[], None]:
-    """Let the modules that read ``config`` call the wrapper, sub-configs left alone; returns what puts it back.
+def switch_on(config: Any, undo: Undo) -> None:
+    """Let the modules that read ``config`` call the wrapper until ``undo`` runs, sub-configs left alone.
 
-    Models that were built from one config object share it. The first to switch it on and the last to put it back
-    change it, so that two of them may run in two threads; what is put back is exactly what was there.
+    The first to switch it on and the last to put it back change it: two models may share it in two threads. What
+    is put back is exactly what was there.
     """
-    name = wrapped_name(implementation_of(config))
+    name, user = wrapped_name(implementation_of(config)), object()
+    undo.note(functools.partial(_switch_off, config, user))
     with _LOCK:
-        _, before, users = _SWITCHED.get(id(config), (config, config._attn_implementation_internal, 0))
-        _SWITCHED[id(config)] = (config, before, users + 1)
+        switched = _SWITCHED.setdefault(id(config), _Switched(config, config._attn_implementation_internal))
+        switched.users.append(user)
         config._attn_implementation_internal = name
-    return functools.partial(_switch_off, config)
 
 
-def _switch_off(config: Any) -> None:
+def _switch_off(config: Any, user: object) -> None:
     with _LOCK:
-        _, before, users = _SWITCHED.pop(id(config))
-        if users > 1:
-            _SWITCHED[id(config)] = (config, before, users - 1)
-        else:
-            config._attn_implementation_internal = before
+        switched = _SWITCHED.get(id(config))
+        if switched is None:
+            return
+        switched.users[:] = [one for one in switched.users if one is not user]
+        if not switched.users:
+            config._attn_implementation_internal = switched.before
+            del _SWITCHED[id(config)]
+
+
+@contextmanager
+def attention_set(config: Any, name: str, undo: Undo) -> Generator[None]:
+    """Let the modules that read ``config`` use the registered attention ``name`` inside the block."""
+    before, own = config._attn_implementation_internal, undo.part()
+    try:
+        own.note(lambda: setattr(config, "_attn_implementation_internal", before))
+        config._attn_implementation_internal = name
+        yield
+    finally:
+        own.run()

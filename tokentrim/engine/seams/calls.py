@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+
+from tokentrim.engine.seams.private import GUESS_MAKER
+from tokentrim.engine.seams.undo import Undo, patch
 
 _PICTURES = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
 GUESSERS = ("assistant_early_exit", "use_mtp")
@@ -64,3 +68,33 @@ class GenerateOptions:
         """Whether tokens are guessed ahead, by whatever means."""
         names = ("assistant_model", "prompt_lookup_num_tokens", *GUESSERS)
         return any(self.get(name) for name in names) or self.get("speculation_type") is not None
+
+
+@contextmanager
+def no_guess_within_the_prompt(host: Any, undo: Undo) -> Generator[None]:
+    """Let the first forward of assisted decoding take the prompt alone: its last token then is the prompt's.
+
+    The first guess is made, so that an assistant has read the prompt, and thrown away.
+    """
+
+    def made_by(make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any, **kwargs: Any) -> Any:
+            generator = make(*args, **kwargs)
+            ask = generator.get_candidates
+
+            def first(input_ids: Any, *more: Any, **options: Any) -> tuple[Any, None]:
+                del generator.get_candidates
+                ask(input_ids, *more, **options)
+                return input_ids, None
+
+            generator.get_candidates = first
+            return generator
+
+        return made
+
+    own = undo.part()
+    try:
+        patch(host, GUESS_MAKER, made_by, own)
+        yield
+    finally:
+        own.run()

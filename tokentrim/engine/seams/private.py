@@ -5,16 +5,13 @@ Whoever follows a new release looks here first; ``attention.py`` and ``sharding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-
-from tokentrim.engine.seams.undo import replaced
 
 PRIVATE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -23,6 +20,11 @@ PRIVATE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "_compiled_call_impl": "torch.nn.Module",
         "_device_mesh": "transformers.PreTrainedModel",
         "_dynamo": "torch",
+        "_forward_hooks": "torch.nn.Module",
+        "_forward_hooks_always_called": "torch.nn.Module",
+        "_forward_hooks_with_kwargs": "torch.nn.Module",
+        "_forward_pre_hooks": "torch.nn.Module",
+        "_forward_pre_hooks_with_kwargs": "torch.nn.Module",
         "_from_config": "transformers.PreTrainedModel",
         "_get_candidate_generator": "transformers.GenerationMixin",
         "_hf_hook": "accelerate.hooks",
@@ -33,6 +35,16 @@ PRIVATE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Each private name, with the class or module whose source has it."""
 
+HOOKS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
+        "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    }
+)
+"""Attributes of a module that hold its hooks by number, with those that hold what is said of them."""
+
+GUESS_MAKER: Final = "_get_candidate_generator"
+"""Method of a model that makes what guesses tokens ahead."""
 
 ORIGINAL: Final = "_orig_mod"
 """Attribute of a compiled module that holds the one that was not compiled."""
@@ -94,40 +106,3 @@ def register_attention(name: str, function: Callable[..., Any]) -> None:
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
     return None
-
-
-@contextmanager
-def attention_set(config: Any, name: str) -> Generator[None]:
-    """Let the modules that read ``config`` use the registered attention ``name`` inside the block."""
-    before, config._attn_implementation_internal = config._attn_implementation_internal, name
-    try:
-        yield
-    finally:
-        config._attn_implementation_internal = before
-
-
-@contextmanager
-def no_guess_within_the_prompt(host: Any) -> Generator[None]:
-    """Let the first forward of assisted decoding take the prompt alone: its last token then is the prompt's.
-
-    The first guess is made, so that an assistant has read the prompt, and thrown away.
-    """
-    make = host._get_candidate_generator
-
-    def made(*args: Any, **kwargs: Any) -> Any:
-        generator = make(*args, **kwargs)
-        ask = generator.get_candidates
-
-        def first(input_ids: Any, *more: Any, **options: Any) -> tuple[Any, None]:
-            del generator.get_candidates
-            ask(input_ids, *more, **options)
-            return input_ids, None
-
-        generator.get_candidates = first
-        return generator
-
-    undo = replaced(host, "_get_candidate_generator", made)
-    try:
-        yield
-    finally:
-        undo()
