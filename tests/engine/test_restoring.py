@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import gc
+import io
+import weakref
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -150,6 +156,64 @@ def test_apply_and_restore(model: Any) -> None:
     assert torch.equal(generate(model, inputs, 4)[1], expected[1])
     with pytest.raises(UnsupportedError, match="be trimmed"):
         restore(model)
+
+
+@pytest.mark.parametrize("name", ["none", "st3"])
+def test_wrappers_that_others_put_on_meanwhile_stay(model: Any, name: str) -> None:
+    """As accelerate does when it prepares a model: it wraps ``forward``, bound or not, and keeps what it wrapped."""
+    inputs, calls = prompt(model, [3, "image", 5]), list[str]()
+    before, expected = state(model), generate(model, inputs, 4)
+
+    def around(function: Any, kind: str) -> Any:
+        @functools.wraps(getattr(function, "__func__", function))
+        def bound(self: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append("bound")
+            return function.__func__(self, *args, **kwargs)
+
+        @functools.wraps(function)
+        def unbound(*args: Any, **kwargs: Any) -> Any:
+            calls.append("unbound")
+            return function(*args, **kwargs)
+
+        return MethodType(bound, function.__self__) if kind == "bound" else unbound
+
+    for _ in range(2):  # the second context wraps the wrapper in its turn
+        with trim(model, SPECS[name]):
+            pruned = generate(model, inputs, 4)
+            model.forward = around(model.forward, "bound")
+            model.model.get_image_features = around(model.model.get_image_features, "unbound")
+            assert torch.equal(generate(model, inputs, 4)[1], pruned[1])
+        assert (name == "none") is torch.equal(pruned[1], expected[1])
+        calls.clear()
+        assert torch.equal(generate(model, inputs, 4)[1], expected[1])
+        assert {"bound", "unbound"} == set(calls)
+    twin = copy.deepcopy(model)  # what stands between the wrappers is the copy's own
+    with torch.no_grad():
+        twin.lm_head.weight.zero_()
+    assert not generate(twin, inputs, 1)[1].any()
+    del model.forward, model.model.get_image_features
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("name", ["none", "st3", "fastervlm"])
+def test_a_model_that_was_applied_and_forgotten_is_freed(name: str) -> None:
+    model = apply(tiny_llava(side=4, layers=3), SPECS[name])
+    generate(model, prompt(model, [3, "image", 5]), 3)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_trimmed_model_is_neither_copied_nor_saved(model: Any) -> None:
+    """The copy would carry hooks that know the other model."""
+    with trim(model, SPECS["st3"]):
+        with pytest.raises(UnsupportedError, match="neither copied nor saved"):
+            copy.deepcopy(model)
+        with pytest.raises(UnsupportedError, match="neither copied nor saved"):
+            torch.save(model, io.BytesIO())
+        torch.save(model.state_dict(), io.BytesIO())
+    assert state(copy.deepcopy(model)) == state(model)
 
 
 def test_a_strategy_that_cannot_be_served_touches_nothing(model: Any) -> None:

@@ -88,11 +88,12 @@ class Prefill:
         number = ((n_visual.cumsum(0) - n_visual).unsqueeze(1) + start.vis_ids).clamp(min=0, max=len(features[0]) - 1)
         for layer, flat in enumerate(features):
             self.deeper[layer + 1] = partial(self._with_features, flat, number)
-        if (last := self.context.shape.n_layers) in self.deeper:
-            add = self.deeper[last]
-            end = self.context.layout.layers[-1]
-            hook(end, lambda module, args, output: add(output), self.undo, before=False)
+        if self.context.shape.n_layers in self.deeper:
+            hook(self.context.layout.layers[-1], self._add_last, self.undo, before=False)
         return without
+
+    def _add_last(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return self.deeper[self.context.shape.n_layers](output)
 
     def _with_features(self, flat: Tensor, number: Tensor, hidden: Any) -> Any:
         """What a layer returned, with the features ``flat[number]`` that follow it at the tokens that it saw.
