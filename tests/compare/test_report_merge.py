@@ -225,6 +225,57 @@ def test_folders_that_are_not_ours(folder, file, content, said):
     assert not names(folder) & REPORTS
 
 
+def _image(src):
+    return lambda data, gallery: next(iter(gallery["images"].values()))[0].update(src=src)
+
+
+def _line(**fields):
+    return lambda data, gallery: gallery["questions"][0]["methods"][0].update(fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_image("javascript:alert(1)"), "embedded data of a PNG or JPEG"),
+        (_image("http://127.0.0.1/a.png"), "embedded data of a PNG or JPEG"),
+        (_image("data:image/svg+xml;base64,AAAA"), "embedded data of a PNG or JPEG"),
+        (_image("data:text/html,<script>1</script>"), "embedded data of a PNG or JPEG"),
+        (_image("data:image/png;base64,AAAA"), "be a picture"),
+        (lambda data, gallery: gallery["images"].clear(), "must be of its 0 images"),
+        (
+            lambda data, gallery: gallery["questions"][0]["cells"][0]["runs"].append([0, 0, 10**9]),
+            "questions.0.cells.0.runs",
+        ),
+        (
+            lambda data, gallery: gallery["questions"][0]["cells"][0]["planes"][0].__setitem__(3, 10**5),
+            "1 to 262144 tokens",
+        ),
+        (_line(prefill=[[0, "0-999999999"]]), "ascending runs of numbers below"),
+        (_line(prefill=[[0, "3-1"]]), "ascending runs of numbers below"),
+        (_line(n_layers=10**9), "n_layers"),
+        (_line(steps=10**9), "steps"),
+        (_line(cells=7), "must each have a place"),
+        (_line(method="nobody"), "must have a cell"),
+        (lambda data, gallery: data["overall"][0].update(model="other"), "'other' of a row must be listed"),
+        (lambda data, gallery: data["overall"][0].update(accuracy="<b>"), "overall.0.accuracy"),
+        (lambda data, gallery: data["config"].pop("strategies"), "config.strategies"),
+        (lambda data, gallery: data["cells"][0].update(strategy={"name": []}), "TypeError"),
+    ],
+)
+def test_what_no_report_can_be_made_of_is_named(folder, change, said):
+    broken = another(folder, "broken", change)
+    before = {path: path.read_bytes() for path in broken.iterdir()}
+    refused(report(broken, "--format", "html,md,csv"), str(broken), said)
+    assert {path: path.read_bytes() for path in broken.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", sorted(RECORD))
+def test_a_folder_in_a_files_place_is_named(folder, name):
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    refused(report(folder), name, "be readable")
+
+
 def test_a_row_without_what_reports_read_is_named(folder):
     data = json.loads((folder / "summary.json").read_text())
     broken = copy.deepcopy(data)

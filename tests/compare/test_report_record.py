@@ -1,5 +1,6 @@
 """What a cell records of its visual tokens: small, and enough to walk through layers and decode steps."""
 
+import copy
 import csv
 import json
 
@@ -117,3 +118,18 @@ def test_formats_are_checked_before_anything_runs():
     assert require_formats(["png", "md", "png"]) == ("md", "png")
     with pytest.raises(ConfigError, match="'pgn'. Did you mean 'png'?"):
         require_formats(["pgn"])
+
+
+def test_no_text_of_a_table_is_a_formula(finished, tmp_path):
+    data, gallery = copy.deepcopy(finished.data), {"schema": 1, "images": {}, "questions": []}
+    texts = ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", " -1", "a=1"]
+    for row, text in zip(data["cells"], texts, strict=False):
+        row["method"], row["accuracy"], row["=later()"] = text, -0.5, text
+    written = publish(Summary(tmp_path, data), gallery, ("csv",)).files
+    with written["csv"].open(newline="", encoding="utf-8") as file:
+        header, *lines = csv.reader(file)
+    assert header[-1] == "'=later()"
+    for text, line in zip(texts, lines, strict=False):
+        quoted = text if text == "a=1" else f"'{text}"
+        assert (line[header.index("method")], line[-1]) == (quoted, quoted)
+        assert line[header.index("accuracy")] == "-0.5", "a number stays one"

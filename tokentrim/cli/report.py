@@ -36,7 +36,7 @@ def report(
 
     wanted = require_formats(formats_of(formats))
     from tokentrim.compare.merge import KINDS, merge
-    from tokentrim.compare.readback import read_runs
+    from tokentrim.compare.readback import read_runs, rendering
     from tokentrim.compare.summary import Summary
     from tokentrim.runs.files import make_folder
 
@@ -48,11 +48,12 @@ def report(
     runs = read_runs(folders)
     target = _target(folders, out)
     data, gallery = runs[0].data, runs[0].gallery
-    if len(runs) > 1:
-        command = shlex.join(["tokentrim", *sys.argv[1:]])
-        data, gallery = merge(runs, allow_different or (), command)
-    make_folder(target)
-    summary = publish(Summary(target, data), gallery, wanted)
+    with rendering(runs):
+        if len(runs) > 1:
+            command = shlex.join(["tokentrim", *sys.argv[1:]])
+            data, gallery = merge(runs, allow_different or (), command)
+        make_folder(target)
+        summary = publish(Summary(target, data), gallery, wanted)
     if as_json:
         emit({name: str(path) for name, path in summary.files.items()})
         return

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from PIL import Image
 
 from tokentrim.contracts.tasks import Sample
+from tokentrim.errors import reason_of
 from tokentrim.plugins.loader import registry
 from tokentrim.runs.cells import Cell
 from tokentrim.runs.questions import questions_of
@@ -24,6 +26,7 @@ SCHEMA: Final = 1
 _LONGEST: Final = 640  # pixels of a stored picture's longer side
 _EXACT: Final = 160 * 160  # pictures of at most so many pixels are stored without loss: their pixels can be seen
 _QUALITY: Final = 85
+_STORED: Final = re.compile(r"data:image/(png|jpeg);base64,([A-Za-z0-9+/]+={0,2})")
 
 
 def gallery_of(cells: Sequence[Cell], results: Mapping[str, CellResult]) -> Gallery:
@@ -94,6 +97,21 @@ def stored(image: Image.Image) -> dict[str, Any]:
     shown.save(buffer, "PNG", optimize=True) if exact else shown.save(buffer, "JPEG", quality=_QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode()
     return {"src": f"data:image/{'png' if exact else 'jpeg'};base64,{data}", "width": width, "height": height}
+
+
+def require_stored(src: str) -> None:
+    """Raise ValueError unless this is a picture as :func:`stored` writes it: one that is here, whole and small."""
+    found = _STORED.fullmatch(src)
+    if found is None:
+        raise ValueError("the source of a picture must be embedded data of a PNG or JPEG")
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(found[2], validate=True)), formats=(found[1],)) as picture:
+            if max(picture.size) <= _LONGEST:
+                picture.load()
+                return
+    except Exception as cause:  # PIL raises what the damaged bytes lead to
+        raise ValueError(f"the data of a picture must be a picture: {reason_of(cause)}") from cause
+    raise ValueError(f"a picture must have at most {_LONGEST} pixels in a row")
 
 
 def opened(image: Mapping[str, Any]) -> Image.Image:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import importlib
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from tokentrim.compare.folder import TimingRow
-from tokentrim.compare.gallery import SCHEMA, Gallery
+from tokentrim.compare.gallery import SCHEMA, Gallery, require_stored
 from tokentrim.errors import ResultsError, complaint
 from tokentrim.runs.figures import TYPES, Rows, figures_of
+from tokentrim.runs.files import read_json, reading
+from tokentrim.runs.kept import KeptRecord
+from tokentrim.runs.token_places import GridRecord
 
+_STRICT: Final = ConfigDict(strict=True, extra="allow")
+_FINISHED: Final = "name a folder that 'tokentrim compare' has finished"
+_AGAIN: Final = "run the same 'tokentrim compare' again, which writes it anew"
 _ROWS: Final[dict[str, Rows]] = {"cells": "cells", "pooled": "cells", "overall": "means"}
 
 
@@ -33,7 +40,13 @@ def schema_of(rows: Rows) -> type[BaseModel]:
     return create_model(f"Row of {rows}", __config__=ConfigDict(extra="allow", strict=True), **fields)
 
 
+_Float = Annotated[float, Field(strict=True)]
+_Int = Annotated[int, Field(strict=True)]
+
+
 class _SkippedRow(BaseModel):
+    model_config = _STRICT
+
     method: str
     model: str
     task: str
@@ -43,11 +56,34 @@ class _SkippedRow(BaseModel):
     skipped: str
 
 
+class _Listed(BaseModel):
+    model_config = _STRICT
+
+    label: str
+
+
+class _Asked(BaseModel):
+    model_config = _STRICT
+
+    task: str
+
+
+class _ConfigPart(BaseModel):
+    model_config = _STRICT
+
+    split: str
+    batch_size: int | str  # a report of several runs says here that they differ
+    strategies: list[_Listed]
+    tasks: list[_Asked] = []
+
+
 class _SummaryFile(BaseModel):
+    model_config = _STRICT
+
     command: str
     versions: dict[str, str]
     config_hash: str
-    config: dict[str, Any]
+    config: _ConfigPart
     models: dict[str, dict[str, Any]]
     matched_by: dict[str, str]
     seeds: list[int]
@@ -63,33 +99,33 @@ class _SummaryFile(BaseModel):
 
 
 class _Image(BaseModel):
+    model_config = _STRICT
+
     src: str
-    width: int
-    height: int
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+
+    @field_validator("src")
+    @classmethod
+    def _embedded(cls, value: str) -> str:
+        """Nothing but a picture that is here, as gallery.stored writes it."""
+        require_stored(value)
+        return value
 
 
-class _Grid(BaseModel):
-    planes: list[tuple[int, int, int, int, int]]
-    runs: list[tuple[int, int, int]]
-
-
-class _Line(BaseModel):
+class _Line(KeptRecord):
     method: str
-    budget_requested: float | None
-    seed: int | None
-    boundary: int | None
-    cells: int
-    n_visual: int
-    n_layers: int
-    steps: int
-    prefill: list[tuple[int, str]]
-    evictions: list[tuple[str, list[tuple[int, str]]]]
-    tokens: list[str]
+    budget_requested: _Float | None
+    seed: _Int | None
+    boundary: _Int | None
+    cells: _Int = Field(ge=0)
     prediction: str
-    score: float | None
+    score: _Float | None
 
 
 class _Question(BaseModel):
+    model_config = _STRICT
+
     model: str
     task: str
     metric: str
@@ -97,13 +133,30 @@ class _Question(BaseModel):
     question: str
     answer: str
     images: str
-    cells: list[_Grid]
-    methods: list[_Line]
+    cells: list[GridRecord] = Field(min_length=1)
+    methods: list[_Line] = Field(min_length=1)
 
 
 class _GalleryFile(BaseModel):
     images: dict[str, list[_Image]]
     questions: list[_Question]
+
+    @model_validator(mode="after")
+    def _whole(self) -> _GalleryFile:
+        """What one part names is there in the other."""
+        for question in self.questions:
+            n_images = len(self.images.get(question.images, ()))
+            for grid in question.cells:
+                images = {image for image, *_ in grid.planes}
+                if 0 not in images or max(images) >= n_images:
+                    raise ValueError(
+                        f"planes of {question.sample!r} must be of its {n_images} images, the first among them"
+                    )
+            for line in question.methods:
+                places = question.cells[line.cells].n_tokens if line.cells < len(question.cells) else -1
+                if line.n_visual > places:
+                    raise ValueError(f"tokens of {line.method!r} on {question.sample!r} must each have a place")
+        return self
 
 
 @dataclass(frozen=True)
@@ -141,14 +194,16 @@ def read_runs(folders: Sequence[Path]) -> list[PastRun]:
 
 
 def _read(folder: Path, name: str) -> PastRun:
-    if not folder.is_dir():
+    with reading(folder, _FINISHED):
+        there, begun, ended = folder.is_dir(), (folder / "cells").is_dir(), (folder / "summary.json").exists()
+    if not there:
         raise ResultsError(
             complaint("a results folder", "be an existing folder", str(folder), "name what 'compare --out' wrote")
         )
-    if not (folder / "summary.json").exists() and (folder / "cells").is_dir():
+    if begun and not ended:
         hint = "the run was stopped: run the same 'tokentrim compare' again, which finishes it"
         raise ResultsError(complaint(f"the results folder {folder}", "hold a summary.json beside its cells", hint=hint))
-    data, gallery = _json(folder / "summary.json"), _json(folder / "gallery.json")
+    data, gallery = (read_json(folder / file, _FINISHED) for file in ("summary.json", "gallery.json"))
     _check(folder / "summary.json", _SummaryFile, data)
     for part, rows in _ROWS.items():
         schema = schema_of(rows)
@@ -161,19 +216,33 @@ def _read(folder: Path, name: str) -> PastRun:
                       "write it anew: run the same 'tokentrim compare' again with this version")
         )  # fmt: skip
     _check(folder / "gallery.json", _GalleryFile, gallery)
-    return PastRun(name, folder, data, gallery)
+    run = PastRun(name, folder, data, gallery)
+    with reading(folder, _AGAIN):
+        _require_whole(run)
+    return run
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
-        hint = f"{cause}; name a folder that 'tokentrim compare' has finished"
-        raise ResultsError(complaint(str(path), "be what tokentrim wrote", hint=hint)) from cause
-    if not isinstance(found, dict):
-        raise ResultsError(complaint(str(path), "hold a JSON object", found))
-    return found
+def _require_whole(run: PastRun) -> None:
+    """Raise ValueError where a part of a run names what no other part has."""
+    models, methods = run.data["models"], {row["method"] for row in run.data["cells"]}
+    named = [row["model"] for part in (*_ROWS, "timings", "skipped") for row in run.data[part]]
+    unknown = next((model for model in named if model not in models), None)
+    if unknown is not None:
+        raise ValueError(f"the model {unknown!r} of a row must be listed")
+    drawn = [line["method"] for question in run.gallery["questions"] for line in question["methods"]]
+    unknown = next((method for method in drawn if method not in methods), None)
+    if unknown is not None:
+        raise ValueError(f"the method {unknown!r} of the gallery must have a cell")
+
+
+@contextmanager
+def rendering(runs: Sequence[PastRun]) -> Generator[None]:
+    """Name the folder whose numbers no report can be made of, whatever making it raised."""
+    more: list[type[Exception]] = []
+    with suppress(ImportError):  # only a page needs it
+        more.append(importlib.import_module("jinja2").TemplateError)
+    with reading(runs[0].folder, _AGAIN, *more):
+        yield
 
 
 def _check(path: Path, schema: type[BaseModel], data: dict[str, Any], at: str = "") -> None:
@@ -183,7 +252,7 @@ def _check(path: Path, schema: type[BaseModel], data: dict[str, Any], at: str = 
     except ValidationError as cause:
         first = cause.errors()[0]
         where = at + ".".join(str(part) for part in first["loc"])
-        hint = f"{where}: {first['msg']}; run the same 'tokentrim compare' again, which writes it anew"
+        hint = f"{where}: {first['msg']}; {_AGAIN}"
         raise ResultsError(complaint(str(path), "be what this version of tokentrim writes", hint=hint)) from cause
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tokentrim.compare.summary import Summary
 
 FORMATS: Final = ("md", "csv", "json", "html", "png")
+_FORMULA: Final = ("=", "+", "-", "@")
 _LIBRARIES: Final = {"html": "jinja2", "png": "matplotlib"}
 
 
@@ -32,21 +33,22 @@ def publish(summary: Summary, gallery: Gallery, formats: Sequence[str] = FORMATS
     """
     folder = summary.folder
     files: dict[str, Path] = {"summary": folder / "summary.json", "gallery": folder / "gallery.json"}
-    write_json(files["summary"], summary.data)
-    write_lines(files["gallery"], [gallery])
+    texts: dict[str, str] = {}
     if "csv" in formats:
-        files["csv"] = write_csv(summary, folder / "summary.csv")
+        files["csv"], texts["csv"] = folder / "summary.csv", csv_text(summary)
     if "png" in formats:
         files |= _draw(summary, gallery)
     if "md" in formats:
-        text = report(summary, files)
-        files["report"] = folder / "report.md"
-        write_text(files["report"], text)
+        files["report"], texts["report"] = folder / "report.md", report(summary, files)
     if "html" in formats:
         from tokentrim.compare.page import page
 
-        files["page"] = folder / "report.html"
-        write_text(files["page"], page(summary, gallery))
+        files["page"], texts["page"] = folder / "report.html", page(summary, gallery)
+    # Last, so that numbers that no report can be made of replace nothing.
+    write_json(files["summary"], summary.data)
+    write_lines(files["gallery"], [gallery])
+    for name, text in texts.items():
+        write_text(files[name], text)
     return replace(summary, files=summary.files | files)
 
 
@@ -177,15 +179,18 @@ def _provenance(data: Data) -> str:
     return "## Provenance\n\n" + "\n".join(lines)
 
 
-def write_csv(summary: Summary, path: Path) -> Path:
-    """Write one line per cell; what has parts, such as a strategy, is JSON within its column."""
+def csv_text(summary: Summary) -> str:
+    """One line per cell; what has parts, such as a strategy, is JSON within its column."""
     text = io.StringIO()
-    lines = csv.DictWriter(text, list(dict.fromkeys(name for row in summary.cells for name in row)))
-    lines.writeheader()
-    lines.writerows({name: _plain(value) for name, value in row.items()} for row in summary.cells)
-    write_text(path, text.getvalue())
-    return path
+    names = list(dict.fromkeys(name for row in summary.cells for name in row))
+    lines = csv.writer(text)
+    lines.writerow(map(_plain, names))
+    lines.writerows([_plain(row.get(name)) for name in names] for row in summary.cells)
+    return text.getvalue()
 
 
 def _plain(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+    """A value as a spreadsheet may read it: what has parts as JSON, and no text that it would run as a formula."""
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(_FORMULA) else value

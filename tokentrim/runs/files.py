@@ -114,7 +114,7 @@ def _text(path: Path) -> str:
 def _object(text: str) -> dict[str, Any]:
     found = json.loads(text, parse_constant=_refused, parse_float=_finite, parse_int=_whole)
     if not isinstance(found, dict):
-        raise TypeError(f"{shown(found)} is no JSON object")
+        raise TypeError(f"it must hold a JSON object, and is {shown(found)}")
     _require_plain(found, _DEEPEST)
     return found
 
