@@ -57,7 +57,7 @@ def places(value, path=()):
 
 def mutate(rng, folder):
     """Let something happen to one file; returns it and what was done."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".jsonl"))
+    files = sorted(path for path in folder.rglob("*.json*") if path.is_file())
     file = rng.choice(files)
     data = file.read_bytes()
     kind = rng.choice(["cut", "flip", "delete", "folder", "swap", "insert", "value", "value", "value", "raw", "lines"])
