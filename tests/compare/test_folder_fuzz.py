@@ -78,8 +78,11 @@ def mutate(rng, folder):
         file.write_bytes(other.read_bytes())
         other.write_bytes(data)
     else:
-        listed = data.decode().removesuffix("\n").split("\n") if file.suffix == ".jsonl" else [data]
-        lines = [json.loads(line) for line in listed]
+        listed = data.decode(errors="replace").removesuffix("\n").split("\n") if file.suffix == ".jsonl" else [data]
+        try:
+            lines = [json.loads(line) for line in listed]
+        except (ValueError, RecursionError):  # something has happened to it before
+            lines = []
         if kind == "lines":
             lines = rng.choice([lines[1:], lines[:-1], lines + lines[-1:], lines[::-1]])
         else:
@@ -117,7 +120,7 @@ def check(pristine, work, seed):
     return [one.exit_code for one in found]
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@settings(max_examples=6, deadline=None, derandomize=True, database=None)
 @given(seed=st.integers(0, 2**32))
 def test_whatever_happens_to_a_folder_is_refused_or_reported(pristine, tmp_path_factory, seed):
     check(pristine, pristine.parent / "work", seed)
