@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from tokentrim.errors import ConfigError, DataError, UnknownNameError, UnsupportedError, complaint, nearest
+from tokentrim.errors import ConfigError, DataError, UnknownNameError, UnsupportedError, complaint, nearest, reason_of
 from tokentrim.harness.lmms_task import LmmsTask
 from tokentrim.plugins.registry import Family
 
@@ -184,13 +184,16 @@ def _file(name: str) -> Path:
 def _name_in(file: Path) -> str:
     """The name that a task file gives its task."""
     utils: Any = importlib.import_module("lmms_eval.utils")
-    return str(utils.load_yaml_config(str(file), mode="simple").get("task", ""))
+    try:
+        return str(utils.load_yaml_config(str(file), mode="simple").get("task", ""))
+    except Exception as cause:  # whatever its reader makes of the file
+        raise ConfigError(complaint(f"the task file {file}", "be YAML of a task", hint=reason_of(cause))) from cause
 
 
 def _digest(file: Path) -> str:
     """Short hash of a task's file and of the code and templates beside it."""
     total = hashlib.sha256()
-    for path in sorted(path for path in file.parent.iterdir() if path.suffix == ".py" or path == file):
+    for path in sorted(one for one in file.parent.iterdir() if one == file or (one.suffix == ".py" and one.is_file())):
         total.update(path.name.encode() + b"\0" + path.read_bytes())
     return total.hexdigest()[:12]
 
