@@ -72,9 +72,20 @@ def complaint(what: str, must: str, got: object = _NOT_GIVEN, hint: str = "") ->
     return f"{what} must {must}{value}." + (f" {sentence(hint)}" if hint else "")
 
 
+def cause_of(error: BaseException) -> str:
+    """The class and the text of somebody else's exception."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # its text may be code that fails, too
+        return type(error).__name__
+
+
 def shown(value: object) -> str:
     """``repr`` of a value, cut where it would drown the message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # a stranger's object; the message is about something else
+        text = f"an object of class {type(value).__name__}"
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 

@@ -21,9 +21,10 @@ class Register(Protocol):
     """What a hook is given: ``register(name, target, **tags)``."""
 
     def __call__(self, name: str, target: object, **tags: object) -> None:
-        """Register ``target``, a lazy ``"module:Attribute"`` text or an object, under ``name``.
+        """Register under ``name`` an object or lazy text: ``"module:Attribute"`` or ``"module:MAPPING[key]"``.
 
-        Tags, such as ``summary="one line"`` or ``stage="prefill"``, can be read without importing the target.
+        Tags, such as ``summary="one line"`` or ``stage="prefill"``, can be read without importing the target. The tag
+        ``family=True`` says that it is a ``tokentrim.Family``, which is asked for every ``name:NAME``.
         """
 
 

@@ -39,14 +39,19 @@ PLUGINS = {
     + "        register('even', type('Even', (Norm,), {'name': 'even'}))\n",
     "unimportable": "raise RuntimeError('no wheel for this moon')\n",
     "leaving": "raise SystemExit(3)\n",
+    "vanishing": "class Away(BaseException): pass\nraise Away('gone')\n",
+    "noisy": textwrap.dedent(GOOD).replace("norm", "loud").replace("large", r"\x1b[31mred\x9b")
+    + "print('hello from a plugin')\n",
     "taken": GOOD.replace('"norm", Norm', '"fastv", Norm'),
     "misspelt": GOOD.replace("def tokentrim_strategies", "def tokentrim_strategy"),
 }
-STATUS = {"good": "loaded", "odd": "broken"} | dict.fromkeys(("unimportable", "leaving", "taken", "misspelt"), "failed")
+FAILED = ("unimportable", "leaving", "vanishing", "taken", "misspelt")
+STATUS = {"good": "loaded", "odd": "broken", "noisy": "loaded"} | dict.fromkeys(FAILED, "failed")
 CAUSES = {
     "odd": "strategy 'odd' of plugin 'odd' of odd 1.0: budget_knob must name a parameter; got 'keep'",
     "unimportable": "RuntimeError: no wheel for this moon",
     "leaving": "SystemExit: 3",
+    "vanishing": "Away: gone",
     "taken": "plugin 'builtin-strategies' of tokentrim",
     "misspelt": "Did you mean 'tokentrim_strategies'?",
 }
@@ -90,6 +95,18 @@ def test_each_plugin_is_reported_with_its_cause_and_the_others_work(call):
     # Of a plugin with one strategy that cannot be used, the others can.
     assert call("show", "even", "--json").returncode == 0
     assert "budget_knob must name" in call("show", "odd").stderr
+
+
+@pytest.mark.slow
+def test_what_strangers_print_and_write_is_neither_a_result_nor_a_command_to_the_terminal(call):
+    for arguments in (("ls", "strategy"), ("ls", "strategy", "--json")):
+        done = call(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert "hello from a plugin" in done.stderr
+        assert "hello" not in done.stdout
+        assert not {"\x1b", "\x9b"} & set(done.stdout)
+    row = next(row for row in json.loads(done.stdout) if row["name"] == "loud")
+    assert row["summary"] == "\x1b[31mred\x9b features"
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ from importlib.metadata import distributions
 import pytest
 
 from tokentrim import hookspecs
+from tokentrim.cli.ls import all_rows
+from tokentrim.config.specs import strategy_from
 from tokentrim.errors import PluginError, UnknownNameError
 from tokentrim.plugins import loader as plugins
 from tokentrim.plugins.loader import KINDS, Plugins, PluginWarning, discover, parse_limit
@@ -109,6 +111,19 @@ BROKEN = {
         "    register('early', dict)\n    register('early', dict)",
         "must be registered once. Remove one",
     ),
+    "away": (
+        "class Away(BaseException): pass\nraise Away('gone')",
+        "could not be imported from 'plugin_bad_away': Away: gone",
+    ),
+    "refuses": (
+        "from tokentrim import UnsupportedError\nraise UnsupportedError('not on this moon')",
+        "plugin 'extras' of bad-refuses 1.5 could not be imported.*UnsupportedError: not on this moon",
+    ),
+    "refuses-late": (
+        "from tokentrim import StrategyError, hookimpl\n@hookimpl\ndef tokentrim_models(register):\n"
+        "    raise StrategyError('not today')",
+        "tokentrim_models of plugin 'extras' .* failed: StrategyError: not today",
+    ),
     "form": (
         "from tokentrim import hookimpl\n@hookimpl\ndef tokentrim_models(register):\n    register('early', 'nocolon')",
         "must read 'package.module:Attribute'",
@@ -130,6 +145,79 @@ def test_a_broken_plugin_is_remembered_and_the_others_load(install, how):
     assert f"bad-{how}" in info.error
     assert loaded.registries["model"].names() == ("first", "last")
     assert len(loaded.failures) == 1
+
+
+@pytest.mark.parametrize("error", ["UnsupportedError", "PluginError", "SystemExit", "GeneratorExit"])
+def test_a_target_that_cannot_be_imported_names_its_plugin_whatever_it_raises(install, error):
+    source = "from tokentrim import hookimpl\n@hookimpl\ndef tokentrim_models(register): register('late', 'late_one:x')"
+    point = install("lazy", source)
+    target = point.dist.locate_file("late_one.py")
+    target.write_text(f"from tokentrim.errors import *\nprint('hello')\nraise {error}('not here')")
+    with pytest.raises(PluginError, match=f"model 'late' of plugin 'extras' of lazy 1.5 .*{error}: not here"):
+        Plugins([point]).registries["model"].get("late")
+
+
+def test_what_a_plugin_prints_is_no_result(install, capsys):
+    loaded = Plugins([install("noisy", "print('hello')\n" + textwrap.dedent(GOOD.format(name="theirs")))])
+    assert status(loaded, "noisy").status == "loaded"
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+FAMILY = """
+    from tokentrim import Family, Need, Schedule, SpatialScorer, UnknownNameError, hookimpl
+
+    class Norm(SpatialScorer):
+        name = "norms:even"
+        needs = frozenset({Need.FEATURES})
+
+        def schedule(self, shape, n_visual):
+            return Schedule.of({0: n_visual // 2})
+
+        def score(self, site):
+            return site.features.norm(dim=-1)
+
+    class Norms(Family):
+        def origin(self, rest):
+            return "norms-kept-elsewhere", "7"
+
+        def get(self, rest):
+            if rest == "odd":
+                raise KeyError(rest)
+            if rest != "even":
+                raise UnknownNameError(f"no norm is called {rest}")
+            return Norm
+
+    FAMILIES = {"all": Norms()}
+
+    @hookimpl
+    def tokentrim_strategies(register):
+        register("norms", "plugin_normal:FAMILIES[all]", family=True, summary="norms")
+"""
+
+
+def test_a_family_of_strategies(install, monkeypatch):
+    loaded = Plugins([install("normal", FAMILY)])
+    monkeypatch.setattr(plugins, "_loaded", loaded)
+    strategies = loaded.registries["strategy"]
+    (row,) = [row for row in all_rows() if row["kind"] == "strategy"]
+    assert (row["name"], row["summary"], row["error"]) == ("norms:NAME", "norms", None)
+    assert strategies.entry("norms:even").origin.distribution == "norms-kept-elsewhere"
+    strategy = strategy_from({"name": "norms:even"}).strategy
+    assert strategy_from(strategy.spec()).strategy == strategy
+    with pytest.raises(UnknownNameError, match="no norm is called round"):
+        strategies.get("norms:round")
+    with pytest.raises(PluginError, match=r"get\('odd'\) of strategy 'norms:odd' .*KeyError"):
+        strategies.get("norms:odd")
+
+
+def test_a_distribution_is_not_built_in_by_its_name(install, monkeypatch):
+    ours = [point for point in discover() if point.name == "builtin-strategies"]
+    impostor = install("tokentrim", GOOD.format(name="theirs"))
+    loaded = Plugins([*ours, impostor], frozenset())
+    assert [info.status for info in loaded.infos] == ["loaded", "skipped"]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [impostor])
+    with pytest.raises(PluginError, match="must be installed; got .*another distribution.*extras = plugin_tokentrim"):
+        discover()
 
 
 def test_asking_for_a_name_of_a_broken_plugin_raises_the_cause(install):

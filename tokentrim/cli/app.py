@@ -18,7 +18,7 @@ from tokentrim.cli.doctor import doctor
 from tokentrim.cli.explain import explain
 from tokentrim.cli.ls import ls
 from tokentrim.cli.new_plugin import new_plugin
-from tokentrim.cli.output import complain, warn_in_one_line
+from tokentrim.cli.output import Command, complain, warn_in_one_line
 from tokentrim.cli.plan import plan
 from tokentrim.cli.plugins import plugins
 from tokentrim.cli.report import report
@@ -102,7 +102,7 @@ _COMMANDS = (
     run, explain, compare, report, plan, ls, show, cite, validate, train, bench, plugins, new_plugin, schema, doctor
 )  # fmt: skip
 for _command in _COMMANDS:
-    app.command()(_command)
+    app.command(cls=Command)(_command)
 app.add_typer(calibrate, name="calibrate")
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import AsJson, DeviceOption, DTypeOption, console, emit, quiet_libraries
+from tokentrim.cli.output import AsJson, DeviceOption, DTypeOption, console, emit, quiet_libraries, write
 from tokentrim.errors import ConfigError, complaint
 
 
@@ -82,7 +81,7 @@ def bench(
     if as_json:
         emit(result.to_dict())
     elif as_markdown:
-        sys.stdout.write(markdown(result))
+        write(markdown(result))
     else:
         console().print(result.table())
 
@@ -111,7 +110,7 @@ def _profile(options: Any, as_json: bool) -> None:
         phases = [one.to_dict() for one in profiles]
         emit({"command": f"{options.command()} --profile", "environment": where, "phases": phases})
     else:
-        sys.stdout.write(profile_markdown(options, profiles, where))
+        write(profile_markdown(options, profiles, where))
 
 
 def _throughput(options: Any, budget: int, as_json: bool) -> None:
@@ -124,4 +123,4 @@ def _throughput(options: Any, budget: int, as_json: bool) -> None:
     if as_json:
         emit(result.to_dict())
     else:
-        sys.stdout.write(throughput_markdown(options, result))
+        write(throughput_markdown(options, result))

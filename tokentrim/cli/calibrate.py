@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import AsJson, DeviceOption, DTypeOption, console, emit, facts, on_one_line, quiet_libraries
+from tokentrim.cli.output import (
+    AsJson,
+    Command,
+    DeviceOption,
+    DTypeOption,
+    console,
+    emit,
+    facts,
+    on_one_line,
+    quiet_libraries,
+)
 
 if TYPE_CHECKING:
     from tokentrim.calibrate.options import CalibrationOptions, Options
@@ -32,7 +42,7 @@ def _calibrate() -> None:
     """Find how much to keep per layer, on calibration questions alone; writes a schedule file."""
 
 
-@calibrate.command()
+@calibrate.command(cls=Command)
 def gsearch(
     ctx: typer.Context,
     out: Out,
@@ -57,7 +67,7 @@ def gsearch(
     _run(GSearch, ctx.params)
 
 
-@calibrate.command()
+@calibrate.command(cls=Command)
 def psigmoid(
     ctx: typer.Context,
     out: Out,
@@ -81,7 +91,7 @@ def psigmoid(
     _run(PSigmoid, ctx.params)
 
 
-@calibrate.command()
+@calibrate.command(cls=Command)
 def vtw(
     ctx: typer.Context,
     out: Out,
@@ -104,7 +114,7 @@ def vtw(
     _run(VTW, ctx.params)
 
 
-@calibrate.command()
+@calibrate.command(cls=Command)
 def heads(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="Strategy file to write.")],

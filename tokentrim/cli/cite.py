@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tokentrim.cli.output import AsJson, console, emit
+from tokentrim.cli.output import AsJson, console, emit, write
 from tokentrim.errors import ConfigError, complaint
 
 
@@ -29,6 +29,6 @@ def cite(
     if as_json:
         emit({"references": [asdict(reference) for reference in references], "without": list(found.without)})
     else:
-        typer.echo("\n\n".join(reference.bibtex for reference in references))
+        write("\n\n".join(reference.bibtex for reference in references) + "\n")
     if found.without:
         console(to_stderr=True).print(f"without a paper: {', '.join(found.without)}", soft_wrap=True)

@@ -46,8 +46,8 @@ def ls(
 def all_rows() -> Iterator[dict[str, Any]]:
     """One object per registered name and shipped configuration."""
     for kind in KINDS:
-        yield from (_row(entry) for entry in registry(kind.name))
-        yield from ({**_row(entry), "name": f"{entry.name}:NAME"} for entry in registry(kind.name).families())
+        yield from map(_row, registry(kind.name))
+        yield from map(_row, registry(kind.name).families())
     version = installed_version()
     for file in sorted(resources.files("tokentrim.compare").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".yaml"):
@@ -57,9 +57,9 @@ def all_rows() -> Iterator[dict[str, Any]]:
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    """One registered name; a strategy that cannot be imported says why."""
-    stage, needs, error = entry.tags.get("stage"), None, None
-    if entry.kind == "strategy":
+    """One registered name, or a family of names; a strategy that cannot be imported says why."""
+    stage, needs, error, family = entry.tags.get("stage"), None, None, bool(entry.tags.get("family"))
+    if entry.kind == "strategy" and not family:
         try:
             found = registry(entry.kind).get(entry.name)
             stage, needs = found.stage, sorted(need.value for need in found.needs)
@@ -68,8 +68,8 @@ def _row(entry: Entry) -> dict[str, Any]:
     summary = str(entry.tags.get("summary", ""))
     origin = entry.origin
     return _object(
-        entry.name, entry.kind, stage=stage, needs=needs, summary=summary, distribution=origin.distribution,
-        version=origin.version, plugin=origin.plugin, error=error,
+        f"{entry.name}:NAME" if family else entry.name, entry.kind, stage=stage, needs=needs, summary=summary,
+        distribution=origin.distribution, version=origin.version, plugin=origin.plugin, error=error,
     )  # fmt: skip
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TextIO
 
 import typer
+from typer.core import TyperCommand
 
 from tokentrim.errors import StrategyError, TokentrimError, reason_of
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 _PLAIN_WIDTH = 160  # of tables in a file or pipe, where nothing says how wide a line may be
+
+# Line ends and tabs are text; the last two ranges turn the direction of writing.
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; anything for people goes to stderr.")]
 StrategyOption = Annotated[
@@ -44,13 +50,45 @@ def formats_of(chosen: list[str] | None) -> list[str]:
     return [name.strip() for names in chosen or () for name in names.split(",")]
 
 
+_results: list[TextIO] = []  # where results go while whatever else is printed goes to stderr
+
+
+class Command(TyperCommand):
+    """A command whose results are alone on stdout: what plugins, models and libraries print goes to stderr."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        _results.append(sys.stdout)
+        try:
+            with redirect_stdout(sys.stderr):
+                return super().invoke(ctx)
+        finally:
+            _results.pop()
+
+
+def write(text: str) -> None:
+    """A result on stdout, as it is."""
+    (_results[-1] if _results else sys.stdout).write(escaped(text))
+
+
+def escaped(text: str) -> str:
+    """``text`` with control characters written out: somebody else's name must not steer a terminal."""
+    return _CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
+
+
 def console(*, to_stderr: bool = False) -> Console:
-    """A console on stdout or stderr; markup in text is not interpreted."""
+    """A console on stdout or stderr; neither markup nor control characters in text are interpreted."""
     from rich.console import Console
 
-    stream = sys.stderr if to_stderr else sys.stdout
+    class Plain(Console):
+        """Every text comes here before it is measured and printed."""
+
+        def render_str(self, text: str, **how: Any) -> Text:  # type: ignore[override]
+            return super().render_str(escaped(text), **how)
+
+    stream = sys.stderr if to_stderr else _results[-1] if _results else sys.stdout
     width = None if stream.isatty() else _PLAIN_WIDTH
-    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+    return Plain(file=stream, width=width, markup=False, highlight=False, emoji=False)
 
 
 def plain_table(*titles: str, **look: Any) -> Table:
@@ -92,7 +130,8 @@ def started(what: str) -> Generator[None]:
 
 def emit(data: Any) -> None:
     """JSON on stdout."""
-    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    write(_CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "\n")
 
 
 def complain(error: object) -> None:
@@ -100,7 +139,7 @@ def complain(error: object) -> None:
     from rich.text import Text
 
     out = console(to_stderr=True)
-    out.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+    out.print(Text.assemble(("error: ", "bold red"), escaped(str(error))), soft_wrap=True)
 
 
 def warn_in_one_line() -> None:
@@ -117,7 +156,9 @@ def warn_in_one_line() -> None:
             return
         from rich.text import Text
 
-        console(to_stderr=True).print(Text.assemble(("warning: ", "bold yellow"), str(message)), soft_wrap=True)
+        console(to_stderr=True).print(
+            Text.assemble(("warning: ", "bold yellow"), escaped(str(message))), soft_wrap=True
+        )
 
     warnings.showwarning = shown
 

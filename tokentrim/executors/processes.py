@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -128,6 +129,7 @@ class _Worker:
 def _serve(pipe: Connection, environment: dict[str, str]) -> None:
     """A worker's life: jobs in, replies out, until the pipe or the process that began it ends."""
     os.environ.update(environment)  # before torch is imported
+    sys.stdout = sys.stderr  # what plugins print is no result
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that began this one
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -21,7 +21,7 @@ import pluggy
 from tokentrim import hookspecs
 from tokentrim.errors import PluginError, TokentrimError, complaint, suggestion, unknown_name
 from tokentrim.hookspecs import PROJECT, hookimpl
-from tokentrim.plugins.registry import Entry, Kind, Origin, Registry
+from tokentrim.plugins.registry import Entry, Kind, Origin, Registry, strangers
 
 __all__ = ["KINDS", "LIMIT_VARIABLE", "PluginInfo", "PluginWarning", "Plugins", "checked_infos", "hookimpl", "load",
            "only_builtins", "plugin_infos", "registry"]  # fmt: skip
@@ -51,6 +51,8 @@ KINDS: Final = (
     Kind("model", "tokentrim_models"),
 )
 LIMIT_VARIABLE: Final = "TOKENTRIM_PLUGINS"
+_OURS: Final = ("tokentrim", "tokentrim_strategies", "tokentrim_adapters")
+"""Packages that come with tokentrim."""
 
 Status = Literal["loaded", "broken", "failed", "skipped", "missing"]
 
@@ -94,6 +96,7 @@ class Plugins:
             limit: names of the plugins or distributions that may load beside the built-ins; None = all.
         """
         self.limit: Final = limit
+        self.builtins: Final[set[str]] = set()
         self.registries: Final = {kind.name: Registry(kind) for kind in KINDS}
         self.infos: list[PluginInfo] = []
         self.failures: list[PluginError] = []
@@ -103,7 +106,9 @@ class Plugins:
         for point in found:
             origin = _origin(point)
             names |= {origin.plugin, origin.distribution}
-            if limit is None or limit & {origin.plugin, origin.distribution} or _is_builtin(origin):
+            if _is_builtin(point):
+                self.builtins.add(point.name)
+            if limit is None or limit & {origin.plugin, origin.distribution} or _is_builtin(point):
                 self._load_one(point, origin)
             else:
                 self._note(origin, status="skipped")
@@ -119,8 +124,10 @@ class Plugins:
         entries: list[Entry] = []
         hooks: tuple[str, ...] = ()
         module: object = None
+        repair = f" Repair or reinstall {origin.distribution}."
         try:
-            module = _import(point, origin)
+            with strangers(origin, f"{origin} could not be imported from {point.value!r}", repair):
+                module = point.load()
             hooks = self._register(module, origin)
             self._collect(module, hooks, origin, entries)
             for entry in entries:
@@ -147,7 +154,9 @@ class Plugins:
             PluginError: when it implements no hook, or a hook that does not exist or has other arguments.
         """
         known = [kind.hook for kind in KINDS]
-        for name, _ in inspect.getmembers(module, inspect.isfunction):
+        with strangers(origin, f"{origin} could not be searched for hooks"):
+            functions = inspect.getmembers(module, inspect.isfunction)
+        for name, _ in functions:
             marked = self._manager.parse_hookimpl_opts(module, name) is not None
             if name in known and not marked:
                 raise PluginError(
@@ -184,12 +193,8 @@ class Plugins:
             if kind.hook not in hooks:
                 continue
             register = _recorder(self.registries[kind.name], origin, entries)
-            try:
+            with strangers(origin, f"{kind.hook} of {origin} failed"):
                 self._manager.subset_hook_caller(kind.hook, others)(register=register)
-            except TokentrimError:
-                raise
-            except (Exception, SystemExit) as cause:  # a stranger's hook may raise anything
-                raise PluginError(f"{kind.hook} of {origin} failed: {type(cause).__name__}: {cause}.") from cause
 
 
 def _recorder(registry: Registry, origin: Origin, entries: list[Entry]) -> Callable[..., None]:
@@ -204,21 +209,6 @@ def _recorder(registry: Registry, origin: Origin, entries: list[Entry]) -> Calla
     return register
 
 
-def _import(point: EntryPoint, origin: Origin) -> Any:
-    """The object that an entry point names.
-
-    Raises:
-        PluginError: with the cause chained, whatever it was.
-    """
-    try:
-        return point.load()
-    except (Exception, SystemExit) as cause:  # a stranger's module may raise anything while it is imported
-        raise PluginError(
-            f"{origin} could not be imported from {point.value!r}: {type(cause).__name__}: {cause}. "
-            f"Repair or reinstall {origin.distribution}."
-        ) from cause
-
-
 def _origin(point: EntryPoint) -> Origin:
     """Who an entry point belongs to."""
     if point.dist is None:
@@ -226,8 +216,9 @@ def _origin(point: EntryPoint) -> Origin:
     return Origin(point.name, point.dist.name, point.dist.version)
 
 
-def _is_builtin(origin: Origin) -> bool:
-    return origin.distribution == PROJECT
+def _is_builtin(point: EntryPoint) -> bool:
+    """Whether an entry point is one of ours: the name of a distribution alone can be taken by anybody."""
+    return _origin(point).distribution == PROJECT and re.split("[.:]", point.value)[0] in _OURS
 
 
 def discover() -> list[EntryPoint]:
@@ -237,10 +228,12 @@ def discover() -> list[EntryPoint]:
         PluginError: when tokentrim itself is not installed, so that nobody says what comes with it.
     """
     found = entry_points(group=PROJECT)
-    if not any(_is_builtin(_origin(point)) for point in found):
-        raise PluginError(complaint(PROJECT, "be installed", hint="run 'pip install -e .' in its checkout"))
+    if not any(_is_builtin(point) for point in found):
+        others = sorted({f"{point.name} = {point.value}" for point in found if _origin(point).distribution == PROJECT})
+        got = (f"another distribution of that name, with {', '.join(others)}",) if others else ()
+        raise PluginError(complaint(PROJECT, "be installed", *got, hint="run 'pip install -e .' in its checkout"))
     # A fixed order, so that the same installation gives the same registry in every process.
-    return sorted(found, key=lambda point: (not _is_builtin(origin := _origin(point)), origin.distribution, point.name))
+    return sorted(found, key=lambda point: (not _is_builtin(point), _origin(point).distribution, point.name))
 
 
 def parse_limit(text: str | None) -> frozenset[str] | None:
@@ -293,7 +286,7 @@ def checked_infos(*, builtins: bool = True) -> tuple[PluginInfo, ...]:
     """
     plugins = load()
     return tuple(
-        _checked(info, plugins) if builtins or info.distribution != PROJECT else info for info in plugins.infos
+        _checked(info, plugins) if builtins or info.name not in plugins.builtins else info for info in plugins.infos
     )
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from tokentrim.errors import PluginError, TokentrimError, UnknownNameError, complaint, unknown_name
+from tokentrim.errors import PluginError, TokentrimError, UnknownNameError, cause_of, complaint, unknown_name
 
 # Lower case, and none of YAML's or a path's signs: a name can then never be mistaken for inline YAML or a file.
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9_-]|(?<=[0-9])\.(?=[0-9]))*")
@@ -226,13 +228,15 @@ class Registry:
         prefix, colon, rest = name.partition(":")
         if colon and prefix in self._families:
             family = self._families[prefix]
-            distribution, version = self._family(prefix).origin(rest)
+            known = self._family(prefix)
+            with strangers(family, f"origin({rest!r}) of {family} failed", refuses=True):
+                distribution, version = known.origin(rest)
             return Entry(family.kind, name, family.target, Origin(family.origin.plugin, distribution, version), {})
         if name in self._lost:
             lost = self._lost[name]
             raise PluginError(f"{self.kind.name} {name!r} is not there, because {lost}") from lost
-        known = [*self._entries, *(f"{prefix}:NAME" for prefix in self._families)]
-        raise self.unknown(unknown_name(self.kind.name, name, known))
+        names = [*self._entries, *(f"{prefix}:NAME" for prefix in self._families)]
+        raise self.unknown(unknown_name(self.kind.name, name, names))
 
     def unknown(self, error: UnknownNameError) -> UnknownNameError:
         """The error about an unknown name, with the plugins that did not load and may have provided it."""
@@ -252,9 +256,15 @@ class Registry:
         """
         if name not in self._resolved:
             entry = self.entry(name)
-            prefix, _, rest = name.partition(":")
-            found = resolve(entry) if name in self._entries else self._family(prefix).get(rest)
-            self._check(entry, found)
+            if name in self._entries:
+                found = resolve(entry)
+            else:
+                prefix, _, rest = name.partition(":")
+                family = self._family(prefix)
+                with strangers(entry, f"get({rest!r}) of {entry} failed", refuses=True):
+                    found = family.get(rest)
+            with strangers(entry, f"{entry} could not be checked"):
+                self._check(entry, found)
             self._resolved[name] = found
         return self._resolved[name]
 
@@ -316,6 +326,29 @@ def _values(entry: Entry, tag: str | None) -> set[str]:
     return {found} if isinstance(found, str) else {str(value) for value in found}
 
 
+@contextmanager
+def strangers(whom: object, what: str, repair: str = "", *, refuses: bool = False) -> Generator[None]:
+    """Run the code of a plugin, whatever it raises, and whatever it prints, which is no result of ours.
+
+    Args:
+        whom: who it is, as errors of ours name him.
+        what: what failed, in the words of an error.
+        repair: what to do about it.
+        refuses: whether errors of our family are answers, which go through as they are.
+
+    Raises:
+        PluginError: with the cause chained.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except BaseException as cause:  # a stranger's code may raise anything
+        ours = isinstance(cause, TokentrimError if refuses else PluginError) and (refuses or str(whom) in str(cause))
+        if ours or isinstance(cause, KeyboardInterrupt):
+            raise
+        raise PluginError(f"{what}: {cause_of(cause)}.{repair}") from cause
+
+
 def resolve(entry: Entry) -> Any:
     """Import an entry's target.
 
@@ -324,15 +357,9 @@ def resolve(entry: Entry) -> Any:
     """
     if not isinstance(entry.target, str):
         return entry.target
-    try:
+    failed = f"{entry} could not be imported from {entry.target!r}"
+    with strangers(entry, failed, f" Repair or reinstall {entry.origin.distribution}."):
         return load_target(entry.target)
-    except TokentrimError:
-        raise
-    except (Exception, SystemExit) as cause:  # a stranger's module may raise anything while it is imported
-        raise PluginError(
-            f"{entry} could not be imported from {entry.target!r}: {type(cause).__name__}: {cause}. "
-            f"Repair or reinstall {entry.origin.distribution}."
-        ) from cause
 
 
 def load_target(target: str) -> Any:
