@@ -30,7 +30,6 @@ NAMES = ("llava-next", "llava-next-video", "llava-onevision")
 
 def _trimmed(family: Family, model: Any, spec: Any, inputs: dict[str, Any], **options: Any) -> Session:
     session = trim(model, with_weights(model, spec), **options)
-    session._engine.context.doubts.check_indices = True
     if Need.EVIDENCE in session.strategy.needed():
         visual = family.visual(model, inputs)
         told = [(int(ids[~here].sum()), int(here.sum())) for ids, here in zip(inputs["input_ids"], visual, strict=True)]

@@ -35,7 +35,6 @@ _model: Callable[..., Any] = lru_cache(maxsize=8)(tiny_qwen)
 
 def _trimmed(model: Any, spec: Any, inputs: dict[str, Tensor]) -> Session:
     session = trim(model, with_weights(model, spec))
-    session._engine.context.doubts.check_indices = True
     if Need.EVIDENCE in session.strategy.needed():
         rows = zip(inputs["input_ids"], visual_of(inputs), strict=True)
         seeds = [(int(ids[~visual].sum()), int(visual.sum())) for ids, visual in rows]

@@ -125,9 +125,8 @@ def evidence_for(inputs: dict[str, Tensor]) -> list[Tensor]:
 
 @contextmanager
 def trimmed(model: Any, spec: Any, inputs: dict[str, Tensor]) -> Generator[Session]:
-    """``trim`` with evidence and weights supplied where a strategy needs them, and all indices checked."""
+    """``trim`` with evidence and weights supplied where a strategy needs them."""
     with trim(model, with_weights(model, spec)) as session:
-        session._engine.context.doubts.check_indices = True
         annotate(session, inputs)
         yield session
 

@@ -6,13 +6,11 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import pytest
-import torch
 from torch import Tensor
 
 from tests.engine.cases import SPECS
 from tests.models import prompt, tiny_llava
 from tokentrim import LayerSite, ModelShape, Need, Schedule, SpatialScorer, StrategyError, trim
-from tokentrim.engine.deciding import Doubts
 
 _model = lru_cache(maxsize=1)(tiny_llava)
 
@@ -88,14 +86,3 @@ def test_padding_does_not_hide_activations_that_are_no_numbers(name: str, padded
     inputs["pixel_values"][0] = float("inf")
     with trim(model, SPECS[name]), pytest.raises(StrategyError, match="be numbers"):
         model.generate(**inputs, max_new_tokens=2, do_sample=False)
-
-
-def test_padding_may_hold_anything() -> None:
-    doubts = Doubts()
-    doubts.note("a", torch.tensor([[1.0, float("nan")]]), torch.tensor([[True, False]]))
-    doubts.settle()
-    doubts.note("a", torch.tensor([[float("nan")]]), torch.tensor([[True]]))
-    doubts.note("a", torch.tensor([[1.0]]), torch.tensor([[True]]))
-    with pytest.raises(StrategyError, match="scores of a must"):
-        doubts.settle()
-    doubts.settle()

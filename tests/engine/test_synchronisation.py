@@ -68,11 +68,10 @@ def _asks_a_guide(name: str) -> bool:
 def test_the_core_reads_the_device_twice_a_prompt_at_most(name: str) -> None:
     model = _model()
     inputs = prompt(model, [3, "image", 5], [9], [2, "image", 4, "image", 7])
-    with trimmed(model, SPECS[name], inputs) as session, Reads() as reads:
-        session._engine.context.doubts.check_indices = False
+    with trimmed(model, SPECS[name], inputs), Reads() as reads:
         model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
     core = {who: count for who, count in reads.by.items() if who not in ("model", "strategy")}
-    # deciding.py reads when the answer is there: whether scores were numbers.
+    # deciding.py reads when the answer is there: whether decisions were sound.
     # Which keys a block of visual queries is near to is a shape, so whoever edits attention reads the grid once.
     edits = {"bands.py"} if strategy_from(SPECS[name]).strategy.attention_part is not None else set[str]()
     assert set(core) <= {"stream.py", "placement.py", "deciding.py"} | edits, core

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tokentrim.counting.shape import ModelShape
 
@@ -37,6 +37,13 @@ class AttentionEditor(ABC):
 
     Tokens stay where they are. Neighbourhoods are computed in blocks that leave the rest out; heads are recomputed.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check what a new class answers, whoever asks it."""
+        from tokentrim.contracts.answers import check_answers  # it knows AttentionEdit
+
+        super().__init_subclass__(**kwargs)
+        check_answers(cls, ("edit",))
 
     @abstractmethod
     def edit(self, layer: int, shape: ModelShape) -> AttentionEdit | None:

@@ -109,6 +109,12 @@ def check(
                     )
     if temporal is not None:
         _check_needs(temporal.label(), temporal.needed(), AT_STEPS, "at a decode step")
+        later = [layer for layer in range(shape.n_layers) if temporal.row_layer(layer, shape) > layer]
+        if later:
+            raise StrategyError(
+                complaint(f"row_layer() of {temporal.label()!r}", "name the layer itself or an earlier one",
+                          f"a later one for layers {later}", "a layer's row is there when the layer runs")
+            )  # fmt: skip
         if isinstance(temporal, TemporalScorer) and temporal.ranks_once() and Need.LAST_ROW in temporal.needed():
             raise UnsupportedError(
                 complaint(

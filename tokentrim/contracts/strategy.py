@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tokentrim.contracts.answers import check_answers
 from tokentrim.contracts.extras import AttentionEditor, GuideRequest, PromptInfo
 from tokentrim.contracts.knobs import knob_of
 from tokentrim.contracts.sites import LayerSite, Need, StepSite
@@ -57,6 +58,12 @@ class Strategy(BaseModel, ABC):
     merges: ClassVar[bool] = False  # whether kept tokens are changed by dropped ones
     trainable: ClassVar[bool] = False  # whether it carries trained weights
     budget_knob: ClassVar[str | None] = None  # the one monotone parameter that budget matching may turn
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Check what every method of a new class answers, whoever asks it."""
+        super().__pydantic_init_subclass__(**kwargs)
+        check_answers(cls)
 
     @abstractmethod
     def parts(self) -> Parts:
@@ -158,7 +165,9 @@ class SpatialScorer(Spatial, ABC):
 
     @abstractmethod
     def score(self, site: LayerSite) -> Tensor:
-        """float [B, N]: higher = kept. Equal scores go to the lower raster number; NaN is an error."""
+        """Real numbers [B, N]: higher = kept. Equal scores go to the lower raster number; inf and -inf may be among
+        them, NaN is an error.
+        """
 
 
 class SpatialSelector(Spatial, ABC):
@@ -177,7 +186,7 @@ class Temporal(Strategy, ABC):
     @abstractmethod
     def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
         """Visual entries that ``layer`` (0-based) may still hold when decode forward ``step`` attends (1 = the first
-        after prefill); ``n_prefill``: those of one sample at the end of prefill.
+        after prefill); ``n_prefill``: those of one sample at the end of prefill. More than there are: all may stay.
         """
 
     def evicts(self) -> bool:
@@ -209,7 +218,7 @@ class TemporalScorer(Temporal, ABC):
 
     @abstractmethod
     def score(self, site: StepSite) -> Tensor:
-        """float [B, N]: higher = stays."""
+        """Real numbers [B, N]: higher = stays; else as :meth:`SpatialScorer.score`."""
 
 
 class TemporalSelector(Temporal, ABC):

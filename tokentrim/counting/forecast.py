@@ -172,7 +172,7 @@ def planned_cached(
         return unchanged, ()
     part, rows, current = part.for_answer(new_tokens), [], layer_tokens
     for step in steps:
-        wanted = [max(0, part.count(step, layer, n, shape)) for layer, n in enumerate(layer_tokens)]
+        wanted = [part.count(step, layer, n, shape) for layer, n in enumerate(layer_tokens)]
         limits = current if part.evicts() else layer_tokens
         current = tuple(min(count, limit) for count, limit in zip(wanted, limits, strict=True))
         rows.append(current)

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from tokentrim.errors import StrategyError, complaint
 
 
+def is_whole(value: object, least: int | None = 0) -> bool:
+    """Whether a value is an integer of the host, at least ``least``; a bool, a float and a tensor are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """boundary -> keep_count, boundaries ascending, counts never rising.
@@ -26,6 +31,12 @@ class Schedule:
         return cls(tuple(sorted(counts.items())))
 
     def __post_init__(self) -> None:
+        whole = all(is_whole(number, None) for step in self.steps for number in step)
+        if not (whole and isinstance(self.steps, tuple) and all(len(step) == 2 for step in self.steps)):
+            raise StrategyError(
+                complaint("a schedule", "be pairs of whole numbers: boundary and keep_count", self.steps,
+                          "count tokens with tokentrim.keep_count(), or int()")
+            )  # fmt: skip
         last_boundary, last_count = -1, None
         for boundary, count in self.steps:
             if boundary <= last_boundary:

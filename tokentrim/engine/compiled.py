@@ -18,6 +18,7 @@ from torch.nn import functional
 from tokentrim.contracts.adapter import Layout
 from tokentrim.contracts.strategy import TemporalScorer
 from tokentrim.engine.ability import Ability
+from tokentrim.engine.deciding import SCORES, Place
 from tokentrim.engine.decode import Decode
 from tokentrim.engine.masked_eviction import MaskedEviction, attend_and_evict, evicts_under_mask, in_use
 from tokentrim.engine.passes import Passes
@@ -160,10 +161,12 @@ class Compiled(Ability):
         for layer in run.layers:
             layer.written(1)
         if run.acting and self._eviction is not None:
-            now = self._eviction.now.clone()
+            now, wrong = self._eviction.now.clone(), self._eviction.wrong.clone()
             for index, counts in run.acting.items():
                 self._eviction.note(index, run.layers[index], counts)
                 run.note(index, now[index])
+                place = Place(self._eviction.part, step=run.prompt.step, layer=index)
+                run.context.doubts.note(SCORES, place, wrong[index])
         self.steps += 1
         if isinstance(output, tuple):
             return tuple(past if part is self._cache else part for part in output)

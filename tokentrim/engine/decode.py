@@ -14,7 +14,7 @@ from tokentrim.contracts.sites import Need, StepSite
 from tokentrim.contracts.strategy import Temporal, TemporalScorer
 from tokentrim.engine import recording
 from tokentrim.engine.context import Context
-from tokentrim.engine.deciding import Providers, decide_order, decide_step
+from tokentrim.engine.deciding import Providers, decide, decide_order
 from tokentrim.engine.seams import attention_rows, outputs, positions
 from tokentrim.engine.seams.attention import Attended, AttentionCall
 from tokentrim.engine.seams.masks import causal_mask
@@ -112,7 +112,7 @@ class Decode:
             if isinstance(part, TemporalScorer) and part.ranks_once():
                 if not held.ranked:
                     with torch.no_grad():
-                        order = decide_order(part, self._site(part, index, held, {}))
+                        order = decide_order(part, self._site(part, index, held, {}), self.context.doubts)
                     held.rearrange(*fronted(stream, order))
                     held.ranked, held.rows = True, {}  # the row has said all that it will be asked
             elif not stream.flush:
@@ -215,9 +215,7 @@ class Decode:
         row = own_row if source == layer else lambda: self._borrowed(source, stream)
         site = self._site(part, layer, held, {Need.LAST_ROW: row})
         with torch.no_grad():
-            selection = decide_step(part, self.acting[layer], site)
-        if self.context.doubts.check_indices:
-            selection.check_indices(stream.n_visual)
+            selection = decide(part, self.acting[layer], site, self.context.doubts)
         if not part.evicts():
             return self._hide(layer, stream, selection, weights, call.key.shape[2])
         return self._evict(layer, held, selection, weights), None
@@ -274,15 +272,15 @@ class Decode:
         return StepSite(
             shape=self.context.shape,
             n_visual=stream.n_visual,
-            ids=stream.vis_ids,
+            ids=stream.vis_ids.clone(),  # whoever writes there changes nothing but what he sees himself
             valid=stream.vis_valid,
             state=prompt.state_of(TEMPORAL),
             notes=recording.notes(),
-            keys_of_rows=prompt.sample_keys,
+            keys_of_rows=prompt.sample_keys.clone(),
             needs=part.needed(),
             providers={
-                Need.PROMPT_ROW: lambda: held.rows[Need.PROMPT_ROW],
-                Need.ACCUMULATED: lambda: held.rows[Need.ACCUMULATED],
+                Need.PROMPT_ROW: lambda: held.rows[Need.PROMPT_ROW].clone(),
+                Need.ACCUMULATED: lambda: held.rows[Need.ACCUMULATED].clone(),
                 Need.KEYS: lambda: whole(attention_rows.pick_rows(held.keys, stream.vis_pos)),  # type: ignore[arg-type]
                 Need.VALUES: lambda: whole(attention_rows.pick_rows(held.values, stream.vis_pos)),  # type: ignore[arg-type]
                 Need.RANDOM: lambda: None,

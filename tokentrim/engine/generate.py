@@ -110,6 +110,9 @@ class Generating(threading.local):
             outer, self.call = self.call, call
             try:
                 output = run()
+            except Exception:
+                context.doubts.settle()  # a cause says more than what came of it
+                raise
             finally:
                 self.call = outer
                 self._ended()

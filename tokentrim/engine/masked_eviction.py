@@ -19,9 +19,11 @@ from tokentrim.contracts.selection import Selection
 from tokentrim.contracts.sites import Need
 from tokentrim.contracts.strategy import Temporal, TemporalScorer
 from tokentrim.counting.shape import ModelShape
+from tokentrim.engine.deciding import checked_scores
 from tokentrim.engine.seams import attention_rows
 from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.eviction import evict
+from tokentrim.errors import StrategyError, complaint
 
 
 def evicts_under_mask(part: Temporal | None, shape: ModelShape) -> bool:
@@ -38,6 +40,8 @@ def evicts_under_mask(part: Temporal | None, shape: ModelShape) -> bool:
 class SeenStep:
     """What a temporal scorer sees of a compiled step: of its :class:`~tokentrim.StepSite`, what it declared.
 
+    Anything else that it reads is an error.
+
     Attributes:
         last_row: float [B, H, N]; entries that are gone have weight 0.
         accumulated: float [B, H, N], where it was asked for.
@@ -46,7 +50,15 @@ class SeenStep:
     """
 
     def __init__(self, last_row: Tensor, accumulated: Tensor | None, ids: Tensor, valid: Tensor) -> None:
-        self.last_row, self.accumulated, self.ids, self.valid = last_row, accumulated, ids, valid
+        self.last_row, self.ids, self.valid, self.device = last_row, ids, valid, ids.device
+        if accumulated is not None:
+            self.accumulated = accumulated
+
+    def __getattr__(self, name: str) -> Any:
+        raise StrategyError(
+            complaint("a site in a compiled step", "be read for what was declared, ids, valid and device alone", name,
+                      "leave compile=True out")
+        )  # fmt: skip
 
 
 class MaskedEviction:
@@ -60,6 +72,7 @@ class MaskedEviction:
         sums: per layer float [B, H, N], accumulated rows, which are the layers' own; none where nobody asks.
         allowed: int64 [L, B], visual entries that may stay at this step.
         now: int64 [L, B, N of the fullest layer], raster numbers of what stays, -1 elsewhere.
+        wrong: bool [L], whether scores of this step held NaN.
     """
 
     def __init__(self, part: TemporalScorer, layers: Sequence[TrimLayer]) -> None:
@@ -80,11 +93,12 @@ class MaskedEviction:
         width = max(ids.shape[1] for ids in self.ids)
         self.allowed = self.ids[0].new_zeros(len(layers), len(self.ids[0]))
         self.now = self.ids[0].new_full((len(layers), len(self.ids[0]), width), -1)
+        self.wrong = self.ids[0].new_zeros(len(layers), dtype=torch.bool)
 
     @property
     def tensors(self) -> list[Tensor]:
         """All that compiled code reads and writes."""
-        return [*self.alive, *self.columns, *self.ids, *self.sums, self.allowed, self.now]
+        return [*self.alive, *self.columns, *self.ids, *self.sums, self.allowed, self.now, self.wrong]
 
     def describes(self, layers: Sequence[TrimLayer]) -> bool:
         """Whether the layers' entries still stand where they stood: steps that ran as usual move and add to them."""
@@ -135,12 +149,15 @@ def attend_and_evict(
     row = functional.pad(weights, (0, 1))[:, :, 0]
     row = row.gather(2, columns.unsqueeze(1).expand(-1, row.shape[1], -1))
     there = alive.gather(1, columns) & (ids >= 0)
+    sums = None
     if eviction.sums:
-        eviction.sums[layer].add_(row)
-    site: Any = SeenStep(row, eviction.sums[layer] if eviction.sums else None, ids.masked_fill(~there, -1), there)
-    scores = eviction.part.score(site).masked_fill(~there, float("-inf"))
+        sums = eviction.sums[layer].add_(row).clone()
+    site: Any = SeenStep(row, sums, ids.masked_fill(~there, -1), there.clone())
+    scores = checked_scores(eviction.part.score(site), ids.shape, ids.device)
+    eviction.wrong[layer] = (scores.isnan() & there).any()
     order = torch.argsort(scores, dim=-1, descending=True, stable=True)
-    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    # Ranks among what is there: whatever the score of an entry that is gone, it takes no place.
+    places = there.gather(1, order).cumsum(1) - 1
     rank = torch.zeros_like(order).scatter(1, order, places)
     stays = (rank < eviction.allowed[layer].unsqueeze(1)) & there
     alive.scatter_(1, columns, stays)

@@ -15,7 +15,7 @@ from tokentrim.contracts.selection import Selection
 from tokentrim.contracts.sites import FROM_LAYER_BEFORE, LayerSite, Need
 from tokentrim.engine import recording
 from tokentrim.engine.context import Context
-from tokentrim.engine.deciding import decide_layer
+from tokentrim.engine.deciding import decide
 from tokentrim.engine.seams import attention_rows, outputs, positions
 from tokentrim.engine.seams.attention import Attended, AttentionCall
 from tokentrim.engine.seams.masks import causal_mask
@@ -157,18 +157,16 @@ class Prefill:
         site = LayerSite(
             shape=self.context.shape,
             n_visual=stream.n_visual,
-            ids=stream.vis_ids,
+            ids=stream.vis_ids.clone(),  # whoever writes there changes nothing but what he sees himself
             valid=stream.vis_valid,
             state=self.prompt.state_of(decision.place),
-            keys_of_rows=self.prompt.sample_keys,
+            keys_of_rows=self.prompt.sample_keys.clone(),
             needs=part.needed(),
             providers=self._providers(decision, hidden),
             boundary=decision.boundary,
             notes=recording.notes(),
         )
-        selection = decide_layer(part, counts, site, self.context.doubts)
-        if self.context.doubts.check_indices:
-            selection.check_indices(stream.n_visual)
+        selection = decide(part, counts, site, self.context.doubts)
         self.prompt.events += 1
         if selection.counts == stream.n_visual and not selection.merges:
             return hidden
@@ -293,7 +291,9 @@ class Prefill:
     def _providers(self, decision: Decision, hidden: Tensor) -> dict[Need, Callable[[], Any]]:
         stream, context, prompt = self.stream, self.context, self.prompt
         ids = stream.vis_ids.clamp(min=0)
-        before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: self.read[n]) for need in FROM_LAYER_BEFORE}
+        shared = len(self.at[decision.boundary]) > 1 or context.wants_prompt_row
+        own = _copied if shared else _itself
+        before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: own(self.read[n])) for need in FROM_LAYER_BEFORE}
 
         def vision() -> Tensor:
             blocks = [context.layout.vision_block(block) for block in decision.part.wants_vision_blocks()]
@@ -311,7 +311,7 @@ class Prefill:
             return gather_columns(hidden, columns).detach(), real, behind
 
         def window() -> tuple[Tensor, Tensor]:
-            rows, real = self.read[Need.WINDOW_ROWS]  # as many as the widest part at this boundary wants
+            rows, real = own(self.read[Need.WINDOW_ROWS])  # as many as the widest part at this boundary wants
             width = decision.part.wants_window()
             return rows[:, :, -width:], real[:, -width:]
 
@@ -394,6 +394,15 @@ class Prefill:
         for ability in self.context.abilities:
             self.undo.note(partial(ability.after_prompt, self.prompt))
         self.undo.run()
+
+
+def _itself(what: Any) -> Any:
+    return what
+
+
+def _copied(what: Any) -> Any:
+    """What was read, as tensors that nobody else sees."""
+    return tuple(map(_copied, what)) if isinstance(what, tuple) else what.clone()  # type: ignore[misc]
 
 
 def _pick_read(need: Need, what: Any, selection: Selection) -> Any:

@@ -141,8 +141,7 @@ def _require_nested(case: Case, before: Tensor, now: Tensor, where: str, earlier
                  see=_SELECT)  # fmt: skip
     new = now[~torch.isin(now, before)]
     case.require(not len(new), f"what is kept in {where}", f"be among what {earlier} kept", f"{new.tolist()} besides",
-                 hint="a dropped token cannot return: return indices of the current tokens, and write into no tensor "
-                 "of a site", see=_SELECT)  # fmt: skip
+                 hint="a dropped token cannot return: return indices of the current tokens", see=_SELECT)  # fmt: skip
 
 
 def text_is_kept(case: Case) -> None:

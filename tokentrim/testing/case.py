@@ -164,7 +164,6 @@ class Case:
         host, layout = subject.on(model)
         asks = any(part.wants_guide() is not None for part in chosen.spatial_parts)
         session = session_with(host, chosen, (subject.adapter, layout), guide=host if asks else None)
-        session._engine.context.doubts.check_indices = True  # pyright: ignore[reportPrivateUsage]  # what the switch is for
         if inputs is not None and Need.EVIDENCE in chosen.needed():
             ids: Tensor = inputs["input_ids"]
             mask: Tensor = inputs.get("attention_mask", torch.ones_like(ids))

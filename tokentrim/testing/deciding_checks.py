@@ -91,18 +91,6 @@ def inputs_are_unchanged(case: Case) -> None:
                      see=_SITE)  # fmt: skip
 
 
-def scores_are_numbers(case: Case) -> None:
-    """Scores are floats without NaN: where a NaN ends in a ranking depends on the device."""
-    scored = [(one, one.scores) for one in case.seen() if one.scores is not None]
-    if not scored:
-        raise Skipped("it selects, and gives no scores")
-    for one, scores in scored:
-        case.require(scores.is_floating_point(), f"scores at {one.where}", "be floats", scores.dtype, see=_SCORE)
-        wrong = torch.isnan(scores) & one.site.valid
-        case.require(not bool(wrong.any()), f"scores at {one.where}", "be free of NaN",
-                     f"{int(wrong.sum())} of {int(one.site.valid.sum())}", see=_SCORE)  # fmt: skip
-
-
 def more_attention_never_scores_lower(case: Case) -> None:
     """Where a scorer reads attention alone, a token that gets more of it, all else equal, does not fall in rank."""
     asked: list[str] = []
@@ -241,7 +229,6 @@ DECIDING_CHECKS: Final = checks(
     prunes,
     needs_are_read,
     inputs_are_unchanged,
-    scores_are_numbers,
     more_attention_never_scores_lower,
     nothing_is_remembered,
     global_randomness_is_untouched,

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor
 
+from tokentrim.contracts.answers import blamed, name_of
 from tokentrim.contracts.sites import Grid
 from tokentrim.contracts.strategy import Spatial, Temporal
 from tokentrim.engine.tokens.placement import Placement, encoded_elsewhere
@@ -192,9 +193,11 @@ class Prompt:
             for name in ("appended_valid", "shown", "_valid"):
                 if (marks := getattr(self, name)) is not None:
                     setattr(self, name, marks.index_select(0, index.to(marks.device)))
-            for state in self.states.values():
+            for place, state in self.states.items():
                 if hasattr(state, "select_rows"):
-                    state.select_rows(index)
+                    part = self.temporal if place == TEMPORAL else self.spatial[place]
+                    with blamed(lambda part=part: f"{name_of(part)!r}, whose state follows its rows,"):
+                        state.select_rows(index)
         known = self._memo[1]
         if id(old) not in known:
             known[id(old)] = (old, make())
