@@ -18,6 +18,7 @@ from tokentrim.counting.schedule import Schedule, is_whole
 from tokentrim.errors import StrategyError, TokentrimError, cause_of, complaint
 
 _CHECKED: Final = "tokentrim_checked"
+_WIDEST: Final = 65536
 
 
 def _all(kind: type | tuple[type, ...], holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -55,7 +56,10 @@ _ANSWERS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "row_layer": ("give a decoder layer", is_whole),
     "for_answer": ("give a strategy", lambda value: hasattr(value, "parts")),
     "wants_vision_blocks": ("give a tuple of integers", _all(tuple, lambda block: is_whole(block, None))),
-    "wants_window": ("give an integer of at least 1", lambda value: is_whole(value, 1)),
+    "wants_window": (
+        f"give an integer from 1 to {_WIDEST}: so many rows are computed",
+        lambda value: is_whole(value, 1) and value <= _WIDEST,
+    ),
     "wants_guide": ("give a tokentrim.GuideRequest or None", lambda value: isinstance(value, GuideRequest | None)),
     "edit": ("give a tokentrim.AttentionEdit that fits, or None", _is_edit),
     "prepare": ("", lambda value: True),

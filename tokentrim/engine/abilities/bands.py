@@ -96,6 +96,7 @@ class Bands:
         plane = np.unique(host[:3], axis=1, return_inverse=True)[1].reshape(rows, n)
         used = np.arange(n) < np.array(stream.n_visual)[:, None]
         plane, row, cols = np.where(used, plane, -1), host[3].reshape(rows, n), int(host[4].max())
+        radius = min(radius, max(int(row.max(initial=0)) + 1, cols))  # a wider one sees no more
         spans = spans_of(plane, row, cols, radius)
         alone = [
             spans_of(plane[one : one + 1, :count], row[one : one + 1, :count], cols, radius).pairs
