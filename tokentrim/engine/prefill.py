@@ -291,7 +291,7 @@ class Prefill:
     def _providers(self, decision: Decision, hidden: Tensor) -> dict[Need, Callable[[], Any]]:
         stream, context, prompt = self.stream, self.context, self.prompt
         ids = stream.vis_ids.clamp(min=0)
-        shared = len(self.at[decision.boundary]) > 1 or context.wants_prompt_row
+        shared = len(self.at[decision.boundary]) > 1 or bool(context.prompt_rows)
         own = _copied if shared else _itself
         before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: own(self.read[n])) for need in FROM_LAYER_BEFORE}
 
