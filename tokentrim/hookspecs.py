@@ -23,8 +23,7 @@ class Register(Protocol):
     def __call__(self, name: str, target: object, **tags: object) -> None:
         """Register under ``name`` an object or lazy text: ``"module:Attribute"`` or ``"module:MAPPING[key]"``.
 
-        Tags, such as ``summary="one line"`` or ``stage="prefill"``, can be read without importing the target. The tag
-        ``family=True`` says that it is a ``tokentrim.Family``, which is asked for every ``name:NAME``.
+        Tags, such as ``summary="one line"``, are read without an import; ``family=True`` marks a ``tokentrim.Family``.
         """
 
 

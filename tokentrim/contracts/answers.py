@@ -12,6 +12,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
+from pydantic import BaseModel
+
 from tokentrim.contracts.extras import AttentionEdit, AttentionEditor, GuideRequest
 from tokentrim.contracts.sites import Need
 from tokentrim.counting.schedule import Schedule, is_whole
@@ -67,6 +69,16 @@ _ANSWERS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "begin": ("", lambda value: True),
 }
 """Method -> what its answer must be, and whether one is that. None may raise anything but our own errors."""
+
+
+class Checked(BaseModel):
+    """A class whose answers are checked, whoever asks."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Put the checks around the methods of a new class."""
+        super().__pydantic_init_subclass__(**kwargs)
+        check_answers(cls)
 
 
 def check_answers(cls: type, names: Iterable[str] = tuple(_ANSWERS)) -> None:

@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from tokentrim.contracts.answers import check_answers
+from tokentrim.contracts.answers import Checked
 from tokentrim.contracts.extras import AttentionEditor, GuideRequest, PromptInfo
 from tokentrim.contracts.knobs import knob_of
 from tokentrim.contracts.sites import LayerSite, Need, StepSite
@@ -46,7 +46,7 @@ class Parts:
         return self.spatial if self.temporal is None else (*self.spatial, self.temporal)
 
 
-class Strategy(BaseModel, ABC):
+class Strategy(Checked, ABC):
     """Anything that ``trim`` accepts: frozen configuration, equal when its parameters are equal."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -58,12 +58,6 @@ class Strategy(BaseModel, ABC):
     merges: ClassVar[bool] = False  # whether kept tokens are changed by dropped ones
     trainable: ClassVar[bool] = False  # whether it carries trained weights
     budget_knob: ClassVar[str | None] = None  # the one monotone parameter that budget matching may turn
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Check what every method of a new class answers, whoever asks it."""
-        super().__pydantic_init_subclass__(**kwargs)
-        check_answers(cls)
 
     @abstractmethod
     def parts(self) -> Parts:
@@ -165,9 +159,7 @@ class SpatialScorer(Spatial, ABC):
 
     @abstractmethod
     def score(self, site: LayerSite) -> Tensor:
-        """Real numbers [B, N]: higher = kept. Equal scores go to the lower raster number; inf and -inf may be among
-        them, NaN is an error.
-        """
+        """Real numbers [B, N], or inf: higher = kept. Equal scores go to the lower raster number; NaN is an error."""
 
 
 class SpatialSelector(Spatial, ABC):
@@ -218,7 +210,7 @@ class TemporalScorer(Temporal, ABC):
 
     @abstractmethod
     def score(self, site: StepSite) -> Tensor:
-        """Real numbers [B, N]: higher = stays; else as :meth:`SpatialScorer.score`."""
+        """Real numbers [B, N], or inf: higher = stays; NaN is an error."""
 
 
 class TemporalSelector(Temporal, ABC):
