@@ -104,7 +104,7 @@ def test_nothing_temporary_is_left(finished):
 
 
 def test_the_same_comparison_gives_the_same_results(small, finished, tmp_path):
-    again = run(small, tmp_path)
+    again = run(small, tmp_path, formats=["csv"])
     assert (tmp_path / "results.jsonl").read_bytes() == (finished.folder / "results.jsonl").read_bytes()
     for mine, theirs in zip(again.cells, finished.cells, strict=True):
         untimed = {key for key in mine if not key.endswith("seconds") and "seconds_per" not in key}
@@ -114,7 +114,7 @@ def test_the_same_comparison_gives_the_same_results(small, finished, tmp_path):
 def test_finished_cells_are_not_run_again(small, finished, monkeypatch):
     monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("a finished comparison loads no model"))
     before = (finished.folder / "results.jsonl").read_bytes()
-    run(small, finished.folder)
+    run(small, finished.folder, formats=["csv"])
     assert (finished.folder / "results.jsonl").read_bytes() == before
 
 
@@ -125,7 +125,7 @@ def test_a_missing_cell_is_run_and_no_other(small, finished, monkeypatch):
     ran = []
     run_cell = execute.run_cell
     monkeypatch.setattr(execute, "run_cell", lambda cell, *rest: ran.append(cell) or run_cell(cell, *rest))
-    run(small, finished.folder)
+    run(small, finished.folder, formats=["csv"])
     assert [f"{cell.key}.jsonl" for cell in ran] == [lost.name]
     assert lost.read_text().splitlines()[1:] == content
 
@@ -157,7 +157,7 @@ def test_a_question_that_fails_is_no_wrong_answer(tmp_path, monkeypatch):
         return score(sample, prediction)
 
     monkeypatch.setattr(task, "score", broken, raising=False)
-    summary = run(ONE, tmp_path)
+    summary = run(ONE, tmp_path, formats=["csv"])
     assert summary.failures == 2
     assert "no such luck" in summary.first_cause
     for row in summary.cells:
@@ -168,7 +168,7 @@ def test_a_question_that_fails_is_no_wrong_answer(tmp_path, monkeypatch):
     assert {line["sample"] for line in failed} == {bad}
     assert all(line["prediction"] is None and line["score"] is None for line in failed)
     monkeypatch.undo()
-    assert run(ONE, tmp_path).failures == 0, "failed cells are run again"
+    assert run(ONE, tmp_path, formats=["csv"]).failures == 0, "failed cells are run again"
 
 
 def test_a_run_that_prunes_nothing_fails(tmp_path, monkeypatch):
@@ -176,7 +176,7 @@ def test_a_run_that_prunes_nothing_fails(tmp_path, monkeypatch):
 
     trim = session.trim
     monkeypatch.setattr(session, "trim", lambda model, strategy, **more: trim(model, "none", **more))
-    summary = run(ONE, tmp_path)
+    summary = run(ONE, tmp_path, formats=["csv"])
     assert summary.failures == 1
     assert "no pruning event" in summary.first_cause
 

@@ -109,7 +109,7 @@ def test_a_comparison_at_equal_time(tmp_path):
         "text_only": False,
         "timing": {"repeats": 3, "questions": 1, "new_tokens": 2, "memory": False},
     }
-    summary = run(config, tmp_path)
+    summary = run(config, tmp_path, formats=["csv"])
     assert summary.failures == 0
     rows = {row["method"]: row for row in (*summary.cells, *summary.data["skipped"])}
     assert set(rows) == {"none", "uniform", "downscale"}
@@ -117,5 +117,5 @@ def test_a_comparison_at_equal_time(tmp_path):
         assert rows["uniform"]["budget_realised"] == rows["uniform"]["prefill_time_ratio"]
     before = sorted(path.name for path in (tmp_path / "knobs").iterdir())
     (next((tmp_path / "cells").iterdir())).unlink()
-    run(config, tmp_path)
+    run(config, tmp_path, formats=["csv"])
     assert sorted(path.name for path in (tmp_path / "knobs").iterdir()) == before

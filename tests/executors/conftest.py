@@ -39,6 +39,6 @@ def alone(shaky, tmp_path_factory):
     if not _ALONE:
         shaky.order()
         folder = tmp_path_factory.mktemp("alone")
-        run(CONFIG, folder)
+        run(CONFIG, folder, formats=["csv"])
         _ALONE.append(folder)
     return _ALONE[0]

@@ -50,7 +50,8 @@ class Shaky:
         }
 
     def command(self, out, *options, launcher=()):
-        return [sys.executable, *launcher, "-m", "tokentrim", "compare", str(self.config), "--out", str(out), *options]
+        words = ["compare", str(self.config), "--out", str(out), "--format", "csv", *options]
+        return [sys.executable, *launcher, "-m", "tokentrim", *words]
 
 
 def contents(folder):

@@ -39,7 +39,7 @@ def test_times_taken_alone_are_reported(alone):
 def test_two_processes_give_the_same_results_though_one_is_killed(shaky, alone, warmed, tmp_path):
     shaky.order("kill")
     told = Told()
-    summary = run(CONFIG, tmp_path, executor={"name": "local", "workers": 2}, progress=told)
+    summary = run(CONFIG, tmp_path, executor={"name": "local", "workers": 2}, progress=told, formats=["csv"])
     assert summary.failures == 0
     assert contents(tmp_path) == contents(alone)
     lost = [text for text in told.said[1:] if text.startswith("lost: ")]
@@ -57,12 +57,13 @@ def test_a_cell_that_kills_every_process_fails_with_its_cause_and_can_be_run_aga
     shaky.order("doom")
     # The standard library's pool is the documentation's example of an executor; here it makes the cells that live.
     one = {**CONFIG, "tasks": ["shaky"], "samples": 6}
-    summary = run(one, tmp_path, executor={"name": "local", "workers": 2, "max_retries": 0}, progress=Told())
+    once = {"name": "local", "workers": 2, "max_retries": 0}
+    summary = run(one, tmp_path, executor=once, progress=Told(), formats=["csv"])
     assert summary.failures == len(summary.cells) == 2
     assert "its worker died 1 times, the last one so: process" in summary.first_cause
     assert all(row["n"] == 0 and row["accuracy"] is None for row in summary.cells)
     shaky.order()
-    again = run(one, tmp_path, executor={"name": "pool", "workers": 1})
+    again = run(one, tmp_path, executor={"name": "pool", "workers": 1}, formats=["csv"])
     assert again.failures == 0
     assert all(row["n"] == 6 for row in again.cells)
 
