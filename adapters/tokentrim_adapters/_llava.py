@@ -51,6 +51,7 @@ def locate(model: nn.Module, shape: ModelShape, *, structured: bool = False) -> 
         has_cls=any(hasattr(module, "class_embedding") or hasattr(module, "cls_token") for module in embeddings),
         shape=shape,
         structured=structured,
+        features_block=_features_block(entry.config),
     )
 
 
@@ -91,6 +92,14 @@ def vision_of(layout: Layout) -> VisionShape:
     if layout.shape.vision is None:
         raise AdapterError(complaint("a LLaVA", "have a vision config", None, "load a complete model"))
     return layout.shape.vision
+
+
+def _features_block(config: Any) -> int:
+    """The vision block whose output becomes the features, from the end; the deepest, where several do."""
+    given: Any = config.vision_feature_layer
+    states = config.vision_config.num_hidden_layers + 1  # what enters the first block is number 0
+    layers = given if isinstance(given, (list, tuple)) else [given]
+    return max(layer if layer < 0 else layer - states for layer in layers)
 
 
 def entry_of(model: nn.Module) -> nn.Module:

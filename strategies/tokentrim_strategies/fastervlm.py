@@ -23,9 +23,10 @@ class FasterVLM(Keeping, SpatialScorer):
     ``(1/(H P)) sum_h sum_i A[h, i, j]``. That is the variant that VisPruner's authors use there; FasterVLM itself
     defines none, so call the result by that name.
 
-    Follows the released code: the block whose output becomes the features (second to last), raster order kept. The
-    code numbers positions after pruning (``positions: renumber``); our default keeps them. Several images share one
-    ranking (ours); the code gives every crop of LLaVA-NeXT the same count, and projects dropped tokens, too.
+    Follows the released code: the block whose output becomes the features (of LLaVA-1.5 the second to last, of
+    LLaVA-OneVision and Qwen-VL the last), raster order kept. The code numbers positions after pruning (``positions:
+    renumber``; our default keeps them). Several images share one ranking (ours); the code gives every crop of
+    LLaVA-NeXT the same count, and projects dropped tokens, too.
 
     When it fails: it never reads the question, so it cannot know that a small or plain region matters; it picks
     high-norm background tokens that collect attention; without a [CLS], and on families other than LLaVA, users
@@ -34,7 +35,7 @@ class FasterVLM(Keeping, SpatialScorer):
     Cost: one row per head in one block of the tower, O(P d); every layer of the language model then runs short.
 
     Parameters: ``keep_ratio`` (share kept) or ``keep_count`` (tokens kept per prompt; the paper's are 432, 288, 144,
-    58 and 29 of 576), ``block`` (block of the tower, negative = from the end).
+    58 and 29 of 576), ``block`` (block of the tower, negative = from the end; None = the features').
 
     ```bibtex
     @article{zhang2024fastervlm,
@@ -52,11 +53,14 @@ class FasterVLM(Keeping, SpatialScorer):
     stage: ClassVar[Stage] = "input"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.VISION_ROWS})
 
-    block: int = Field(default=-2, description="block of the vision tower whose attention counts; -1 = the last")
+    block: int | None = Field(
+        default=None,
+        description="block of the vision tower whose attention counts, -1 = the last; None = that of the features",
+    )
 
-    def wants_vision_blocks(self) -> tuple[int, ...]:
+    def wants_vision_blocks(self, features: int) -> tuple[int, ...]:
         """The one block."""
-        return (self.block,)
+        return (features if self.block is None else self.block,)
 
     def score(self, site: LayerSite) -> Tensor:
         """Attention from [CLS], mean over heads."""

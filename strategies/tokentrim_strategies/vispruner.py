@@ -17,16 +17,20 @@ class VisPruner(Keeping, SpatialSelector):
     """Keep T tokens at boundary 0: some because [CLS] attends to them, the others because they are unlike each other.
 
     - Important: the ``floor(T important)`` tokens with the highest ``(1/H) sum_h A[h, CLS, j]``, A the softmax in block
-      ``block`` of the vision tower (attention received from all patches where the tower has no [CLS]).
+      ``block`` of the vision tower, by default the one whose output becomes the features (attention received from all
+      patches where the tower has no [CLS]).
     - Diverse: all others, in descending order of that score, are thinned out to T in all: split by turns into a and b,
       drop the at most 8 tokens of a that have the largest cosine with any token of b, and begin again with the rest of
       a (most similar first) followed by b, until as many are left as are wanted.
 
-    Follows the released code, with two departures. The code's halves must be equal, so an odd remainder (58 of 576
+    Follows the released code, with three departures. The code's halves must be equal, so an odd remainder (58 of 576
     tokens: 547) fails there; here they may differ by one, and at most as many go as a holds. The code compares features
-    before the projector; a strategy sees them behind it, so here those are compared (ours). The code numbers positions
-    after pruning (``positions: renumber``; our default keeps them) and takes one image; several images share one
-    ranking and one list here (ours).
+    before the projector; a strategy sees them behind it, so here those are compared (ours). On SigLIP towers the code
+    ranks by the last of 27 blocks and takes features from the one before; LLaVA-OneVision in transformers ends at that
+    one, so the features' block is the nearest there is. No equality of diverse tokens is claimed: halving by turns
+    makes one swapped pair shift every partner behind it, so float rounding changes many of them, as half precision does
+    in the code itself. The code numbers positions after pruning (``positions: renumber``; our default keeps them) and
+    takes one image; several images share one ranking and one list here (ours).
 
     When it fails: it never reads the question. The diverse half spreads over the background and helps questions about
     presence more than those about small text; the README of the code suggests ``important: 0.75`` at 64 tokens.
@@ -36,7 +40,7 @@ class VisPruner(Keeping, SpatialSelector):
 
     Parameters: ``keep_ratio`` (share kept) or ``keep_count`` (tokens kept per prompt, T; the paper's are 192, 128, 64
     and 32 of 576), ``important`` (share of T chosen by attention), ``block`` (block of the tower, negative = from
-    the end).
+    the end; None = the features').
 
     ```bibtex
     @inproceedings{zhang2025vispruner,
@@ -55,11 +59,14 @@ class VisPruner(Keeping, SpatialSelector):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.VISION_ROWS, Need.FEATURES})
 
     important: Share = Field(default=0.5, description="share of the kept tokens chosen by attention")
-    block: int = Field(default=-2, description="block of the vision tower whose attention counts; -1 = the last")
+    block: int | None = Field(
+        default=None,
+        description="block of the vision tower whose attention counts, -1 = the last; None = that of the features",
+    )
 
-    def wants_vision_blocks(self) -> tuple[int, ...]:
+    def wants_vision_blocks(self, features: int) -> tuple[int, ...]:
         """The one block."""
-        return (self.block,)
+        return (features if self.block is None else self.block,)
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
         """The important tokens, and what is left of the others when near-duplicates are gone."""

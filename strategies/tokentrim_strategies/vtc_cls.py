@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 class VTCCLS(Keeping, SpatialScorer):
     """Keep the visual tokens that [CLS] attends to most over the last blocks of the vision tower; drop the rest.
 
-    Score of visual token j, with A_l the softmax in block l, H heads, and K blocks that end at block ``last``:
+    Score of visual token j, with A_l the softmax in block l, H heads, and K blocks that end at block ``last``, by
+    default the one whose output becomes the features:
     ``sum_l (1/H) sum_h A_l[h, CLS, j]``. Acts at boundary 0. With one block it is FasterVLM.
 
-    Follows the paper in averaging K = 3 blocks up to the second to last; the sum ranks like the mean. The released
-    command line's own default starts at block 16 of 24 and so takes seven: ``blocks: 7`` is that. The code projects
-    only what is kept, which gives the same vectors, and numbers positions after pruning (``positions: renumber``; our
-    default keeps them). It takes one image; several images share one ranking here (ours). Where the tower has no
-    [CLS], the attention that j receives from all patches takes its place (ours).
+    Follows the paper in averaging K = 3 blocks up to the features' (of LLaVA-1.5 the second to last); the sum ranks
+    like the mean. The released command line's own default starts at block 16 of 24 and so takes seven: ``blocks: 7`` is
+    that. The code projects only what is kept, which gives the same vectors, and numbers positions after pruning
+    (``positions: renumber``; our default keeps them). It takes one image; several images share one ranking here (ours).
+    Where the tower has no [CLS], the attention that j receives from all patches takes its place (ours).
 
     When it fails: as any method that never reads the question, and as FasterVLM: background tokens that collect
     attention do so in neighbouring blocks as well, so the ensemble steadies the ranking but does not remove them.
@@ -31,7 +32,7 @@ class VTCCLS(Keeping, SpatialScorer):
     Cost: one row per head in each of the blocks, O(K P d).
 
     Parameters: ``keep_ratio`` (share kept) or ``keep_count`` (tokens kept per prompt; the paper's are 256, 128 and 64
-    of 576), ``blocks`` (K), ``last`` (the last of them, from the end: -2 = second to last).
+    of 576), ``blocks`` (K), ``last`` (the last of them, from the end: -2 = second to last; None = the features').
 
     ```bibtex
     @article{wang2024vtccls,
@@ -49,11 +50,14 @@ class VTCCLS(Keeping, SpatialScorer):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.VISION_ROWS})
 
     blocks: int = Field(default=3, ge=1, description="blocks of the vision tower whose attention counts")
-    last: int = Field(default=-2, le=-1, description="the last of these blocks, counted from the end")
+    last: int | None = Field(
+        default=None, le=-1, description="the last of these blocks, counted from the end; None = that of the features"
+    )
 
-    def wants_vision_blocks(self) -> tuple[int, ...]:
+    def wants_vision_blocks(self, features: int) -> tuple[int, ...]:
         """``blocks`` neighbours that end at ``last``."""
-        return tuple(range(self.last - self.blocks + 1, self.last + 1))
+        last = features if self.last is None else self.last
+        return tuple(range(last - self.blocks + 1, last + 1))
 
     def score(self, site: LayerSite) -> Tensor:
         """Attention from [CLS], mean over heads, summed over blocks."""

@@ -46,7 +46,7 @@ class Probe(SpatialSelector):
     def needed(self) -> frozenset[Need]:
         return self.needs if min(self.at) > 0 else _ANYWHERE
 
-    def wants_vision_blocks(self) -> tuple[int, ...]:
+    def wants_vision_blocks(self, features: int) -> tuple[int, ...]:
         return self.blocks
 
     def wants_window(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.families import FAMILIES
 from tests.models import prompt, tiny_llava
 from tests.strategies.sites_factory import attention, layer_site, model_shape
 from tokentrim.contracts.selection import top_selection
@@ -13,7 +14,7 @@ from tokentrim.counting.forecast import plan
 from tokentrim.counting.published import PRESETS
 from tokentrim.counting.schedule import Schedule
 from tokentrim.errors import UnsupportedError
-from tokentrim.session import trim
+from tokentrim.session import adapter_of, trim
 from tokentrim_strategies.fastervlm import FasterVLM
 
 
@@ -60,13 +61,34 @@ def test_budgets_are_met_exactly(wanted: int):
 
 
 def test_which_block():
-    assert FasterVLM().wants_vision_blocks() == (-2,)
-    assert FasterVLM(block=0).wants_vision_blocks() == (0,)
+    assert FasterVLM().wants_vision_blocks(-1) == (-1,)
+    assert FasterVLM(block=0).wants_vision_blocks(-1) == (0,)
     with (
         pytest.raises(UnsupportedError, match="exist among the tower's 3"),
         trim(tiny_llava(side=4), FasterVLM(block=3)),
     ):
         pass
+
+
+@pytest.mark.parametrize(("layer", "block"), [(-2, -2), (-1, -1), (2, -2), ([-3, 3], -1), (0, -4)])
+def test_the_block_of_the_features_is_the_model_s(layer: int | list[int], block: int):
+    """Of three blocks: hidden state 3 is what the last puts out, and 0 what enters the first, which none does."""
+    model = tiny_llava(side=4)
+    model.config.vision_feature_layer = layer
+    assert adapter_of(model).locate(model).features_block == block
+
+
+@pytest.mark.parametrize(("name", "block"), [("llava-onevision", -1), ("llava-next", -2)])
+def test_by_default_it_reads_the_features_block(name: str, block: int):
+    family = FAMILIES[name]
+    model = family.model()
+    inputs = family.prompt(model, *family.ragged[:1])
+    kept: list[list[int]] = []
+    for chosen in (None, block, -3 - block):
+        with trim(model, FasterVLM(keep_count=5, block=chosen)) as session, torch.no_grad():
+            model(**inputs)
+        kept.append(session.trace.kept(0).tolist())
+    assert kept[0] == kept[1] != kept[2]
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])

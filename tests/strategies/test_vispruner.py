@@ -114,6 +114,6 @@ def test_duplicates_go_first():
 def test_budget_and_parameters():
     _, realised = VisPruner().at_budget(PRESETS["llava-1.5-7b"], 576, layer_mean_ratio=58 / 576)
     assert realised == 58 / 576
-    assert VisPruner(block=-1).wants_vision_blocks() == (-1,)
+    assert VisPruner(block=-1).wants_vision_blocks(-2) == (-1,)
     with pytest.raises(ValidationError):
         VisPruner.model_validate({"important": 1.5})

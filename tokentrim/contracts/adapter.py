@@ -35,6 +35,7 @@ class Layout:
         has_cls: whether row 0 of the vision tower's attention is a [CLS] token.
         shape: the model's numbers.
         full_blocks: vision blocks whose attention sees the whole picture; None = all of them.
+        features_block: vision block whose output becomes the features, counted from the end (-1 = the last).
         structured: whether some placeholders are structure (line ends and the like), which is never pruned.
         mrope: whether position ids have one row per axis (time, height, width).
         unserved: what strategies may not ask for on this model, with the reason of each.
@@ -51,6 +52,7 @@ class Layout:
     has_cls: bool
     shape: ModelShape
     full_blocks: tuple[int, ...] | None = None
+    features_block: int = -1
     structured: bool = False
     mrope: bool = False
     unserved: Mapping[Need, str] = field(default_factory=dict[Need, str])

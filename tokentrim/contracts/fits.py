@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tokentrim.contracts.compose import require_one_policy
 from tokentrim.contracts.sites import AT_BOUNDARIES, AT_STEPS, FROM_LAYER_BEFORE, Need
 from tokentrim.contracts.strategy import Spatial, Strategy, TemporalScorer
 from tokentrim.counting.shape import ModelShape
 from tokentrim.errors import StrategyError, UnsupportedError, complaint
+
+if TYPE_CHECKING:  # a layout is of a loaded model; a plan has none
+    from tokentrim.contracts.adapter import Layout
 
 
 @dataclass(frozen=True)
@@ -65,23 +69,20 @@ def decisions(parts: Sequence[Spatial], shape: ModelShape, n_visual: Sequence[in
     return sorted(found, key=lambda decision: (decision.boundary, decision.place))
 
 
-def check(
-    strategy: Strategy, shape: ModelShape, *, vision_blocks: int, unserved: Mapping[Need, str] | None = None
-) -> None:
+def check(strategy: Strategy, layout: Layout) -> None:
     """Refuse, before anything runs, a strategy that this model cannot serve; then let every part prepare.
 
     Args:
         strategy: what the user asked for.
-        shape: the model's numbers.
-        vision_blocks: attention modules of the vision tower that the adapter found (0 = none).
-        unserved: what this model cannot give, and why.
+        layout: what the adapter found in the model.
 
     Raises:
         UnsupportedError: names the missing ability.
         StrategyError: for parts that contradict each other or lie outside the model.
     """
     spatial, temporal = strategy.spatial_parts, strategy.temporal_part
-    _check_served(strategy, unserved or {})
+    shape, vision_blocks = layout.shape, len(layout.vision_attentions)
+    _check_served(strategy, layout.unserved)
     require_one_policy(spatial)
     for decision in decisions(spatial, shape, (shape.usual_visual,)):
         _check_needs(decision.part.label(), decision.part.needed(), AT_BOUNDARIES, "at a boundary")
@@ -97,7 +98,7 @@ def check(
             )
     for part in spatial:
         if Need.VISION_ROWS in part.needed():
-            for block in part.wants_vision_blocks():
+            for block in part.wants_vision_blocks(layout.features_block):
                 if not -vision_blocks <= block < vision_blocks:
                     raise UnsupportedError(
                         complaint(

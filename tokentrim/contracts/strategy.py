@@ -137,9 +137,12 @@ class Spatial(Strategy, ABC):
     def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
         """boundary -> keep_count for ``n_visual`` visual tokens; upper bounds where ``count_is_static`` is False."""
 
-    def wants_vision_blocks(self) -> tuple[int, ...]:
-        """Vision-tower blocks whose rows ``Need.VISION_ROWS`` wants (negative = from the end)."""
-        return (-2,)
+    def wants_vision_blocks(self, features: int) -> tuple[int, ...]:
+        """Vision-tower blocks whose rows ``Need.VISION_ROWS`` wants (negative = from the end).
+
+        ``features`` (negative) is the block whose output becomes the model's features: by default this one.
+        """
+        return (features,)
 
     def wants_window(self) -> int:
         """Number of trailing prompt tokens whose rows ``Need.WINDOW_ROWS`` wants."""

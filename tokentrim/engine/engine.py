@@ -68,7 +68,7 @@ class Engine:
 
         ``on_prompt`` is called with every prompt when its prefill is over.
         """
-        fits.check(strategy, layout.shape, vision_blocks=len(layout.vision_attentions), unserved=layout.unserved)
+        fits.check(strategy, layout)
         spatial, temporal, editor = strategy.spatial_parts, strategy.temporal_part, strategy.attention_part
         clock, heads, needs = Clock(), SharedHeads.of(host), strategy.needed()
         self.evidence, self._passes = GivenEvidence(), Passes(clock, layout.text_config)

@@ -296,7 +296,8 @@ class Prefill:
         before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: own(self.read[n])) for need in FROM_LAYER_BEFORE}
 
         def vision() -> Tensor:
-            blocks = [context.layout.vision_block(block) for block in decision.part.wants_vision_blocks()]
+            wanted = decision.part.wants_vision_blocks(context.layout.features_block)
+            blocks = [context.layout.vision_block(block) for block in wanted]
             rows = [context.vision.rows_of(block, prompt.placement, prompt.start.vis_pos) for block in blocks]
             stacked = torch.stack(rows, dim=1)
             return stacked.gather(3, ids[:, None, None].expand(-1, *stacked.shape[1:3], -1))

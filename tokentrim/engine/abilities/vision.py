@@ -138,7 +138,8 @@ class VisionCapture(Ability):
     ) -> VisionCapture:
         """What ``parts``, which together have ``needs``, want of the tower."""
         wanting = [part for part in parts if Need.VISION_ROWS in part.needed()]
-        blocks = frozenset(layout.vision_block(block) for part in wanting for block in part.wants_vision_blocks())
+        wanted = (block for part in wanting for block in part.wants_vision_blocks(layout.features_block))
+        blocks = frozenset(layout.vision_block(block) for block in wanted)
         return cls(adapter, layout, blocks, clock, wants_keys=Need.RANDOM in needs, keeps_pixels=keeps_pixels)
 
     @property
