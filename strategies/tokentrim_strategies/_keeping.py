@@ -110,9 +110,13 @@ class Keeping(Spatial, ABC):
         """Visual tokens that stay of ``n_visual``."""
         return resolve_count(n_visual, self.keep_ratio, self.keep_count)
 
+    def boundary_of(self, shape: ModelShape) -> int:
+        """Where it acts in a model."""
+        return getattr(self, self.acts_at, 0)
+
     def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
         """One cut."""
-        boundary: int = getattr(self, self.acts_at, 0)
+        boundary = self.boundary_of(shape)
         check_boundary(self, self.acts_at, boundary, shape)
         return Schedule.of({boundary: self.count_of(n_visual)})
 

@@ -64,7 +64,7 @@ class QueCC(Trainable, SpatialSelector):
     Cost: eight small matrix products per visual token, O(N d^2), before the language model, which then sees a
     few tokens.
 
-    Parameters: ``tokens`` (per picture), ``weights``.
+    Parameters: ``tokens`` (per picture; 4 by default is ours, the released scripts make 36), ``weights``.
 
     ```bibtex
     @inproceedings{li2025quecc,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from tokentrim import GuideRequest, LayerSite, Need, SpatialScorer, Stage
+from tokentrim import GuideRequest, LayerSite, ModelShape, Need, SpatialScorer, Stage, keep_count
 from tokentrim_strategies._keeping import Keeping, Share, ShareOrNone
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_DEPTH: Final = 0.4
 
 
 class SGL(Keeping, SpatialScorer):
@@ -46,8 +48,10 @@ class SGL(Keeping, SpatialScorer):
     Cost: the guide's answer of up to ``guide_tokens`` tokens, with T_text + 1 attention rows per layer and head; under
     early exit the whole answer, and one more prefill with few visual tokens.
 
-    Parameters: ``guide``, a registered model or folder; ``k``, boundary of the cut in the large model (the paper cuts
-    at 40 %, 19 % and 4 % of its depth); ``keep_ratio`` or ``keep_count``; ``guide_tokens``, most tokens of the guide's
+    Parameters: ``guide``, a registered model or folder; ``k``, boundary of the cut in the large model, and
+    ``keep_ratio`` or ``keep_count``. By default both are as in the released script, 40 % of the depth (12 of 32 layers)
+    and 40 % of the tokens; the paper also pairs 19 % with 20 % and 4 % with 5 %. A budget below the share of layers in
+    front of k cannot be met: set a smaller one. ``guide_tokens``, most tokens of the guide's
     answer (ours: 16); ``rows``; ``layers``; ``exit_threshold``, ``consistency_ratio``.
 
     ```bibtex
@@ -68,7 +72,9 @@ class SGL(Keeping, SpatialScorer):
     acts_at: ClassVar[str] = "k"
 
     keep_ratio: ShareOrNone = Field(default=0.4, description="share of the visual tokens kept from layer k on")
-    k: int = Field(default=2, ge=0, description="boundary of the cut: layers 0..k-1 see every token")
+    k: int | None = Field(
+        default=None, ge=0, description="boundary of the cut: layers 0..k-1 see every token; None = 40 % of the layers"
+    )
     guide: str = Field(default="self", min_length=1, description="a registered model, a folder, or self")
     guide_tokens: int = Field(default=16, ge=1, description="most tokens of the guide's answer")
     rows: Literal["both", "prompt", "generated", "last"] = Field(
@@ -82,6 +88,10 @@ class SGL(Keeping, SpatialScorer):
     consistency_ratio: Share = Field(
         default=0.05, description="share of the tokens with which the guide is asked again"
     )
+
+    def boundary_of(self, shape: ModelShape) -> int:
+        """``k``, or 40 % of the depth."""
+        return keep_count(_DEPTH, shape.n_layers) if self.k is None else self.k
 
     def wants_guide(self) -> GuideRequest:
         """The guide, and what is read of it."""

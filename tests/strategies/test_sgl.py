@@ -11,8 +11,11 @@ from torch import Tensor
 
 from tests.engine.cases import generate
 from tests.models import IMAGE, alone, prompt, tiny_llava
+from tests.strategies.sites_factory import model_shape
+from tokentrim.counting.schedule import Schedule
 from tokentrim.errors import DataError, UnknownNameError, UnsupportedError
 from tokentrim.session import trim
+from tokentrim_strategies.sgl import SGL
 
 SIDE, N = 4, 16
 _model = lru_cache(maxsize=4)(tiny_llava)
@@ -74,6 +77,12 @@ def test_a_row_is_guided_as_if_alone_also_when_the_guide_ends_early(rows: str) -
             own = session._latest.guided[0]
             torch.testing.assert_close(together[row, : len(own)], own, atol=1e-4, rtol=1e-4)
             assert ids[row].tolist() == own_ids[0].tolist()
+
+
+@pytest.mark.parametrize(("layers", "k"), [(32, 12), (40, 16), (6, 2)])
+def test_by_default_it_cuts_at_the_released_script_s_share_of_the_depth(layers: int, k: int):
+    assert SGL().schedule(model_shape(layers), 100) == Schedule.of({k: 40})
+    assert SGL(k=2).schedule(model_shape(layers), 100) == Schedule.of({2: 40})
 
 
 @pytest.mark.parametrize("k", [1, 3])
