@@ -138,10 +138,7 @@ class Spatial(Strategy, ABC):
         """boundary -> keep_count for ``n_visual`` visual tokens; upper bounds where ``count_is_static`` is False."""
 
     def wants_vision_blocks(self, features: int) -> tuple[int, ...]:
-        """Vision-tower blocks whose rows ``Need.VISION_ROWS`` wants (negative = from the end).
-
-        ``features`` (negative) is the block whose output becomes the model's features: by default this one.
-        """
+        """Vision blocks whose rows ``Need.VISION_ROWS`` wants (-1 = the last); ``features``: that of the features."""
         return (features,)
 
     def wants_window(self) -> int:
