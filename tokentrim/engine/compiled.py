@@ -22,6 +22,7 @@ from tokentrim.engine.deciding import SCORES, Place
 from tokentrim.engine.decode import Decode
 from tokentrim.engine.masked_eviction import MaskedEviction, attend_and_evict, evicts_under_mask, in_use
 from tokentrim.engine.passes import Passes
+from tokentrim.engine.seams import fixed_cache
 from tokentrim.engine.seams.attention import attention_set
 from tokentrim.engine.seams.outputs import asked_for
 from tokentrim.engine.seams.private import compiler, register_attention
@@ -189,8 +190,8 @@ class Compiled(Ability):
             self._state = torch.zeros(len(layers), 1 + run.streams[0].rows, dtype=torch.int64, device=device)
             self._held, self._numbers, self._eviction = buffers, [], None
             slots = (self._state[index, :1] for index in range(len(buffers)))
-            self._cache = cache.fixed(
-                [cache.FixedLayer(*pair, slot) for pair, slot in zip(buffers, slots, strict=True)]
+            self._cache = fixed_cache.fixed(
+                [fixed_cache.FixedLayer(*pair, slot) for pair, slot in zip(buffers, slots, strict=True)]
             )
             if device.type == "cuda":
                 for one in (self._state, *(tensor for pair in buffers for tensor in pair)):

@@ -333,6 +333,7 @@ class Decode:
     def leave(self) -> None:
         """Record what each layer holds now."""
         held = [layer.n_visual for layer in self.layers]
+        self.prompt.cut_short = False
         self.prompt.held.append(held)
         if self.prompt.temporal is not None and not self.prompt.temporal.evicts():
             self.prompt.seen.append([self.seen.get(index, counts) for index, counts in enumerate(held)])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakSet
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -100,9 +100,9 @@ class Engine:
         self._generating = Generating(self.context)
         self._undo = Undo()
         self._prompting = Prompting(self.context, self._generating, on_prompt, lambda: self.installed, record)
-        self._untouched = None if self.context.acts else Untouched(self._prompting)
+        self.untouched = None if self.context.acts else Untouched(self._prompting)
         self._modalities: Tensor | None = None
-        self._text_only: WeakSet[Any] = WeakSet()
+        self._mark = ""
 
     # ------------------------------------------------------------------ installing
 
@@ -117,7 +117,7 @@ class Engine:
         Raises:
             UnsupportedError: when the strategy prunes, and the model runs compiled or on several devices.
         """
-        layout, undo = self.context.layout, self._undo
+        layout, undo, self._mark = self.context.layout, self._undo, uuid4().hex
         if self.context.acts:
             refusals.of_model(self._host, layout)
         self._generating.watch(self._host, undo)
@@ -139,9 +139,6 @@ class Engine:
         finally:
             self._undo.run()
             self.context.turns.give_back()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
-        raise refusals.copied("a model that is trimmed")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise refusals.copied("a model that is trimmed")
@@ -184,9 +181,11 @@ class Engine:
         arguments = bind(module.forward, args, kwargs)
         past, embeds = arguments.get("past_key_values"), arguments.get("inputs_embeds")
         if embeds is None:
-            return None  # the language model called on its own, with text
-        if self._untouched is not None:
-            return self._untouched.enter(arguments, self._modalities)
+            if not cache.trimmed(past):
+                return None  # the language model called on its own, with text
+            embeds = arguments["input_ids"]  # which are as many
+        if self.untouched is not None:
+            return self.untouched.enter(arguments, self._modalities)
         if cached_length(past):
             return (), self._enter_decode(arguments, past, embeds)
         if self._modalities is None:
@@ -200,24 +199,24 @@ class Engine:
         refusals.of_mask(mask)
         prompt = self._prompting.begin(modalities, mask)
         stream = prompt.start
-        if not any(stream.n_visual):
-            # Nothing to prune: the forward and its decode steps run untouched, and the report says so.
-            if past is not None:
-                self._text_only.add(past)
-            self._on_prompt(prompt)
-            return arguments
-        decisions = fits.decisions(context.spatial, context.shape, stream.n_visual)
         use_cache = arguments.get("use_cache")
         use_cache = context.layout.text_config.use_cache if use_cache is None else use_cache
         if refusals.checkpoints(context.layout.language_model):
             past, use_cache = None, False  # layers are then run without a cache
         cached, call = past is not None or use_cache, self._generating
-        refusals.of_prefill(
-            context, arguments, call.labels, stream, decisions, cached=cached, generates=call.call is not None
-        )
+        decisions = fits.decisions(context.spatial, context.shape, stream.n_visual)
+        if any(stream.n_visual):
+            refusals.of_prefill(
+                context, arguments, call.labels, stream, decisions, cached=cached, generates=call.call is not None
+            )
         if past is None and use_cache:
             past = cache.plain(context.layout.text_config)
             arguments = {**arguments, "past_key_values": past}
+        if not any(stream.n_visual):
+            # Nothing to prune: the forward and its decode steps run untouched, and the report says so.
+            cache.mark_text(past, self._mark)
+            self._on_prompt(prompt)
+            return arguments
         if past is not None:
             cache.install(past, prompt, context.shape.n_layers)
         position_ids = positions.of_call(arguments, 0, stream.length, embeds.device)
@@ -227,7 +226,7 @@ class Engine:
 
     def _enter_decode(self, arguments: dict[str, Any], past: Any, embeds: Tensor) -> dict[str, Any]:
         pictures = self._modalities is not None and bool(self._modalities.any())
-        if not cache.trimmed(past) and past in self._text_only and not pictures:
+        if cache.is_text(past, self._mark) and not pictures:
             return arguments
         layers = refusals.of_continued(past, pictures=pictures)
         prompt, mask = layers[0].prompt, arguments.get("attention_mask")
@@ -245,8 +244,8 @@ class Engine:
     def _leave_model(self, module: nn.Module, args: Any, output: Any) -> Any:
         if torch.compiler.is_compiling() or self.context.vision.suspended or not self.context.turns.is_mine():
             return None
-        if self._untouched is not None:
-            return self._untouched.leave(output)
+        if self.untouched is not None:
+            return self.untouched.leave(output)
         if output is None:  # the forward raised
             return self._passes.end()
         run = self._passes.finish()

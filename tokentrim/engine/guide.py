@@ -33,7 +33,7 @@ _KEPT_LOADED = 2
 _LOADED: dict[tuple[str, str, str], Any] = {}
 
 
-class _Asked(threading.local):
+class _Exiting(threading.local):
     """The call of each thread that may exit early."""
 
     exits: Exits | None = None
@@ -54,7 +54,7 @@ class Guide(Ability):
     adapter: Adapter
     layout: Layout
     request: GuideRequest
-    _asked: _Asked = field(default_factory=_Asked)
+    _asked: _Exiting = field(default_factory=_Exiting)
 
     def around_call(self, host: nn.Module, options: GenerateOptions, run: Callable[[], Any]) -> Any:
         """Put the guide's answers in the place of the model's, where the request lets it and it is sure enough.

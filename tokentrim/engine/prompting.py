@@ -67,6 +67,7 @@ class Prompting:
             call=call,
             place=place,
             states=states,
+            begins=self.on_prompt,
             trace=Trace(stream.n_visual, context.shape.n_layers, evicts=evicts) if self.record else None,
         )
         if any(stream.n_visual):

@@ -195,19 +195,19 @@ def of_continued(past: Any, *, pictures: bool) -> list[TrimLayer]:
     Raises:
         UnsupportedError: when no prompt of this context filled it, the context is closed, or new pictures come.
     """
+    if pictures:
+        refuse_new_pictures()
     if not trimmed(past):
         raise UnsupportedError(
             complaint(
                 "a continued KV cache",
-                "have been filled inside this context, by a prompt with its images",
+                "have been filled inside this context, by text alone or by a prompt with its images",
                 type(past).__name__,
                 "start the prompt again inside 'with trim(model, ...)'",
             )
         )
-    if pictures:
-        refuse_new_pictures()
     layers: list[TrimLayer] = past.layers
-    layers[0].prompt.require_active()
+    layers[0].prompt.require_whole()
     return layers
 
 

@@ -134,19 +134,23 @@ class Tally:
     samples: int = 0
     exits: int = 0
     exits_run: int = 0
+    copies: int = 0
     sums: dict[str, float] = field(default_factory=dict[str, float])
     layers: list[float] = field(default_factory=list[float])
 
-    def add(self, prompt: Prompt, new_tokens: Sequence[int] | None = None) -> None:
-        """Count one finished prompt."""
+    def add(self, prompt: Prompt) -> None:
+        """Count one finished prompt; not one that did nothing but be copied, whose copies were continued."""
+        if prompt.kin.continued and not prompt.own_steps:
+            return
+        self.copies += prompt.start.rows if prompt.inherited else 0
         self.prompts += 1
         self.rows += prompt.start.rows
         self.empty_rows += sum(n == 0 for n in prompt.start.n_visual)
-        self.events += prompt.events
-        self.steps += prompt.step
+        self.events += prompt.own_events
+        self.steps += prompt.own_steps
         self.exits += len(prompt.exited)
         self.exits_run += 0 if prompt.skipped else len(prompt.exited)
-        found = usages(prompt, self.shape, new_tokens)
+        found = usages(prompt, self.shape, prompt.new_lengths)
         guided = [flops for flops, n in zip(prompt.guide_flops, prompt.start.n_visual, strict=False) if n]
         for usage, spent in zip(found, guided or [0] * len(found), strict=True):
             self.samples += 1
@@ -197,6 +201,9 @@ def make_report(label: str, tally: Tally, seconds: dict[str, float], notes: list
             f"{tally.emptied} of {tally.samples} samples had no visual token left in some layers: shares of few tokens "
             "are rounded down",
         ]
+    if tally.copies:
+        what = "samples continued a copy of a cache: each counts in full, and its prompt was computed once for all"
+        notes = [*notes, f"{tally.copies} of {tally.rows} {what}"]
     if tally.exits_run:
         notes = [
             *notes,

@@ -97,7 +97,7 @@ class Session:
             refusals.refuse_compiled(type(model).__name__)
         self._tally = Tally(layout.shape)
         self._latest: Prompt | None = None
-        self._lengths: Sequence[int] | None = None
+        self._open: list[Prompt] = []
 
     # ------------------------------------------------------------------ on and off
 
@@ -180,7 +180,7 @@ class Session:
                         "call it after generate, before the next prompt",
                     )
                 )
-            self._lengths = list(new_tokens)
+            self._latest.new_lengths = list(new_tokens)  # type: ignore[union-attr]
 
     @property
     def trace(self) -> Trace:
@@ -234,8 +234,8 @@ class Session:
         """
         self._engine.context.doubts.settle()
         tally = copy.deepcopy(self._tally)
-        if self._latest is not None:
-            tally.add(self._latest, self._lengths)
+        for prompt in self._open:
+            tally.add(prompt)
         if not tally.prompts:
             raise DataError(
                 complaint(
@@ -247,10 +247,14 @@ class Session:
             )
         context = self._engine.context
         seconds = {name: context.clock.seconds(name) for name in ("selection", "prefill", "vision", "decode")}
-        notes = [note for ability in context.abilities for note in ability.notes()]
+        noting = (*context.abilities, *([self._engine.untouched] if self._engine.untouched is not None else []))
+        notes = [note for one in noting for note in one.notes()]
         return make_report(self.strategy.label(), tally, seconds, notes)
 
     def _begin_prompt(self, prompt: Prompt) -> None:
-        if self._latest is not None:
-            self._tally.add(self._latest, self._lengths)
-        self._latest, self._lengths = prompt, None
+        """Keep a prompt's account open for as long as a cache holds it, or a copy of it."""
+        for ended in [one for one in self._open if not one.kin.caches]:
+            self._tally.add(ended)
+            self._open.remove(ended)
+        self._open.append(prompt)
+        self._latest = prompt

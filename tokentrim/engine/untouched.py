@@ -34,6 +34,7 @@ class Untouched:
 
     prompting: Prompting
     _accounts: WeakKeyDictionary[Any, _Account] = field(default_factory=WeakKeyDictionary[Any, _Account])
+    unseen: int = 0
     _running: tuple[_Account, bool, Any, str, Any] | None = None
 
     def enter(self, arguments: dict[str, Any], modalities: Tensor | None) -> None:
@@ -44,7 +45,8 @@ class Untouched:
         account = self._accounts.get(past) if begun else None
         call = self.prompting.generating.call
         if begun and account is None:
-            return  # filled before the context was entered: its prompt was never seen
+            self.unseen += 1
+            return  # a copy, or filled before the context was entered: its prompt was never seen
         mark = self.prompting.context.clock.start(embeds.device)
         if account is not None:
             inside = call is not None and call.chunked and begun < call.columns
@@ -62,6 +64,11 @@ class Untouched:
         else:
             account = self._longer(account, modalities, valid)
         self._running = (account, is_new, past, "prefill", mark)
+
+    def notes(self) -> list[str]:
+        """For the report: what is not in it."""
+        what = "forwards continued a cache that was copied, or filled elsewhere: they are in no figure but this"
+        return [f"{self.unseen} {what}"] if self.unseen else []
 
     def _longer(self, account: _Account, modalities: Tensor, valid: Tensor | None) -> _Account:
         """The same prompt with more columns; the answer between two turns is no part of it."""
@@ -99,6 +106,7 @@ class Untouched:
         past = getattr(output, "past_key_values", None) if past is None else past
         if past is not None:
             self._accounts[past] = account
+            prompt.kin.caches.add(past)
         if is_new:
             self.prompting.on_prompt(prompt)
 

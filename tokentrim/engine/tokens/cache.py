@@ -5,6 +5,7 @@ An eviction compacts it in place, as ``eviction.py`` plans.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,30 @@ class TrimLayer(CacheLayerMixin):
         self._saved = False
         self._start = 0
         self._length = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrimLayer:
+        """A layer that goes on by itself: keys and values of its own, and the prompt's account from here on."""
+        self.settle()
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(vars(self))
+        copied.prompt = copy.deepcopy(self.prompt, memo)
+        own = (self.keys, self.values, self._buffers, self.rows)  # of which some are written in place
+        copied.keys, copied.values, copied._buffers, copied.rows = copy.deepcopy(own, memo)
+        if self.index == 0:
+            copied.prompt.kin.caches.add(copied)
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Raise UnsupportedError: what is saved could not be continued."""
+        raise UnsupportedError(
+            complaint(
+                "a trimmed KV cache",
+                "stay in the context that filled it",
+                "one to be saved",
+                "copy it with copy.deepcopy, or save the prompt and run it again",
+            )
+        )
 
     @property
     def appended(self) -> int:
@@ -340,39 +365,6 @@ class TrimLayer(CacheLayerMixin):
             self.batch_select_indices(rows)
 
 
-class FixedLayer(CacheLayerMixin):
-    """One layer's buffers of fixed size, as compiled steps see them."""
-
-    is_compileable = True
-    is_sliding = False
-
-    def __init__(self, keys: Tensor, values: Tensor, slot: Tensor) -> None:
-        super().__init__()
-        self.keys, self.values, self.slot = keys, values, slot
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the new entry into its column; attention sees the whole buffer, under a mask."""
-        self.keys.index_copy_(2, self.slot, key_states)  # type: ignore[union-attr]
-        self.values.index_copy_(2, self.slot, value_states)  # type: ignore[union-attr]
-        return self.keys, self.values  # type: ignore[return-value]
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: the buffers are there."""
-
-    def get_seq_length(self) -> int:
-        """Columns of the buffer: where the sequence stands is given by position ids."""
-        return self.keys.shape[2]  # type: ignore[union-attr]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """All columns."""
-        return self.keys.shape[2], 0  # type: ignore[union-attr]
-
-    def get_max_length(self) -> int:
-        """Columns of the buffer."""
-        return self.keys.shape[2]  # type: ignore[union-attr]
-
-
 def _gathered(stored: Tensor, index: Tensor, capacity: int) -> Tensor:
     """Columns ``index`` [B, T] of ``stored`` [B, H, _, D], in a buffer of ``capacity`` columns."""
     buffer = _room_for(stored, capacity, stored)
@@ -395,11 +387,6 @@ def plain(config: Any) -> DynamicCache:
     return DynamicCache(config=config)
 
 
-def fixed(layers: list[FixedLayer]) -> Cache:
-    """A cache of buffers of fixed size."""
-    return Cache(layers=list[Any](layers))
-
-
 def trimmed(cache: Any) -> bool:
     """Whether ``cache`` holds TrimLayers."""
     return isinstance(cache, Cache) and len(cache.layers) > 0 and isinstance(cache.layers[0], TrimLayer)
@@ -413,6 +400,18 @@ def install(cache: Any, prompt: Prompt, n_layers: int) -> None:
     """
     require_plain(cache)
     cache.layers[:] = [TrimLayer(prompt, index) for index in range(n_layers)]
+    prompt.kin.caches.add(cache.layers[0])
+
+
+def mark_text(cache: Any, context: str) -> None:
+    """Note on a cache (None: there is none) that text alone fills it, in ``context``; copies say so, too."""
+    if cache is not None:
+        cache.tokentrim_text = context
+
+
+def is_text(cache: Any, context: str) -> bool:
+    """Whether :func:`mark_text` noted this, and no prompt with pictures has taken the cache since."""
+    return getattr(cache, "tokentrim_text", None) == context and not trimmed(cache)
 
 
 def require_plain(cache: Any) -> None:

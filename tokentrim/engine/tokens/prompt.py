@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -21,6 +23,19 @@ from tokentrim.errors import EngineError, StrategyError, UnsupportedError, compl
 T = TypeVar("T")
 TEMPORAL: Final = -1
 """Place of the temporal part; spatial parts are numbered from 0, in declaration order."""
+
+
+@dataclass(eq=False)
+class Kin:
+    """A prompt and its copies.
+
+    Attributes:
+        caches: that hold one of them: a first layer, or a cache of the model's own.
+        continued: whether a copy has been continued.
+    """
+
+    caches: WeakSet[Any] = field(default_factory=WeakSet[Any])
+    continued: bool = False
 
 
 @dataclass
@@ -51,6 +66,11 @@ class Prompt:
         trace: what was kept where.
         held: per decode step, per layer, visual entries of each row.
         seen: likewise, of those the ones that attention saw; empty where it sees all.
+        kin: what it shares with copies of itself.
+        begins: told of a copy when it is first continued.
+        inherited: (steps, selections) of a copy that were made before it was copied; None for what is no copy.
+        cut_short: whether a decode forward has begun and not ended.
+        new_lengths: tokens that each row's answer really has, where the caller said so.
     """
 
     length: int
@@ -79,6 +99,11 @@ class Prompt:
     held: list[list[tuple[int, ...]]] = field(default_factory=list[list[tuple[int, ...]]])
     seen: list[list[tuple[int, ...]]] = field(default_factory=list[list[tuple[int, ...]]])
     appended: list[int] = field(default_factory=list[int])
+    kin: Kin = field(default_factory=lambda: Kin())
+    begins: Callable[[Prompt], None] = field(default=lambda _: None, repr=False)
+    inherited: tuple[int, int] | None = None
+    cut_short: bool = False
+    new_lengths: Sequence[int] | None = None
     _valid: Tensor | None = None
     _memo: tuple[Tensor, dict[int, tuple[Any, Any]]] | None = None
     _repeat: tuple[int, int, Tensor] | None = None
@@ -210,6 +235,41 @@ class Prompt:
             self._repeat = (rows, repeats, index)
         return self._repeat[2]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prompt:
+        """What a copy of the cache remembers: all that changes from here on is its own, the rest is shared."""
+        copied = object.__new__(Prompt)
+        memo[id(self)] = copied
+        memo.update({id(part): part for part in (*self.spatial, self.temporal)})
+        vars(copied).update(vars(self))
+        for name in ("states", "trace", "held", "seen", "appended"):
+            setattr(copied, name, copy.deepcopy(getattr(self, name), memo))
+        copied._memo = copied._repeat = copied.new_lengths = copied.call = None
+        copied.inherited = (self.step, self.events)
+        return copied
+
+    @property
+    def own_steps(self) -> int:
+        """Decode forwards, those not counted that a copy shares."""
+        return self.step - (self.inherited or (0, 0))[0]
+
+    @property
+    def own_events(self) -> int:
+        """Selections likewise."""
+        return self.events - (self.inherited[1] if self.inherited else 0)
+
+    def require_whole(self) -> None:
+        """Raise UnsupportedError once the context has been left, or a forward on the cache was cut short."""
+        self.require_active()
+        if self.cut_short:
+            raise UnsupportedError(
+                complaint(
+                    "a trimmed KV cache",
+                    "have the same tokens in every layer",
+                    "a forward that was cut short by an exception",
+                    "start the prompt again without a cache",
+                )
+            )
+
     def begin_step(self, mask: Tensor | None, columns: int, rows: int, call: object = None) -> None:
         """Count a decode forward of ``columns`` new columns.
 
@@ -229,7 +289,10 @@ class Prompt:
             more = self.appended_valid.new_ones(rows, columns)
             self.appended_valid = torch.cat([self.appended_valid, more], dim=1)
         self.call = call
-        self.step += 1
+        if self.inherited and not self.own_steps:
+            self.kin.continued = True
+            self.begins(self)
+        self.step, self.cut_short = self.step + 1, True
         self.appended.append(columns)
 
     def _see(self, mask: Tensor | None, rows: int, behind: int) -> None:
