@@ -64,7 +64,7 @@ class Engine:
         guide: Ability | None = None,
         compiled: bool = False,
     ) -> None:
-        """Prepare to apply ``strategy`` to ``host``, whose modules ``layout`` names; ``on_prompt`` sees each prompt run."""
+        """Prepare to apply ``strategy`` to ``host``, laid out as ``layout`` says; ``on_prompt`` sees what has run."""
         fits.check(strategy, layout)
         spatial, temporal, editor = strategy.spatial_parts, strategy.temporal_part, strategy.attention_part
         clock, heads, needs = Clock(), SharedHeads.of(host), strategy.needed()
