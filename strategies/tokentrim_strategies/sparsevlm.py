@@ -54,7 +54,8 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         **{f"plus-{tokens}": {"version": "plus", "tokens": tokens} for tokens in _TOP["plus"]},
     }
 )
-"""The published configurations, position ids included, by version and nominal number of tokens."""
+"""The published configurations, position ids included but for the place of merged tokens (the code: behind the image),
+by version and nominal number of tokens."""
 
 
 class _Flag:

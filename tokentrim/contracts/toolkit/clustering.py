@@ -54,7 +54,9 @@ def density_peaks(
     - every other point belongs to the nearest centre, by distance or by cosine. A centre belongs to itself.
 
     Of two points of equal density, or equal product, the one with more noise comes first. (Published code adds noise
-    of 1e-6 to densities near 1 instead, which its working precision cannot always tell apart.)
+    of 1e-6 to densities near 1 instead, which its working precision cannot always tell apart.) With k = 1 every
+    density is 1, and with k = 2 two points that are each other's nearest are equally dense, so there noise decides
+    among the densest, in published code as well.
 
     Cost: O(N^2 D) time, O(N^2) memory per row.
 
