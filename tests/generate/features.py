@@ -758,6 +758,8 @@ FEATURES: tuple[Feature, ...] = (
         refused={"temporal": "have a KV cache"},
         instead="let the model keep a cache",
     ),
+    Feature("one picture, many questions over copies of its cache", _PLAIN, elsewhere="tests/engine/test_copies.py"),
+    Feature("a prompt of text alone, continued; `guidance_scale`", _PLAIN, elsewhere="tests/engine/test_copies.py"),
     Feature("a returned cache continued with text", _second_turn, _turn_at_once, first_only=("both",)),
     Feature(
         "a cache that was filled under `torch.inference_mode()`, continued outside",
@@ -881,6 +883,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature("the `image-text-to-text` pipeline", _pipeline, _without_pipeline, serves=_llava),
     Feature("two threads, a model each", _together, _apart, serves=_llava),
+    Feature("two threads that encode pictures for one model", _PLAIN, elsewhere="tests/engine/test_threads.py"),
     Feature(
         "a context inside a context of the same model",
         _nested,
