@@ -123,7 +123,7 @@ def test_a_composition_does_what_its_parts_do_in_turn() -> None:
     inputs = prompt(model, [3, "image", 5])
     spatial = SPECS["composition"]["spatial"]
     with trimmed(model, SPECS["composition"], inputs) as session:
-        ids, _ = generate(model, inputs, 4)
+        ids, _ = generate(model, inputs, 6)
         both = session.trace
     with trimmed(model, spatial[0], inputs) as session:
         model(**inputs)
@@ -131,8 +131,8 @@ def test_a_composition_does_what_its_parts_do_in_turn() -> None:
     assert torch.equal(both.kept(0), first.kept(0))
     assert len(both.kept(2)) == 6
     assert _subset(both.kept(2), both.kept(0))
-    assert len(both.cached(3, 3)) < len(both.kept(3))
-    assert ids.shape == (1, 4)
+    assert len(both.cached(3, 5)) < len(both.kept(3))
+    assert ids.shape == (1, 6)
 
 
 def test_two_parts_may_act_at_one_boundary() -> None:

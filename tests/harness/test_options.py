@@ -2,7 +2,7 @@
 
 import pytest
 
-from tokentrim.errors import ConfigError
+from tokentrim.errors import ConfigError, UnknownNameError
 from tokentrim.harness.options import read_options
 
 
@@ -60,5 +60,5 @@ def test_what_is_wrong_is_said(arguments, said):
 
 
 def test_an_unknown_strategy_is_answered_with_the_nearest():
-    with pytest.raises(ConfigError, match="Did you mean 'st3'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'st3'"):
         options(strategy="st33")

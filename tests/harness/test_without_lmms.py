@@ -21,7 +21,7 @@ def test_asking_for_a_task_names_the_extra(ask):
 
 @absent
 def test_a_comparison_says_so_before_it_runs():
-    with pytest.raises(ConfigError, match=r"tasks\[0\].*tokentrim\[lmms\]"):
+    with pytest.raises(UnsupportedError, match=r"tasks\[0\].*tokentrim\[lmms\]"):
         load_compare({"tasks": ["lmms:gqa"], "strategies": ["random"]})
 
 

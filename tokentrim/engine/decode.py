@@ -210,7 +210,7 @@ class Decode:
             with torch.no_grad():
                 self._lend(layer, held, own_row())
         if layer not in self.acting:
-            return (weights[0] if weights else None), None
+            return None, None  # nothing is hidden: the kernel answers, to the bit
         source = part.row_layer(layer, self.context.shape)
         row = own_row if source == layer else lambda: self._borrowed(source, stream)
         site = self._site(part, layer, held, {Need.LAST_ROW: row})

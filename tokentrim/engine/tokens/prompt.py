@@ -38,7 +38,7 @@ class Kin:
     continued: bool = False
 
 
-@dataclass
+@dataclass(eq=False)  # a prompt is itself: tensors have no truth value
 class Prompt:
     """One prompt (a batch of rows) and its decode steps.
 
