@@ -1,6 +1,7 @@
 """A whole comparison on the shipped six-layer model: its files, contract and failures, and going on after a stop."""
 
 import json
+import shutil
 import sys
 import time
 
@@ -111,21 +112,27 @@ def test_the_same_comparison_gives_the_same_results(small, finished, tmp_path):
         assert {key: mine[key] for key in untimed} == {key: theirs[key] for key in untimed}
 
 
-def test_finished_cells_are_not_run_again(small, finished, monkeypatch):
+@pytest.fixture
+def again(finished, tmp_path):
+    """A copy of the finished folder, for what writes into it."""
+    return shutil.copytree(finished.folder, tmp_path / "again")
+
+
+def test_finished_cells_are_not_run_again(small, again, monkeypatch):
     monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("a finished comparison loads no model"))
-    before = (finished.folder / "results.jsonl").read_bytes()
-    run(small, finished.folder, formats=["csv"])
-    assert (finished.folder / "results.jsonl").read_bytes() == before
+    before = (again / "results.jsonl").read_bytes()
+    run(small, again, formats=["csv"])
+    assert (again / "results.jsonl").read_bytes() == before
 
 
-def test_a_missing_cell_is_run_and_no_other(small, finished, monkeypatch):
-    lost = sorted((finished.folder / "cells").iterdir())[0]
+def test_a_missing_cell_is_run_and_no_other(small, again, monkeypatch):
+    lost = sorted((again / "cells").iterdir())[0]
     content = lost.read_text().splitlines()[1:]
     lost.unlink()
     ran = []
     run_cell = execute.run_cell
     monkeypatch.setattr(execute, "run_cell", lambda cell, *rest: ran.append(cell) or run_cell(cell, *rest))
-    run(small, finished.folder, formats=["csv"])
+    run(small, again, formats=["csv"])
     assert [f"{cell.key}.jsonl" for cell in ran] == [lost.name]
     assert lost.read_text().splitlines()[1:] == content
 
