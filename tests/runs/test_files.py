@@ -54,7 +54,9 @@ def test_what_is_no_file_is_refused_by_name(tmp_path, kind):
         read_json(path, "remove it")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", {1, 2}, object()], ids=str.split("nan inf surrogate set object"))
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), "\ud800", {1, 2}, object()], ids=str.split("nan inf surrogate set object")
+)
 def test_what_no_file_holds_is_not_written(tmp_path, value):
     for write in (write_json, lambda path, data: write_lines(path, [data])):
         with pytest.raises(ResultsError, match=r"what goes into .*a\.json must be what JSON in UTF-8 can hold"):

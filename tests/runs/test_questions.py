@@ -1,6 +1,7 @@
 """Tasks are strangers: whatever they give is looked at, and named, where it is given."""
 
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ class Strange(Task):
             raise found
         return found
 
-    def samples(self, split, n):
+    def samples(self, split, n) -> Any:
         return self._give("samples")
 
     def score(self, sample, prediction):
@@ -64,7 +65,8 @@ def test_what_is_no_list_of_questions_is_named(given):
 
 @pytest.mark.parametrize("metric", ["exact", "f1", "graded"])
 @pytest.mark.parametrize(
-    "value", ["1", b"1", [1.0], (), 1j, torch.ones(1), torch.tensor(1.0), np.ones(1), float("nan"), float("-inf"), 10**400],
+    "value",
+    ["1", b"1", [1.0], (), 1j, torch.ones(1), torch.tensor(1.0), np.ones(1), float("nan"), float("-inf"), 10**400],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_what_is_no_score_is_named(value, metric):
