@@ -74,9 +74,9 @@ class VTA(VTAParameters, TemporalScorer):
     and that the default is ``accumulated``, chosen on calibration questions; eviction for good as the default (U6);
     chunks (``every``, U9; 1 is the formula itself); no effect on the first new token (U10).
 
-    When it fails: long answers that return to the image (captions, transcriptions) lose it towards the horizon; set a
-    ``floor``. It saves memory and bandwidth, hardly any arithmetic, lowers no peak, and does nothing for answers of one
-    token.
+    When it fails: long answers that return to the image (captions, transcriptions) lose it towards the horizon, and a
+    second turn over the same cache finds what the first answer left, past its horizon nothing; set a ``floor``. It saves
+    memory and bandwidth, hardly any arithmetic, lowers no peak, and does nothing for answers of one token.
 
     Cost: one attention row per ranking layer and step (``accumulated``: of every layer at every step), and a copy of as
     many entries as leave. ``frozen``: one row per layer, once, at prefill; an eviction then moves an offset.
