@@ -54,29 +54,23 @@ class VTA(VTAParameters, TemporalScorer):
     - ``cosine``: ``(1 + cos(pi min(t, T)/T)) / 2``;
     - ``exponential``: ``exp(-3t/T)``, which is 0.05 at the horizon and goes on falling: its last entry stays.
 
-    The best by attention, mean over heads (``ranking``):
-
-    - ``current``: of the current token, in this layer;
-    - ``previous``: of the current token, in layer l-1: ``V[l,t] <- V[l,t][Top(G, a[l-1,t])]``, the formula as it is
-      quoted; layer 0 ranks by itself;
-    - ``block``: of the current token, in the layer in front of the block: the blocks are those of ``start`` and
-      ``stride``, one ranking each; that of layer 0 in front of ``start``;
-    - ``frozen``: of the last prompt token, in this layer, once;
-    - ``accumulated``: of the last prompt token and of all tokens since, in this layer, summed.
-
+    The best by attention, mean over heads (``ranking``): of the current token, in this layer (``current``), in layer
+    l-1 (``previous``: ``V[l,t] <- V[l,t][Top(G, a[l-1,t])]``, the formula as it is quoted; layer 0 ranks by itself) or in
+    the layer in front of the block of ``start`` and ``stride`` (``block``; layer 0 in front of ``start``); of the last
+    prompt token, in this layer (``frozen``); of that and of all tokens since, summed (``accumulated``).
     ``evict=False`` chooses anew at each step among all that the spatial part left: what is not chosen stays in memory,
     unseen, and may return. It saves no memory, and no time here (what is hidden is read and masked).
 
     Known from the paper: the visual tokens of each layer become fewer as generation proceeds, by an attenuation
     function of which several were compared. Ours, as its full text and code were not available to us: the three
-    functions and their constants; a horizon of the answer's length (U5); rounding up, so that the count near gamma = 1
-    is n and nothing leaves at the first step (rounding down costs 10 points on lists); the rankings but ``previous``,
-    and that the default is ``accumulated``, chosen on calibration questions; eviction for good as the default (U6);
-    chunks (``every``, U9; 1 is the formula itself); no effect on the first new token (U10).
+    functions and their constants; a horizon of the answer's length (U5); rounding up, so that nothing leaves at the
+    first step (rounding down costs 10 points on lists); the rankings but ``previous``, and ``accumulated`` as the
+    default, chosen on calibration questions; eviction for good as the default (U6); chunks (``every``, U9; 1 is the
+    formula itself); no effect on the first new token (U10).
 
     When it fails: long answers that return to the image (captions, transcriptions) lose it towards the horizon, and a
-    second turn over the same cache finds what the first answer left, past its horizon nothing; set a ``floor``. It saves
-    memory and bandwidth, hardly any arithmetic, lowers no peak, and does nothing for answers of one token.
+    second turn over the same cache finds what the first answer left, past its horizon nothing: set a ``floor``. It
+    saves memory and bandwidth, hardly any arithmetic, lowers no peak, and does nothing for answers of one token.
 
     Cost: one attention row per ranking layer and step (``accumulated``: of every layer at every step), and a copy of as
     many entries as leave. ``frozen``: one row per layer, once, at prefill; an eviction then moves an offset.
