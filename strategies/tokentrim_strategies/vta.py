@@ -55,9 +55,9 @@ class VTA(VTAParameters, TemporalScorer):
     - ``exponential``: ``exp(-3t/T)``, which is 0.05 at the horizon and goes on falling: its last entry stays.
 
     The best by attention, mean over heads (``ranking``): of the current token, in this layer (``current``), in layer
-    l-1 (``previous``: ``V[l,t] <- V[l,t][Top(G, a[l-1,t])]``, the formula as it is quoted; layer 0 ranks by itself) or in
-    the layer in front of the block of ``start`` and ``stride`` (``block``; layer 0 in front of ``start``); of the last
-    prompt token, in this layer (``frozen``); of that and of all tokens since, summed (``accumulated``).
+    l-1 (``previous``: ``V[l,t] <- V[l,t][Top(G, a[l-1,t])]``, the formula as it is quoted; layer 0 ranks by itself) or
+    in the layer in front of the block of ``start`` and ``stride`` (``block``; layer 0 in front of ``start``); of the
+    last prompt token, in this layer (``frozen``); of that and of all tokens since, summed (``accumulated``).
     ``evict=False`` chooses anew at each step among all that the spatial part left: what is not chosen stays in memory,
     unseen, and may return. It saves no memory, and no time here (what is hidden is read and masked).
 
