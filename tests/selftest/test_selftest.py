@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import Gemma3TextConfig, LlavaConfig, LlavaForConditionalGeneration, MistralConfig
+from transformers import CONFIG_MAPPING, Gemma3TextConfig, LlavaConfig, LlavaForConditionalGeneration, MistralConfig
 
 from tokentrim import selftest
+from tokentrim.config.specs import strategy_from
 from tokentrim.contracts.adapter import Adapter, Encoding, Layout, Places
 from tokentrim.contracts.sites import Need
 from tokentrim.errors import UnsupportedError
+from tokentrim.loading import known_model_types
 from tokentrim.plugins.loader import registry
-from tokentrim.selftest import running, self_test
-from tokentrim.selftest.checks import CHECKS
+from tokentrim.selftest import model_class_of, running, self_test
+from tokentrim.selftest.checks import CHECKS, _against_reference
 from tokentrim.selftest.running import subject_of
 from tokentrim.selftest.shrink import small_config
 from tokentrim.selftest.subject import Subject
@@ -370,3 +372,19 @@ def test_all_kinds_of_layers_survive_the_cut() -> None:
     small = small_config(Gemma3Config(), window=7)
     assert set(small.text_config.layer_types) == {"sliding_attention", "full_attention"}
     assert small.text_config.sliding_window == 7
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    ["llava", "llava_next", "llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"],
+)
+def test_every_reading_of_st3_is_masking_step_by_step(model_type: str) -> None:
+    """On every family that has an adapter of its own: what each layer sees at each step, whatever ranks and returns."""
+    config = CONFIG_MAPPING[model_type]()
+    adapter = registry("adapter").get(known_model_types()[model_type])()
+    found = subject_of(model_class_of(config), config, adapter, None, [])
+    assert found is not None
+    for ranking in ("current", "previous", "block", "frozen", "accumulated"):
+        for evict in (True, False):
+            spec = {"name": "st3", "start": 1, "stride": 1, "prune_ratio": 0.3, "ranking": ranking, "evict": evict}
+            assert _against_reference(found, strategy_from(spec).strategy) < 1e-4
