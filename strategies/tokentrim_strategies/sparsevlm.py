@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from tokentrim import (
     StrategyError,
     complaint,
     keep_count,
+    pad_rows,
     unknown_name,
 )
 from tokentrim_strategies._keeping import ShareOrNone, check_boundary
@@ -46,16 +47,16 @@ _TOP: Final[Mapping[str, Mapping[int, tuple[int, ...]]]] = MappingProxyType(
 """Tokens kept by score at each cut, before recycling, as the code's tables have them."""
 _RANK: Final = MappingProxyType({192: (13.5, 0.0), 128: (9.0, 6.0), 64: (0.8, 0.0)})
 """v1.0: tokens kept per unit of rank, and on top of it."""
+_AS_RELEASED: Final = MappingProxyType({"merged": "behind", "positions": "renumber"})
 
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
-        **{f"v1.0-{tokens}": {"version": "v1.0", "tokens": tokens, "positions": "renumber"} for tokens in _RANK},
-        **{f"v1.5-{tokens}": {"tokens": tokens, "positions": "renumber"} for tokens in _TOP["v1.5"]},
+        **{f"v1.0-{tokens}": {"version": "v1.0", "tokens": tokens, **_AS_RELEASED} for tokens in _RANK},
+        **{f"v1.5-{tokens}": {"tokens": tokens, **_AS_RELEASED} for tokens in _TOP["v1.5"]},
         **{f"plus-{tokens}": {"version": "plus", "tokens": tokens} for tokens in _TOP["plus"]},
     }
 )
-"""The published configurations, position ids included but for the place of merged tokens (the code: behind the image),
-by version and nominal number of tokens."""
+"""The published configurations, position ids and order included, by version and nominal number of tokens."""
 
 
 class _Flag:
@@ -113,11 +114,11 @@ class SparseVLM(SpatialSelector):
     everything by default, or what ``keep_ratio`` says, which then caps the count (ours).
 
     Where paper and code differ, ``paper`` is the paper (its scale per budget was not available to us: 0.5 is ours; so
-    is k = C, which it leaves free), the others are releases of the code. Ours: a merged token stands in its cluster's
-    centre, where the code puts it behind the image; with several images, the text behind the last one rates. v1.0 and
-    v1.5 number positions anew at every cut (``positions: renumber``, as in the presets); our default keeps them.
-    Distances of ``plus`` count visual and text tokens. Noise, which parts equal densities, is a function of seed and
-    image here; the code draws it unseeded.
+    is k = C, which it leaves free), the others are releases of the code. v1.0 and v1.5 put a cut's merged tokens behind
+    the image, best cluster first, and number positions anew (``merged: behind, positions: renumber``, as in the
+    presets); our default leaves each in its cluster's centre, under that one's id. Ours: of several images, the last
+    one is meant, and the text behind it rates. Distances of ``plus`` count visual and text tokens. Noise, which parts
+    equal densities, is a function of seed and image here; the code draws it unseeded.
 
     When it fails: raters are chosen by embeddings without context, so function words rate as well; merged tokens blur
     what they are made of; small text. Users find the released code slower than no pruning; the cost here is the
@@ -126,7 +127,7 @@ class SparseVLM(SpatialSelector):
 
     Parameters: ``version``; ``tokens``, a published table (192 by default), or ``keep_ratio``, nominal share kept;
     ``scale`` and ``bias`` of the rank rules (``paper``: share dropped of V - rank; ``v1.0``: instead of ``tokens``);
-    ``boundaries``; ``heads`` and ``rope_base`` (of the model) in ``plus``; ``seed``.
+    ``boundaries``; ``merged``; ``heads`` and ``rope_base`` (of the model) in ``plus``; ``seed``.
 
     ```bibtex
     @inproceedings{zhang2025sparsevlm,
@@ -165,6 +166,9 @@ class SparseVLM(SpatialSelector):
     rope_base: float = Field(
         default=10000.0, gt=1, allow_inf_nan=False, description="base of the model's rotary embedding, for plus"
     )
+    merged: Literal["centre", "behind"] = Field(
+        default="centre", description="where merged tokens go on: in their centre's place, or behind the image"
+    )
     seed: int = Field(default=0, ge=0, lt=2**31, description="seed of the noise that parts equal densities")
 
     @model_validator(mode="after")
@@ -187,10 +191,13 @@ class SparseVLM(SpatialSelector):
         cuts = self.boundaries
         if cuts is not None and (len(cuts) != len(self._cuts) or list(cuts) != sorted({*cuts}) or min(cuts) < 1):
             wrong["boundaries"] = f"give {len(self._cuts)} ascending numbers from 1 on"
+        if self.merged == "behind" and not (self.merges and self.positions == "renumber"):
+            wrong["merged"] = "set positions: renumber as well" if self.merges else "leave it out: plus merges nothing"
         for parameter, hint in wrong.items():
             # A ValueError, so that pydantic reports it with the place in the configuration.
             what = f"{parameter} of strategy 'sparsevlm'"
-            raise ValueError(complaint(what, f"fit version {self.version!r}", given[parameter], hint))
+            must = f"fit version {self.version!r} with positions {self.positions!r}"
+            raise ValueError(complaint(what, must, given[parameter], hint))
         return self
 
     @classmethod
@@ -361,7 +368,7 @@ class SparseVLM(SpatialSelector):
             return Selection.from_mask(mask, counts)
         places = torch.arange(max(sizes), device=site.device) + first
         pool = order.gather(1, places.clamp(max=width - 1))  # [B, R]: what is recycled, best first
-        own = density_peaks(
+        own, centres = density_peaks(
             _rows_at(site.hidden, pool),
             sizes,
             clusters=recycled,
@@ -369,14 +376,19 @@ class SparseVLM(SpatialSelector):
             noise=site.random(self.seed, salt=site.boundary).gather(1, pool),
             assign="cosine" if self.version == "paper" else "distance",
         )
-        centre = pool.gather(1, own.clamp(min=0)).masked_fill(own < 0, width)  # a spare place takes the padding
-        spare = torch.zeros_like(mask[:, :1])
-        mask = torch.cat([mask, spare], dim=1).scatter(1, centre, True)[:, :width]
-        slot = (mask.cumsum(dim=1) - 1).masked_fill(~mask, -1)
-        target = torch.cat([slot, torch.full_like(slot[:, :1], -1)], dim=1)
-        target = target.scatter(1, pool.masked_fill(own < 0, width), target.gather(1, centre))[:, :width]
-        reduce = "sum" if self.version == "paper" else "mean"
-        return replace(Selection.from_mask(mask, counts), target=target, reduce=reduce)
+        # Token numbers, where ``width``, a spare place, takes the padding.
+        centre, centres = (pool.gather(1, at.clamp(min=0)).masked_fill(at < 0, width) for at in (own, centres))
+        pool = pool.masked_fill(own < 0, width)
+        mask = _spare(mask, False).scatter(1, centres, True)[:, :width]
+        line, behind = torch.arange(width, device=site.device).expand_as(mask), None
+        if self.merged == "behind":
+            last = torch.arange(centres.shape[1], device=site.device) + width
+            line, behind = _spare(line, 0).scatter(1, centres, last.expand_as(centres))[:, :width], tuple(recycled)
+        kept = pad_rows(line.masked_fill(~mask, 2 * width).argsort(dim=1)[:, : max(counts)], counts)
+        slot = torch.arange(kept.shape[1], device=site.device).expand_as(kept).masked_fill(kept < 0, -1)
+        slots = torch.full_like(_spare(line, 0), -1).scatter(1, kept.masked_fill(kept < 0, width), slot)
+        target = slots.scatter(1, pool, slots.gather(1, centre))[:, :width]
+        return Selection(kept, counts, target, reduce="sum" if self.version == "paper" else "mean", behind=behind)
 
     # ------------------------------------------------------------------ plus
 
@@ -413,6 +425,13 @@ class SparseVLM(SpatialSelector):
 def _candidates(pruned: int) -> int:
     """Tokens of the ``pruned`` ones that are recycled: three tenths and one."""
     return 3 * pruned // 10 + 1
+
+
+def _spare(tensor: Tensor, value: float) -> Tensor:
+    """``tensor`` [B, N] with a column more, where what belongs nowhere is written."""
+    import torch
+
+    return torch.nn.functional.pad(tensor, (0, 1), value=value)
 
 
 def _rows_at(tensor: Tensor, index: Tensor) -> Tensor:

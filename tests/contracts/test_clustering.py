@@ -56,8 +56,8 @@ def test_the_first_of_the_largest():
 # ---------------------------------------------------------------------- density peaks
 
 
-def slow_peaks(points: Rows, clusters: int, k: int, noise: list[float], near: Callable[..., float]) -> list[int]:
-    """The centre of each point."""
+def slow_peaks(points: Rows, clusters: int, k: int, noise: list[float], near: Callable[..., float]) -> list[list[int]]:
+    """The centre of each point, and the centres."""
     n = len(points)
     d = [[math.dist(x, y) / math.sqrt(len(x)) for y in points] for x in points]
     rho = [(math.exp(-sum(v * v for v in sorted(row)[:k]) / k), noise[i]) for i, row in enumerate(d)]
@@ -65,7 +65,7 @@ def slow_peaks(points: Rows, clusters: int, k: int, noise: list[float], near: Ca
     delta = [min((d[i][j] for j in range(n) if rho[j] > rho[i]), default=largest) for i in range(n)]
     centres = sorted(range(n), key=lambda i: (-rho[i][0] * delta[i], -noise[i]))[:clusters]
     own = [max(sorted(centres), key=lambda c: near(points[i], points[c])) for i in range(n)]
-    return [i if i in centres else own[i] for i in range(n)]
+    return [[i if i in centres else own[i] for i in range(n)], centres]
 
 
 @given(sizes=ragged, seed=st.integers(0, 999), data=st.data())
@@ -76,27 +76,29 @@ def test_density_peaks_equal_the_loop(sizes: list[int], seed: int, data: st.Data
     clusters = [data.draw(st.integers(min(size, 1), size)) for size in sizes]
     neighbours = [data.draw(st.integers(min(size, 1), size)) for size in sizes]
     for assign, near in (("distance", lambda x, y: -math.dist(x, y)), ("cosine", cosine)):
-        found = density_peaks(points, sizes, clusters, neighbours, noise, assign=assign)
+        found, best = density_peaks(points, sizes, clusters, neighbours, noise, assign=assign)
         for row, size in enumerate(sizes):
             args = clusters[row], neighbours[row], noise[row, :size].tolist()
-            assert found[row, :size].tolist() == slow_peaks(points[row, :size].tolist(), *args, near)
-            assert set(found[row, size:].tolist()) <= {-1}
+            own, centres = slow_peaks(points[row, :size].tolist(), *args, near)
+            assert found[row, :size].tolist() == own
+            assert best[row, : clusters[row]].tolist() == centres
+            assert {*found[row, size:].tolist(), *best[row, clusters[row] :].tolist()} <= {-1}
 
 
 def test_two_heaps_are_two_clusters():
     """Golden: the densest point of each heap is its centre."""
     points = torch.tensor([[[0.0, 0.0], [0.1, 0.0], [0.2, 0.0], [9.0, 9.0], [9.1, 9.0], [9.2, 9.0]]])
-    found = density_peaks(points, (6,), (2,), (3,), torch.zeros(1, 6))
+    found, _ = density_peaks(points, (6,), (2,), (3,), torch.zeros(1, 6))
     assert found.tolist() == [[1, 1, 1, 4, 4, 4]]
 
 
 def test_noise_parts_equal_points_and_nothing_else():
     points = torch.zeros(1, 4, 2)
     noise = torch.tensor([[0.1, 0.9, 0.3, 0.2]])
-    assert density_peaks(points, (4,), (1,), (2,), noise).tolist() == [[1] * 4]
+    assert density_peaks(points, (4,), (1,), (2,), noise)[0].tolist() == [[1] * 4]
     pair = torch.tensor([[[0.0], [1.0]]])
-    assert density_peaks(pair, (2,), (1,), (1,), torch.tensor([[0.2, 0.8]])).tolist() == [[1, 1]]
-    assert density_peaks(pair, (2,), (1,), (1,), torch.tensor([[0.8, 0.2]])).tolist() == [[0, 0]]
+    assert density_peaks(pair, (2,), (1,), (1,), torch.tensor([[0.2, 0.8]]))[0].tolist() == [[1, 1]]
+    assert density_peaks(pair, (2,), (1,), (1,), torch.tensor([[0.8, 0.2]]))[0].tolist() == [[0, 0]]
 
 
 # ---------------------------------------------------------------------- thinning

@@ -90,11 +90,12 @@ def reference_logits(
             positions = positions.clamp(min=0)
         else:
             positions = torch.arange(total)
-        hidden = _layer(layer, decoder.rotary_emb, hidden, positions, visible)
+        hidden = layer_output(layer, decoder.rotary_emb, hidden, positions, visible)
     return model.lm_head(decoder.norm(hidden))
 
 
-def _layer(layer: Any, rotary: Any, hidden: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+def layer_output(layer: Any, rotary: Any, hidden: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+    """[T, D]: one decoder layer over ``hidden`` [T, D]; ``visible`` bool [T, T] says who sees whom."""
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
     width = attention.head_dim

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -84,6 +85,14 @@ def test_a_selection_that_cannot_be_is_refused(kept: torch.Tensor, counts: tuple
         Selection(kept, counts).check((4,), static=(1,))
 
 
+@pytest.mark.parametrize("behind", [(), (1, 1), (2,), (-1,)])
+def test_more_behind_than_there_are_is_refused(behind: tuple[int, ...]) -> None:
+    with pytest.raises(StrategyError, match="Selection.behind must give one number per row"):
+        Selection(torch.tensor([[0]]), (1,), behind=behind).check((4,), static=(1,))
+    with pytest.raises(StrategyError, match="ascending, unique"):
+        Selection(torch.tensor([[1, 0, 1]]), (3,), behind=(2,)).check_indices((4,))
+
+
 @pytest.mark.parametrize("kept", [[1, 0], [1, 1], [0, 4], [-1, 0]])
 def test_indices_that_cannot_be_are_refused(kept: list[int]) -> None:
     with pytest.raises(StrategyError, match="ascending, unique"):
@@ -123,11 +132,27 @@ def test_taking_tokens_out_twice_is_list_surgery(case: tuple[Any, ...], data: st
         mask = torch.zeros(len(rows), max(map(len, keep)), dtype=torch.bool)
         for index, row in enumerate(keep):
             mask[index, : len(row)] = torch.tensor(row, dtype=torch.bool)
-        stream, order = stream.take(Selection.from_mask(mask, counts))
+        selection = Selection.from_mask(mask, counts)
+        moved: list[list[int]] = [[] for _ in rows]
+        if data.draw(st.booleans()):
+            for index, n in enumerate(counts):
+                shuffled = data.draw(st.permutations(selection.kept[index, :n].tolist()))
+                moved[index] = shuffled[: data.draw(st.integers(0, n))]
+                fixed = sorted(set(shuffled) - set(moved[index]))
+                selection.kept[index, :n] = torch.tensor([*fixed, *moved[index]])
+            selection = replace(selection, behind=tuple(map(len, moved)))
+        selection.check(stream.n_visual, static=None)
+        selection.check_indices(stream.n_visual)
+        stream, order = stream.take(selection)
         total_order = gather_columns(total_order, order)
         for index, row in enumerate(twin):
-            flags = iter(keep[index])
-            twin[index] = [token for token in row if token[1] is None or next(flags)]
+            visual = [token for token in row if token[1] is not None]
+            behind = [visual[number] for number in moved[index]]
+            staying = {token for token, kept in zip(visual, keep[index], strict=True) if kept} - {*behind}
+            twin[index] = []
+            for token in row:
+                twin[index] += [token] if token[1] is None or token in staying else []
+                twin[index] += behind if visual and token == visual[-1] else []
             lost[index] += len(row) - len(twin[index])
     assert stream.length == max(map(len, twin))
     assert stream.dropped.tolist() == lost

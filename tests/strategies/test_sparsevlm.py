@@ -13,6 +13,9 @@ from hypothesis import given, strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
+from tests.engine.cases import deviation, generate
+from tests.engine.reference import embeddings, layer_output
+from tests.models import IMAGE, alone, prompt, tiny_llava
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape
 from tokentrim.config.specs import load_config
 from tokentrim.contracts.extras import PromptInfo
@@ -21,8 +24,10 @@ from tokentrim.contracts.selection import Selection
 from tokentrim.contracts.sites import Need
 from tokentrim.counting.forecast import plan
 from tokentrim.counting.published import PRESETS as MODELS
+from tokentrim.engine.recording import recording
 from tokentrim.engine.tokens.stream import merge_features
 from tokentrim.errors import StrategyError, UnknownNameError
+from tokentrim.session import trim
 from tokentrim_strategies.sparsevlm import PRESETS, SparseVLM
 
 CONFIGS = Path(__file__).parents[2] / "docs/examples/configs"
@@ -117,6 +122,8 @@ def test_budgets_are_met_closely(version: Any, wanted: float):
         ({"boundaries": (3, 7)}, "boundaries"),
         ({"boundaries": (0, 3, 7)}, "boundaries"),
         ({"boundaries": (3, 7, 7)}, "boundaries"),
+        ({"version": "plus", "merged": "behind", "positions": "renumber"}, "merged"),
+        ({"merged": "behind"}, "merged"),
     ],
 )
 def test_parameters_that_a_version_does_not_read_are_refused(wrong: dict[str, Any], whom: str):
@@ -243,12 +250,12 @@ def slow_scores(data: dict[Need, Any], raters: list[int], divide: list[list[floa
 
 def slow_recycling(
     data: dict[Need, Any], scores: list[float], top: int, noise: list[float], cosine: bool
-) -> tuple[list[int], dict[int, int]]:
-    """(all kept tokens, centre of each recycled one)."""
+) -> tuple[list[int], list[int], dict[int, int]]:
+    """(tokens kept by score, centres from the best on, centre of each recycled one)."""
     order = sorted(range(len(scores)), key=lambda j: -scores[j])
     pruned = order[top:]
     if not pruned:
-        return sorted(order), {}
+        return sorted(order), [], {}
     pool, clusters = pruned[: int(0.3 * len(pruned) + 1e-9) + 1], recycled(len(pruned))
     x = {j: data[Need.HIDDEN][0, j].tolist() for j in pool}
     d = {(i, j): math.dist(x[i], x[j]) / math.sqrt(SIZE) for i in pool for j in pool}
@@ -265,15 +272,18 @@ def slow_recycling(
             own[i] = max(centres, key=lambda c: dot(x[i], x[c]) / math.sqrt(dot(x[i], x[i]) * dot(x[c], x[c])))
         else:
             own[i] = min(centres, key=lambda c: d[i, c])
-    return sorted(order[:top] + centres), own
+    return sorted(order[:top]), centres, own
 
 
 @pytest.mark.parametrize(("n", "before", "after"), [(40, 3, 6), (64, 0, 9), (33, 5, 2), (7, 2, 4)])
-@pytest.mark.parametrize("version", ["paper", "v1.0", "v1.5"])
-def test_recycling_versions_equal_the_loop(version: Any, n: int, before: int, after: int):
+@pytest.mark.parametrize(
+    ("version", "merged"), [("paper", "centre"), ("v1.0", "centre"), ("v1.5", "centre"), ("v1.5", "behind")]
+)
+def test_recycling_versions_equal_the_loop(version: Any, merged: Any, n: int, before: int, after: int):
     data = prompt_data(n, before, after, seed=n)
     options = {"paper": {"scale": 0.6}, "v1.0": {"scale": 2.5, "bias": 1.0}, "v1.5": {"tokens": 128}}[version]
-    selection = select(SparseVLM(version=version, seed=5, **options), data, (n,), keys=(11,))
+    strategy = SparseVLM(version=version, seed=5, merged=merged, positions="renumber", **options)
+    selection = select(strategy, data, (n,), keys=(11,))
 
     raters = slow_raters(data, before, strict=version != "paper")
     scores = slow_scores(data, raters)
@@ -284,7 +294,9 @@ def test_recycling_versions_equal_the_loop(version: Any, n: int, before: int, af
         "v1.5": 303 * n // 576,
     }[version]
     noise = uniform(torch.tensor([11]), torch.arange(n).unsqueeze(0), seed=5, salt=3)[0].tolist()
-    kept, own = slow_recycling(data, scores, top, noise, cosine=version == "paper")
+    kept, centres, own = slow_recycling(data, scores, top, noise, cosine=version == "paper")
+    kept = kept + centres if merged == "behind" else sorted(kept + centres)
+    assert selection.behind == ((len(centres),) if merged == "behind" else None)
     assert selection.kept[0].tolist() == kept
     assert selection.counts == (top + recycled(n - top),) == (len(kept),)
 
@@ -339,7 +351,8 @@ def test_ragged_rows_equal_single_rows(version: Any):
     sizes, words = (24, 12, 30), ((2, 5), (0, 7), (4, 3))
     parts = [prompt_data(n, *pair, seed=n) for n, pair in zip(sizes, words, strict=True)]
     options = {"paper": {"scale": 0.6}, "v1.0": {"scale": 2.5}}.get(version, {"tokens": 128})
-    strategy = SparseVLM(version=version, heads=2, **options)
+    behind = {"merged": "behind", "positions": "renumber"} if version == "v1.5" else {}
+    strategy = SparseVLM(version=version, heads=2, **options, **behind)
     together = select(strategy, stack(parts, sizes), sizes, keys=(5, 6, 7))
     for row, n in enumerate(sizes):
         single = select(strategy, parts[row], (n,), keys=(5 + row,))
@@ -401,6 +414,64 @@ def test_counts_hold_after_a_part_that_left_fewer_tokens(left: int, n: int):
     selection = strategy.select(site, counts_tensor(count))
     selection.check((left,), static=(count,))
     selection.check_indices((left,))
+
+
+def slow_cut(hidden: Tensor, visual: list[bool], cut: Selection) -> tuple[Tensor, list[bool]]:
+    """One prompt after a selection: its hidden states [T, D], token by token, and which are visual."""
+    assert cut.target is not None
+    assert cut.behind is not None
+    columns = [column for column, is_visual in enumerate(visual) if is_visual]
+    kept, into = cut.kept[0].tolist(), cut.target[0].tolist()
+    groups = [[columns[j] for j, slot in enumerate(into) if slot == s] or [columns[j]] for s, j in enumerate(kept)]
+    merged = [hidden[group].mean(dim=0) for group in groups]
+    staying = {columns[j]: s for s, j in enumerate(kept[: len(kept) - cut.behind[0]])}
+    after: list[tuple[Tensor, bool]] = []
+    for column, is_visual in enumerate(visual):
+        if not is_visual:
+            after.append((hidden[column], False))
+        elif column in staying:
+            after.append((merged[staying[column]], True))
+        if column == columns[-1]:
+            after += [(vector, True) for vector in merged[len(staying) :]]
+    return torch.stack([vector for vector, _ in after]), [is_visual for _, is_visual in after]
+
+
+@pytest.mark.parametrize("version", ["v1.5", "v1.0"])
+def test_behind_the_image_through_decode(version: Any):
+    """Three cuts and more, each in a sequence that the one before has reordered; every layer numbers its own anew."""
+    model = tiny_llava(layers=8)
+    inputs = prompt(model, [3, "image", 6])
+    strategy = SparseVLM(version=version, tokens=128, merged="behind", positions="renumber", seed=1)
+    with trim(model, strategy) as session, recording() as records:
+        ids, logits = generate(model, inputs, 5)
+    cuts = {record.boundary: record.selection for record in records}
+    assert len(cuts) == (4 if version == "v1.0" else 3)
+    assert len(session.trace.kept(7)) == cuts[max(cuts)].counts[0]
+
+    hidden, decoder = embeddings(model, inputs), model.model.language_model
+    visual = (inputs["input_ids"][0] == IMAGE).tolist()
+    tail = model.get_input_embeddings()(ids[0, :-1])
+    for number, layer in enumerate(decoder.layers):
+        if number in cuts:
+            hidden, visual = slow_cut(hidden, visual, cuts[number])
+        whole = torch.cat([hidden, tail])
+        order = torch.arange(len(whole))
+        whole = layer_output(layer, decoder.rotary_emb, whole, order, order[:, None] >= order)
+        hidden, tail = whole[: len(hidden)], whole[len(hidden) :]
+    expected = model.lm_head(decoder.norm(torch.cat([hidden[-1:], tail])))
+    assert deviation(logits[0], expected) < 1e-5
+
+
+def test_a_row_of_a_batch_is_the_row_alone_behind_the_image():
+    model = tiny_llava(layers=8, side=5)
+    inputs = prompt(model, [3, "image", 5], [9], [2, "image", 4, "image", 7])
+    spec = {"name": "sparsevlm", "tokens": 64, "merged": "behind", "positions": "renumber"}
+    with trim(model, {"spatial": [spec], "temporal": {"name": "vta", "horizon": 6}}):
+        ids, logits = generate(model, inputs, 4)
+        for row in range(3):
+            own_ids, own = generate(model, alone(inputs, row, 25), 4)
+            assert ids[row].tolist() == own_ids[0].tolist()
+            assert deviation(logits[row], own[0]) < 1e-4
 
 
 def test_noise_is_a_function_of_the_seed_alone():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -52,7 +53,8 @@ class Selection:
     Indices count the *current* visual tokens of the sample (0..N_current-1, raster order), not the original ones.
 
     Attributes:
-        kept: int64 [batch, n_max]; ascending and unique in each row; slots past ``counts[row]`` hold -1.
+        kept: int64 [batch, n_max]; ascending (but for ``behind``) and unique in each row; slots past ``counts[row]``
+            hold -1.
         counts: number kept per row, as host integers (the engine plans shapes with them, without a device sync).
         target: int64 [batch, N_current] or None. For merging methods: the slot (0..counts-1) of ``kept`` that each
             current token is merged into, -1 for a token that is simply dropped. A kept token points at itself.
@@ -64,6 +66,8 @@ class Selection:
         gone: int64 [batch, N_current - n] or None: the indices that are not kept, in any order, where counts are equal
             in rows of equal length. The engine reads it of its own selections alone; it spares a search.
         doubtful: bool [] or None: whether scores that the choice was made by held NaN, as :func:`top_selection` saw.
+        behind: of each row, how many entries at the end of ``kept`` go on behind the last visual token of the row, in
+            their order there; None = every token stays where it is. For merging methods with ``positions: renumber``.
     """
 
     kept: Tensor
@@ -74,6 +78,7 @@ class Selection:
     features: Tensor | None = None
     gone: Tensor | None = None
     doubtful: Tensor | None = None
+    behind: tuple[int, ...] | None = None
 
     @property
     def merges(self) -> bool:
@@ -151,6 +156,19 @@ class Selection:
                     "a strategy cannot keep what is no longer there, nor more than its schedule says",
                 )
             )
+        behind = self.behind
+        if behind is not None and (
+            len(behind) != rows
+            or any(not is_whole(n) or not 0 <= n <= count for n, count in zip(behind, given, strict=True))
+        ):
+            raise StrategyError(
+                complaint(
+                    "Selection.behind",
+                    f"give one number per row, at most its count of {given}",
+                    behind,
+                    "count the entries at the end of kept that go behind the others",
+                )
+            )
         if static is not None and given != static:
             raise StrategyError(
                 complaint(
@@ -167,12 +185,22 @@ class Selection:
         """
         import torch
 
-        slots, device = max(self.counts, default=0), self.kept.device
+        slots, device, widest = max(self.counts, default=0), self.kept.device, max(n_current, default=0)
         kept = self.kept[:, :slots]
         counts, n = _per_row(self.counts, device), _per_row(n_current, device)
         used = torch.arange(slots, device=device) < counts
         before = torch.cat([kept.new_full((len(kept), 1), -1), kept], dim=1)[:, :-1]
-        found = {KEPT: torch.where(used, (kept <= before) | (kept >= n), kept != -1).any()}
+        # What goes behind the others need not ascend: it must be there, and once.
+        moved = torch.zeros_like(used)
+        if self.behind is not None:
+            moved = used & (torch.arange(slots, device=device) >= counts - _per_row(self.behind, device))
+        wrong = torch.where(moved, kept < 0, kept <= before) | (kept >= n)
+        if self.behind is not None:
+            taken = used.expand_as(kept)
+            places = kept.masked_fill(~taken, -1).clamp(-1, widest) + 1
+            seen = kept.new_zeros(len(kept), widest + 2).scatter_add(1, places, taken.long())
+            wrong = wrong | (seen.gather(1, places) > 1)
+        found = {KEPT: torch.where(used, wrong, kept != -1).any()}
         if self.target is not None:
             there = torch.arange(self.target.shape[1], device=device) < n
             outside = ((self.target < -1) | (self.target >= counts)) & there
@@ -227,7 +255,7 @@ class Selection:
         return cls(pad_rows(kept, n_current), n_current)
 
 
-def pad_rows(kept: Tensor, counts: tuple[int, ...]) -> Tensor:
+def pad_rows(kept: Tensor, counts: Sequence[int]) -> Tensor:
     """``kept`` [batch, width] with -1 in the slots past each row's count (returned as is when no row is short)."""
     import torch
 

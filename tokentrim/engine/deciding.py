@@ -174,13 +174,22 @@ def _checked(
             complaint("a decision", "be a tokentrim.Selection", type(selection).__name__,
                       "build one with top_selection() or Selection.from_mask()")
         )  # fmt: skip
-    if selection.merges and isinstance(site, StepSite):
+    if (selection.merges or selection.behind is not None) and isinstance(site, StepSite):
         raise StrategyError(
             complaint(
                 "a temporal Selection",
-                "only drop: cached keys and values of different positions have no mean",
-                "merge targets",
+                "only drop: cached keys and values of different positions have no mean, and keep their place",
+                "merge targets" if selection.merges else "tokens put behind the others",
                 "return kept indices alone, or merge at a boundary of the prefill",
+            )
+        )
+    if selection.behind is not None and not (selection.merges and getattr(part, "positions", "") == "renumber"):
+        raise StrategyError(
+            complaint(
+                "a Selection that puts tokens behind the others",
+                "merge, under positions 'renumber'",
+                f"merges = {selection.merges}, positions = {getattr(part, 'positions', None)}",
+                "leave behind out: tokens that stay what they are stay in order",
             )
         )
     if selection.merges and not part.merges:

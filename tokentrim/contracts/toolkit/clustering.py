@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokentrim.contracts.selection import pad_rows
+
 
 def within(counts: Sequence[int], width: int, device: torch.device) -> Tensor:
     """bool [B, width]: True in the first ``counts[row]`` columns of each row."""
@@ -43,8 +45,10 @@ def density_peaks(
     noise: Tensor,
     *,
     assign: Literal["distance", "cosine"] = "distance",
-) -> Tensor:
-    """int64 [B, N]: the centre that each point belongs to, as an index 0..N-1; -1 behind a row's points.
+) -> tuple[Tensor, Tensor]:
+    """The centre that each point belongs to, int64 [B, N], and the centres, best first, int64 [B, max(clusters)].
+
+    Both are indices 0..N-1, and -1 behind what a row has.
 
     Density-peak clustering with k nearest neighbours. With ``d_ij = |x_i - x_j| / sqrt(D)``:
 
@@ -98,7 +102,7 @@ def density_peaks(
     closeness = -distance if assign == "distance" else torch.matmul(unit(points), unit(points).transpose(1, 2))
     own = first_argmax(closeness.masked_fill(~centre.unsqueeze(1), float("-inf")))
     own = torch.where(centre, torch.arange(width, device=device), own)
-    return own.masked_fill(~real, -1)
+    return own.masked_fill(~real, -1), pad_rows(order[:, : max(clusters, default=0)], clusters)
 
 
 def thin_similar(features: Tensor, order: Tensor, sizes: Sequence[int], keep: Sequence[int], step: int = 8) -> Tensor:

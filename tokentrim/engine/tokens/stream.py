@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tokentrim.contracts.selection import Selection
 
@@ -26,7 +27,8 @@ class Stream:
         columns: int64 [B, T]: the column of the prompt that each current column was.
         vis_pos: int64 [B, N]: current column of each visual token (0 in padding).
         vis_ids: int64 [B, N]: raster number of each visual token (-1 in padding); ascending with the padding behind,
-            but in the order of leaving with the padding in front where a cache layer's order of leaving is known.
+            but in the order of leaving with the padding in front where a cache layer's order of leaving is known, and
+            in the order of the columns where a selection moved some behind the others.
         n_visual: visual tokens per row.
         dropped: int64 [B]: tokens of the row that were gone by the end of prefill, padding not counted; None when none.
         ends_visual: rows of a whole prompt whose last real token is visual (not kept up to date by :meth:`take`).
@@ -146,7 +148,8 @@ class Stream:
     def take(self, selection: Selection) -> tuple[Stream, Tensor]:
         """The stream after a selection, and int64 [B, T_new]: the current column of each new column.
 
-        Order is kept, so causality in the shorter sequence is causality in the longer one. Rows end flush right;
+        Order is kept, so causality in the shorter sequence is causality in the longer one; only what the selection
+        puts behind the others moves. Rows end flush right;
         the columns in front of a shorter row are padding. Padding of the prompt is dropped as well where possible.
         """
         device, rows = self.vis_pos.device, self.rows
@@ -168,9 +171,12 @@ class Stream:
         real = tuple(r - n + c for r, n, c in zip(self.real, self.n_visual, selection.counts, strict=True))
         length = max(real)
         pads = torch.tensor([length - r for r in real], device=device).unsqueeze(1)
-        places = stays.cumsum(1) - 1 + pads
-        order = torch.zeros(rows, length + 1, dtype=torch.int64, device=device)
         source = torch.arange(self.length, device=device).expand(rows, self.length)
+        places = stays.cumsum(1) - 1
+        if any(selection.behind or ()):
+            places = self._moved(stays, source, kept_pos.masked_fill(~in_use, self.length), selection)
+        places = places + pads
+        order = torch.zeros(rows, length + 1, dtype=torch.int64, device=device)
         order = order.scatter_(1, places.masked_fill(~stays, length), source)[:, :length]
         ragged = any(r != length for r in real)
         valid = (torch.arange(length, device=device) >= pads) if ragged else None
@@ -189,6 +195,25 @@ class Stream:
             flush=True,
         )
         return after, order
+
+    def _moved(self, stays: Tensor, source: Tensor, kept_pos: Tensor, selection: Selection) -> Tensor:
+        """int64 [B, T]: the place of every column that stays, with what goes behind the row's last visual column there.
+
+        Args:
+            stays: bool [B, T].
+            source: int64 [B, T], the columns' numbers.
+            kept_pos: int64 [B, n], column of each kept token; T in padding.
+            selection: says how many of them move.
+        """
+        rows, width = kept_pos.shape
+        counts, n_moved = torch.tensor([selection.counts, selection.behind], device=source.device).unsqueeze(2)
+        rank = torch.arange(width, device=source.device) - counts + n_moved  # 0, 1, ... of those that move
+        moving = kept_pos.masked_fill(rank < 0, self.length)
+        spare = torch.zeros(rows, 1, dtype=torch.bool, device=source.device)
+        fixed = torch.cat([stays, spare], dim=1).scatter(1, moving, False)[:, :-1].cumsum(1)
+        last = self.last_visual()
+        places = F.pad(fixed - 1 + n_moved * (source > last), (0, 1))
+        return places.scatter(1, moving, fixed.gather(1, last.clamp(min=0)) + rank)[:, :-1]
 
     def select_rows(self, index: Tensor) -> Stream:
         """The stream of a batch whose row r is this stream's row ``index[r]`` (beam search, batch selection)."""
