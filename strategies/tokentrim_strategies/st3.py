@@ -29,8 +29,8 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
 class ST3(PVTPParameters, VTAParameters, Strategy):
     """Spatial-temporal trimming: :class:`PVTP` during prefill and :class:`VTA` during decoding, as one strategy.
 
-    The formulas, the failures and the costs are those of the two parts. A layer whose prefill kept G tokens may hold
-    ``floor(G gamma(t))`` of them at decode step t. The first new token depends on the spatial part alone.
+    The formulas, the failures and the costs are those of the two parts. A layer whose prefill kept G tokens sees
+    ``ceil(G gamma(t))`` of them at decode step t. The first new token depends on the spatial part alone.
 
     Only the abstract, the opening and third-party readings of the paper were available to us, and no code exists:
     the two parts list what is known and what is ours (U1 to U13). Its headline, about twice as fast with about 30 %
@@ -39,7 +39,7 @@ class ST3(PVTPParameters, VTAParameters, Strategy):
 
     Parameters: those of ``pvtp`` (``start``, ``stride``, ``prune_ratio``, ``rule``, ``query``, ``heredity``) and of
     ``vta``
-    (``attenuation``, ``horizon``, ``floor``, ``every``, ``ranking``).
+    (``attenuation``, ``horizon``, ``floor``, ``every``, ``ranking``, ``evict``).
 
     ```bibtex
     @inproceedings{zhuang2025st3,

@@ -36,7 +36,9 @@ class VTAParameters(Blocks):
     ranking: Literal["current", "previous", "block", "frozen", "accumulated"] = Field(
         default="accumulated", description="whose attention ranks: see the class"
     )
-    evict: bool = Field(default=True, description="whether what is not chosen is gone; else it may be chosen again")
+    evict: bool = Field(
+        default=True, description="whether what is not chosen is gone; else it may return (best: current)"
+    )
 
     def for_answer(self, new_tokens: int) -> Self:
         """With ``new_tokens`` for a horizon that is not given."""

@@ -42,8 +42,8 @@ class _Interrupt:
             sys.settrace(before)
 
 
-# By hand, at every line: under none, fastv, fastervlm and st3 no line of entering leaves anything, and of leaving the first
-# alone, before which nothing has begun. Steps and prefills were tried at every 13th line.
+# By hand, at every line: under none, fastv, fastervlm and st3 no line of entering leaves anything, and of leaving the
+# first alone, before which nothing has begun. Steps and prefills were tried at every 13th line.
 @pytest.mark.parametrize(("what", "stride"), [("enter", 83), ("leave", 29), ("step", 331), ("prefill", 997)])
 def test_nothing_remains_after_an_interrupt(what: str, stride: int) -> None:
     model = tiny_llava(side=4, layers=3)

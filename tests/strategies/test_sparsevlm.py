@@ -28,6 +28,7 @@ from tokentrim.engine.recording import recording
 from tokentrim.engine.tokens.stream import merge_features
 from tokentrim.errors import StrategyError, UnknownNameError
 from tokentrim.session import trim
+from tokentrim_strategies.replay import Replay
 from tokentrim_strategies.sparsevlm import PRESETS, SparseVLM
 
 CONFIGS = Path(__file__).parents[2] / "docs/examples/configs"
@@ -480,3 +481,16 @@ def test_noise_is_a_function_of_the_seed_alone():
     twice = [select(SparseVLM(tokens=128, seed=3), data, (40,), keys=(9,)).kept.tolist() for _ in range(2)]
     assert twice[0] == twice[1]
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_trace_of_tokens_put_behind_is_one_of_sets(tmp_path: Path) -> None:
+    model = tiny_llava(side=4)
+    inputs = prompt(model, [3, "image", 5, 7])
+    spec = {"name": "sparsevlm", "merged": "behind", "positions": "renumber"}
+    with trim(model, spec) as session:
+        generate(model, inputs, 2)
+        trace = session.trace
+    trace.save(tmp_path / "trace.safetensors")
+    with trim(model, Replay(file=tmp_path / "trace.safetensors", positions="renumber")) as session:
+        generate(model, inputs, 2)
+        assert session.trace.rows_equal(trace)

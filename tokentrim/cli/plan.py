@@ -132,12 +132,16 @@ def _totals(usage: Usage) -> list[tuple[str, str, str, float]]:
     tokens = usage.layer_mean_tokens, full.layer_mean_tokens
     macs = usage.macs_per_layer, full.macs_per_layer
     flops = usage.prefill_flops, full.prefill_flops
+    seen = usage.kv_read_ratio
+    # Where nothing is hidden, what is seen is what is held.
+    hidden = [mebibytes("visual KV seen, mean over decoding", seen * visual, visual, seen)] if usage.seen else []
     return [
         row("layer-mean visual tokens", tokens, 1, "", usage.layer_mean_ratio),
         row("MACs per layer, field", macs, 1e9, " G", usage.flops_ratio_field),
         row("prefill FLOPs, physical", flops, 1e12, " T", usage.flops_ratio),
         mebibytes("visual KV, end of prefill", peak, visual, usage.kv_peak_ratio),
         mebibytes("visual KV, mean over decoding", mean * visual, visual, mean),
+        *hidden,
         mebibytes("visual KV, last forward", end, visual, usage.kv_end_ratio),
         mebibytes("all KV, mean over decoding", usage.kv_bytes_mean, full.kv_bytes_mean, usage.kv_total_mean_ratio),
     ]

@@ -262,6 +262,7 @@ def _cost_table(report: Report, reference: Report | None) -> Any:
         ("prefill FLOPs", report.flops_ratio),
         ("visual KV after prefill", report.kv_peak_ratio),
         ("visual KV, mean over decoding", report.kv_mean_ratio),
+        *([("of it seen", report.kv_read_ratio)] if report.kv_read_ratio != report.kv_mean_ratio else []),
         ("visual KV at the end", report.kv_end_ratio),
     ):
         table.add_row(name, f"{value:.1%}", "100.0%")

@@ -128,7 +128,7 @@ def solve(
                 f"{measure} of strategy {knob.whom!r}",
                 f"depend on its budget knob {knob.name!r}",
                 f"{ends[0]:.4f} at both ends of it",
-                "match another ratio, or set its parameters by hand",
+                "match another ratio (kv_read_ratio, where nothing leaves the cache), or set its parameters by hand",
             )
         )
     if target < min(ends):
