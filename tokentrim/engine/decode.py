@@ -37,6 +37,7 @@ class Decode:
     Attributes:
         acting: per layer in which the temporal part decides at this step, entries that each row may see.
         read: layers whose row of the current token others rank by, or that add it up.
+        lenders: of these, those that others rank by.
         lent: float [B, H, N + 1] by raster number, the rows that were read so, by layer; the last column is padding.
         seen: per layer that holds more than it sees, how many entries each row saw.
     """
@@ -47,6 +48,7 @@ class Decode:
     queries: int
     acting: dict[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     read: frozenset[int] = frozenset()
+    lenders: frozenset[int] = frozenset()
     lent: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     seen: dict[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     masks: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
@@ -96,10 +98,9 @@ class Decode:
             elif not part.evicts():
                 self.note(index, layer.held_stream.vis_ids, events=0)
         needs = part.needed()
-        if Need.ACCUMULATED in needs:
-            self.read = frozenset(range(len(self.layers)))
-        elif Need.LAST_ROW in needs:
-            self.read = frozenset(source for i in self.acting if (source := part.row_layer(i, shape)) != i)
+        if Need.LAST_ROW in needs:
+            self.lenders = frozenset(source for i in self.acting if (source := part.row_layer(i, shape)) != i)
+        self.read = frozenset(range(len(self.layers))) if Need.ACCUMULATED in needs else self.lenders
 
     def _arrange(self) -> None:
         """Before a layer's first eviction: rows end flush right, and who leaves in a known order stands in it."""
@@ -224,6 +225,8 @@ class Decode:
         """Keep a layer's row [B, H, N] of the current token for who ranks by it: later layers, or later steps."""
         if Need.ACCUMULATED in held.rows:
             held.rows[Need.ACCUMULATED] = held.rows[Need.ACCUMULATED] + row
+        if layer not in self.lenders:
+            return
         width = max(self.prompt.start.n_visual)
         ids = held.held_stream.vis_ids
         places = ids.masked_fill(ids < 0, width).unsqueeze(1).expand_as(row)
