@@ -18,6 +18,7 @@ from typing import Any, Final
 from zlib import crc32
 
 from tokentrim.errors import ResultsError, complaint, shown
+from tokentrim.reading import regular
 
 _HOST: Final = f"{crc32(socket.gethostname().encode()):08x}"
 _PART: Final = re.compile(r"\..+\.([0-9a-f]{8})\.(\d{1,9})\.part(\.\w+)?")
@@ -106,9 +107,7 @@ def read_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
 
 
 def _text(path: Path) -> str:
-    if path.exists() and not path.is_file():
-        raise OSError("it is no file")
-    return path.read_bytes().decode()
+    return regular(path).read_bytes().decode()
 
 
 def _object(text: str) -> dict[str, Any]:
