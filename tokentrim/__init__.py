@@ -57,9 +57,19 @@ if TYPE_CHECKING:
     from tokentrim.contracts.toolkit.cells import windows_of as windows_of
     from tokentrim.contracts.toolkit.clustering import (
         density_peaks as density_peaks,
-        greedy_diverse as greedy_diverse,
         thin_similar as thin_similar,
+        unit as unit,
+        within as within,
     )
+    from tokentrim.contracts.toolkit.greedy import (
+        farthest_first as farthest_first,
+        greedy_cover as greedy_cover,
+        greedy_diverse as greedy_diverse,
+        greedy_order as greedy_order,
+        greedy_volume as greedy_volume,
+        marked as marked,
+    )
+    from tokentrim.contracts.toolkit.pictures import Pictures as Pictures
     from tokentrim.contracts.trained.trainable import Trainable as Trainable
     from tokentrim.counting.forecast import NEW_TOKENS as NEW_TOKENS, plan as plan
     from tokentrim.counting.rounding import (
@@ -115,7 +125,11 @@ __getattr__, __dir__, __all__ = lazy(
         ),
         "contracts.tasks": "Evidence, Sample, Task",
         "contracts.toolkit.cells": "windows_of",
-        "contracts.toolkit.clustering": "density_peaks, greedy_diverse, thin_similar",
+        "contracts.toolkit.clustering": "density_peaks, thin_similar, unit, within",
+        "contracts.toolkit.greedy": (
+            "farthest_first, greedy_cover, greedy_diverse, greedy_order, greedy_volume, marked"
+        ),
+        "contracts.toolkit.pictures": "Pictures",
         "contracts.trained.trainable": "Trainable",
         "counting.forecast": "NEW_TOKENS, plan",
         "counting.rounding": "keep_count, prune_count, resolve_count",

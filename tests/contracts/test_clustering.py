@@ -13,7 +13,6 @@ from torch import Tensor
 from tokentrim.contracts.toolkit.clustering import (
     density_peaks,
     first_argmax,
-    greedy_diverse,
     thin_similar,
     unit,
     within,
@@ -136,36 +135,3 @@ def test_thinning_by_hand():
     order = torch.arange(5).unsqueeze(0)
     assert sorted(thin_similar(features, order, (5,), (4,), 1)[0].tolist()) == [1, 2, 3, 4]
     assert sorted(thin_similar(features, order, (5,), (3,), 2)[0].tolist()) == [1, 3, 4]
-
-
-# ---------------------------------------------------------------------- greedy
-
-
-def slow_greedy(features: Rows, count: int, gain: Callable[[int, float], float]) -> list[int]:
-    chosen: list[int] = []
-    while len(chosen) < count:
-        nearest = [max((cosine(x, features[c]) for c in chosen), default=-1.0) for x in features]
-        free = [i for i in range(len(features)) if i not in chosen]
-        chosen.append(max(free, key=lambda i: gain(i, nearest[i])))
-    return sorted(chosen)
-
-
-@given(sizes=ragged, seed=st.integers(0, 999), data=st.data())
-def test_greedy_equals_the_loop(sizes: list[int], seed: int, data: st.DataObject):
-    width = max(*sizes, 1)
-    features = drawn(len(sizes), width, 4, seed)
-    scores = torch.rand(len(sizes), width, generator=torch.Generator().manual_seed(seed))
-    counts = [data.draw(st.integers(0, size)) for size in sizes]
-    farthest = greedy_diverse(features, sizes, counts, lambda nearest: -nearest)
-    relevant = greedy_diverse(features, sizes, counts, lambda nearest: 0.7 * scores - 0.3 * nearest)
-    for row, (size, count) in enumerate(zip(sizes, counts, strict=True)):
-        own, score = features[row, :size].tolist(), scores[row].tolist()
-        assert farthest[row].nonzero().flatten().tolist() == slow_greedy(own, count, lambda i, near: -near)
-        expected = slow_greedy(own, count, lambda i, near, score=score: 0.7 * score[i] - 0.3 * near)
-        assert relevant[row].nonzero().flatten().tolist() == expected
-
-
-def test_farthest_first_by_hand():
-    features = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0], [0.0, 1.0]]])
-    found = greedy_diverse(features, (4,), (3,), lambda nearest: -nearest)
-    assert found.tolist() == [[True, False, True, True]]

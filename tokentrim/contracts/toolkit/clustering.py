@@ -1,4 +1,4 @@
-"""Arithmetic on visual tokens that several methods share: clustering, and selection for diversity.
+"""Arithmetic on visual tokens that several methods share: clustering, and thinning out what is alike.
 
 Pure functions, for the strategies that come with tokentrim and for plugins. B rows of a batch, N points of the longest
 row, D numbers per point. Rows may be ragged: per-row counts are host integers, the points of a row stand first, and
@@ -8,7 +8,7 @@ batch. Equal values go to the lower index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -148,34 +148,3 @@ def thin_similar(features: Tensor, order: Tensor, sizes: Sequence[int], keep: Se
         order = joined.gather(1, front)
     most = max(keep, default=0)
     return order[:, :most].masked_fill(~within(keep, most, order.device), -1)
-
-
-def greedy_diverse(
-    features: Tensor, sizes: Sequence[int], counts: Sequence[int], gain: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """bool [B, N]: tokens chosen one after the other, each the one with the largest gain.
-
-    ``gain`` maps float [B, N], every token's largest cosine with those already chosen (-1 while there are none), to
-    float [B, N]. ``lambda nearest: -nearest`` is farthest-first (greedy max-min of cosine distance, a
-    2-approximation); ``lambda nearest: a * scores - (1 - a) * nearest`` is maximal marginal relevance.
-
-    Cost: O(N D) per chosen token; no N x N matrix.
-
-    Args:
-        features: [B, N, D].
-        sizes: tokens of each row.
-        counts: tokens to choose in each row, at most its size.
-        gain: see above; must be finite.
-    """
-    directions, width = unit(features), features.shape[1]
-    free = within(sizes, width, features.device)
-    chosen = torch.zeros_like(free)
-    nearest = directions.new_full(free.shape, -1.0)
-    turns = within(counts, max(counts, default=0), features.device)  # whether a row still chooses in a round
-    for turn in range(turns.shape[1]):
-        pick = first_argmax(gain(nearest).masked_fill(~free, float("-inf"))).unsqueeze(1)  # [B, 1]
-        chosen = chosen.scatter(1, pick, chosen.gather(1, pick) | turns[:, turn : turn + 1])
-        free = free.scatter(1, pick, False)
-        direction = directions.gather(1, pick.unsqueeze(-1).expand(-1, -1, directions.shape[-1]))
-        nearest = torch.maximum(nearest, torch.matmul(directions, direction.transpose(1, 2)).squeeze(-1))
-    return chosen

@@ -1,0 +1,78 @@
+"""Pictures of a batch as rows of their own, for methods that decide in each image, frame or tile by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokentrim.contracts.sites import LayerSite
+from tokentrim.contracts.toolkit.greedy import marked
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The separately encoded pictures among the current visual tokens of a batch: images, frames of videos, tiles.
+
+    Tokens without a place in any grid are a picture of their own.
+
+    Attributes:
+        rows: the row of the batch that each picture lies in, ascending.
+        sizes: tokens of each picture; those of a row add up to its own.
+        index: int64 [P, n]: number b N + i of the tokens of each picture, ascending; -1 past its size. None where
+            every row is one picture.
+        width: N.
+        batch: B.
+    """
+
+    rows: tuple[int, ...]
+    sizes: tuple[int, ...]
+    index: Tensor | None
+    width: int
+    batch: int
+
+    @classmethod
+    def of(cls, site: LayerSite) -> Pictures:
+        """Those of a site with ``Need.GRID``. Reads the device once, where a row may hold more than one picture."""
+        batch, width = site.ids.shape
+        vision = site.shape.vision
+        single = vision is not None and not vision.varies and vision.pieces == 1 and width <= vision.n_visual
+        if single or not width:
+            return cls(tuple(range(batch)), site.n_visual, None, width, batch)
+        grid = site.grid
+        names = torch.stack([grid.image, grid.frame, grid.tile], dim=-1).cpu()
+        rows: list[int] = []
+        members: list[Tensor] = []
+        for row, n in enumerate(site.n_visual):
+            number = torch.unique(names[row, :n], dim=0, return_inverse=True)[1]
+            for one in dict.fromkeys(number.tolist()) or (-1,):  # by their first tokens; an empty row is one picture
+                rows.append(row)
+                members.append((number == one).nonzero().flatten() + row * width)
+        index = torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=-1)
+        return cls(tuple(rows), tuple(map(len, members)), index.to(site.device), width, batch)
+
+    def split(self, tensor: Tensor) -> Tensor:
+        """[P, n, ...]: the part of ``tensor`` [B, N, ...] that belongs to each picture."""
+        if self.index is None:
+            return tensor
+        return tensor.flatten(0, 1)[self.index.clamp(min=0)]
+
+    def joined(self, order: Tensor) -> Tensor:
+        """bool [B, N]: True at the tokens that ``order`` int64 [P, m] lists by their numbers in each picture."""
+        if self.index is None:
+            return marked(order, self.width)
+        there = self.index.gather(1, order.clamp(min=0)).masked_fill(order < 0, -1)
+        return marked(there.flatten().unsqueeze(0), self.batch * self.width).view(self.batch, self.width)
+
+    def shares(self, counts: Sequence[int]) -> tuple[int, ...]:
+        """Tokens that stay of each picture, ``counts`` of each row: by size, what floors leave over to later ones."""
+        totals, before, found = [0] * self.batch, [0] * self.batch, list[int]()
+        for row, size in zip(self.rows, self.sizes, strict=True):
+            totals[row] += size
+        for row, size in zip(self.rows, self.sizes, strict=True):
+            begin = counts[row] * before[row] // max(totals[row], 1)
+            before[row] += size
+            found.append(counts[row] * before[row] // max(totals[row], 1) - begin)
+        return tuple(found)
