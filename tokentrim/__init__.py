@@ -40,7 +40,13 @@ if TYPE_CHECKING:
         pad_rows as pad_rows,
         top_selection as top_selection,
     )
-    from tokentrim.contracts.sites import Grid as Grid, LayerSite as LayerSite, Need as Need, StepSite as StepSite
+    from tokentrim.contracts.sites import (
+        FROM_TOWER as FROM_TOWER,
+        Grid as Grid,
+        LayerSite as LayerSite,
+        Need as Need,
+        StepSite as StepSite,
+    )  # fmt: skip
     from tokentrim.contracts.strategy import (
         Parts as Parts,
         PositionPolicy as PositionPolicy,
@@ -118,7 +124,7 @@ __getattr__, __dir__, __all__ = lazy(
         "contracts.adapter": "Adapter, Encoding, Layout, Modality, Places, decoder_shape, submodule",
         "contracts.extras": "AttentionEdit, AttentionEditor, GuideRequest, PromptInfo",
         "contracts.selection": "Selection, pad_rows, top_selection",
-        "contracts.sites": "Grid, LayerSite, Need, StepSite",
+        "contracts.sites": "FROM_TOWER, Grid, LayerSite, Need, StepSite",
         "contracts.strategy": (
             "Parts, PositionPolicy, Spatial, SpatialScorer, SpatialSelector, Stage, Strategy, Temporal, "
             "TemporalScorer, TemporalSelector"

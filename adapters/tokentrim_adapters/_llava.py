@@ -52,6 +52,7 @@ def locate(model: nn.Module, shape: ModelShape, *, structured: bool = False) -> 
         shape=shape,
         structured=structured,
         features_block=_features_block(entry.config),
+        projector=submodule(entry, "multi_modal_projector", type(entry).__name__),
     )
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from tokentrim import (
+    FROM_TOWER,
     Adapter,
     AdapterError,
     Encoding,
     Layout,
     ModelShape,
-    Need,
     Places,
     UnsupportedError,
     complaint,
@@ -69,7 +69,7 @@ class GenericAdapter(Adapter):
             vision_config=None,
             has_cls=False,
             shape=self.shape(config, bytes_per_element=next(language.parameters()).element_size()),
-            unserved={Need.VISION_ROWS: "the generic adapter reads no vision tower"},
+            unserved=dict.fromkeys(FROM_TOWER, "the generic adapter reads no vision tower"),
             mrope="mrope_section" in (getattr(text, "rope_parameters", None) or {}),
         )
 

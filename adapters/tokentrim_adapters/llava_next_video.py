@@ -48,7 +48,9 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
         if encoding.modality == "image":
             return super().arrange(layout, encoding, rows)
         config: Any = layout.entry.config
-        stride = config.spatial_pool_stride
-        maps = torch.cat([_anyres.squares(piece, _llava.side_of(config.vision_config)) for piece in rows]).float()
+        side, stride = _llava.side_of(config.vision_config), config.spatial_pool_stride
+        if all(piece.shape[-1] == (side // stride) ** 2 for piece in rows):  # what enters the projector is pooled
+            return torch.cat([piece.permute(1, 0, 2).flatten(1) for piece in rows], dim=1)
+        maps = torch.cat([_anyres.squares(piece, side) for piece in rows]).float()
         pool = torch.nn.functional.max_pool2d if config.spatial_pool_mode == "max" else torch.nn.functional.avg_pool2d
         return pool(maps, stride, stride).permute(1, 0, 2, 3).flatten(1)

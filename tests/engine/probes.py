@@ -8,13 +8,16 @@ import torch
 from pydantic import PrivateAttr
 
 from tokentrim.contracts.selection import Selection
-from tokentrim.contracts.sites import AT_STEPS, LayerSite, Need, StepSite
+from tokentrim.contracts.sites import AT_STEPS, FROM_TOWER, LayerSite, Need, StepSite
 from tokentrim.contracts.strategy import SpatialSelector, TemporalScorer
 from tokentrim.counting.schedule import Schedule
 
 _LATE = frozenset({Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.KEYS, Need.VALUES})
-_ANYWHERE = frozenset(
-    {Need.HIDDEN, Need.VISION_ROWS, Need.FEATURES, Need.TEXT_EMBEDS, Need.TEXT_HIDDEN, Need.GRID, Need.RANDOM}
+_ANYWHERE = (
+    frozenset(
+        {Need.HIDDEN, Need.VISION_HIDDEN, Need.FEATURES, Need.TEXT_EMBEDS, Need.TEXT_HIDDEN, Need.GRID, Need.RANDOM}
+    )
+    | FROM_TOWER
 )
 _NAMES = {
     Need.LAST_ROW: "last_row",
@@ -25,6 +28,10 @@ _NAMES = {
     Need.VALUES: "values",
     Need.HIDDEN: "hidden",
     Need.VISION_ROWS: "vision_rows",
+    Need.VISION_COLUMNS: "vision_columns",
+    Need.VISION_LOGITS: "vision_logits",
+    Need.VISION_KEYS: "vision_keys",
+    Need.VISION_HIDDEN: "vision_hidden",
     Need.FEATURES: "features",
     Need.TEXT_EMBEDS: "text_embeds",
     Need.TEXT_HIDDEN: "text_hidden",
@@ -58,6 +65,7 @@ class Probe(SpatialSelector):
     def select(self, site: LayerSite, count: torch.Tensor) -> Selection:
         seen = {_NAMES[need]: getattr(site, _NAMES[need]) for need in self.needed() & _NAMES.keys()}
         noise = site.random(3, salt=site.boundary)
+        seen["projected"] = site.project(site.vision_hidden)
         self._seen[site.boundary] = {**seen, "noise": noise, "ids": site.ids, "n_visual": site.n_visual}
         counts = tuple(int(c) for c in count)
         mask = (torch.arange(site.ids.shape[1]) % 2 == 0).expand_as(site.ids) & site.valid

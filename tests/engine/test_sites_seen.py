@@ -30,6 +30,8 @@ class Maps:
         with torch.no_grad():
             out = model(**inputs, output_attentions=True, output_hidden_states=True, use_cache=True)
             tower = model.model.vision_tower(inputs["pixel_values"], output_attentions=True)
+            # [images, tokens, D] of each block: queries and keys, all heads one after another
+            self.queries, self.vision_keys = (_outputs_of(model, inputs, f"self_attn.{name}_proj") for name in "qk")
         self.rows = [layer[0] for layer in out.attentions]  # [H, T, T]
         self.hidden = [states[0] for states in out.hidden_states]
         self.keys = [layer.keys[0] for layer in out.past_key_values.layers]
@@ -38,6 +40,17 @@ class Maps:
         self.embeds = embeddings(model, inputs)
         self.places = torch.nonzero(inputs["input_ids"][0] == IMAGE)[:, 0]
         self.text = torch.nonzero(inputs["input_ids"][0] != IMAGE)[:, 0]
+
+
+def _outputs_of(model: Any, inputs: dict[str, Tensor], name: str) -> list[Tensor]:
+    """What the vision tower's modules of that name return, block after block."""
+    found: list[Tensor] = []
+    modules = [module for path, module in model.model.vision_tower.named_modules() if path.endswith(name)]
+    handles = [module.register_forward_hook(lambda _m, _a, output: found.append(output)) for module in modules]
+    model.model.vision_tower(inputs["pixel_values"])
+    for handle in handles:
+        handle.remove()
+    return found
 
 
 def _places(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -86,6 +99,20 @@ def _vision_rows(maps: Maps, block: int, has_cls: bool) -> Tensor:
     return per_image.permute(1, 0, 2).flatten(1)
 
 
+def _check_tower(seen: dict[str, Any], row: int, index: int, maps: Maps, block: int, has_cls: bool) -> None:
+    """What was read in one vision block, the ``index``-th that the probe wanted."""
+    n, first = len(maps.places), int(has_cls)
+    _near(seen["vision_rows"][row, index, :, :n], _vision_rows(maps, block, has_cls))
+    received = maps.vision[block].mean(dim=2)[..., first:].permute(1, 0, 2).flatten(1)
+    _near(seen["vision_columns"][row, index, :, :n], received)
+    keys = maps.vision_keys[block]
+    _near(seen["vision_keys"][row, index, :n], keys[:, first:].flatten(0, 1))
+    heads = len(received)
+    asking = maps.queries[block][:, :1] if has_cls else maps.queries[block].mean(dim=1, keepdim=True)
+    products = (asking * keys[:, first:]).unflatten(-1, (heads, -1)).sum(-1) / (keys.shape[-1] // heads) ** 0.5
+    _near(seen["vision_logits"][row, index, :, :n], products.flatten(0, 1).T)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("boundary", [0, 1, 2, 5])
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
@@ -101,7 +128,9 @@ def test_a_site_shows_what_the_untouched_model_computes(tower: Any, boundary: in
         n = len(maps.places)
         _check_row(seen, row, maps, boundary)
         for index, block in enumerate((1, 0)):
-            _near(seen["vision_rows"][row, index, :, :n], _vision_rows(maps, block, tower == "clip"))
+            _check_tower(seen, row, index, maps, block, tower == "clip")
+        _near(seen["projected"][row, :n], maps.embeds[maps.places])
+        assert seen["vision_hidden"].shape[-1] == model.config.vision_config.hidden_size
         grid = seen["grid"]
         order = torch.arange(n)
         assert torch.equal(grid.image[row, :n], order // N)
@@ -146,13 +175,15 @@ def _same_row(batch: dict[str, Any], own: dict[str, Any], row: int) -> None:
     assert batch["n_visual"][row] == n
     assert torch.equal(batch["ids"][row, :n], own["ids"][0])
     assert torch.equal(batch["noise"][row, :n], own["noise"][0])
-    for name in ("hidden", "features"):
+    for name in ("hidden", "features", "vision_hidden", "projected"):
         _near(batch[name][row, :n], own[name][0])
     for name in ("last_row", "column_mean"):
         _near(batch[name][row, ..., :n], own[name][0])
     for name in ("keys", "values"):
         _near(batch[name][row, :, :n], own[name][0])
-    _near(batch["vision_rows"][row, ..., :n], own["vision_rows"][0])
+    for name in ("vision_rows", "vision_columns", "vision_logits"):
+        _near(batch[name][row, ..., :n], own[name][0])
+    _near(batch["vision_keys"][row, :, :n], own["vision_keys"][0])
     for name in ("text_rows", "window_rows"):
         (rows, real), (expected, own_real) = batch[name], own[name]
         _near(rows[row][:, real[row], :n], expected[0][:, own_real[0]])

@@ -47,9 +47,10 @@ def layer_site(
     boundary: int = 0,
     ids: Tensor | None = None,
     keys: tuple[int, ...] | None = None,
+    projector: Callable[[Tensor], Tensor] | None = None,
 ) -> LayerSite:
     """A spatial site whose needs are exactly the keys of ``data``."""
-    return LayerSite(**_shared(n_visual, data or {}, ids, keys), boundary=boundary)
+    return LayerSite(**_shared(n_visual, data or {}, ids, keys), boundary=boundary, projector=projector)
 
 
 def step_site(

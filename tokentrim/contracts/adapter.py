@@ -38,6 +38,8 @@ class Layout:
         features_block: vision block whose output becomes the features, counted from the end (-1 = the last).
         structured: whether some placeholders are structure (line ends and the like), which is never pruned.
         mrope: whether position ids have one row per axis (time, height, width).
+        projector: maps what the tower made of a token to the language model's width, token by token; None where it
+            joins several, or is not known.
         unserved: what strategies may not ask for on this model, with the reason of each.
     """
 
@@ -55,6 +57,7 @@ class Layout:
     features_block: int = -1
     structured: bool = False
     mrope: bool = False
+    projector: nn.Module | None = None
     unserved: Mapping[Need, str] = field(default_factory=dict[Need, str])
 
     def vision_block(self, block: int) -> int:
@@ -221,13 +224,14 @@ class Adapter(ABC):
         return encoding.argument("pixel_values", "pixel_values_videos")[item]
 
     def arrange(self, layout: Layout, encoding: Encoding, rows: Sequence[Tensor]) -> Tensor:
-        """Vision-tower attention, laid out like the placeholders: float [H, sum(encoding.lengths)].
+        """What was read in the vision tower, laid out like the placeholders: float [H, sum(encoding.lengths)].
 
         Args:
             layout: the located modules.
             encoding: what was encoded.
-            rows: attention that every token of the tower received, one float [pieces, H, tokens] per attention call
-                of the block, in call order ([CLS] included where the tower has one).
+            rows: numbers of every token of the tower, such as the attention that it received in H heads: one float
+                [pieces, H, tokens] per attention call of a block, in call order, [CLS] included where the tower has
+                one; or one per call of the projector, of the tokens that enter it.
         """
         return torch.cat([piece.permute(1, 0, 2).flatten(1) for piece in rows], dim=1)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokentrim.contracts.compose import require_one_policy
-from tokentrim.contracts.sites import AT_BOUNDARIES, AT_STEPS, FROM_LAYER_BEFORE, Need
+from tokentrim.contracts.sites import AT_BOUNDARIES, AT_STEPS, FROM_LAYER_BEFORE, FROM_TOWER, Need
 from tokentrim.contracts.strategy import Spatial, Strategy, TemporalScorer
 from tokentrim.counting.shape import ModelShape
 from tokentrim.errors import StrategyError, UnsupportedError, complaint
@@ -97,7 +97,7 @@ def check(strategy: Strategy, layout: Layout) -> None:
                 )
             )
     for part in spatial:
-        if Need.VISION_ROWS in part.needed():
+        if FROM_TOWER & part.needed():
             for block in part.wants_vision_blocks(layout.features_block):
                 if not -vision_blocks <= block < vision_blocks:
                     raise UnsupportedError(

@@ -45,6 +45,14 @@ class Need(str, Enum):
     """Values of the visual tokens in layer b-1 (temporal: in this layer's cache)."""
     VISION_ROWS = "vision-cls"
     """Vision-tower attention: [CLS] rows of chosen blocks, or the column mean where the tower has no [CLS]."""
+    VISION_COLUMNS = "vision-columns"
+    """Attention received in chosen blocks of the vision tower, averaged over all its queries, [CLS] among them."""
+    VISION_LOGITS = "vision-logits"
+    """Products of [CLS] with every key, before the softmax (of the mean query where the tower has no [CLS])."""
+    VISION_KEYS = "vision-keys"
+    """Keys of the vision tower in chosen blocks."""
+    VISION_HIDDEN = "vision-hidden"
+    """What the vision tower made of every visual token, before the projector where that works token by token."""
     FEATURES = "features"
     """Projected visual features, as they enter the language model."""
     TEXT_EMBEDS = "text-embeds"
@@ -63,6 +71,8 @@ ATTENTION_ROWS: Final = frozenset({Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_RO
 """Needs that are attention of the decoder layer before a boundary."""
 FROM_LAYER_BEFORE: Final = ATTENTION_ROWS | {Need.KEYS, Need.VALUES}
 """Needs that read layer b-1 of a boundary b, and so do not exist at boundary 0."""
+FROM_TOWER: Final = frozenset({Need.VISION_ROWS, Need.VISION_COLUMNS, Need.VISION_LOGITS, Need.VISION_KEYS})
+"""Needs that read the attention of vision blocks, those of ``Spatial.wants_vision_blocks()``."""
 FROM_PROMPT_ROW: Final = frozenset({Need.PROMPT_ROW, Need.ACCUMULATED})
 """Needs that begin with every layer's attention row of the last prompt token."""
 AT_BOUNDARIES: Final = frozenset(Need) - FROM_PROMPT_ROW
@@ -179,6 +189,8 @@ class LayerSite(_Site):
     """A spatial decision: boundary ``boundary``, before decoder layer ``boundary``."""
 
     boundary: int = 0
+    projector: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+    """What :meth:`project` applies; None where there is nothing to apply."""
 
     @property
     def last_row(self) -> Tensor:
@@ -231,6 +243,35 @@ class LayerSite(_Site):
     def vision_rows(self) -> Tensor:
         """float [B, blocks, H_vision, N]: [CLS] rows (column mean without [CLS]) of wants_vision_blocks()."""
         return self._get(Need.VISION_ROWS)
+
+    @property
+    def vision_columns(self) -> Tensor:
+        """float [B, blocks, H_vision, N]: attention received, mean over all queries, in wants_vision_blocks()."""
+        return self._get(Need.VISION_COLUMNS)
+
+    @property
+    def vision_logits(self) -> Tensor:
+        """float [B, blocks, H_vision, N]: scaled products of [CLS] (the mean query without [CLS]) with every key."""
+        return self._get(Need.VISION_LOGITS)
+
+    @property
+    def vision_keys(self) -> Tensor:
+        """[B, blocks, N, H_vision * head_dim]: keys of the tower in wants_vision_blocks(), head after head."""
+        return self._get(Need.VISION_KEYS)
+
+    @property
+    def vision_hidden(self) -> Tensor:
+        """[B, N, D_vision]: what enters the projector for each current token.
+
+        Where the projector joins patches, or is not known, no vector before it belongs to one token: there these are
+        the features (of Qwen-VL, as its authors' ports do), and :meth:`project` leaves vectors as they are.
+        """
+        return self._get(Need.VISION_HIDDEN)
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """[..., D]: vectors [..., D_vision] of the kind of :attr:`vision_hidden`, through the model's projector."""
+        self._get(Need.VISION_HIDDEN)
+        return vectors if self.projector is None else self.projector(vectors)
 
     @property
     def features(self) -> Tensor:

@@ -138,7 +138,7 @@ class Spatial(Strategy, ABC):
         """boundary -> keep_count for ``n_visual`` visual tokens; upper bounds where ``count_is_static`` is False."""
 
     def wants_vision_blocks(self, features: int) -> tuple[int, ...]:
-        """Vision blocks whose rows ``Need.VISION_ROWS`` wants (-1 = the last); ``features``: that of the features."""
+        """Vision blocks whose attention is read (-1 = the last); ``features``: the one that makes the features."""
         return (features,)
 
     def wants_window(self) -> int:

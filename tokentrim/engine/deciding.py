@@ -32,7 +32,9 @@ _READ: Final = Claim(
     "what was read of the model", "be numbers", "NaN",
     "load the model in bfloat16 or float32: its activations overflow; what was kept by them is arbitrary",
 )  # fmt: skip
-_TOKENS_AT: Final = {Need.HIDDEN: 1, Need.FEATURES: 1, Need.KEYS: 2, Need.VALUES: 2}
+_TOKENS_AT: Final = {
+    Need.HIDDEN: 1, Need.FEATURES: 1, Need.KEYS: 2, Need.VALUES: 2, Need.VISION_KEYS: 2, Need.VISION_HIDDEN: 1,
+}  # fmt: skip
 """The dimension in which visual tokens lie in what a site gives; the last one elsewhere."""
 _OF_TEXT: Final = (Need.TEXT_HIDDEN, Need.TEXT_EMBEDS)
 

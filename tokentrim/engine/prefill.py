@@ -16,6 +16,7 @@ from tokentrim.contracts.sites import FROM_LAYER_BEFORE, LayerSite, Need
 from tokentrim.engine import recording
 from tokentrim.engine.context import Context
 from tokentrim.engine.deciding import decide
+from tokentrim.engine.providers import projecting, providers
 from tokentrim.engine.seams import attention_rows, outputs, positions
 from tokentrim.engine.seams.attention import Attended, AttentionCall
 from tokentrim.engine.seams.masks import causal_mask
@@ -162,8 +163,18 @@ class Prefill:
             state=self.prompt.state_of(decision.place),
             keys_of_rows=self.prompt.sample_keys.clone(),
             needs=part.needed(),
-            providers=self._providers(decision, hidden),
+            providers=providers(
+                decision,
+                hidden,
+                context=self.context,
+                prompt=self.prompt,
+                stream=stream,
+                embeds=self.embeds,
+                read=self.read,
+                shared=len(self.at[decision.boundary]) > 1 or bool(self.context.prompt_rows),
+            ),
             boundary=decision.boundary,
+            projector=projecting(self.context.layout, self.embeds),
             notes=recording.notes(),
         )
         selection = decide(part, counts, site, self.context.doubts)
@@ -297,50 +308,6 @@ class Prefill:
         )
         return attention_rows.pick_visual(rows, self.stream.vis_pos)
 
-    # ------------------------------------------------------------------ what a site may ask for
-
-    def _providers(self, decision: Decision, hidden: Tensor) -> dict[Need, Callable[[], Any]]:
-        stream, context, prompt = self.stream, self.context, self.prompt
-        ids = stream.vis_ids.clamp(min=0)
-        shared = len(self.at[decision.boundary]) > 1 or bool(context.prompt_rows)
-        own = _copied if shared else _itself
-        before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: own(self.read[n])) for need in FROM_LAYER_BEFORE}
-
-        def vision() -> Tensor:
-            wanted = decision.part.wants_vision_blocks(context.layout.features_block)
-            blocks = [context.layout.vision_block(block) for block in wanted]
-            rows = [context.vision.rows_of(block, prompt.placement, prompt.start.vis_pos) for block in blocks]
-            stacked = torch.stack(rows, dim=1)
-            return stacked.gather(3, ids[:, None, None].expand(-1, *stacked.shape[1:3], -1))
-
-        def text() -> tuple[Tensor, Tensor]:
-            columns, real = prompt.start.text()
-            return gather_columns(self.embeds, columns), real
-
-        def text_hidden() -> tuple[Tensor, Tensor, Tensor]:
-            columns, real = stream.text()
-            behind = real & (stream.columns.gather(1, columns) > prompt.start.last_visual())
-            return gather_columns(hidden, columns).detach(), real, behind
-
-        def window() -> tuple[Tensor, Tensor]:
-            rows, real = own(self.read[Need.WINDOW_ROWS])  # as many as the widest part at this boundary wants
-            width = decision.part.wants_window()
-            return rows[:, :, -width:], real[:, -width:]
-
-        return {
-            **before,
-            Need.WINDOW_ROWS: window,
-            Need.HIDDEN: lambda: gather_columns(hidden, stream.vis_pos).detach(),
-            Need.VISION_ROWS: vision,
-            Need.FEATURES: lambda: gather_columns(gather_columns(self.embeds, prompt.start.vis_pos), ids).detach(),
-            Need.TEXT_EMBEDS: text,
-            Need.TEXT_HIDDEN: text_hidden,
-            Need.GRID: lambda: prompt.grid(ids, stream.vis_valid),
-            Need.RANDOM: lambda: None,
-            Need.GUIDE: lambda: prompt.guided_at(ids),
-            Need.EVIDENCE: lambda: prompt.evidence_at(ids),
-        }
-
     # ------------------------------------------------------------------ leaving the language model
 
     def leave(self) -> None:
@@ -406,15 +373,6 @@ class Prefill:
         for ability in self.context.abilities:
             self.undo.note(partial(ability.after_prompt, self.prompt))
         self.undo.run()
-
-
-def _itself(what: Any) -> Any:
-    return what
-
-
-def _copied(what: Any) -> Any:
-    """What was read, as tensors that nobody else sees."""
-    return tuple(map(_copied, what)) if isinstance(what, tuple) else what.clone()  # type: ignore[misc]
 
 
 def _pick_read(need: Need, what: Any, selection: Selection) -> Any:

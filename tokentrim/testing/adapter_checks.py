@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tokentrim.contracts.adapter import Adapter
 from tokentrim.contracts.compose import compose
-from tokentrim.contracts.sites import LayerSite, Need
+from tokentrim.contracts.sites import FROM_TOWER, LayerSite, Need
 from tokentrim.contracts.strategy import Strategy
 from tokentrim.counting.costs import mean_ratios
 from tokentrim.counting.forecast import plan
@@ -274,29 +274,37 @@ def beams_in_batch_are_beams_alone(case: AdapterCase) -> None:
 
 
 def tower_attention_is_readable(case: AdapterCase) -> None:
-    """Attention of the vision tower reaches a strategy as [B, blocks, H, N]: finite, not negative, the row's own."""
+    """What the vision tower made and attended to reaches a strategy finite, each row's own, attention not negative."""
     subject = case.subject
     if not subject.layout.vision_attentions or Need.VISION_ROWS in subject.layout.unserved:
         raise Skipped("the adapter says that the tower's attention cannot be read")
-    seen: list[Tensor] = []
-    look = reader(frozenset({Need.VISION_ROWS}), lambda site: seen.append(_tower(site)))
+    seen: list[dict[str, Tensor]] = []
+    look = reader(FROM_TOWER | {Need.VISION_HIDDEN}, lambda site: seen.append(_tower(site)))
     rows = case.rows[:2]
     for chosen in (rows, *((row,) for row in rows)):
         with subject.trimmed(look(shares={0: 0.5})), torch.no_grad():
             subject.model(**subject.prompt(*chosen))
-    together = seen[0]
-    good = bool(together.isfinite().all()) and bool((together >= 0).all())
-    case.require(together.dim() == 4 and good, "site.vision_rows", "be finite and not negative, [B, blocks, H, N]",
-                 tuple(together.shape), hint="see arrange()", see=_INTERFACE)  # fmt: skip
-    for row, alone in zip(rows, seen[1:], strict=True):
-        n = alone.shape[-1]
-        worst = float((together[row, ..., :n] - alone[0]).abs().max())
-        case.require(worst < TOLERANCE, f"site.vision_rows of row {row} of a batch", "be those of the row alone",
-                     f"a difference of {worst:.2g}", hint="see arrange()", see=_INTERFACE)  # fmt: skip
+    for name, together in seen[0].items():
+        good = bool(together.isfinite().all()) and (name not in _ATTENTION or bool((together >= 0).all()))
+        case.require(together.dim() == 4 and good, f"site.{name}", "be finite and not negative",
+                     tuple(together.shape), hint="see arrange()", see=_INTERFACE)  # fmt: skip
+        for row, alone in zip(rows, seen[1:], strict=True):
+            n = alone[name].shape[-1]
+            worst = float((together[row, ..., :n] - alone[name][0]).abs().max())
+            case.require(worst < TOLERANCE, f"site.{name} of row {row} of a batch", "be those of the row alone",
+                         f"a difference of {worst:.2g}", hint="see arrange()", see=_INTERFACE)  # fmt: skip
 
 
-def _tower(site: LayerSite) -> Tensor:
-    return site.vision_rows.clone()
+_ATTENTION = ("vision_rows", "vision_columns")
+
+
+def _tower(site: LayerSite) -> dict[str, Tensor]:
+    """Everything with the tokens in the last dimension."""
+    found = {name: getattr(site, name).clone() for name in (*_ATTENTION, "vision_logits")}
+    found["vision_keys"] = site.vision_keys.transpose(2, 3)
+    for name, vectors in (("vision_hidden", site.vision_hidden), ("project", site.project(site.vision_hidden))):
+        found[name] = vectors.transpose(1, 2).unsqueeze(1)
+    return found
 
 
 def nothing_remains_after_an_exception(case: AdapterCase) -> None:

@@ -11,21 +11,24 @@ from typing import Any
 from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokentrim.contracts.adapter import MODALITIES, Adapter, Encoding, Layout, Modality
 from tokentrim.contracts.noise import content_key, mix, pixel_key
-from tokentrim.contracts.sites import Need
+from tokentrim.contracts.sites import FROM_TOWER, Need
 from tokentrim.contracts.strategy import Spatial
 from tokentrim.engine.ability import Ability, PromptOrigin
 from tokentrim.engine.seams import attention
 from tokentrim.engine.seams.attention_rows import attention_rows, received
 from tokentrim.engine.seams.calls import bind
 from tokentrim.engine.seams.clock import Clock
-from tokentrim.engine.seams.undo import Undo, patch
+from tokentrim.engine.seams.undo import Undo, hook, patch
 from tokentrim.engine.tokens.placement import Placement
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.errors import EngineError, UnsupportedError, complaint
+
+Reading = tuple[Need, int]
+"""What was read, and in which vision block (0 for what enters the projector)."""
 
 
 @dataclass(eq=False)
@@ -41,7 +44,7 @@ class _Capture:
     items: list[tuple[ref[Any], int, torch.Size]]  # storage, offset and shape of the features of each picture
     features: list[Tensor]  # the same themselves, for as long as the output is there
     output: ref[Any]
-    rows: dict[int, Tensor]  # block -> float [H, placeholders]
+    read: dict[Reading, Tensor]  # float [H, placeholders] each
     keys: Tensor | None  # int64 [items]
 
     @property
@@ -89,13 +92,13 @@ class _Now(threading.local):
 
     Attributes:
         encoded: the latest encoding of each modality.
-        reading: block -> attention rows of the pictures that are being encoded; None while none are.
+        reading: what was read, in pieces, of the pictures that are being encoded; None while none are.
         suspended: whether what runs is a guide.
     """
 
     def __init__(self) -> None:
         self.encoded: dict[Modality, _Capture] = {}
-        self.reading: dict[int, list[Tensor]] | None = None
+        self.reading: dict[Reading, list[Tensor]] | None = None
         self.suspended = False
 
 
@@ -109,15 +112,15 @@ class VisionCapture(Ability):
     Attributes:
         adapter: knows the family's arguments.
         layout: the located modules.
-        blocks: vision blocks (0-based, resolved) whose rows are wanted.
-        clock: receives the encoding's time under ``vision`` and the rows' under ``selection``.
+        wanted: what is to be read, in which vision blocks (0-based, resolved).
+        clock: receives the encoding's time under ``vision`` and the reading's under ``selection``.
         wants_keys: whether content keys are wanted.
         keeps_pixels: whether pixels are kept until the next pictures come (a guide must see them, too).
     """
 
     adapter: Adapter
     layout: Layout
-    blocks: frozenset[int]
+    wanted: frozenset[Reading]
     clock: Clock
     wants_keys: bool
     keeps_pixels: bool = False
@@ -137,10 +140,26 @@ class VisionCapture(Ability):
         keeps_pixels: bool,
     ) -> VisionCapture:
         """What ``parts``, which together have ``needs``, want of the tower."""
-        wanting = [part for part in parts if Need.VISION_ROWS in part.needed()]
-        wanted = (block for part in wanting for block in part.wants_vision_blocks(layout.features_block))
-        blocks = frozenset(layout.vision_block(block) for block in wanted)
-        return cls(adapter, layout, blocks, clock, wants_keys=Need.RANDOM in needs, keeps_pixels=keeps_pixels)
+        wanted: set[Reading] = {
+            (need, layout.vision_block(block))
+            for part in parts
+            for need in part.needed() & FROM_TOWER
+            for block in part.wants_vision_blocks(layout.features_block)
+        }
+        if Need.VISION_HIDDEN in needs and layout.projector is not None:
+            wanted.add((Need.VISION_HIDDEN, 0))
+        return cls(
+            adapter, layout, frozenset(wanted), clock, wants_keys=Need.RANDOM in needs, keeps_pixels=keeps_pixels
+        )
+
+    @property
+    def _blocks(self) -> dict[int, list[Need]]:
+        """What is read in each block's attention."""
+        found: dict[int, list[Need]] = {}
+        for need, block in self.wanted:
+            if need in FROM_TOWER:
+                found.setdefault(block, []).append(need)
+        return found
 
     @property
     def suspended(self) -> bool:
@@ -158,9 +177,10 @@ class VisionCapture(Ability):
             name = f"get_{modality}_features"
             if hasattr(entry, name):
                 patch(entry, name, functools.partial(self._wrapped, modality), self._undo)
-        for index, module in enumerate(self.layout.vision_attentions):
-            if index in self.blocks:
-                attention.observe(module, self._observer(index), self._undo)
+        for block, needs in self._blocks.items():
+            attention.observe(self.layout.vision_attentions[block], self._observer(block, needs), self._undo)
+        if (Need.VISION_HIDDEN, 0) in self.wanted and self.layout.projector is not None:
+            hook(self.layout.projector, self._entering, self._undo, before=True)
 
     def detach(self) -> None:
         """Put the methods back, and stop observing."""
@@ -177,24 +197,24 @@ class VisionCapture(Ability):
                 return function(*args, **kwargs)
             arguments = bind(function, args, kwargs)
             self._now.encoded.pop(modality, None)
-            with self._capturing(arguments) as rows:
+            with self._capturing(arguments) as read:
                 output = function(*args, **kwargs)
-                self._note(modality, arguments, output, rows)
+                self._note(modality, arguments, output, read)
             return output
 
         return encode
 
     @contextmanager
-    def _capturing(self, arguments: Mapping[str, Any]) -> Generator[dict[int, list[Tensor]], None, None]:
-        """Read attention inside the block, and time it."""
+    def _capturing(self, arguments: Mapping[str, Any]) -> Generator[dict[Reading, list[Tensor]], None, None]:
+        """Read inside the block, and time it."""
         pixels = next((value for value in arguments.values() if isinstance(value, Tensor)), None)
         mark = None if pixels is None else self.clock.start(pixels.device)
-        undo, rows = self._undo.part(), dict[int, list[Tensor]]()
+        undo, read = self._undo.part(), dict[Reading, list[Tensor]]()
         try:
-            self._now.reading = rows
-            if self.blocks:
+            self._now.reading = read
+            if self._blocks:
                 attention.switch_on(self.layout.vision_config, undo)
-            yield rows
+            yield read
         finally:
             self._now.reading = None
             undo.run()
@@ -202,7 +222,7 @@ class VisionCapture(Ability):
                 self.clock.stop("vision", mark)
 
     def _note(
-        self, modality: Modality, arguments: Mapping[str, Any], output: Any, rows: Mapping[int, list[Tensor]]
+        self, modality: Modality, arguments: Mapping[str, Any], output: Any, read: Mapping[Reading, list[Tensor]]
     ) -> None:
         features = getattr(output, "pooler_output", None)
         if features is None:
@@ -216,7 +236,7 @@ class VisionCapture(Ability):
             if self.wants_keys:
                 pictures = (self.adapter.pixels(self.layout, encoding, item) for item in range(len(lengths)))
                 keys = torch.cat([pixel_key(pixels[None]) for pixels in pictures])
-            arranged = {block: self.adapter.arrange(self.layout, encoding, pieces) for block, pieces in rows.items()}
+            arranged = {what: self.adapter.arrange(self.layout, encoding, pieces) for what, pieces in read.items()}
         kept = {k: v for k, v in arguments.items() if k not in small} if self.keeps_pixels else {}
         about, mine = replace(encoding, arguments=small), list(features)
         items = [(ref(storage), offset, shape) for storage, offset, shape in map(_place, mine)]
@@ -227,28 +247,42 @@ class VisionCapture(Ability):
         capture = _Capture(about, kept, items, mine, made, arranged, keys)
         self._seen[id(capture)] = self._now.encoded[modality] = capture
 
-    def _observer(self, index: int) -> attention.Observer:
+    def _observer(self, block: int, needs: Sequence[Need]) -> attention.Observer:
         def look(call: attention.AttentionCall) -> attention.Attended:
             reading = self._now.reading
             if reading is not None:
                 with self.clock.timed("selection", call.query.device), torch.no_grad():
-                    reading.setdefault(index, []).extend(self._read(call))
+                    pieces = self._pieces(call)
+                    for need in needs:
+                        read = [self._read(need, query, key, call.scaling) for query, key in pieces]
+                        reading.setdefault((need, block), []).extend(read)
             return call.run()
 
         return look
 
-    def _read(self, call: attention.AttentionCall) -> list[Tensor]:
-        """Per separately attended piece float [pieces, H, tokens]: the [CLS] row, or the mean over all queries."""
+    def _entering(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """See what enters the projector: [pieces, tokens, D]."""
+        reading = self._now.reading
+        if reading is not None:
+            vectors: Tensor = (args or tuple(kwargs.values()))[0]
+            reading.setdefault((Need.VISION_HIDDEN, 0), []).append(vectors.detach().transpose(1, 2))
+
+    def _pieces(self, call: attention.AttentionCall) -> list[tuple[Tensor, Tensor]]:
+        """Queries and keys [pieces, H, tokens, head_dim] of what is attended to separately."""
         query, key, bounds = call.query, call.key, call.options.get("cu_seq_lens_q")
         if bounds is not None:  # packed: pieces lie end to end in one row
             lengths = (bounds[1:] - bounds[:-1]).tolist()
-            pairs = list(zip(query.split(lengths, dim=2), key.split(lengths, dim=2), strict=True))
-        else:
-            pairs = [(query, key)]
-        return [self._received(one, other, call.scaling) for one, other in pairs]
+            return list(zip(query.split(lengths, dim=2), key.split(lengths, dim=2), strict=True))
+        return [(query, key)]
 
-    def _received(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
-        if self.layout.has_cls:
+    def _read(self, need: Need, query: Tensor, key: Tensor, scaling: float) -> Tensor:
+        """float [pieces, H, tokens] of one piece; of keys [pieces, H * head_dim, tokens]."""
+        if need == Need.VISION_KEYS:
+            return key.transpose(2, 3).flatten(1, 2)
+        if need == Need.VISION_LOGITS:
+            asking = query[:, :, :1] if self.layout.has_cls else query.float().mean(dim=2, keepdim=True)
+            return torch.matmul(asking.float() * scaling, key.float().transpose(2, 3))[:, :, 0]
+        if need == Need.VISION_ROWS and self.layout.has_cls:
             return attention_rows(query[:, :, :1], key, scaling, None)[:, :, 0]
         return received(query, key, scaling, None, causal=False) / query.shape[2]
 
@@ -294,12 +328,12 @@ class VisionCapture(Ability):
             found |= {name: value for name, value in given.items() if isinstance(value, Tensor)}
         return found
 
-    def rows_of(self, block: int, placement: Placement | None, vis_pos: Tensor) -> Tensor:
-        """float [B, H, N]: the rows of ``block`` at the visual tokens of columns ``vis_pos`` [B, N]."""
-        pieces = [seen.rows[block] for seen in self._captures(placement) or () if block in seen.rows]
+    def read_of(self, what: Reading, placement: Placement | None, vis_pos: Tensor) -> Tensor:
+        """float [B, H, N]: what was read, at the visual tokens of columns ``vis_pos`` [B, N]."""
+        pieces = [seen.read[what] for seen in self._captures(placement) or () if what in seen.read]
         if placement is None or len(pieces) != len(placement.encodings):
             raise EngineError(
-                complaint(f"attention of vision block {block}", "be seen while the images are encoded", "none",
+                complaint(f"{what[0].value} of vision block {what[1]}", "be seen while the images are encoded", "none",
                           "please report this model")
             )  # fmt: skip
         rows = torch.cat(pieces, dim=1).to(vis_pos.device)  # the tower may have a device of its own
@@ -312,10 +346,10 @@ class VisionCapture(Ability):
         Raises:
             UnsupportedError: when rows are wanted of pictures that were encoded elsewhere.
         """
-        if self.blocks and self._captures(prompt.placement) is None:
+        if self.wanted and self._captures(prompt.placement) is None:
             raise UnsupportedError(
                 complaint(
-                    "vision-tower attention",
+                    "what strategies want of the vision tower",
                     "be read while the images are encoded inside the context",
                     "features made elsewhere",
                     "pass pixel_values to generate() or to the model, and no mm_encoder_outputs",
