@@ -76,6 +76,7 @@ if TYPE_CHECKING:
         marked as marked,
     )
     from tokentrim.contracts.toolkit.pictures import Pictures as Pictures
+    from tokentrim.contracts.toolkit.ranking import grouped_order as grouped_order, ranks_within as ranks_within
     from tokentrim.contracts.trained.trainable import Trainable as Trainable
     from tokentrim.counting.forecast import NEW_TOKENS as NEW_TOKENS, plan as plan
     from tokentrim.counting.rounding import (
@@ -136,6 +137,7 @@ __getattr__, __dir__, __all__ = lazy(
             "farthest_first, greedy_cover, greedy_diverse, greedy_order, greedy_volume, marked"
         ),
         "contracts.toolkit.pictures": "Pictures",
+        "contracts.toolkit.ranking": "grouped_order, ranks_within",
         "contracts.trained.trainable": "Trainable",
         "counting.forecast": "NEW_TOKENS, plan",
         "counting.rounding": "keep_count, prune_count, resolve_count",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar, cast
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -38,6 +39,19 @@ def check_boundary(strategy: Strategy, parameter: str, boundary: int, shape: Mod
                 "a boundary lies before a layer, counted from 0",
             )
         )
+
+
+Whose = TypeVar("Whose")
+
+
+class Flag(Generic[Whose]):
+    """A fact of a class that parameters decide: the cautious answer on the class, the true one on an object."""
+
+    def __init__(self, cautious: bool, of: Callable[[Whose], bool]) -> None:
+        self.cautious, self.of = cautious, of
+
+    def __get__(self, instance: Whose | None, owner: type[Whose] | None = None) -> bool:
+        return self.cautious if instance is None else self.of(instance)
 
 
 class Blocks(BaseModel):
@@ -131,3 +145,31 @@ class KeepingAtBoundary(Keeping, ABC):
     boundary: int = Field(
         default=0, ge=0, description="decoder layer (0-based) before which it acts; 0 = the language model's input"
     )
+
+
+class KeepingShares(Keeping, ABC):
+    """A :class:`Keeping` that divides its budget among crops, frames or tiles, in which numbers are rounded."""
+
+    total: Literal["exact", "released"] = Field(
+        default="exact",
+        description="tokens in all: exactly as many as asked for, or what the rounding of the released code leaves",
+    )
+
+    count_is_static: ClassVar[bool] = cast(bool, Flag["KeepingShares"](False, lambda own: own.total == "exact"))
+
+    def settled(self, site: LayerSite, scores: Tensor, tiers: Tensor, count: Tensor) -> Selection:
+        """The tokens of the lowest tiers, and of a tier those with the highest scores, as many as ``total`` says.
+
+        Args:
+            site: where it decides.
+            scores: real numbers [B, N], higher = kept.
+            tiers: int64 [B, N]: 0 = before all others, 1 = within the share of its group, 2 = beyond it.
+            count: int64 [B] on the host: tokens asked for.
+        """
+        from tokentrim import grouped_order
+
+        if self.total == "released":
+            kept = (tiers < 2) & site.valid
+            return Selection.from_mask(kept, tuple(kept.sum(dim=1).tolist()))
+        order = grouped_order(scores, tiers.masked_fill(~site.valid, 3))
+        return Selection.from_mask(order < count.to(site.device).unsqueeze(1), tuple(int(n) for n in count))

@@ -27,7 +27,7 @@ from tokentrim import (
     pad_rows,
     unknown_name,
 )
-from tokentrim_strategies._keeping import ShareOrNone, check_boundary
+from tokentrim_strategies._keeping import Flag, ShareOrNone, check_boundary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,16 +57,6 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     }
 )
 """The published configurations, position ids and order included, by version and nominal number of tokens."""
-
-
-class _Flag:
-    """A fact of the class that a version decides: the cautious answer on the class, the version's on an object."""
-
-    def __init__(self, cautious: bool, versions: frozenset[str]) -> None:
-        self.cautious, self.versions = cautious, versions
-
-    def __get__(self, instance: SparseVLM | None, owner: type[SparseVLM] | None = None) -> bool:
-        return self.cautious if instance is None else instance.version in self.versions
 
 
 @dataclass
@@ -146,8 +136,8 @@ class SparseVLM(SpatialSelector):
     needs: ClassVar[frozenset[Need]] = frozenset(
         {Need.TEXT_ROWS, Need.TEXT_EMBEDS, Need.FEATURES, Need.HIDDEN, Need.RANDOM}
     )
-    count_is_static: ClassVar[bool] = cast(bool, _Flag(False, frozenset({"v1.5", "plus"})))
-    merges: ClassVar[bool] = cast(bool, _Flag(True, frozenset({"paper", "v1.0", "v1.5"})))
+    count_is_static: ClassVar[bool] = cast(bool, Flag["SparseVLM"](False, lambda own: own.version in ("v1.5", "plus")))
+    merges: ClassVar[bool] = cast(bool, Flag["SparseVLM"](True, lambda own: own.version != "plus"))
     budget_knob: ClassVar[str | None] = "keep_ratio"
 
     version: Version = Field(default="v1.5", description="the paper, or a release of its code")
