@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         greedy_volume as greedy_volume,
         marked as marked,
     )
+    from tokentrim.contracts.toolkit.groups import Groups as Groups
     from tokentrim.contracts.toolkit.pictures import Pictures as Pictures
     from tokentrim.contracts.toolkit.ranking import grouped_order as grouped_order, ranks_within as ranks_within
     from tokentrim.contracts.trained.trainable import Trainable as Trainable
@@ -136,6 +137,7 @@ __getattr__, __dir__, __all__ = lazy(
         "contracts.toolkit.greedy": (
             "farthest_first, greedy_cover, greedy_diverse, greedy_order, greedy_volume, marked"
         ),
+        "contracts.toolkit.groups": "Groups",
         "contracts.toolkit.pictures": "Pictures",
         "contracts.toolkit.ranking": "grouped_order, ranks_within",
         "contracts.trained.trainable": "Trainable",

@@ -58,6 +58,7 @@ _MORE: dict[str, tuple[dict[str, Any], ...]] = {
         {"evict": False, "ranking": "accumulated"},
     ),
     "text-only": ({}, {"k": 0}),
+    "visionzip": ({"contextual": 0.4}, {"contextual": 0.4, "reduce": "mean"}),
     "sparsevlm": ({}, {"version": "plus"}, {"version": "paper", "scale": 0.7}, {"version": "v1.0", "scale": 2.0}),
 }
 
