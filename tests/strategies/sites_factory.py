@@ -76,6 +76,12 @@ def raster_grid(rows: int, cols: int, images: int = 1, batch: int = 1, n: int | 
     return Grid(*(torch.cat([column, spare]).expand(batch, -1) for column in columns))
 
 
+def tiled_grid(tiles: int, patches: int) -> Grid:
+    """A row of ``tiles`` tiles of ``patches`` tokens each, one tile after the other; places inside them left at 0."""
+    zero = torch.zeros(1, tiles * patches, dtype=torch.int64)
+    return Grid(zero, zero, zero, torch.arange(tiles).repeat_interleave(patches).unsqueeze(0), zero, zero, zero, zero)
+
+
 def attention(*shape: int, seed: int = 0) -> Tensor:
     """Positive numbers that look like attention; no two equal in practice."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
