@@ -64,7 +64,7 @@ class QueCC(Trainable, SpatialSelector):
     Cost: eight small matrix products per visual token, O(N d^2), before the language model, which then sees a
     few tokens.
 
-    Parameters: ``tokens`` (per picture; 4 by default is ours, the released scripts make 36), ``weights``.
+    Parameters: ``tokens`` (per picture; 36 as in the released scripts), ``weights``.
 
     ```bibtex
     @inproceedings{li2025quecc,
@@ -83,7 +83,7 @@ class QueCC(Trainable, SpatialSelector):
     merges: ClassVar[bool] = True
     trainer: ClassVar[str] = "tokentrim_strategies._quecc_training:QueCCTrainer"
 
-    tokens: Literal[1, 4, 16, 36] = Field(default=4, description="visual tokens that a picture becomes")
+    tokens: Literal[1, 4, 16, 36] = Field(default=36, description="visual tokens that a picture becomes")
 
     @property
     def side(self) -> int:

@@ -37,7 +37,8 @@ class Replay(Strategy):
     After the trace's last step the cached sets stay as they were then.
 
     When it fails: on a model with another number of layers and on a prompt with other numbers of visual tokens it
-    raises. Merging is not recorded: of a merging strategy it replays the representatives, not their values. Cost: none.
+    raises, and so it does on a trace of a run that edited attention (``yopo``). Merging is not recorded: of a merging
+    strategy it replays the representatives, not their values. Cost: none.
 
     Parameters: ``file``, a trace saved as safetensors; ``positions`` as in the recorded strategy.
     """
@@ -78,6 +79,15 @@ class Replay(Strategy):
     def parts(self) -> Parts:
         """One spatial part where the trace pruned at all, and a temporal one where it evicted."""
         trace = self.trace
+        if trace.edits:
+            raise StrategyError(
+                complaint(
+                    "the trace under strategy 'replay'",
+                    "say all that the run did",
+                    "attention that was edited, which a trace does not hold",
+                    "run the strategy itself again, such as 'yopo'",
+                )
+            )
         spatial = (ReplaySpatial.of(trace, positions=self.positions),) if _boundaries(trace) else ()
         return Parts(spatial, ReplayTemporal.of(trace) if _evicts(trace) else None)
 

@@ -60,6 +60,7 @@ _MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "scope": ({}, {"combined": "add", "alpha": 0.5}),
     "text-only": ({}, {"k": 0}),
     "visionzip": ({"contextual": 0.4}, {"contextual": 0.4, "reduce": "mean"}),
+    "quecc": ({"tokens": 4},),
     "sparsevlm": ({}, {"version": "plus"}, {"version": "paper", "scale": 0.7}, {"version": "v1.0", "scale": 2.0}),
 }
 

@@ -75,6 +75,16 @@ def test_text_alone_is_continued_untouched(model: Any, name: str) -> None:
 
 
 @torch.no_grad()
+def test_the_cache_of_one_model_is_not_continued_on_another(model: Any) -> None:
+    other = tiny_llava(seed=1)
+    with trim(model, SPECS["st3"]), trim(other, SPECS["st3"]):
+        cache = model(**prompt(model, [3, "image", 5]), use_cache=True).past_key_values
+        with pytest.raises(UnsupportedError, match="one that another model's context filled"):
+            other(torch.tensor([[5]]), past_key_values=cache)
+        model(torch.tensor([[5]]), past_key_values=cache)
+
+
+@torch.no_grad()
 def test_a_cache_whose_step_was_cut_short_is_not_continued(model: Any) -> None:
     inputs, token = prompt(model, [3, "image", 5]), torch.tensor([[5]])
     with trim(model, SPECS["st3"]):

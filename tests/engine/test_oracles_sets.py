@@ -68,7 +68,7 @@ def test_the_plan_is_met_exactly(name: str) -> None:
     assert any("1 of 3 samples have no image" in note for note in report.notes)
     emptied = sum(0 in usage.layer_tokens for usage in plans)
     assert any(f"{emptied} of 2 samples had no visual token" in note for note in report.notes) == bool(emptied)
-    assert strategy.label() in str(report)
+    assert session.strategy.label() in str(report)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])

@@ -100,6 +100,14 @@ def test_needs_a_trace(tmp_path: Path):
         Replay(file=tmp_path / "missing.safetensors").parts()
 
 
+def test_edited_attention_is_not_replayed(trace: Trace, tmp_path: Path):
+    trace.edits = True
+    trace.save(tmp_path / "edited")
+    for replay in (Replay.of(trace), Replay(file=tmp_path / "edited")):
+        with pytest.raises(StrategyError, match="say all that the run did; got 'attention that was edited"):
+            replay.parts()
+
+
 @pytest.mark.parametrize("n_visual", [(5,), (3, 5), (5, 3, 3)])
 def test_other_prompts_are_refused(trace: Trace, n_visual: tuple[int, ...]):
     for part in parts(trace):

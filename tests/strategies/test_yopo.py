@@ -127,8 +127,9 @@ def test_a_row_in_a_ragged_batch_is_the_row_alone(attention: str, lazy: str) -> 
     model = _model("qwen2", "siglip", side=SIDE, attention=attention)
     inputs = prompt(model, *ROWS)
     spec = {"name": "yopo", "window": 3, "depth": 0.67, "lazy": lazy, "inactive": OFF}
-    with trim(model, spec):
+    with trim(model, spec) as session:
         ids, logits = generate(model, inputs, 8)
+        assert session.trace.edits
         for row in range(len(ROWS)):
             own_ids, own_logits = generate(model, alone(inputs, row, N), 8)
             assert ids[row].tolist() == own_ids[0].tolist()
@@ -142,6 +143,7 @@ def test_with_everything_seen_nothing_changes() -> None:
     with trim(model, {"name": "yopo", "window": None, "depth": 1.0}) as session:
         own_ids, own_logits = generate(model, inputs, 5)
         assert session.report().layer_mean_ratio == 1.0
+        assert not session.trace.edits
     assert torch.equal(ids, own_ids)
     assert torch.equal(logits, own_logits)
 

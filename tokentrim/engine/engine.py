@@ -225,7 +225,7 @@ class Engine:
         pictures = self._modalities is not None and bool(self._modalities.any())
         if cache.is_text(past, self._mark) and not pictures:
             return arguments
-        layers = refusals.of_continued(past, pictures=pictures)
+        layers = refusals.of_continued(past, self._prompting.is_active, pictures=pictures)
         prompt, mask = layers[0].prompt, arguments.get("attention_mask")
         refusals.of_mask(mask)
         columns, start = embeds.shape[1], layers[0].get_seq_length()

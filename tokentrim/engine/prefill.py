@@ -179,7 +179,6 @@ class Prefill:
         )
         selection = decide(part, counts, site, self.context.doubts)
         self.prompt.events += 1
-        self._moved = self._moved or any(selection.behind or ())
         if selection.counts == stream.n_visual and not selection.merges:
             return hidden
         merged = None
@@ -233,21 +232,11 @@ class Prefill:
         position_ids = positions.of_layers(self.position_ids)
         self.handed = {"position_embeddings": embeddings, "position_ids": position_ids, "attention_mask": mask}
 
-    def _ascending(self, ids: Tensor) -> Tensor:
-        """Raster numbers [B, N] as traces have them: a selection may have put tokens behind the others."""
-        if not self._moved:
-            return ids
-        padding = torch.iinfo(ids.dtype).max
-        ids = ids.masked_fill(ids < 0, padding).sort(dim=1).values
-        return ids.masked_fill(ids == padding, -1)
-
-    _moved: bool = False
-
     def _record(self, first: int) -> None:
         """Note the stream that layers from ``first`` on run with."""
         trace = self.prompt.trace
         if trace is not None and (not trace.prefill or trace.prefill[-1][1] is not self.stream.vis_ids):
-            trace.prefill.append((first, self._ascending(self.stream.vis_ids)))
+            trace.prefill.append((first, self.stream.vis_ids))
         self._streams[first] = self.stream
 
     _streams: dict[int, Stream] = field(default_factory=dict[int, Stream])

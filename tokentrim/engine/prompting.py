@@ -68,11 +68,15 @@ class Prompting:
             place=place,
             states=states,
             begins=self.on_prompt,
-            trace=Trace(stream.n_visual, context.shape.n_layers, evicts=evicts) if self.record else None,
+            trace=self._trace(stream, evicts) if self.record else None,
         )
         if any(stream.n_visual):
             self._show(prompt, mask)
         return prompt
+
+    def _trace(self, stream: Stream, evicts: bool) -> Trace:
+        context = self.context
+        return Trace(stream.n_visual, context.shape.n_layers, evicts=evicts, edits=context.edits_attention)
 
     def _show(self, prompt: Prompt, mask: Tensor | None) -> None:
         vision = self.context.vision

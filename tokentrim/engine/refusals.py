@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -189,8 +189,8 @@ def of_window(context: Context, length: int) -> None:
         )
 
 
-def of_continued(past: Any, *, pictures: bool) -> list[TrimLayer]:
-    """The layers of a cache that is continued.
+def of_continued(past: Any, is_active: Callable[[], bool], *, pictures: bool) -> list[TrimLayer]:
+    """The layers of a cache that is continued; ``is_active``: of the context that continues it.
 
     Raises:
         UnsupportedError: when no prompt of this context filled it, the context is closed, or new pictures come.
@@ -208,6 +208,15 @@ def of_continued(past: Any, *, pictures: bool) -> list[TrimLayer]:
         )
     layers: list[TrimLayer] = past.layers
     layers[0].prompt.require_whole()
+    if layers[0].prompt.is_active is not is_active:
+        raise UnsupportedError(
+            complaint(
+                "a continued KV cache",
+                "have been filled inside this context",
+                "one that another model's context filled",
+                "continue it on that model, or start the prompt again on this one",
+            )
+        )
     return layers
 
 

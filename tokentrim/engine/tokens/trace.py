@@ -38,9 +38,10 @@ class Trace:
         n_visual: visual tokens of each row before pruning.
         n_layers: decoder layers.
         steps: decode forwards recorded.
-        prefill: per change of the kept set, (first layer, ids [B, N] padded with -1).
+        prefill: per change of the kept set, (first layer, ids [B, N] in any order, -1 in padding).
         evictions: per layer, (step, ids [B, N] in any order, -1 in padding) whenever the set that it sees changed.
         evicts: whether what a layer does not see has left its cache; otherwise it may return.
+        edits: whether attention was edited besides, which no set of tokens says.
         exited: rows whose answer is a guide's (early exit). Where all rows are, no layer ran, and none kept anything.
         exit_scores: of every row, how sure the guide is of its answer; empty where no early exit is asked for.
     """
@@ -53,6 +54,7 @@ class Trace:
     exited: tuple[int, ...] = ()
     exit_scores: tuple[float, ...] = ()
     evicts: bool = True
+    edits: bool = False
 
     def _ids(self, layer: int) -> Tensor:
         _require_in("layer", layer, self.n_layers - 1, "count decoder layers from 0")
@@ -74,7 +76,7 @@ class Trace:
     def _row(self, ids: Tensor, sample: int) -> Tensor:
         _require_in("sample", sample, ids.shape[0] - 1, "count rows from 0")
         row = ids[sample].cpu()
-        return row[row >= 0].sort().values  # caches may hold entries in the order in which they will leave
+        return row[row >= 0].sort().values  # tokens may stand behind others, and entries in the order of their leaving
 
     @property
     def _outline(self) -> tuple[Any, ...]:
@@ -90,6 +92,8 @@ class Trace:
         about: dict[str, Any] = {"n_visual": list(self.n_visual), "n_layers": self.n_layers, "steps": self.steps}
         if not self.evicts:
             about["evicts"] = False
+        if self.edits:
+            about["edits"] = True
         if self.exit_scores:
             about |= {"exited": list(self.exited), "exit_scores": list(self.exit_scores)}
         save_file(tensors, str(path), metadata={"format": _FORMAT, "about": json.dumps(about)})
@@ -119,6 +123,7 @@ class Trace:
                 exited=tuple(about.get("exited", ())),
                 exit_scores=tuple(about.get("exit_scores", ())),
                 evicts=bool(about.get("evicts", True)),
+                edits=bool(about.get("edits", False)),
             )
             for key in sorted(tensors, key=lambda key: [int(number) for number in key.split(".")[1:]]):
                 kind, first, *step = key.split(".")
@@ -160,7 +165,6 @@ class Trace:
         require(ascending and firsts[:1] == [0], "say what layers keep, from layer 0 on, once each", firsts)
         kept = _Sets([ids for _, ids in self.prefill], self.n_visual)
         require(kept.exist(), "keep tokens that the prompt has, each once", "others")
-        require(kept.ascend(), "keep tokens in ascending order, with -1 behind them", "others")
         require(kept.within(kept, -1), "keep tokens that the layers before kept", "others")
         require(
             _whole([*self.evictions], 0, self.n_layers - 1), f"evict in its {self.n_layers} layers", [*self.evictions]
@@ -218,11 +222,6 @@ class _Sets:
         """Whether all members are tokens of their row, each once in its set."""
         inside = bool(((self.ids >= -1) & (self.ids < self.limits)).all())
         return inside and len(self.codes().unique()) == int(self.real.sum())
-
-    def ascend(self) -> bool:
-        """Whether every set is in ascending order, with its padding behind."""
-        same, later, before = self.place[1:] == self.place[:-1], self.ids[1:], self.ids[:-1]
-        return not bool((same & (later >= 0) & ((before < 0) | (later <= before))).any())
 
     def within(self, others: _Sets, shift: int) -> bool:
         """Whether every set lies within the one ``shift`` changes away in ``others`` (0: its row's only one)."""
