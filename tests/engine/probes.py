@@ -8,22 +8,23 @@ import torch
 from pydantic import PrivateAttr
 
 from tokentrim.contracts.selection import Selection
-from tokentrim.contracts.sites import AT_STEPS, FROM_TOWER, LayerSite, Need, StepSite
+from tokentrim.contracts.sites import AT_STEPS, FROM_LAYERS, FROM_TOWER, LayerSite, Need, StepSite
 from tokentrim.contracts.strategy import SpatialSelector, TemporalScorer
 from tokentrim.counting.schedule import Schedule
 
-_LATE = frozenset({Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.KEYS, Need.VALUES})
-_ANYWHERE = (
-    frozenset(
-        {Need.HIDDEN, Need.VISION_HIDDEN, Need.FEATURES, Need.TEXT_EMBEDS, Need.TEXT_HIDDEN, Need.GRID, Need.RANDOM}
-    )
-    | FROM_TOWER
-)
+_ANYWHERE = FROM_TOWER | {
+    Need.HIDDEN, Need.VISION_HIDDEN, Need.FEATURES, Need.TEXT_EMBEDS, Need.TEXT_HIDDEN, Need.GRID, Need.RANDOM,
+    Need.FINAL_NORM,
+}  # fmt: skip
 _NAMES = {
     Need.LAST_ROW: "last_row",
     Need.TEXT_ROWS: "text_rows",
     Need.WINDOW_ROWS: "window_rows",
     Need.COLUMN_MEAN: "column_mean",
+    Need.NEXT_ROW: "next_row",
+    Need.HEAD_PEAKS: "head_peaks",
+    Need.HIDDEN_BEFORE: "hidden_before",
+    Need.TEXT_KEYS: "text_keys",
     Need.KEYS: "keys",
     Need.VALUES: "values",
     Need.HIDDEN: "hidden",
@@ -43,7 +44,7 @@ class Probe(SpatialSelector):
     """At each boundary of ``at`` notes all it may see, then keeps every second token that is still there."""
 
     name: ClassVar[str] = "probe"
-    needs: ClassVar[frozenset[Need]] = _LATE | _ANYWHERE
+    needs: ClassVar[frozenset[Need]] = FROM_LAYERS | _ANYWHERE
     at: tuple[int, ...] = (2,)
     blocks: tuple[int, ...] = (-2,)
     window: int = 3
@@ -64,6 +65,7 @@ class Probe(SpatialSelector):
 
     def select(self, site: LayerSite, count: torch.Tensor) -> Selection:
         seen = {_NAMES[need]: getattr(site, _NAMES[need]) for need in self.needed() & _NAMES.keys()}
+        seen["normed"] = site.final_norm(site.hidden)
         noise = site.random(3, salt=site.boundary)
         seen["projected"] = site.project(site.vision_hidden)
         self._seen[site.boundary] = {**seen, "noise": noise, "ids": site.ids, "n_visual": site.n_visual}

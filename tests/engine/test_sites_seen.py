@@ -38,6 +38,7 @@ class Maps:
         self.values = [layer.values[0] for layer in out.past_key_values.layers]
         self.vision = tower.attentions  # per block [images, H, tokens, tokens]
         self.embeds = embeddings(model, inputs)
+        self.norm = model.model.language_model.norm
         self.places = torch.nonzero(inputs["input_ids"][0] == IMAGE)[:, 0]
         self.text = torch.nonzero(inputs["input_ids"][0] != IMAGE)[:, 0]
 
@@ -68,6 +69,7 @@ def _check_row(seen: dict[str, Any], row: int, maps: Maps, boundary: int, window
     n, places, text = len(maps.places), maps.places, maps.text
     _near(seen["hidden"][row, :n], maps.hidden[boundary][places])
     _near(seen["features"][row, :n], maps.embeds[places])
+    _near(seen["normed"][row, :n], maps.norm(maps.hidden[boundary][places]))
     embeds, real = seen["text_embeds"]
     assert real[row].sum() == len(text)
     _near(embeds[row][real[row]], maps.embeds[text])
@@ -78,6 +80,14 @@ def _check_row(seen: dict[str, Any], row: int, maps: Maps, boundary: int, window
     if boundary == 0:
         return
     rows = maps.rows[boundary - 1]
+    _near(seen["next_row"][row, :, :n], maps.rows[boundary][:, -1, places])
+    peaks = rows.amax(dim=0)[:, places]
+    _near(seen["head_peaks"][row, 0, :n], peaks[places].sum(dim=0))
+    _near(seen["head_peaks"][row, 1, :n], peaks[text[text > places[-1]]].sum(dim=0))
+    _near(seen["hidden_before"][row, :n], maps.hidden[boundary - 1][places])
+    keys, real, behind = seen["text_keys"]
+    _near(keys[row][:, real[row]], maps.keys[boundary - 1][:, text])
+    assert torch.equal(behind[row][real[row]], text > int(places[-1]))
     _near(seen["last_row"][row, :, :n], rows[:, -1, places])
     attention, real = seen["text_rows"]
     assert real[row].sum() == len(text)
@@ -175,9 +185,9 @@ def _same_row(batch: dict[str, Any], own: dict[str, Any], row: int) -> None:
     assert batch["n_visual"][row] == n
     assert torch.equal(batch["ids"][row, :n], own["ids"][0])
     assert torch.equal(batch["noise"][row, :n], own["noise"][0])
-    for name in ("hidden", "features", "vision_hidden", "projected"):
+    for name in ("hidden", "hidden_before", "features", "vision_hidden", "projected"):
         _near(batch[name][row, :n], own[name][0])
-    for name in ("last_row", "column_mean"):
+    for name in ("last_row", "next_row", "head_peaks", "column_mean"):
         _near(batch[name][row, ..., :n], own[name][0])
     for name in ("keys", "values"):
         _near(batch[name][row, :, :n], own[name][0])
@@ -222,7 +232,8 @@ def test_two_parts_at_one_boundary_see_the_tokens_that_are_left() -> None:
     for row in (0, 2):
         n = after["n_visual"][row]
         assert after["ids"][row, :n].tolist() == before["ids"][row, : 2 * n : 2].tolist()
-        for name, axis in (("last_row", -1), ("column_mean", -1), ("keys", 1), ("values", 1), ("hidden", 0)):
+        last = dict.fromkeys(("last_row", "next_row", "head_peaks", "column_mean"), -1)
+        for name, axis in {**last, "keys": 1, "values": 1, "hidden": 0, "hidden_before": 0}.items():
             full = before[name][row].movedim(axis, 0)[: 2 * n : 2]
             assert torch.equal(after[name][row].movedim(axis, 0)[:n], full)
         assert torch.equal(after["text_rows"][0][row][..., :n], before["text_rows"][0][row][..., : 2 * n : 2])

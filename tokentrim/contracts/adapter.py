@@ -60,6 +60,18 @@ class Layout:
     projector: nn.Module | None = None
     unserved: Mapping[Need, str] = field(default_factory=dict[Need, str])
 
+    @property
+    def final_norm(self) -> nn.Module | None:
+        """What normalises the states behind the last decoder layer: the language model's one part whose weights are
+        vectors; None where that is not one part.
+        """
+        found = [
+            part
+            for part in self.language_model.children()
+            if (weights := list(part.parameters())) and all(weight.dim() == 1 for weight in weights)
+        ]
+        return found[0] if len(found) == 1 else None
+
     def vision_block(self, block: int) -> int:
         """The vision block (0-based) that stands in for ``block``: itself, or the nearest earlier (else later) one
         whose attention sees the whole picture.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokentrim.contracts.compose import require_one_policy
-from tokentrim.contracts.sites import AT_BOUNDARIES, AT_STEPS, FROM_LAYER_BEFORE, FROM_TOWER, Need
+from tokentrim.contracts.sites import AT_BOUNDARIES, AT_STEPS, FROM_LAYERS, FROM_TOWER, Need
 from tokentrim.contracts.strategy import Spatial, Strategy, TemporalScorer
 from tokentrim.counting.shape import ModelShape
 from tokentrim.errors import StrategyError, UnsupportedError, complaint
@@ -82,16 +82,20 @@ def check(strategy: Strategy, layout: Layout) -> None:
     """
     spatial, temporal = strategy.spatial_parts, strategy.temporal_part
     shape, vision_blocks = layout.shape, len(layout.vision_attentions)
-    _check_served(strategy, layout.unserved)
+    unserved = dict(layout.unserved)
+    if layout.final_norm is None:
+        kind = type(layout.language_model).__name__
+        unserved[Need.FINAL_NORM] = f"{kind} has not one part, besides its layers, whose weights are vectors"
+    _check_served(strategy, unserved)
     require_one_policy(spatial)
     for decision in decisions(spatial, shape, (shape.usual_visual,)):
         _check_needs(decision.part.label(), decision.part.needed(), AT_BOUNDARIES, "at a boundary")
-        early = decision.part.needed() & FROM_LAYER_BEFORE
+        early = decision.part.needed() & FROM_LAYERS
         if decision.boundary == 0 and early:
             raise UnsupportedError(
                 complaint(
                     f"{decision.part.label()!r}",
-                    "act at boundary 1 or later: it reads the layer before",
+                    "act at boundary 1 or later: it reads a decoder layer beside it",
                     f"boundary 0 and needs {sorted(n.value for n in early)}",
                     "raise its boundary",
                 )

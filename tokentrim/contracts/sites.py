@@ -31,6 +31,10 @@ class Need(str, Enum):
     """Attention rows of the last wants_window() prompt tokens in layer b-1."""
     COLUMN_MEAN = "column-mean"
     """Attention received in layer b-1, averaged over all queries."""
+    NEXT_ROW = "next-row"
+    """Attention row of the last prompt token in layer b itself, as it is if nothing leaves at the boundary."""
+    HEAD_PEAKS = "head-peaks"
+    """Attention received in layer b-1, of every query that of the head that gives the most, summed over queries."""
     PROMPT_ROW = "prompt-row"
     """Temporal only: this layer's attention row of the last prompt token, taken once at prefill."""
     ACCUMULATED = "accumulated-rows"
@@ -39,8 +43,14 @@ class Need(str, Enum):
     """Hidden states of the visual tokens at the boundary."""
     TEXT_HIDDEN = "text-hidden"
     """Hidden states of the text tokens at the boundary."""
+    HIDDEN_BEFORE = "hidden-before"
+    """Hidden states of the visual tokens as they entered layer b-1."""
+    FINAL_NORM = "final-norm"
+    """The language model's last normalisation, as a function of vectors."""
     KEYS = "keys"
     """Keys (after RoPE) of the visual tokens in layer b-1 (temporal: in this layer's cache)."""
+    TEXT_KEYS = "text-keys"
+    """Keys (after RoPE) of the text tokens in layer b-1."""
     VALUES = "values"
     """Values of the visual tokens in layer b-1 (temporal: in this layer's cache)."""
     VISION_ROWS = "vision-cls"
@@ -67,10 +77,14 @@ class Need(str, Enum):
     """Relevance of every visual token, supplied by a task that knows it (testbed only)."""
 
 
-ATTENTION_ROWS: Final = frozenset({Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN})
-"""Needs that are attention of the decoder layer before a boundary."""
-FROM_LAYER_BEFORE: Final = ATTENTION_ROWS | {Need.KEYS, Need.VALUES}
-"""Needs that read layer b-1 of a boundary b, and so do not exist at boundary 0."""
+ATTENTION_ROWS: Final = frozenset(
+    {Need.LAST_ROW, Need.NEXT_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.HEAD_PEAKS}
+)
+"""Needs that are attention of the decoder layer before a boundary, or of the one behind it."""
+FROM_LAYERS: Final = ATTENTION_ROWS | {Need.KEYS, Need.TEXT_KEYS, Need.VALUES, Need.HIDDEN_BEFORE}
+"""Needs that read a decoder layer beside a boundary, and so do not exist at boundary 0."""
+FROM_LAYER_BEFORE: Final = FROM_LAYERS - {Need.NEXT_ROW}
+"""Those of them that read layer b-1 of a boundary b."""
 FROM_TOWER: Final = frozenset({Need.VISION_ROWS, Need.VISION_COLUMNS, Need.VISION_LOGITS, Need.VISION_KEYS})
 """Needs that read the attention of vision blocks, those of ``Spatial.wants_vision_blocks()``."""
 FROM_PROMPT_ROW: Final = frozenset({Need.PROMPT_ROW, Need.ACCUMULATED})
@@ -216,9 +230,35 @@ class LayerSite(_Site):
         return self._get(Need.COLUMN_MEAN)
 
     @property
+    def next_row(self) -> Tensor:
+        """float [B, H, N]: attention of the last prompt token to each visual token in layer b, were nothing dropped.
+
+        That layer's own norm, projections and RoPE on the states at this boundary, at the positions that they have;
+        softmax over all keys of the row, then the visual columns.
+        """
+        return self._get(Need.NEXT_ROW)
+
+    @property
+    def head_peaks(self) -> Tensor:
+        """float [B, 2, N]: in layer b-1, the largest attention of all heads that a query gives, summed over queries.
+
+        First over the visual tokens as queries, then over the text behind the last visual token of the prompt.
+        """
+        return self._get(Need.HEAD_PEAKS)
+
+    @property
     def hidden(self) -> Tensor:
         """[B, N, D]: hidden states of the visual tokens at this boundary."""
         return self._get(Need.HIDDEN)
+
+    @property
+    def hidden_before(self) -> Tensor:
+        """[B, N, D]: hidden states of the same tokens as they entered layer b-1."""
+        return self._get(Need.HIDDEN_BEFORE)
+
+    def final_norm(self, vectors: Tensor) -> Tensor:
+        """[..., D]: hidden states [..., D] through the normalisation that follows the last decoder layer."""
+        return self._get(Need.FINAL_NORM)(vectors)
 
     @property
     def text_hidden(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -233,6 +273,14 @@ class LayerSite(_Site):
     def keys(self) -> Tensor:
         """[B, H_kv, N, head_dim]: keys after RoPE of the visual tokens in layer b-1."""
         return self._get(Need.KEYS)
+
+    @property
+    def text_keys(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(keys [B, H_kv, T, head_dim], valid bool [B, T], behind bool [B, T]) in layer b-1, after RoPE.
+
+        ``behind`` as in :attr:`text_hidden`.
+        """
+        return self._get(Need.TEXT_KEYS)
 
     @property
     def values(self) -> Tensor:

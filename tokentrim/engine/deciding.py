@@ -33,10 +33,11 @@ _READ: Final = Claim(
     "load the model in bfloat16 or float32: its activations overflow; what was kept by them is arbitrary",
 )  # fmt: skip
 _TOKENS_AT: Final = {
-    Need.HIDDEN: 1, Need.FEATURES: 1, Need.KEYS: 2, Need.VALUES: 2, Need.VISION_KEYS: 2, Need.VISION_HIDDEN: 1,
+    Need.HIDDEN: 1, Need.HIDDEN_BEFORE: 1, Need.FEATURES: 1, Need.KEYS: 2, Need.VALUES: 2, Need.VISION_KEYS: 2,
+    Need.VISION_HIDDEN: 1,
 }  # fmt: skip
 """The dimension in which visual tokens lie in what a site gives; the last one elsewhere."""
-_OF_TEXT: Final = (Need.TEXT_HIDDEN, Need.TEXT_EMBEDS)
+_OF_TEXT: Final = (Need.TEXT_HIDDEN, Need.TEXT_EMBEDS, Need.TEXT_KEYS)
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,8 @@ def _not_numbers(need: Need, what: Any, n_visual: tuple[int, ...], tokens: int) 
         return None
     wrong = rows.isnan()
     if need in _OF_TEXT:
-        return (wrong.any(dim=-1) & real[0]).any()
+        wrong = wrong.any(dim=-1)
+        return ((wrong.any(dim=1) if need == Need.TEXT_KEYS else wrong) & real[0]).any()
     if real:  # rows of text tokens, which may be padding as well
         wrong = wrong & real[0][:, None, :, None]
     by_token = wrong.unsqueeze(-1).transpose(1, _TOKENS_AT.get(need, wrong.dim() - 1)).flatten(2).any(dim=-1)

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from tokentrim.contracts.fits import Decision
-from tokentrim.contracts.selection import Selection
 from tokentrim.contracts.sites import FROM_LAYER_BEFORE, LayerSite, Need
-from tokentrim.engine import recording
+from tokentrim.engine import layer_reads, recording
 from tokentrim.engine.context import Context
 from tokentrim.engine.deciding import decide
 from tokentrim.engine.providers import projecting, providers
-from tokentrim.engine.seams import attention_rows, outputs, positions
+from tokentrim.engine.seams import outputs, positions
 from tokentrim.engine.seams.attention import Attended, AttentionCall
 from tokentrim.engine.seams.masks import causal_mask
 from tokentrim.engine.seams.undo import Undo, hook
@@ -71,7 +70,8 @@ class Prefill:
         if hidden is not self.embeds:
             mask = self._mask_for_model()
             kwargs = {**kwargs, "inputs_embeds": hidden, "position_ids": self.position_ids, "attention_mask": mask}
-        inside = [b for b in (*self.at, *self.deeper) if b > 0]
+        before = [layer for layer, needs in self.wanted.items() if Need.HIDDEN_BEFORE in needs]
+        inside = [*(b for b in (*self.at, *self.deeper) if b > 0), *before]
         if inside:
             for index in range(min(inside), self.context.shape.n_layers):
                 layer = self.context.layout.layers[index]
@@ -123,9 +123,11 @@ class Prefill:
             hidden = before = args[0] if args else kwargs["hidden_states"]
             if index in self.deeper:
                 hidden = self.deeper[index](hidden)
-            if index in self.at:
+            if index in self.at and index > 0:  # what leaves at the input has left before the first layer
                 hidden = self._prune(index, hidden, kwargs)
                 self._record(index)
+            if Need.HIDDEN_BEFORE in self.wanted.get(index, ()):
+                self.read[Need.HIDDEN_BEFORE] = gather_columns(hidden, self.stream.vis_pos).detach()
             if hidden is before and self.handed is None:
                 return None
             kwargs = {**kwargs, **(self.handed or {})}
@@ -140,6 +142,10 @@ class Prefill:
         clock = self.context.clock
         before = self.stream
         with clock.timed("selection", hidden.device):
+            if any(Need.NEXT_ROW in decision.part.needed() and self._drops(decision) for decision in self.at[boundary]):
+                given = {**(kwargs or {}), **(self.handed or {})}
+                row = layer_reads.next_row(self.context.layout, boundary, hidden, given, before)
+                self.read[Need.NEXT_ROW] = self.context.heads.whole(row)
             for decision in self.at[boundary]:
                 hidden = self._apply(decision, hidden)
             self.read.clear()
@@ -152,9 +158,9 @@ class Prefill:
 
     def _apply(self, decision: Decision, hidden: Tensor) -> Tensor:
         stream, part = self.stream, decision.part
-        counts = tuple(min(c, n) for c, n in zip(decision.counts, stream.n_visual, strict=True))
-        if part.count_is_static and counts == stream.n_visual:
+        if not self._drops(decision):
             return hidden  # everything stays: nothing to decide
+        counts = tuple(min(c, n) for c, n in zip(decision.counts, stream.n_visual, strict=True))
         site = LayerSite(
             shape=self.context.shape,
             n_visual=stream.n_visual,
@@ -188,12 +194,17 @@ class Prefill:
             merged = merge_features(gather_columns(hidden, stream.vis_pos), selection)
         self.stream, order = stream.take(selection)
         # A later part at this boundary sees what was read in layer b-1 of the tokens that are left.
-        self.read = {need: _pick_read(need, what, selection) for need, what in self.read.items()}
+        self.read = {need: layer_reads.pick(need, what, selection) for need, what in self.read.items()}
         hidden = gather_columns(hidden, order)
         self._orders.append(order)
         if merged is not None:
             hidden = place(hidden, merged, self.stream)
         return hidden
+
+    def _drops(self, decision: Decision) -> bool:
+        """Whether a token may go by a decision."""
+        exceeds = any(n > count for n, count in zip(self.stream.n_visual, decision.counts, strict=True))
+        return exceeds or not decision.part.count_is_static
 
     _orders: list[Tensor] = field(default_factory=list[Tensor])
 
@@ -250,7 +261,8 @@ class Prefill:
     @property
     def observes(self) -> bool:
         """Whether any layer's attention has to be read."""
-        return bool(self.wanted) or bool(self.context.prompt_rows) or self.context.edits_attention
+        reads = any(needs - {Need.HIDDEN_BEFORE} for needs in self.wanted.values())
+        return reads or bool(self.context.prompt_rows) or self.context.edits_attention
 
     def attend(self, layer: int, call: AttentionCall) -> Attended:
         """Read the rows that were asked for, then let the kernel run."""
@@ -261,41 +273,16 @@ class Prefill:
         return replace(call, kernel=self.context.around_attention(layer, call.kernel, self.stream, self.prompt)).run()
 
     def _read(self, layer: int, wanted: frozenset[Need], call: AttentionCall) -> None:
-        stream, valid = self.stream, self.stream.valid
-        query, key, scaling = call.query, call.key, call.scaling
-        if self.context.prompt_rows or Need.LAST_ROW in wanted:
-            row = attention_rows.last_row(query, key, scaling, stream.last_columns(), valid)
-            picked = self.context.heads.whole(attention_rows.pick_visual(row, stream.vis_pos)[:, :, 0])
-            if self.context.prompt_rows and self.cache is not None:
-                held: TrimLayer = self.cache.layers[layer]
-                held.rows = dict.fromkeys(self.context.prompt_rows, picked)
-            self.read[Need.LAST_ROW] = picked
-        if Need.TEXT_ROWS in wanted:
-            columns, real = stream.text()
-            self.read[Need.TEXT_ROWS] = self.context.heads.whole((self._rows_at(call, columns, real), real))
+        rows = self.context.prompt_rows
+        window = 0
         if Need.WINDOW_ROWS in wanted:
             window = max(d.part.wants_window() for d in self.at[layer + 1] if Need.WINDOW_ROWS in d.part.needed())
-            last = stream.last_columns()
-            end = query.new_full((stream.rows,), stream.length - 1, dtype=torch.long) if last is None else last
-            columns = end.unsqueeze(1) - torch.arange(window - 1, -1, -1, device=query.device)
-            real = columns >= 0
-            columns = columns.clamp(min=0)
-            if valid is not None:
-                real = real & valid.gather(1, columns)
-            self.read[Need.WINDOW_ROWS] = self.context.heads.whole((self._rows_at(call, columns, real), real))
-        if Need.COLUMN_MEAN in wanted:
-            mean = attention_rows.column_mean(query, key, scaling, stream.vis_pos, valid)
-            self.read[Need.COLUMN_MEAN] = self.context.heads.whole(mean)
-        for need, tensor in ((Need.KEYS, key), (Need.VALUES, call.value)):
-            if need in wanted:
-                self.read[need] = self.context.heads.whole(attention_rows.pick_rows(tensor, stream.vis_pos))
-
-    def _rows_at(self, call: AttentionCall, columns: Tensor, real: Tensor) -> Tensor:
-        visible = attention_rows.causal_visible(columns, call.key.shape[2], self.stream.valid, real)
-        rows = attention_rows.attention_rows(
-            attention_rows.pick_rows(call.query, columns), call.key, call.scaling, visible
-        )
-        return attention_rows.pick_visual(rows, self.stream.vis_pos)
+        needs = wanted | {Need.LAST_ROW} if rows else wanted
+        found = layer_reads.read(needs, call, self.stream, self.prompt.start, self.context.heads, window)
+        if rows and self.cache is not None:
+            held: TrimLayer = self.cache.layers[layer]
+            held.rows = dict.fromkeys(rows, found[Need.LAST_ROW])
+        self.read.update(found)
 
     # ------------------------------------------------------------------ leaving the language model
 
@@ -362,17 +349,3 @@ class Prefill:
         for ability in self.context.abilities:
             self.undo.note(partial(ability.after_prompt, self.prompt))
         self.undo.run()
-
-
-def _pick_read(need: Need, what: Any, selection: Selection) -> Any:
-    """What was read for ``need``, of the kept tokens alone."""
-    if isinstance(what, tuple):  # rows [B, H, T, N] and which of the T are real
-        rows, real = what
-        return _pick_read(need, rows, selection), real
-    axis = 2 if need in (Need.KEYS, Need.VALUES) else -1
-    slots = selection.kept[:, : max(selection.counts, default=0)].clamp(min=0)
-    shape = [slots.shape[0]] + [1] * (what.dim() - 1)
-    shape[axis] = slots.shape[1]
-    wanted = list(what.shape)
-    wanted[axis] = slots.shape[1]
-    return what.gather(axis, slots.reshape(shape).expand(wanted))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tokentrim.contracts.adapter import Layout
 from tokentrim.contracts.fits import Decision
-from tokentrim.contracts.sites import FROM_LAYER_BEFORE, FROM_TOWER, Need
+from tokentrim.contracts.sites import FROM_LAYERS, FROM_TOWER, Need
+from tokentrim.engine import layer_reads
 from tokentrim.engine.context import Context
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream, gather_columns
@@ -37,12 +38,12 @@ def providers(
         prompt: that is run.
         stream: its columns as they are now.
         embeds: [B, T, D], what entered the language model.
-        read: what was read in the layer before.
+        read: what was read of the layers beside the boundary.
         shared: whether others see that, too.
     """
     ids = stream.vis_ids.clamp(min=0)
     own = _copied if shared else _itself
-    before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: own(read[n])) for need in FROM_LAYER_BEFORE}
+    before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: own(read[n])) for need in FROM_LAYERS}
 
     def vision(need: Need) -> Tensor:
         wanted = decision.part.wants_vision_blocks(context.layout.features_block)
@@ -67,7 +68,7 @@ def providers(
 
     def text_hidden() -> tuple[Tensor, Tensor, Tensor]:
         columns, real = stream.text()
-        behind = real & (stream.columns.gather(1, columns) > prompt.start.last_visual())
+        behind = layer_reads.behind(stream, prompt.start, columns, real)
         return gather_columns(hidden, columns).detach(), real, behind
 
     def window() -> tuple[Tensor, Tensor]:
@@ -84,6 +85,7 @@ def providers(
         Need.VISION_HIDDEN: tower,
         Need.TEXT_EMBEDS: text,
         Need.TEXT_HIDDEN: text_hidden,
+        Need.FINAL_NORM: lambda: partial(layer_reads.normed, context.layout),
         Need.GRID: lambda: prompt.grid(ids, stream.vis_valid),
         Need.RANDOM: lambda: None,
         Need.GUIDE: lambda: prompt.guided_at(ids),

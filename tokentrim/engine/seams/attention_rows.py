@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -84,16 +86,46 @@ def received(query: Tensor, key: Tensor, scaling: float, valid: Tensor | None, *
         valid: bool [B, K], False in padding; None when nothing is padded.
         causal: whether query i sees keys 0..i alone; else every query sees every key, and nothing may be padded.
     """
-    batch, heads, n_queries, _ = query.shape
+    batch, heads = query.shape[:2]
     total = torch.zeros(batch, heads, key.shape[2], dtype=torch.float32, device=query.device)
-    for start in range(0, n_queries, _BLOCK):
+    for _, rows in _in_blocks(query, key, scaling, valid, causal=causal):
+        total += rows.sum(dim=2)
+    return total
+
+
+def peaks(
+    query: Tensor, key: Tensor, scaling: float, groups: Tensor, valid: Tensor | None, whole: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """float32 [B, G, K]: the largest attention of all heads from each query to each key, summed over groups of queries.
+
+    In blocks, causal.
+
+    Args:
+        query: [B, H, T, head_dim].
+        key: [B, H_kv, T, head_dim].
+        scaling: usually head_dim ** -0.5.
+        groups: bool [B, G, T]: the queries of each group.
+        valid: bool [B, T], False in padding; None when nothing is padded.
+        whole: completes heads [B, H of this process, ...] by those of other processes.
+    """
+    total = torch.zeros(*groups.shape[:2], key.shape[2], dtype=torch.float32, device=query.device)
+    for start, rows in _in_blocks(query, key, scaling, valid, causal=True):
+        peak = whole(rows.amax(dim=1, keepdim=True)).amax(dim=1)
+        total += torch.matmul(groups[:, :, start : start + _BLOCK].float(), peak)
+    return total
+
+
+def _in_blocks(
+    query: Tensor, key: Tensor, scaling: float, valid: Tensor | None, *, causal: bool
+) -> Iterator[tuple[int, Tensor]]:
+    """(number of the first query, attention rows float32 [B, H, block, K]), block after block."""
+    for start in range(0, query.shape[2], _BLOCK):
         block, visible = query[:, :, start : start + _BLOCK], None
         if causal:
-            columns = torch.arange(start, start + block.shape[2], device=query.device).expand(batch, -1)
+            columns = torch.arange(start, start + block.shape[2], device=query.device).expand(len(block), -1)
             real = None if valid is None else valid[:, start : start + _BLOCK]
             visible = causal_visible(columns, key.shape[2], valid, real)
-        total += attention_rows(block, key, scaling, visible).sum(dim=2)
-    return total
+        yield start, attention_rows(block, key, scaling, visible)
 
 
 def column_mean(query: Tensor, key: Tensor, scaling: float, vis_pos: Tensor, valid: Tensor | None) -> Tensor:
