@@ -143,10 +143,8 @@ def tiny_llava_onevision(
 def _text_config(backbone: Backbone, kv_heads: int, layers: int, **text: Any) -> Any:
     return _TEXT[backbone](
         vocab_size=VOCAB,
-        hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=layers,
-        num_attention_heads=4,
         num_key_value_heads=kv_heads,
         initializer_range=0.2,
         max_position_embeddings=1024,
@@ -154,7 +152,7 @@ def _text_config(backbone: Backbone, kv_heads: int, layers: int, **text: Any) ->
         bos_token_id=1,
         eos_token_id=None,
         tie_word_embeddings=False,
-        **text,
+        **{"hidden_size": 64, "num_attention_heads": 4, **text},
     )
 
 

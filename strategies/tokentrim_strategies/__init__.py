@@ -33,6 +33,12 @@ _STRATEGIES: Final = (
     ("holov", "holov:HoloV", "input", "HoloV: every strip of the picture keeps as much as [CLS] attends to it"),
     ("visionzip", "visionzip:VisionZip", "input", "VisionZip: what [CLS] attends to, the others merged by their keys"),
     ("scope", "scope:SCOPE", "input", "SCOPE: tokens that cover the picture best, weighed by [CLS] attention"),
+    (
+        "pyramiddrop",
+        "pyramiddrop:PyramidDrop",
+        "prefill",
+        "PyramidDrop: halve at three depths, by the last token's attention",
+    ),
     ("replay", "replay:Replay", "prefill", "apply the decisions that a saved trace recorded"),
     ("oracle", "oracle:Oracle", "prefill", "keep what the task says is needed: an upper bound, testbed only"),
     ("text-only", "text_only:TextOnly", "prefill", "drop every visual token: what the text alone gives away"),

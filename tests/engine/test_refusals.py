@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from tests.engine.cases import SPECS, generate, trimmed
+from tests.engine.probes import Probe
 from tests.models import images, prompt, row, tiny_llava
 from tokentrim.engine import refusals
 from tokentrim.errors import DataError, UnsupportedError
@@ -186,3 +187,19 @@ def test_evidence_that_does_not_fit(model: Any, inputs: Any) -> None:
             model(**inputs)
         with pytest.raises(DataError, match="one entry per row"):
             session.annotate(new_tokens=[1, 2, 3])
+
+
+def test_a_row_of_a_layer_that_does_not_call_its_attention(inputs: Any, monkeypatch: Any) -> None:
+    own = tiny_llava(side=4)
+    monkeypatch.setattr(own.model.language_model.layers[3], "forward", lambda hidden_states, **kwargs: hidden_states)
+    cut = {"name": "pyramiddrop", "boundaries": [3]}
+    with trim(own, cut), pytest.raises(UnsupportedError, match=r"NEXT_ROW.*LlamaDecoderLayer"):
+        own(**inputs)
+
+
+def test_a_final_norm_that_cannot_be_told(model: Any) -> None:
+    own, probe = tiny_llava(side=4), Probe()
+    own.model.language_model.other_norm = torch.nn.LayerNorm(64)
+    with pytest.raises(UnsupportedError, match=r"final-norm.*LlamaModel"):
+        trim(own, probe)
+    trim(model, probe)
