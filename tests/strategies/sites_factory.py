@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -80,6 +81,12 @@ def tiled_grid(tiles: int, patches: int) -> Grid:
     """A row of ``tiles`` tiles of ``patches`` tokens each, one tile after the other; places inside them left at 0."""
     zero = torch.zeros(1, tiles * patches, dtype=torch.int64)
     return Grid(zero, zero, zero, torch.arange(tiles).repeat_interleave(patches).unsqueeze(0), zero, zero, zero, zero)
+
+
+def video_grid(frames: int, rows: int, cols: int) -> Grid:
+    """The grid of one video, frame after frame."""
+    still = raster_grid(rows, cols, images=frames)
+    return replace(still, image=torch.zeros_like(still.image), frame=still.image)
 
 
 def attention(*shape: int, seed: int = 0) -> Tensor:

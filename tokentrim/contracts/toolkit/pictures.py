@@ -21,6 +21,7 @@ class Pictures:
     Attributes:
         rows: the row of the batch that each picture lies in, ascending.
         sizes: tokens of each picture; those of a row add up to its own.
+        images: number of the image or video that each picture belongs to, in its row.
         index: int64 [P, n]: number b N + i of the tokens of each picture, ascending; -1 past its size. None where
             every row is one picture.
         width: N.
@@ -29,6 +30,7 @@ class Pictures:
 
     rows: tuple[int, ...]
     sizes: tuple[int, ...]
+    images: tuple[int, ...]
     index: Tensor | None
     width: int
     batch: int
@@ -40,24 +42,35 @@ class Pictures:
         vision = site.shape.vision
         single = vision is not None and not vision.varies and vision.pieces == 1 and width <= vision.n_visual
         if single or not width:
-            return cls(tuple(range(batch)), site.n_visual, None, width, batch)
+            return cls(tuple(range(batch)), site.n_visual, (0,) * batch, None, width, batch)
         grid = site.grid
         names = torch.stack([grid.image, grid.frame, grid.tile], dim=-1).cpu()
         rows: list[int] = []
+        images: list[int] = []
         members: list[Tensor] = []
         for row, n in enumerate(site.n_visual):
             number = torch.unique(names[row, :n], dim=0, return_inverse=True)[1]
             for one in dict.fromkeys(number.tolist()) or (-1,):  # by their first tokens; an empty row is one picture
+                mine = (number == one).nonzero().flatten()
                 rows.append(row)
-                members.append((number == one).nonzero().flatten() + row * width)
+                images.append(int(names[row, mine[0], 0]) if len(mine) else -1)
+                members.append(mine + row * width)
         index = torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=-1)
-        return cls(tuple(rows), tuple(map(len, members)), index.to(site.device), width, batch)
+        return cls(tuple(rows), tuple(map(len, members)), tuple(images), index.to(site.device), width, batch)
 
     def split(self, tensor: Tensor) -> Tensor:
         """[P, n, ...]: the part of ``tensor`` [B, N, ...] that belongs to each picture."""
         if self.index is None:
             return tensor
         return tensor.flatten(0, 1)[self.index.clamp(min=0)]
+
+    def back(self, values: Tensor) -> Tensor:
+        """[B, N]: the numbers ``values`` [P, n] of each picture's tokens, at the tokens' places; 0 in padding."""
+        if self.index is None:
+            return values
+        spare = self.batch * self.width
+        places = self.index.masked_fill(self.index < 0, spare).flatten()
+        return values.new_zeros(spare + 1).scatter(0, places, values.flatten())[:spare].view(self.batch, self.width)
 
     def joined(self, order: Tensor) -> Tensor:
         """bool [B, N]: True at the tokens that ``order`` int64 [P, m] lists by their numbers in each picture."""
