@@ -52,7 +52,10 @@ class Probe(SpatialSelector):
     _seen: dict[int, dict[str, Any]] = PrivateAttr(default_factory=dict)
 
     def needed(self) -> frozenset[Need]:
-        return self.needs if min(self.at) > 0 else _ANYWHERE
+        return self.needs if max(self.at) > 0 else _ANYWHERE
+
+    def needed_at(self, boundary: int) -> frozenset[Need]:
+        return self.needed() if boundary else _ANYWHERE
 
     def wants_vision_blocks(self, features: int) -> tuple[int, ...]:
         return self.blocks
@@ -64,7 +67,7 @@ class Probe(SpatialSelector):
         return Schedule.of({boundary: n_visual // 2 ** (i + self.halvings) for i, boundary in enumerate(self.at)})
 
     def select(self, site: LayerSite, count: torch.Tensor) -> Selection:
-        seen = {_NAMES[need]: getattr(site, _NAMES[need]) for need in self.needed() & _NAMES.keys()}
+        seen = {_NAMES[need]: getattr(site, _NAMES[need]) for need in self.needed_at(site.boundary) & _NAMES.keys()}
         seen["normed"] = site.final_norm(site.hidden)
         noise = site.random(3, salt=site.boundary)
         seen["projected"] = site.project(site.vision_hidden)

@@ -49,6 +49,7 @@ def _is_edit(value: Any) -> bool:
 _ANSWERS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "parts": ("give Parts: a tuple of spatial deciders, a temporal one or None, an editor or None", _is_parts),
     "needed": ("give a frozenset of tokentrim.Need", _all((frozenset, set), lambda need: isinstance(need, Need))),
+    "needed_at": ("give a frozenset of tokentrim.Need", _all((frozenset, set), lambda need: isinstance(need, Need))),
     "label": ("give text", lambda value: isinstance(value, str) and bool(value)),
     "spec": ("give a dict", lambda value: isinstance(value, dict)),
     "schedule": ("give a tokentrim.Schedule", lambda value: isinstance(value, Schedule)),
@@ -116,7 +117,7 @@ def _checked(name: str, found: Any) -> Callable[..., Any]:
 def _question(name: str, strategy: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """What was asked of whom, with the numbers in it: step, layer, tokens."""
     names = {"count": ("step", "layer", "n_prefill"), "schedule": ("shape", "n_visual")}
-    names |= {"edit": ("layer",), "row_layer": ("layer",), "for_answer": ("new_tokens",)}
+    names |= {"needed_at": ("boundary",), "edit": ("layer",), "row_layer": ("layer",), "for_answer": ("new_tokens",)}
     given = {**dict(zip(names.get(name, ()), args, strict=False)), **kwargs}
     numbers = ", ".join(f"{key}={value}" for key, value in given.items() if isinstance(value, int))
     return f"{name}({numbers}) of {_class_name(strategy) if name == 'label' else name_of(strategy)!r}"

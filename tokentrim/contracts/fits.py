@@ -90,7 +90,7 @@ def check(strategy: Strategy, layout: Layout) -> None:
     require_one_policy(spatial)
     for decision in decisions(spatial, shape, (shape.usual_visual,)):
         _check_needs(decision.part.label(), decision.part.needed(), AT_BOUNDARIES, "at a boundary")
-        early = decision.part.needed() & FROM_LAYERS
+        early = decision.part.needed_at(decision.boundary) & FROM_LAYERS
         if decision.boundary == 0 and early:
             raise UnsupportedError(
                 complaint(

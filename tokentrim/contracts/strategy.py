@@ -69,11 +69,9 @@ class Strategy(Checked, ABC):
 
     def prepare(self, shape: ModelShape) -> None:
         """Load and check what it needs for a model of this shape, such as weights; raise here what would stop it."""
-        return
 
     def meet(self, model: nn.Module, shape: ModelShape) -> None:
         """See the model's entry module once, after :meth:`prepare` (spatial parts alone): raise here if it may not."""
-        return
 
     def begin(self, prompt: PromptInfo) -> Any:
         """State for one prompt, handed back at every site of this strategy (default: none)."""
@@ -136,6 +134,10 @@ class Spatial(Strategy, ABC):
     @abstractmethod
     def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
         """boundary -> keep_count for ``n_visual`` visual tokens; upper bounds where ``count_is_static`` is False."""
+
+    def needed_at(self, boundary: int) -> frozenset[Need]:
+        """Of :meth:`needed`, what it reads at ``boundary`` (default: all): the engine gets nothing else ready there."""
+        return self.needed()
 
     def wants_vision_blocks(self, features: int) -> tuple[int, ...]:
         """Vision blocks whose attention is read (-1 = the last); ``features``: the one that makes the features."""

@@ -55,7 +55,7 @@ class Prefill:
             self.at.setdefault(decision.boundary, []).append(decision)
         self.wanted: dict[int, frozenset[Need]] = {}
         for boundary, here in self.at.items():
-            needs = frozenset().union(*(d.part.needed() for d in here)) & FROM_LAYER_BEFORE
+            needs = frozenset().union(*(d.part.needed_at(boundary) for d in here)) & FROM_LAYER_BEFORE
             if boundary > 0 and needs:
                 self.wanted[boundary - 1] = needs
 
@@ -142,7 +142,7 @@ class Prefill:
         clock = self.context.clock
         before = self.stream
         with clock.timed("selection", hidden.device):
-            if any(Need.NEXT_ROW in decision.part.needed() and self._drops(decision) for decision in self.at[boundary]):
+            if any(Need.NEXT_ROW in d.part.needed_at(boundary) and self._drops(d) for d in self.at[boundary]):
                 given = {**(kwargs or {}), **(self.handed or {})}
                 row = layer_reads.next_row(self.context.layout, boundary, hidden, given, before)
                 self.read[Need.NEXT_ROW] = self.context.heads.whole(row)
@@ -168,7 +168,7 @@ class Prefill:
             valid=stream.vis_valid,
             state=self.prompt.state_of(decision.place),
             keys_of_rows=self.prompt.sample_keys.clone(),
-            needs=part.needed(),
+            needs=part.needed_at(decision.boundary),
             providers=providers(
                 decision,
                 hidden,
@@ -276,7 +276,8 @@ class Prefill:
         rows = self.context.prompt_rows
         window = 0
         if Need.WINDOW_ROWS in wanted:
-            window = max(d.part.wants_window() for d in self.at[layer + 1] if Need.WINDOW_ROWS in d.part.needed())
+            here = [d.part for d in self.at[layer + 1] if Need.WINDOW_ROWS in d.part.needed_at(layer + 1)]
+            window = max(part.wants_window() for part in here)
         needs = wanted | {Need.LAST_ROW} if rows else wanted
         found = layer_reads.read(needs, call, self.stream, self.prompt.start, self.context.heads, window)
         if rows and self.cache is not None:

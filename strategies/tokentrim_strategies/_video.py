@@ -1,0 +1,23 @@
+"""What methods for video share: which token of another frame lies in the same place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tokentrim import Grid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PLACE, _FRAME = 14, 16  # bits: rows and columns of a plane, frames of a video
+
+
+def place_keys(grid: Grid, placed: Tensor) -> Tensor:
+    """int64 [B, N]: sorts tokens by picture and place in it, and those of one place by frame.
+
+    The same place one frame later has the key plus 1. Where not ``placed``, keys are negative.
+    """
+    keys = grid.image * 2 + grid.plane
+    for part, bits in ((grid.row, _PLACE), (grid.col, _PLACE), (grid.frame, _FRAME)):
+        keys = (keys << bits) + part
+    return keys.masked_fill(~placed, -1)
