@@ -74,11 +74,13 @@ def test_an_image_after_a_text_prompt(model: Any, inputs: Any) -> None:
             model(**inputs, past_key_values=cache)
 
 
-def test_a_mask_of_four_dimensions(model: Any, inputs: Any) -> None:
-    length = inputs["input_ids"].shape[1]
-    mask = torch.zeros(1, 1, length, length)
+@pytest.mark.parametrize(
+    "change", [lambda n: (1, 1, n, n), lambda n: (1, n - 2), lambda n: (1, n + 1), lambda n: (2, n)]
+)
+def test_a_mask_of_another_form(model: Any, inputs: Any, change: Any) -> None:
+    mask = torch.ones(change(inputs["input_ids"].shape[1]), dtype=torch.long)
     with trimmed(model, SPECS["st3"], inputs), pytest.raises(UnsupportedError, match="be 2-D"):
-        model(**inputs, attention_mask=mask)
+        model(**{**inputs, "attention_mask": mask})
 
 
 @pytest.mark.parametrize("name", ["random-boundary=0", "fastv-query=last", "yopo"])

@@ -104,14 +104,15 @@ def solve(
         StrategyError: when not exactly one target is given, there is no knob or more than one, the knob does not
             act on the target, or the target lies below the least reachable value (which is named).
     """
-    measure, target = _measure(
+    said, target = _target(
         {
             "layer_mean_ratio": layer_mean_ratio,
-            "kv_mean_ratio": kv_ratio,
+            "kv_ratio": kv_ratio,
             "kv_read_ratio": kv_read_ratio,
             "flops_ratio": flops_ratio,
         }
     )
+    measure = "kv_mean_ratio" if said == "kv_ratio" else said  # as the plan's usage calls it
     # Decode forwards are planned only where the target looks at them: they are most of a plan's work.
     new_tokens = new_tokens if measure.startswith("kv") else 1
 
@@ -125,7 +126,7 @@ def solve(
             return knob.whole, realised(strategy)
         raise StrategyError(
             complaint(
-                f"{measure} of strategy {knob.whom!r}",
+                f"{said} of strategy {knob.whom!r}",
                 f"depend on its budget knob {knob.name!r}",
                 f"{ends[0]:.4f} at both ends of it",
                 "match another ratio (kv_read_ratio, where nothing leaves the cache), or set its parameters by hand",
@@ -134,33 +135,33 @@ def solve(
     if target < min(ends):
         raise StrategyError(
             complaint(
-                f"{measure} of strategy {strategy.label()!r}",
+                f"{said} of strategy {strategy.label()!r}",
                 f"be at least {min(ends):.4f}, the least that {knob.name!r} can reach here",
                 target,
-                "raise the budget, or let pruning start at an earlier boundary",
+                "raise the budget, or change what else limits it: where pruning starts, a floor, a fixed count",
             )
         )
     return _search(knob, realised, target, rising=ends[1] > ends[0])
 
 
-def _measure(named: dict[str, float | None]) -> tuple[str, float]:
-    """The one target that was given: the name of its figure in ``Usage``, and its value."""
-    given = [(measure, target) for measure, target in named.items() if target is not None]
+def _target(named: dict[str, float | None]) -> tuple[str, float]:
+    """The one target that was given: its name and its value."""
+    given = [(name, target) for name, target in named.items() if target is not None]
     if len(given) != 1:
         raise StrategyError(
             complaint(
                 "a budget",
                 "give exactly one of layer_mean_ratio, kv_ratio, kv_read_ratio and flops_ratio",
-                [measure for measure, _ in given],
+                [name for name, _ in given],
                 "match one figure; the plan reports the others",
             )
         )
-    measure, target = given[0]
+    name, target = given[0]
     if not 0 <= target <= 1:
         raise StrategyError(
-            complaint(f"the budget's {measure}", "lie in [0, 1]", target, "give a share of the unpruned run")
+            complaint(f"the budget's {name}", "lie in [0, 1]", target, "give a share of the unpruned run")
         )
-    return measure, target
+    return name, target
 
 
 def _search(

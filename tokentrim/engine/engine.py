@@ -193,7 +193,7 @@ class Engine:
         self, arguments: dict[str, Any], past: Any, embeds: Tensor, modalities: Tensor
     ) -> dict[str, Any]:
         context, mask = self.context, arguments.get("attention_mask")
-        refusals.of_mask(mask)
+        refusals.of_mask(mask, *embeds.shape[:2])
         prompt = self._prompting.begin(modalities, mask)
         stream = prompt.start
         use_cache = arguments.get("use_cache")
@@ -227,7 +227,7 @@ class Engine:
             return arguments
         layers = refusals.of_continued(past, self._prompting.is_active, pictures=pictures)
         prompt, mask = layers[0].prompt, arguments.get("attention_mask")
-        refusals.of_mask(mask)
+        refusals.of_mask(mask, len(embeds))
         columns, start = embeds.shape[1], layers[0].get_seq_length()
         refusals.of_window(self.context, start + columns)
         refusals.of_outputs(self.context, arguments)

@@ -30,17 +30,25 @@ def copied(what: str) -> UnsupportedError:
     )  # fmt: skip
 
 
-def of_mask(mask: Any) -> None:
+def of_mask(mask: Any, rows: int, columns: int | None = None) -> None:
     """Refuse an attention mask that does not say which tokens are padding.
 
+    Args:
+        mask: as the model was given it.
+        rows: of the batch.
+        columns: that it must have; None = any number.
+
     Raises:
-        UnsupportedError: for anything but None and a 2-D tensor.
+        UnsupportedError: for anything but None and a 2-D tensor of this size.
     """
-    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+    fits = mask is None or (
+        isinstance(mask, Tensor) and mask.dim() == 2 and len(mask) == rows and columns in (None, mask.shape[1])
+    )
+    if not fits:
         raise UnsupportedError(
             complaint(
                 "attention_mask of a trimmed model",
-                "be 2-D [batch, tokens]",
+                f"be 2-D [batch, tokens], {rows} x {'tokens so far' if columns is None else columns} here",
                 tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__,
                 "pass the processor's attention_mask",
             )
