@@ -87,12 +87,6 @@ def video_grid(frames: int, rows: int, cols: int) -> Grid:
     """The grid of one video, frame after frame."""
     still = raster_grid(rows, cols, images=frames)
     return replace(still, image=torch.zeros_like(still.image), frame=still.image)
-def video_grid(frames: int, patches: int, batch: int = 1) -> Grid:
-    """The grid of one video whose frames are single rows of ``patches`` tokens."""
-    index = torch.arange(frames * patches)
-    zero = torch.zeros_like(index)
-    columns = [zero, index // patches, zero, zero, zero, index % patches, zero + 1, zero + patches]
-    return Grid(*(column.expand(batch, -1) for column in columns))
 
 
 def attention(*shape: int, seed: int = 0) -> Tensor:

@@ -47,7 +47,7 @@ def slow(features: Tensor, frames: int, share: float) -> list[int]:
 def test_equals_the_loop(frames: int, patches: int, share: float):
     features = drawn(frames, patches, 4)
     n = frames * patches
-    kept = thin(features.flatten(0, 1)[None], video_grid(frames, patches), (n,), keep_ratio=share).kept
+    kept = thin(features.flatten(0, 1)[None], video_grid(frames, 1, patches), (n,), keep_ratio=share).kept
     assert kept[0].tolist() == slow(features, frames, share)
 
 
@@ -55,10 +55,9 @@ def test_equals_the_loop(frames: int, patches: int, share: float):
 def test_ragged_rows_equal_single_rows_and_images_stay_whole(version: Any):
     """A long video, an image, nothing, and a video with a token that has no place."""
     sizes, patches = (28, 4, 0, 13), 4
-    grid = video_grid(7, patches, batch=4)
-    row = grid.row.clone()
-    row[3, 12] = -1
-    grid = Grid(grid.image, grid.frame, grid.plane, grid.tile, row, grid.col, grid.rows, grid.cols)
+    still = video_grid(7, 1, patches)
+    grid = Grid(*(getattr(still, name).repeat(4, 1) for name in Grid.__dataclass_fields__))
+    grid.row[3, 12] = -1
     features = drawn(4, 28, 5)
     together = thin(features, grid, sizes, version=version, keep_ratio=0.5)
     assert together.counts[1:3] == (4, 0)

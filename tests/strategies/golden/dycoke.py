@@ -23,7 +23,7 @@ def _frames(features: Tensor, params: dict[str, Any]) -> dict[str, Tensor]:
     n = frames * patches
     (part,) = DyCoke(keep_ratio=1 - params["k"], version="code").spatial_parts
     site = layer_site(
-        (n,), {Need.FEATURES: features.flatten(0, 1).unsqueeze(0), Need.GRID: video_grid(frames, patches)}
+        (n,), {Need.FEATURES: features.flatten(0, 1).unsqueeze(0), Need.GRID: video_grid(frames, 1, patches)}
     )
     kept = part.select(site, counts_tensor(n)).kept[0]
     return {"kept": kept, "counts": torch.bincount(kept // patches, minlength=frames)}
