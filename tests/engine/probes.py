@@ -14,7 +14,7 @@ from tokentrim.counting.schedule import Schedule
 
 _ANYWHERE = FROM_TOWER | {
     Need.HIDDEN, Need.VISION_HIDDEN, Need.FEATURES, Need.TEXT_EMBEDS, Need.TEXT_HIDDEN, Need.GRID, Need.RANDOM,
-    Need.FINAL_NORM,
+    Need.FINAL_NORM, Need.TEXT_IDS,
 }  # fmt: skip
 _NAMES = {
     Need.LAST_ROW: "last_row",
@@ -35,6 +35,7 @@ _NAMES = {
     Need.VISION_HIDDEN: "vision_hidden",
     Need.FEATURES: "features",
     Need.TEXT_EMBEDS: "text_embeds",
+    Need.TEXT_IDS: "text_ids",
     Need.TEXT_HIDDEN: "text_hidden",
     Need.GRID: "grid",
 }

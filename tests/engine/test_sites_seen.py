@@ -39,6 +39,7 @@ class Maps:
         self.vision = tower.attentions  # per block [images, H, tokens, tokens]
         self.embeds = embeddings(model, inputs)
         self.norm = model.model.language_model.norm
+        self.ids = inputs["input_ids"][0]
         self.places = torch.nonzero(inputs["input_ids"][0] == IMAGE)[:, 0]
         self.text = torch.nonzero(inputs["input_ids"][0] != IMAGE)[:, 0]
 
@@ -73,6 +74,9 @@ def _check_row(seen: dict[str, Any], row: int, maps: Maps, boundary: int, window
     embeds, real = seen["text_embeds"]
     assert real[row].sum() == len(text)
     _near(embeds[row][real[row]], maps.embeds[text])
+    ids, real, behind = seen["text_ids"]
+    assert torch.equal(ids[row][real[row]], maps.ids[text])
+    assert torch.equal(behind[row][real[row]], text > int(places[-1]))
     states, real, behind = seen["text_hidden"]
     _near(states[row][real[row]], maps.hidden[boundary][text])
     assert torch.equal(behind[row][real[row]], text > int(places[-1]))

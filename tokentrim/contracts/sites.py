@@ -67,6 +67,8 @@ class Need(str, Enum):
     """Projected visual features, as they enter the language model."""
     TEXT_EMBEDS = "text-embeds"
     """Input embeddings of the text tokens."""
+    TEXT_IDS = "text-ids"
+    """Which tokens the text is made of, by their numbers in the vocabulary."""
     GRID = "grid"
     """Image, frame, plane, tile, row and column of every visual token."""
     RANDOM = "random"
@@ -330,6 +332,14 @@ class LayerSite(_Site):
     def text_embeds(self) -> tuple[Tensor, Tensor]:
         """(embeddings [B, T, D], valid bool [B, T]): input embeddings of the text tokens."""
         return self._get(Need.TEXT_EMBEDS)
+
+    @property
+    def text_ids(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(numbers int64 [B, T], valid bool [B, T], behind bool [B, T]): which tokens the text is made of.
+
+        In the order of :attr:`text_embeds`. ``behind`` is that of :attr:`text_hidden`.
+        """
+        return self._get(Need.TEXT_IDS)
 
     @property
     def grid(self) -> Grid:

@@ -64,6 +64,7 @@ class Prompting:
             is_active=self.is_active,
             n_layers=context.shape.n_layers,
             new_tokens=new_tokens,
+            tokens=self.arguments.get("input_ids"),
             call=call,
             place=place,
             states=states,

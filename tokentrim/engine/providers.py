@@ -16,6 +16,7 @@ from tokentrim.engine import layer_reads
 from tokentrim.engine.context import Context
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream, gather_columns
+from tokentrim.errors import UnsupportedError, complaint
 
 
 def providers(
@@ -71,6 +72,16 @@ def providers(
         behind = layer_reads.behind(stream, prompt.start, columns, real)
         return gather_columns(hidden, columns).detach(), real, behind
 
+    def text_ids() -> tuple[Tensor, Tensor, Tensor]:
+        columns, real = prompt.start.text()
+        if prompt.tokens is None:
+            raise UnsupportedError(
+                complaint("a prompt", "be made of token ids where a strategy reads its text", "embeddings alone",
+                          "call the model with input_ids")
+            )  # fmt: skip
+        behind = real & (columns > prompt.start.last_visual())
+        return prompt.tokens.to(columns.device).gather(1, columns), real, behind
+
     def window() -> tuple[Tensor, Tensor]:
         rows, real = own(read[Need.WINDOW_ROWS])  # as many as the widest part at this boundary wants
         width = decision.part.wants_window()
@@ -84,6 +95,7 @@ def providers(
         Need.FEATURES: features,
         Need.VISION_HIDDEN: tower,
         Need.TEXT_EMBEDS: text,
+        Need.TEXT_IDS: text_ids,
         Need.TEXT_HIDDEN: text_hidden,
         Need.FINAL_NORM: lambda: partial(layer_reads.normed, context.layout),
         Need.GRID: lambda: prompt.grid(ids, stream.vis_valid),

@@ -51,6 +51,7 @@ class Prompt:
         is_active: whether the context that this prompt belongs to is still open.
         n_layers: decoder layers.
         new_tokens: the most that the call of ``generate`` will append, where that is known.
+        tokens: int64 [B, T_prompt], the prompt's numbers in the vocabulary, where the caller gave them.
         evidence: float [B, N] relevance supplied by the caller, or None.
         guided: float [B, N], what a guide attended to, or None where there is none.
         guide_flops: FLOPs that the guide took for each row.
@@ -81,6 +82,7 @@ class Prompt:
     is_active: Callable[[], bool]
     n_layers: int
     new_tokens: int | None = None
+    tokens: Tensor | None = None
     evidence: Tensor | None = None
     guided: Tensor | None = None
     guide_flops: tuple[int, ...] = ()
