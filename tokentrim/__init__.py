@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Layout as Layout,
         Modality as Modality,
         Places as Places,
+        TowerBlock as TowerBlock,
         decoder_shape as decoder_shape,
         submodule as submodule,
     )
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         AttentionEditor as AttentionEditor,
         GuideRequest as GuideRequest,
         PromptInfo as PromptInfo,
+        TowerMerger as TowerMerger,
     )
     from tokentrim.contracts.selection import (
         Selection as Selection,
@@ -123,8 +125,8 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "config.specs": "TrimConfig, load_config, strategy_from",
-        "contracts.adapter": "Adapter, Encoding, Layout, Modality, Places, decoder_shape, submodule",
-        "contracts.extras": "AttentionEdit, AttentionEditor, GuideRequest, PromptInfo",
+        "contracts.adapter": "Adapter, Encoding, Layout, Modality, Places, TowerBlock, decoder_shape, submodule",
+        "contracts.extras": "AttentionEdit, AttentionEditor, GuideRequest, PromptInfo, TowerMerger",
         "contracts.selection": "Selection, pad_rows, top_selection",
         "contracts.sites": "FROM_TOWER, Grid, LayerSite, Need, StepSite",
         "contracts.strategy": (

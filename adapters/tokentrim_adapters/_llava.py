@@ -12,7 +12,9 @@ from tokentrim import (
     AdapterError,
     Layout,
     ModelShape,
+    Need,
     Tiling,
+    TowerBlock,
     VisionShape,
     complaint,
     decoder_shape,
@@ -38,6 +40,8 @@ def locate(model: nn.Module, shape: ModelShape, *, structured: bool = False) -> 
     language = submodule(entry, "language_model", type(entry).__name__)
     layers = tuple(submodule(language, "layers", "the language model").children())
     tower = submodule(entry, "vision_tower", type(entry).__name__)
+    config: Any = entry.config
+    blocks = _plain_blocks(tower) if isinstance(config.vision_feature_layer, int) else ()
     embeddings = [module for name, module in tower.named_modules() if name.endswith("embeddings")]
     return Layout(
         entry=entry,
@@ -52,6 +56,8 @@ def locate(model: nn.Module, shape: ModelShape, *, structured: bool = False) -> 
         shape=shape,
         structured=structured,
         features_block=_features_block(entry.config),
+        tower_blocks=blocks,
+        unserved={} if blocks else {Need.TOWER_GROUPS: _UNMERGED},
         projector=submodule(entry, "multi_modal_projector", type(entry).__name__),
     )
 
@@ -108,8 +114,24 @@ def entry_of(model: nn.Module) -> nn.Module:
     return submodule(model, "model", type(model).__name__) if hasattr(model, "lm_head") else model
 
 
+_UNMERGED: Final = "tokens merge in towers of CLIP's or SigLIP's make alone, whose features come from one block"
+
+
+def _plain_blocks(tower: nn.Module) -> tuple[TowerBlock, ...]:
+    """Every encoder block, in order; empty where one has other parts than those of CLIP and SigLIP."""
+    names = ("layer_norm1", "self_attn", "layer_norm2", "mlp")
+    modules = dict(tower.named_modules())
+    owners = [name.removesuffix(".self_attn") for name in modules if _is_attention(name)]
+    blocks = [(modules[owner], dict(modules[owner].named_children())) for owner in owners]
+    if any(parts.keys() != set(names) for _, parts in blocks):
+        return ()
+    return tuple(TowerBlock(block, *(parts[name] for name in names)) for block, parts in blocks)
+
+
+def _is_attention(name: str) -> bool:
+    return name.endswith("self_attn") and ".layers." in f".{name}"
+
+
 def _vision_attentions(tower: nn.Module) -> tuple[nn.Module, ...]:
     """The attention module of each encoder block, in order; empty where the tower is of an unknown make."""
-    return tuple(
-        module for name, module in tower.named_modules() if name.endswith("self_attn") and ".layers." in f".{name}"
-    )
+    return tuple(module for name, module in tower.named_modules() if _is_attention(name))

@@ -16,6 +16,7 @@ from tokentrim import (
     Encoding,
     Layout,
     ModelShape,
+    Need,
     Places,
     UnsupportedError,
     complaint,
@@ -69,7 +70,7 @@ class GenericAdapter(Adapter):
             vision_config=None,
             has_cls=False,
             shape=self.shape(config, bytes_per_element=next(language.parameters()).element_size()),
-            unserved=dict.fromkeys(FROM_TOWER, "the generic adapter reads no vision tower"),
+            unserved=dict.fromkeys((*FROM_TOWER, Need.TOWER_GROUPS), "the generic adapter reads no vision tower"),
             mrope="mrope_section" in (getattr(text, "rope_parameters", None) or {}),
         )
 

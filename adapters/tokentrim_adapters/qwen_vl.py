@@ -17,6 +17,7 @@ from tokentrim import (
     Layout,
     ModelShape,
     NativeResolution,
+    Need,
     Places,
     VisionShape,
     complaint,
@@ -89,6 +90,9 @@ class QwenVLAdapter(Adapter):
             shape=self.shape(config, bytes_per_element=next(language.parameters()).element_size()),
             full_blocks=_full_blocks(tower.config),
             mrope=True,
+            unserved={
+                Need.TOWER_GROUPS: "Qwen-VL's merger joins 2 x 2 patches of a grid that merging tokens would break"
+            },
         )
 
     def shape(self, config: Any, *, name: str = "", bytes_per_element: int | None = None) -> ModelShape:

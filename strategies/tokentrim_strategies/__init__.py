@@ -42,6 +42,7 @@ _STRATEGIES: Final = (
     ("vidcom2", "vidcom2:VidCom2", "input", "VidCom2: what differs from the mean of its frame and of its video"),
     ("dycoke", "dycoke:DyCoke", "input", "DyCoke: thin out frames that repeat, read few visual entries at each step"),
     ("cdpruner", "cdpruner:CDPruner", "input", "CDPruner: tokens unlike each other, where the question weighs them"),
+    ("tome", "tome:ToMe", "input", "ToMe: patches merge with their like in every block of the vision tower"),
     ("replay", "replay:Replay", "prefill", "apply the decisions that a saved trace recorded"),
     ("oracle", "oracle:Oracle", "prefill", "keep what the task says is needed: an upper bound, testbed only"),
     ("text-only", "text_only:TextOnly", "prefill", "drop every visual token: what the text alone gives away"),

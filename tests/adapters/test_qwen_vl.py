@@ -45,6 +45,8 @@ def _trimmed(model: Any, spec: Any, inputs: dict[str, Tensor]) -> Session:
 def _check(model: Any, spec: Any, rows: tuple[list[Part], ...], steps: int, *, renumber: bool = False) -> None:
     """Every row of a batch answers like the row alone, and that like the untouched model with masks."""
     inputs = prompt(model, *rows)
+    if spec.get("name") == "tome":
+        pytest.skip("merges in towers of another make")
     try:
         _trimmed(model, spec, inputs)
     except StrategyError as refusal:  # before anything runs

@@ -19,6 +19,17 @@ MODALITIES: tuple[Modality, ...] = ("image", "video")
 
 
 @dataclass(frozen=True)
+class TowerBlock:
+    """A vision block that computes ``x = x + attention(norm1(x)); x + mlp(norm2(x))``."""
+
+    module: nn.Module
+    norm1: nn.Module
+    attention: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+
+
+@dataclass(frozen=True)
 class Layout:
     """The modules of one model that the engine hooks.
 
@@ -40,6 +51,8 @@ class Layout:
         mrope: whether position ids have one row per axis (time, height, width).
         projector: maps what the tower made of a token to the language model's width, token by token; None where it
             joins several, or is not known.
+        tower_blocks: every vision block, in order, where they are of that plain make and one visual token is made of
+            one patch; empty elsewhere.
         unserved: what strategies may not ask for on this model, with the reason of each.
     """
 
@@ -58,6 +71,7 @@ class Layout:
     structured: bool = False
     mrope: bool = False
     projector: nn.Module | None = None
+    tower_blocks: tuple[TowerBlock, ...] = ()
     unserved: Mapping[Need, str] = field(default_factory=dict[Need, str])
 
     @property

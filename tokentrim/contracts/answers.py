@@ -65,6 +65,7 @@ _ANSWERS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     ),
     "wants_guide": ("give a tokentrim.GuideRequest or None", lambda value: isinstance(value, GuideRequest | None)),
     "edit": ("give a tokentrim.AttentionEdit that fits, or None", _is_edit),
+    "merges_in_tower": ("give a tuple of integers of at least 0", _all(tuple, is_whole)),
     "prepare": ("", lambda value: True),
     "meet": ("", lambda value: True),
     "begin": ("", lambda value: True),

@@ -50,6 +50,32 @@ class AttentionEditor(ABC):
         """What is edited in decoder layer ``layer`` (0-based); None = nothing."""
 
 
+class TowerMerger(ABC):
+    """A spatial strategy whose tokens already merge inside the vision tower.
+
+    Between attention and MLP of each block a part of the patches joins those most like them
+    (:func:`tokentrim.contracts.toolkit.matching.soft_matching`). Behind the tower every patch has its group's vector,
+    and ``Need.TOWER_GROUPS`` says which are one.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check what a new class answers, whoever asks it."""
+        from tokentrim.contracts.answers import check_answers  # it knows the extras
+
+        super().__init_subclass__(**kwargs)
+        check_answers(cls, ("merges_in_tower",))
+
+    @abstractmethod
+    def merges_in_tower(self, tokens: int, blocks: int) -> tuple[int, ...]:
+        """Pairs that merge in each block, first to last; none in blocks past its end, never more than half of what
+        is left.
+
+        Args:
+            tokens: patches of a picture, or of one of its tiles: each is merged by itself.
+            blocks: blocks up to the one whose output becomes the features.
+        """
+
+
 @dataclass(frozen=True)
 class GuideRequest:
     """A second model that answers every prompt first, and what is read of its attention (``Need.GUIDE``).

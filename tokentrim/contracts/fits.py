@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokentrim.contracts.compose import require_one_policy
+from tokentrim.contracts.extras import TowerMerger
 from tokentrim.contracts.sites import AT_BOUNDARIES, AT_STEPS, FROM_LAYERS, FROM_TOWER, Need
 from tokentrim.contracts.strategy import Spatial, Strategy, TemporalScorer
 from tokentrim.counting.shape import ModelShape
@@ -88,6 +89,7 @@ def check(strategy: Strategy, layout: Layout) -> None:
         unserved[Need.FINAL_NORM] = f"{kind} has not one part, besides its layers, whose weights are vectors"
     _check_served(strategy, unserved)
     require_one_policy(spatial)
+    _check_merging(spatial, layout)
     for decision in decisions(spatial, shape, (shape.usual_visual,)):
         _check_needs(decision.part.label(), decision.part.needed(), AT_BOUNDARIES, "at a boundary")
         early = decision.part.needed_at(decision.boundary) & FROM_LAYERS
@@ -140,6 +142,31 @@ def prepare(strategy: Strategy, shape: ModelShape) -> None:
     """
     for part in strategy.parts().deciders:
         part.prepare(shape)
+
+
+def _check_merging(spatial: Sequence[Spatial], layout: Layout) -> None:
+    """Refuse merging in a vision tower that cannot, and beside parts that read what is then not there."""
+    mergers = [part for part in spatial if isinstance(part, TowerMerger)]
+    readers = [part.label() for part in spatial if part.needed() & {Need.TOWER_GROUPS, *FROM_TOWER}]
+    first = mergers[0].label() if mergers else "a part that reads them"
+    if mergers and not layout.tower_blocks:
+        raise UnsupportedError(
+            complaint(f"the vision tower under {first!r}",
+                      "be made of plain blocks, whose patches become one visual token each",
+                      type(layout.entry).__name__, "its adapter declares no tower_blocks: choose another strategy")
+        )  # fmt: skip
+    if len(mergers) > 1 or (mergers and readers != [first]):
+        raise UnsupportedError(
+            complaint(f"a strategy beside {first!r}",
+                      "not read the vision tower, whose tokens merge, and not merge them itself",
+                      sorted({*readers, *(part.label() for part in mergers[1:])} - {first}),
+                      "combine it with one that reads features, or acts later")
+        )  # fmt: skip
+    if readers and not mergers and any(Need.TOWER_GROUPS in part.needed() for part in spatial):
+        raise UnsupportedError(
+            complaint("Need.TOWER_GROUPS", "be asked for by a tokentrim.TowerMerger", readers,
+                      "say in merges_in_tower() how many pairs merge")
+        )  # fmt: skip
 
 
 def _check_needs(label: str, needed: frozenset[Need], served: frozenset[Need], where: str) -> None:

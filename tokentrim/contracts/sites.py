@@ -63,6 +63,8 @@ class Need(str, Enum):
     """Keys of the vision tower in chosen blocks."""
     VISION_HIDDEN = "vision-hidden"
     """What the vision tower made of every visual token, before the projector where that works token by token."""
+    TOWER_GROUPS = "tower-groups"
+    """Which visual tokens merged into one in the vision tower, as ``TowerMerger.merges_in_tower()`` says."""
     FEATURES = "features"
     """Projected visual features, as they enter the language model."""
     TEXT_EMBEDS = "text-embeds"
@@ -322,6 +324,14 @@ class LayerSite(_Site):
         """[..., D]: vectors [..., D_vision] of the kind of :attr:`vision_hidden`, through the model's projector."""
         self._get(Need.VISION_HIDDEN)
         return vectors if self.projector is None else self.projector(vectors)
+
+    @property
+    def tower_groups(self) -> Tensor:
+        """int64 [B, N]: for each current token the first one that merged with it in the vision tower; -1 in padding.
+
+        A token that merged with none is its own first. The tokens of a group have equal features.
+        """
+        return self._get(Need.TOWER_GROUPS)
 
     @property
     def features(self) -> Tensor:

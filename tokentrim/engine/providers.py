@@ -13,6 +13,7 @@ from tokentrim.contracts.adapter import Layout
 from tokentrim.contracts.fits import Decision
 from tokentrim.contracts.sites import FROM_LAYERS, FROM_TOWER, Need
 from tokentrim.engine import layer_reads
+from tokentrim.engine.abilities.merging import first_of_groups
 from tokentrim.engine.context import Context
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream, gather_columns
@@ -63,6 +64,10 @@ def providers(
         seen = context.vision.read_of((Need.VISION_HIDDEN, 0), prompt.placement, prompt.start.vis_pos)
         return seen.gather(2, ids.unsqueeze(1).expand(-1, seen.shape[1], -1)).transpose(1, 2)
 
+    def groups() -> Tensor:
+        seen = context.vision.read_of((Need.TOWER_GROUPS, 0), prompt.placement, prompt.start.vis_pos)
+        return first_of_groups(seen[:, 0].gather(1, ids), stream.vis_valid)
+
     def text() -> tuple[Tensor, Tensor]:
         columns, real = prompt.start.text()
         return gather_columns(embeds, columns), real
@@ -94,6 +99,7 @@ def providers(
         **{need: partial(vision, need) for need in FROM_TOWER},
         Need.FEATURES: features,
         Need.VISION_HIDDEN: tower,
+        Need.TOWER_GROUPS: groups,
         Need.TEXT_EMBEDS: text,
         Need.TEXT_IDS: text_ids,
         Need.TEXT_HIDDEN: text_hidden,

@@ -17,6 +17,7 @@ from tokentrim.contracts.adapter import MODALITIES, Adapter, Encoding, Layout, M
 from tokentrim.contracts.noise import content_key, mix, pixel_key
 from tokentrim.contracts.sites import FROM_TOWER, Need
 from tokentrim.contracts.strategy import Spatial
+from tokentrim.engine.abilities.merging import Merging
 from tokentrim.engine.ability import Ability, PromptOrigin
 from tokentrim.engine.seams import attention
 from tokentrim.engine.seams.attention_rows import attention_rows, received
@@ -116,6 +117,7 @@ class VisionCapture(Ability):
         clock: receives the encoding's time under ``vision`` and the reading's under ``selection``.
         wants_keys: whether content keys are wanted.
         keeps_pixels: whether pixels are kept until the next pictures come (a guide must see them, too).
+        merging: makes the tower merge tokens; None where it does not.
     """
 
     adapter: Adapter
@@ -124,6 +126,7 @@ class VisionCapture(Ability):
     clock: Clock
     wants_keys: bool
     keeps_pixels: bool = False
+    merging: Merging | None = None
     _now: _Now = field(default_factory=_Now)
     _seen: dict[int, _Capture] = field(default_factory=dict[int, _Capture])
     _undo: Undo = field(default_factory=Undo)
@@ -148,9 +151,8 @@ class VisionCapture(Ability):
         }
         if Need.VISION_HIDDEN in needs and layout.projector is not None:
             wanted.add((Need.VISION_HIDDEN, 0))
-        return cls(
-            adapter, layout, frozenset(wanted), clock, wants_keys=Need.RANDOM in needs, keeps_pixels=keeps_pixels
-        )
+        merging = Merging.of(layout, parts, clock)
+        return cls(adapter, layout, frozenset(wanted), clock, Need.RANDOM in needs, keeps_pixels, merging)
 
     @property
     def _blocks(self) -> dict[int, list[Need]]:
@@ -181,6 +183,8 @@ class VisionCapture(Ability):
             attention.observe(self.layout.vision_attentions[block], self._observer(block, needs), self._undo)
         if (Need.VISION_HIDDEN, 0) in self.wanted and self.layout.projector is not None:
             hook(self.layout.projector, self._entering, self._undo, before=True)
+        if self.merging is not None:
+            self.merging.attach(self._undo)
 
     def detach(self) -> None:
         """Put the methods back, and stop observing."""
@@ -212,6 +216,8 @@ class VisionCapture(Ability):
         undo, read = self._undo.part(), dict[Reading, list[Tensor]]()
         try:
             self._now.reading = read
+            if self.merging is not None:
+                self.merging.begin(undo)
             if self._blocks:
                 attention.switch_on(self.layout.vision_config, undo)
             yield read
@@ -237,6 +243,9 @@ class VisionCapture(Ability):
                 pictures = (self.adapter.pixels(self.layout, encoding, item) for item in range(len(lengths)))
                 keys = torch.cat([pixel_key(pixels[None]) for pixels in pictures])
             arranged = {what: self.adapter.arrange(self.layout, encoding, pieces) for what, pieces in read.items()}
+            if self.merging is not None:
+                arrange = functools.partial(self.adapter.arrange, self.layout, encoding)
+                arranged[Need.TOWER_GROUPS, 0] = self.merging.groups(arrange)
         kept = {k: v for k, v in arguments.items() if k not in small} if self.keeps_pixels else {}
         about, mine = replace(encoding, arguments=small), list(features)
         items = [(ref(storage), offset, shape) for storage, offset, shape in map(_place, mine)]
@@ -346,7 +355,8 @@ class VisionCapture(Ability):
         Raises:
             UnsupportedError: when rows are wanted of pictures that were encoded elsewhere.
         """
-        if self.wanted and self._captures(prompt.placement) is None:
+        reads = bool(self.wanted) or self.merging is not None
+        if reads and self._captures(prompt.placement) is None:
             raise UnsupportedError(
                 complaint(
                     "what strategies want of the vision tower",
