@@ -137,6 +137,8 @@ def test_pictures_of_a_batch():
 def test_shares_add_up(sizes: list[int], share: float):
     total = sum(sizes)
     count = int(share * total)
-    found = Pictures((0,) * len(sizes), tuple(sizes), (0,) * len(sizes), None, total, 1).shares((count,))
+    found = Pictures((0,) * len(sizes), tuple(sizes), (0,) * len(sizes), (0,) * len(sizes), None, total, 1).shares(
+        (count,)
+    )
     assert sum(found) == count
     assert all(0 <= kept <= size for kept, size in zip(found, sizes, strict=True))

@@ -19,8 +19,16 @@ _FIRST = {strategy_from(spec).strategy.name: name for name, spec in reversed(SPE
 _OTHERS = [name for name in SPECS if name not in _FIRST.values()]
 _OF_OTHERS = ("sets_are_nested", "text_is_kept", "plan_is_met", "more_attention_never_scores_lower")
 
+_EXPECTED = {
+    "evs": {"prunes": "the small models are shown images, which it leaves whole: see tests/strategies/test_evs.py"}
+}
 
-@parametrize_with_checks([SPECS[name] for name in _FIRST.values()], families=[])
+
+def _expected(spec: Any) -> dict[str, str]:
+    return _EXPECTED.get(strategy_from(spec).strategy.name, {})
+
+
+@parametrize_with_checks([SPECS[name] for name in _FIRST.values()], families=[], expected_failures=_expected)
 def test_contract(check: Any) -> None:
     check()
 

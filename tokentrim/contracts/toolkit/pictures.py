@@ -21,7 +21,8 @@ class Pictures:
     Attributes:
         rows: the row of the batch that each picture lies in, ascending.
         sizes: tokens of each picture; those of a row add up to its own.
-        images: number of the image or video that each picture belongs to, in its row.
+        images: number of the image or video that each picture belongs to, in its row; -1 without a place.
+        frames: number of the frame of that video; 0 in images.
         index: int64 [P, n]: number b N + i of the tokens of each picture, ascending; -1 past its size. None where
             every row is one picture.
         width: N.
@@ -31,6 +32,7 @@ class Pictures:
     rows: tuple[int, ...]
     sizes: tuple[int, ...]
     images: tuple[int, ...]
+    frames: tuple[int, ...]
     index: Tensor | None
     width: int
     batch: int
@@ -42,21 +44,22 @@ class Pictures:
         vision = site.shape.vision
         single = vision is not None and not vision.varies and vision.pieces == 1 and width <= vision.n_visual
         if single or not width:
-            return cls(tuple(range(batch)), site.n_visual, (0,) * batch, None, width, batch)
+            return cls(tuple(range(batch)), site.n_visual, (0,) * batch, (0,) * batch, None, width, batch)
         grid = site.grid
         names = torch.stack([grid.image, grid.frame, grid.tile], dim=-1).cpu()
         rows: list[int] = []
-        images: list[int] = []
+        whose: list[tuple[int, int]] = []
         members: list[Tensor] = []
         for row, n in enumerate(site.n_visual):
             number = torch.unique(names[row, :n], dim=0, return_inverse=True)[1]
             for one in dict.fromkeys(number.tolist()) or (-1,):  # by their first tokens; an empty row is one picture
                 mine = (number == one).nonzero().flatten()
                 rows.append(row)
-                images.append(int(names[row, mine[0], 0]) if len(mine) else -1)
+                whose.append((int(names[row, mine[0], 0]), int(names[row, mine[0], 1])) if len(mine) else (-1, 0))
                 members.append(mine + row * width)
+        images, frames = zip(*whose, strict=True)
         index = torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=-1)
-        return cls(tuple(rows), tuple(map(len, members)), tuple(images), index.to(site.device), width, batch)
+        return cls(tuple(rows), tuple(map(len, members)), images, frames, index.to(site.device), width, batch)
 
     def split(self, tensor: Tensor) -> Tensor:
         """[P, n, ...]: the part of ``tensor`` [B, N, ...] that belongs to each picture."""
