@@ -59,6 +59,7 @@ _MORE: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "scope": ({}, {"combined": "add", "alpha": 0.5}),
     "text-only": ({}, {"k": 0}),
+    "prumerge": ({}, {"plus": True}, {"keep_ratio": None, "plus": True, "reduce": "mean"}),
     "visionzip": ({"contextual": 0.4}, {"contextual": 0.4, "reduce": "mean"}),
     "quecc": ({"tokens": 4},),
     "pyramiddrop": ({}, {"row": "before", "boundaries": (2, 4)}),

@@ -31,6 +31,7 @@ _NAMES = {
     Need.VISION_ROWS: "vision_rows",
     Need.VISION_COLUMNS: "vision_columns",
     Need.VISION_LOGITS: "vision_logits",
+    Need.VISION_WIDE: "vision_wide",
     Need.VISION_KEYS: "vision_keys",
     Need.VISION_HIDDEN: "vision_hidden",
     Need.FEATURES: "features",

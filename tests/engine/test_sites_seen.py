@@ -125,6 +125,9 @@ def _check_tower(seen: dict[str, Any], row: int, index: int, maps: Maps, block: 
     asking = maps.queries[block][:, :1] if has_cls else maps.queries[block].mean(dim=1, keepdim=True)
     products = (asking * keys[:, first:]).unflatten(-1, (heads, -1)).sum(-1) / (keys.shape[-1] // heads) ** 0.5
     _near(seen["vision_logits"][row, index, :, :n], products.flatten(0, 1).T)
+    wide = torch.softmax(maps.queries[block] @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5, dim=-1)
+    wide = wide[:, 0, first:] if has_cls else wide.mean(dim=1)
+    _near(seen["vision_wide"][row, index, 0, :n], wide.flatten())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -195,7 +198,7 @@ def _same_row(batch: dict[str, Any], own: dict[str, Any], row: int) -> None:
         _near(batch[name][row, ..., :n], own[name][0])
     for name in ("keys", "values"):
         _near(batch[name][row, :, :n], own[name][0])
-    for name in ("vision_rows", "vision_columns", "vision_logits"):
+    for name in ("vision_rows", "vision_columns", "vision_logits", "vision_wide"):
         _near(batch[name][row, ..., :n], own[name][0])
     _near(batch["vision_keys"][row, :, :n], own["vision_keys"][0])
     for name in ("text_rows", "window_rows"):

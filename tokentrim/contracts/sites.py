@@ -59,6 +59,8 @@ class Need(str, Enum):
     """Attention received in chosen blocks of the vision tower, averaged over all its queries, [CLS] among them."""
     VISION_LOGITS = "vision-logits"
     """Products of [CLS] with every key, before the softmax (of the mean query where the tower has no [CLS])."""
+    VISION_WIDE = "vision-wide"
+    """As VISION_ROWS, with the products of all heads added up before one softmax: one head as wide as the tower."""
     VISION_KEYS = "vision-keys"
     """Keys of the vision tower in chosen blocks."""
     VISION_HIDDEN = "vision-hidden"
@@ -89,7 +91,9 @@ FROM_LAYERS: Final = ATTENTION_ROWS | {Need.KEYS, Need.TEXT_KEYS, Need.VALUES, N
 """Needs that read a decoder layer beside a boundary, and so do not exist at boundary 0."""
 FROM_LAYER_BEFORE: Final = FROM_LAYERS - {Need.NEXT_ROW}
 """Those of them that read layer b-1 of a boundary b."""
-FROM_TOWER: Final = frozenset({Need.VISION_ROWS, Need.VISION_COLUMNS, Need.VISION_LOGITS, Need.VISION_KEYS})
+FROM_TOWER: Final = frozenset(
+    {Need.VISION_ROWS, Need.VISION_COLUMNS, Need.VISION_LOGITS, Need.VISION_WIDE, Need.VISION_KEYS}
+)
 """Needs that read the attention of vision blocks, those of ``Spatial.wants_vision_blocks()``."""
 FROM_PROMPT_ROW: Final = frozenset({Need.PROMPT_ROW, Need.ACCUMULATED})
 """Needs that begin with every layer's attention row of the last prompt token."""
@@ -305,6 +309,11 @@ class LayerSite(_Site):
     def vision_logits(self) -> Tensor:
         """float [B, blocks, H_vision, N]: scaled products of [CLS] (the mean query without [CLS]) with every key."""
         return self._get(Need.VISION_LOGITS)
+
+    @property
+    def vision_wide(self) -> Tensor:
+        """float [B, blocks, 1, N]: vision_rows with heads joined into one: softmax(q k / sqrt(H_vision head_dim))."""
+        return self._get(Need.VISION_WIDE)
 
     @property
     def vision_keys(self) -> Tensor:

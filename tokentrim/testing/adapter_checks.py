@@ -295,7 +295,7 @@ def tower_attention_is_readable(case: AdapterCase) -> None:
                          f"a difference of {worst:.2g}", hint="see arrange()", see=_INTERFACE)  # fmt: skip
 
 
-_ATTENTION = ("vision_rows", "vision_columns")
+_ATTENTION = ("vision_rows", "vision_columns", "vision_wide")
 
 
 def _tower(site: LayerSite) -> dict[str, Tensor]:

@@ -286,12 +286,15 @@ class VisionCapture(Ability):
 
     def _read(self, need: Need, query: Tensor, key: Tensor, scaling: float) -> Tensor:
         """float [pieces, H, tokens] of one piece; of keys [pieces, H * head_dim, tokens]."""
+        if need == Need.VISION_WIDE:
+            groups, scaling = query.shape[1] // key.shape[1], scaling / query.shape[1] ** 0.5
+            query, key = (t.transpose(1, 2).flatten(2)[:, None] for t in (query, key.repeat_interleave(groups, dim=1)))
         if need == Need.VISION_KEYS:
             return key.transpose(2, 3).flatten(1, 2)
         if need == Need.VISION_LOGITS:
             asking = query[:, :, :1] if self.layout.has_cls else query.float().mean(dim=2, keepdim=True)
             return torch.matmul(asking.float() * scaling, key.float().transpose(2, 3))[:, :, 0]
-        if need == Need.VISION_ROWS and self.layout.has_cls:
+        if need in (Need.VISION_ROWS, Need.VISION_WIDE) and self.layout.has_cls:
             return attention_rows(query[:, :, :1], key, scaling, None)[:, :, 0]
         return received(query, key, scaling, None, causal=False) / query.shape[2]
 
