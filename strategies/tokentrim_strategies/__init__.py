@@ -45,6 +45,7 @@ _STRATEGIES: Final = (
     ("cdpruner", "cdpruner:CDPruner", "input", "CDPruner: tokens unlike each other, where the question weighs them"),
     ("tome", "tome:ToMe", "input", "ToMe: patches merge with their like in every block of the vision tower"),
     ("evs", "evs:EVS", "input", "EVS: of a video, what changes from frame to frame; images stay whole"),
+    ("dart", "dart:DART", "prefill", "DART: tokens unlike a few pivots; what duplicates them goes"),
     ("replay", "replay:Replay", "prefill", "apply the decisions that a saved trace recorded"),
     ("oracle", "oracle:Oracle", "prefill", "keep what the task says is needed: an upper bound, testbed only"),
     ("text-only", "text_only:TextOnly", "prefill", "drop every visual token: what the text alone gives away"),

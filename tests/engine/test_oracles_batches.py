@@ -11,6 +11,7 @@ import torch
 from tests.engine.cases import FIRST, RENUMBERED, SPECS, annotate, dealt, deviation, generate, trimmed
 from tests.models import IMAGE, alone, prompt, tiny_llava
 from tokentrim.config.specs import strategy_from
+from tokentrim.contracts.sites import Need
 
 TOLERANCE = 1e-4
 SIDE = 4
@@ -86,8 +87,12 @@ def test_a_direct_forward_gives_each_row_its_logits(name: str, way: tuple[Any, b
     padding, cached = way
     cached = cached or strategy_from(SPECS[name]).strategy.temporal_part is not None  # refused without a cache
     inputs = prompt(model, *_RAGGED, padding=padding)
+    places = {}
+    if Need.KEYS in strategy_from(SPECS[name]).strategy.needed():
+        # Rotated keys show absolute positions: they must not count padding, as generate sees to it.
+        places = {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)}
     with trimmed(model, SPECS[name], inputs), torch.no_grad():
-        logits = model(**inputs, use_cache=cached).logits
+        logits = model(**inputs, **places, use_cache=cached).logits
     assert logits.shape[1] == inputs["input_ids"].shape[1]
     for row in range(len(_RAGGED)):
         single = alone(inputs, row, SIDE * SIDE)
