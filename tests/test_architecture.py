@@ -114,7 +114,7 @@ def test_what_a_reader_opens_first_fits_one_sitting():
     read = [
         ROOT / "tokentrim/hookspecs.py",
         ROOT / "tokentrim/contracts/strategy.py",
-        ROOT / "strategies/tokentrim_strategies/uniform.py",
+        ROOT / "strategies/tokentrim_strategies/random_control.py",
         ROOT / "tokentrim/engine/engine.py",
     ]
     lengths = [len(text.splitlines()) for text in (quick_start, *(path.read_text(encoding="utf-8") for path in read))]

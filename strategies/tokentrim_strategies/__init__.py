@@ -8,7 +8,12 @@ from tokentrim import Register, hookimpl
 _STRATEGIES: Final = (
     ("none", "none:NoPruning", "none", "keep everything: the baseline"),
     ("random", "random_control:Random", "prefill", "keep random tokens: the control that any method has to beat"),
-    ("uniform", "uniform:Uniform", "prefill", "keep evenly spaced tokens of the grid: the second control"),
+    (
+        "uniform",
+        "uniform:Uniform",
+        "prefill",
+        "keep one token of each of equal stretches of the raster: the second control",
+    ),
     ("pool", "pool:Pool", "input", "average neighbouring tokens before the language model"),
     ("fastv", "fastv:FastV", "prefill", "FastV: one cut after layer k, by attention of the last prompt token"),
     ("pvtp", "pvtp:PVTP", "prefill", "the spatial half of ST3: drop a share every few layers"),

@@ -15,7 +15,7 @@ from tokentrim.contracts.sites import FROM_LAYER_BEFORE, LayerSite, Need
 from tokentrim.engine import layer_reads, recording
 from tokentrim.engine.context import Context
 from tokentrim.engine.deciding import decide
-from tokentrim.engine.providers import projecting, providers
+from tokentrim.engine.providers import Providers, projecting
 from tokentrim.engine.seams import outputs, positions
 from tokentrim.engine.seams.attention import Attended, AttentionCall
 from tokentrim.engine.seams.masks import causal_mask
@@ -169,7 +169,7 @@ class Prefill:
             state=self.prompt.state_of(decision.place),
             keys_of_rows=self.prompt.sample_keys.clone(),
             needs=part.needed_at(decision.boundary),
-            providers=providers(
+            providers=Providers(
                 decision,
                 hidden,
                 context=self.context,
@@ -178,7 +178,7 @@ class Prefill:
                 embeds=self.embeds,
                 read=self.read,
                 shared=len(self.at[decision.boundary]) > 1 or bool(self.context.prompt_rows),
-            ),
+            ).by_need(),
             boundary=decision.boundary,
             projector=projecting(self.context.layout, self.embeds),
             notes=recording.notes(),

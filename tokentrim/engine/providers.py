@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,27 +14,17 @@ from tokentrim.contracts.adapter import Layout
 from tokentrim.contracts.fits import Decision
 from tokentrim.contracts.sites import FROM_LAYERS, FROM_TOWER, Need
 from tokentrim.engine import layer_reads
-from tokentrim.engine.abilities.merging import first_of_groups
 from tokentrim.engine.context import Context
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream, gather_columns
 from tokentrim.errors import UnsupportedError, complaint
 
 
-def providers(
-    decision: Decision,
-    hidden: Tensor,
-    *,
-    context: Context,
-    prompt: Prompt,
-    stream: Stream,
-    embeds: Tensor,
-    read: dict[Need, Any],
-    shared: bool,
-) -> dict[Need, Callable[[], Any]]:
-    """How each need is served.
+@dataclass(frozen=True)
+class Providers:
+    """How each need of one site is served.
 
-    Args:
+    Attributes:
         decision: whose site it is.
         hidden: [B, T, D], what enters the layer behind the boundary.
         context: of the engine.
@@ -43,76 +34,85 @@ def providers(
         read: what was read of the layers beside the boundary.
         shared: whether others see that, too.
     """
-    ids = stream.vis_ids.clamp(min=0)
-    own = _copied if shared else _itself
-    before: dict[Need, Callable[[], Any]] = {need: (lambda n=need: own(read[n])) for need in FROM_LAYERS}
 
-    def vision(need: Need) -> Tensor:
-        wanted = decision.part.wants_vision_blocks(context.layout.features_block)
-        blocks = [context.layout.vision_block(block) for block in wanted]
-        seen = [context.vision.read_of((need, block), prompt.placement, prompt.start.vis_pos) for block in blocks]
-        stacked = torch.stack(seen, dim=1)
-        stacked = stacked.gather(3, ids[:, None, None].expand(-1, *stacked.shape[1:3], -1))
+    decision: Decision
+    hidden: Tensor
+    context: Context
+    prompt: Prompt
+    stream: Stream
+    embeds: Tensor
+    read: dict[Need, Any]
+    shared: bool
+
+    def by_need(self) -> dict[Need, Callable[[], Any]]:
+        """What computes each."""
+        prompt, ids = self.prompt, self._ids
+        return {
+            **{need: partial(self._of_layers, need) for need in FROM_LAYERS},
+            Need.WINDOW_ROWS: self._window,
+            Need.HIDDEN: lambda: gather_columns(self.hidden, self.stream.vis_pos).detach(),
+            **{need: partial(self._of_tower, need) for need in FROM_TOWER},
+            Need.FEATURES: self._features,
+            Need.VISION_HIDDEN: self._vision_hidden,
+            Need.TEXT_EMBEDS: self._text_embeds,
+            Need.TEXT_IDS: self._text_ids,
+            Need.TEXT_HIDDEN: self._text_hidden,
+            Need.FINAL_NORM: lambda: partial(layer_reads.normed, self.context.layout),
+            Need.GRID: lambda: prompt.grid(ids, self.stream.vis_valid),
+            Need.RANDOM: lambda: None,
+            Need.GUIDE: lambda: prompt.guided_at(ids),
+            Need.EVIDENCE: lambda: prompt.evidence_at(ids),
+        }
+
+    @property
+    def _ids(self) -> Tensor:
+        return self.stream.vis_ids.clamp(min=0)
+
+    def _of_layers(self, need: Need) -> Any:
+        return _copied(self.read[need]) if self.shared else self.read[need]
+
+    def _window(self) -> tuple[Tensor, Tensor]:
+        rows, real = self._of_layers(Need.WINDOW_ROWS)  # as many as the widest part at this boundary wants
+        width = self.decision.part.wants_window()
+        return rows[:, :, -width:], real[:, -width:]
+
+    def _of_tower(self, need: Need) -> Tensor:
+        layout, wanted = self.context.layout, self.decision.part.wants_vision_blocks
+        blocks = [layout.vision_block(block) for block in wanted(layout.features_block)]
+        stacked = torch.stack([self._read_in_tower(need, block) for block in blocks], dim=1)
+        stacked = stacked.gather(3, self._ids[:, None, None].expand(-1, *stacked.shape[1:3], -1))
         return stacked.transpose(2, 3) if need == Need.VISION_KEYS else stacked
 
-    def features() -> Tensor:
-        return gather_columns(gather_columns(embeds, prompt.start.vis_pos), ids).detach()
+    def _read_in_tower(self, need: Need, block: int) -> Tensor:
+        return self.context.vision.read_of((need, block), self.prompt.placement, self.prompt.start.vis_pos)
 
-    def tower() -> Tensor:
-        if context.layout.projector is None:
-            return features()
-        seen = context.vision.read_of((Need.VISION_HIDDEN, 0), prompt.placement, prompt.start.vis_pos)
-        return seen.gather(2, ids.unsqueeze(1).expand(-1, seen.shape[1], -1)).transpose(1, 2)
+    def _features(self) -> Tensor:
+        return gather_columns(gather_columns(self.embeds, self.prompt.start.vis_pos), self._ids).detach()
 
-    def groups() -> Tensor:
-        seen = context.vision.read_of((Need.TOWER_GROUPS, 0), prompt.placement, prompt.start.vis_pos)
-        return first_of_groups(seen[:, 0].gather(1, ids), stream.vis_valid)
+    def _vision_hidden(self) -> Tensor:
+        if self.context.layout.projector is None:
+            return self._features()
+        seen = self._read_in_tower(Need.VISION_HIDDEN, 0)
+        return seen.gather(2, self._ids.unsqueeze(1).expand(-1, seen.shape[1], -1)).transpose(1, 2)
 
-    def text() -> tuple[Tensor, Tensor]:
-        columns, real = prompt.start.text()
-        return gather_columns(embeds, columns), real
+    def _text_embeds(self) -> tuple[Tensor, Tensor]:
+        columns, real = self.prompt.start.text()
+        return gather_columns(self.embeds, columns), real
 
-    def text_hidden() -> tuple[Tensor, Tensor, Tensor]:
-        columns, real = stream.text()
-        behind = layer_reads.behind(stream, prompt.start, columns, real)
-        return gather_columns(hidden, columns).detach(), real, behind
+    def _text_hidden(self) -> tuple[Tensor, Tensor, Tensor]:
+        columns, real = self.stream.text()
+        behind = layer_reads.behind(self.stream, self.prompt.start, columns, real)
+        return gather_columns(self.hidden, columns).detach(), real, behind
 
-    def text_ids() -> tuple[Tensor, Tensor, Tensor]:
-        columns, real = prompt.start.text()
-        if prompt.tokens is None:
+    def _text_ids(self) -> tuple[Tensor, Tensor, Tensor]:
+        columns, real = self.prompt.start.text()
+        if self.prompt.tokens is None:
             raise UnsupportedError(
                 complaint("a prompt", "be made of token ids where a strategy reads its text", "embeddings alone",
                           "call the model with input_ids")
             )  # fmt: skip
-        behind = real & (columns > prompt.start.last_visual())
-        return prompt.tokens.to(columns.device).gather(1, columns), real, behind
-
-    def window() -> tuple[Tensor, Tensor]:
-        rows, real = own(read[Need.WINDOW_ROWS])  # as many as the widest part at this boundary wants
-        width = decision.part.wants_window()
-        return rows[:, :, -width:], real[:, -width:]
-
-    return {
-        **before,
-        Need.WINDOW_ROWS: window,
-        Need.HIDDEN: lambda: gather_columns(hidden, stream.vis_pos).detach(),
-        **{need: partial(vision, need) for need in FROM_TOWER},
-        Need.FEATURES: features,
-        Need.VISION_HIDDEN: tower,
-        Need.TOWER_GROUPS: groups,
-        Need.TEXT_EMBEDS: text,
-        Need.TEXT_IDS: text_ids,
-        Need.TEXT_HIDDEN: text_hidden,
-        Need.FINAL_NORM: lambda: partial(layer_reads.normed, context.layout),
-        Need.GRID: lambda: prompt.grid(ids, stream.vis_valid),
-        Need.RANDOM: lambda: None,
-        Need.GUIDE: lambda: prompt.guided_at(ids),
-        Need.EVIDENCE: lambda: prompt.evidence_at(ids),
-    }
-
-
-def _itself(what: Any) -> Any:
-    return what
+        behind = real & (columns > self.prompt.start.last_visual())
+        return self.prompt.tokens.to(columns.device).gather(1, columns), real, behind
 
 
 def projecting(layout: Layout, like: Tensor) -> Callable[[Tensor], Tensor] | None:
