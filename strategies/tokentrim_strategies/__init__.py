@@ -51,6 +51,7 @@ _STRATEGIES: Final = (
     ("tome", "tome:ToMe", "input", "ToMe: patches merge with their like in every block of the vision tower"),
     ("evs", "evs:EVS", "input", "EVS: of a video, what changes from frame to frame; images stay whole"),
     ("dart", "dart:DART", "prefill", "DART: tokens unlike a few pivots; what duplicates them goes"),
+    ("scissor", "scissor:Scissor", "input", "LLaVA-Scissor: tokens that are connected by likeness become one"),
     ("replay", "replay:Replay", "prefill", "apply the decisions that a saved trace recorded"),
     ("oracle", "oracle:Oracle", "prefill", "keep what the task says is needed: an upper bound, testbed only"),
     ("text-only", "text_only:TextOnly", "prefill", "drop every visual token: what the text alone gives away"),

@@ -63,6 +63,7 @@ _MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "visionzip": ({"contextual": 0.4}, {"contextual": 0.4, "reduce": "mean"}),
     "quecc": ({"tokens": 4},),
     "pyramiddrop": ({}, {"row": "before", "boundaries": (2, 4)}),
+    "scissor": ({"tau": 0.1},),
     "dycoke": ({}, {"version": "code", "layer": 1}),
     "sparsevlm": ({}, {"version": "plus"}, {"version": "paper", "scale": 0.7}, {"version": "v1.0", "scale": 2.0}),
 }
