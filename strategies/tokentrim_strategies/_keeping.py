@@ -157,6 +157,12 @@ class KeepingShares(Keeping, ABC):
 
     count_is_static: ClassVar[bool] = cast(bool, Flag["KeepingShares"](False, lambda own: own.total == "exact"))
 
+    def share_of(self, count: int, n_visual: int) -> float:
+        """Share of ``n_visual`` tokens of which ``count`` are to stay; as it is written where code rounds it anew."""
+        if self.total == "exact":
+            return count / max(n_visual, 1)
+        return self.count_of(n_visual) / max(n_visual, 1) if self.keep_ratio is None else self.keep_ratio
+
     def settled(self, site: LayerSite, scores: Tensor, tiers: Tensor, count: Tensor) -> Selection:
         """The tokens of the lowest tiers, and of a tier those with the highest scores, as many as ``total`` says.
 

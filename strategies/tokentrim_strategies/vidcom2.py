@@ -64,12 +64,6 @@ class VidCom2(KeepingShares, SpatialSelector):
         """As many as asked for; as released they may be more, by the number of frames: all are the upper bound."""
         return super().schedule(shape, n_visual) if self.total == "exact" else Schedule.of({0: n_visual})
 
-    def share_of(self, count: int, n_visual: int) -> float:
-        """R for a prompt of which ``count`` tokens are to stay."""
-        if self.total == "exact":
-            return count / max(n_visual, 1)
-        return self.count_of(n_visual) / max(n_visual, 1) if self.keep_ratio is None else self.keep_ratio
-
     def select(self, site: LayerSite, count: Tensor) -> Selection:
         """The best of every frame, those within the frame's share, and then the others."""
         import torch
