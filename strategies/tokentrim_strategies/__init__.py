@@ -55,6 +55,12 @@ _STRATEGIES: Final = (
     ("scissor", "scissor:Scissor", "input", "LLaVA-Scissor: tokens that are connected by likeness become one"),
     ("mmtok", "mmtok:MMTok", "input", "MMTok: tokens that cover the question's words and the picture at once"),
     ("globalcom2", "globalcom2:GlobalCom2", "input", "GlobalCom2: the thumbnail says how much of each tile stays"),
+    (
+        "v2drop",
+        "v2drop:V2Drop",
+        "prefill",
+        "V2Drop: what a layer changes most stays, at three depths; no attention is read",
+    ),
     ("replay", "replay:Replay", "prefill", "apply the decisions that a saved trace recorded"),
     ("oracle", "oracle:Oracle", "prefill", "keep what the task says is needed: an upper bound, testbed only"),
     ("text-only", "text_only:TextOnly", "prefill", "drop every visual token: what the text alone gives away"),
