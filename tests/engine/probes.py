@@ -87,12 +87,16 @@ class StepProbe(TemporalScorer):
 
     name: ClassVar[str] = "step-probe"
     needs: ClassVar[frozenset[Need]] = AT_STEPS
+    window: int = 3
     back: int = 0
     stays: bool = False
     _seen: dict[tuple[int, int], dict[str, Any]] = PrivateAttr(default_factory=dict)
 
     def count(self, step: int, layer: int, n_prefill: int, shape: Any) -> int:
         return max(0, n_prefill - step)
+
+    def wants_window(self) -> int:
+        return self.window
 
     def evicts(self) -> bool:
         return not self.stays
@@ -104,6 +108,7 @@ class StepProbe(TemporalScorer):
         self._seen[site.step, site.layer] = {
             "last_row": site.last_row,
             "prompt_row": site.prompt_row,
+            "prompt_window": site.prompt_window,
             "accumulated": site.accumulated,
             "keys": site.keys,
             "values": site.values,

@@ -252,7 +252,7 @@ def test_a_step_site_shows_what_the_cache_holds() -> None:
     """A step's rows against the untouched model run on the whole sequence; nothing is evicted before step 1."""
     model = _model(side=SIDE)
     batch = prompt(model, *LAYOUTS)
-    probe = StepProbe()
+    probe = StepProbe(window=30)
     with trim(model, probe):
         out = model.generate(**batch, max_new_tokens=4, do_sample=False)
     length = batch["input_ids"].shape[1]
@@ -269,6 +269,8 @@ def test_a_step_site_shows_what_the_cache_holds() -> None:
         _near(seen["keys"][row, :, :n], first.keys[0][:, places])
         for layer in range(6):
             _near(probe._seen[1, layer]["prompt_row"][row, :, :n], start.rows[layer][:, -1, places])
+            window = start.rows[layer][:, -30:, places].mean(dim=1)  # longer than the shortest row
+            _near(probe._seen[1, layer]["prompt_window"][row, :, :n], window)
             later = probe._seen[3, layer]
             assert later["ids"][row, : n - 2].tolist() == list(range(2, n))
             _near(later["prompt_row"][row, :, : n - 2], start.rows[layer][:, -1, places[2:]])

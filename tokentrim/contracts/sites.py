@@ -37,6 +37,8 @@ class Need(str, Enum):
     """Attention received in layer b-1, of every query that of the head that gives the most, summed over queries."""
     PROMPT_ROW = "prompt-row"
     """Temporal only: this layer's attention row of the last prompt token, taken once at prefill."""
+    PROMPT_WINDOW = "prompt-window"
+    """Temporal only: the mean of this layer's attention rows of the last wants_window() prompt tokens, at prefill."""
     ACCUMULATED = "accumulated-rows"
     """Temporal only: this layer's attention rows of the last prompt token and of all tokens since, summed."""
     HIDDEN = "hidden"
@@ -95,8 +97,8 @@ FROM_TOWER: Final = frozenset(
     {Need.VISION_ROWS, Need.VISION_COLUMNS, Need.VISION_LOGITS, Need.VISION_WIDE, Need.VISION_KEYS}
 )
 """Needs that read the attention of vision blocks, those of ``Spatial.wants_vision_blocks()``."""
-FROM_PROMPT_ROW: Final = frozenset({Need.PROMPT_ROW, Need.ACCUMULATED})
-"""Needs that begin with every layer's attention row of the last prompt token."""
+FROM_PROMPT_ROW: Final = frozenset({Need.PROMPT_ROW, Need.PROMPT_WINDOW, Need.ACCUMULATED})
+"""Needs that begin with every layer's attention rows of the last prompt tokens."""
 AT_BOUNDARIES: Final = frozenset(Need) - FROM_PROMPT_ROW
 """Needs that a :class:`LayerSite` can serve."""
 AT_STEPS: Final = FROM_PROMPT_ROW | {Need.LAST_ROW, Need.KEYS, Need.VALUES, Need.RANDOM}
@@ -395,6 +397,14 @@ class StepSite(_Site):
     def prompt_row(self) -> Tensor:
         """float [B, H, N]: this layer's attention row of the last prompt token, as it was at prefill."""
         return self._get(Need.PROMPT_ROW)
+
+    @property
+    def prompt_window(self) -> Tensor:
+        """float [B, H, N]: mean of this layer's rows of the last wants_window() prompt tokens, as they were at prefill.
+
+        Softmax over all keys of each row; rows that a short prompt does not have do not count.
+        """
+        return self._get(Need.PROMPT_WINDOW)
 
     @property
     def accumulated(self) -> Tensor:

@@ -73,6 +73,10 @@ class Strategy(Checked, ABC):
     def meet(self, model: nn.Module, shape: ModelShape) -> None:
         """See the model's entry module once, after :meth:`prepare` (spatial parts alone): raise here if it may not."""
 
+    def wants_window(self) -> int:
+        """Trailing prompt tokens whose rows ``Need.WINDOW_ROWS`` gives, or ``Need.PROMPT_WINDOW`` the mean of."""
+        return 32
+
     def begin(self, prompt: PromptInfo) -> Any:
         """State for one prompt, handed back at every site of this strategy (default: none)."""
         return None
@@ -142,10 +146,6 @@ class Spatial(Strategy, ABC):
     def wants_vision_blocks(self, features: int) -> tuple[int, ...]:
         """Vision blocks whose attention is read (-1 = the last); ``features``: the one that makes the features."""
         return (features,)
-
-    def wants_window(self) -> int:
-        """Number of trailing prompt tokens whose rows ``Need.WINDOW_ROWS`` wants."""
-        return 32
 
     def wants_guide(self) -> GuideRequest | None:
         """The guide whose attention ``Need.GUIDE`` gives (default: none)."""

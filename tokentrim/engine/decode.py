@@ -283,6 +283,7 @@ class Decode:
             needs=part.needed(),
             providers={
                 Need.PROMPT_ROW: lambda: held.rows[Need.PROMPT_ROW].clone(),
+                Need.PROMPT_WINDOW: lambda: held.rows[Need.PROMPT_WINDOW].clone(),
                 Need.ACCUMULATED: lambda: held.rows[Need.ACCUMULATED].clone(),
                 Need.KEYS: lambda: whole(attention_rows.pick_rows(held.keys, stream.vis_pos)),  # type: ignore[arg-type]
                 Need.VALUES: lambda: whole(attention_rows.pick_rows(held.values, stream.vis_pos)),  # type: ignore[arg-type]

@@ -44,14 +44,7 @@ def read(
         columns, real = stream.text()
         found[Need.TEXT_ROWS] = _rows_at(call, stream, columns, real), real
     if Need.WINDOW_ROWS in wanted:
-        last = stream.last_columns()
-        end = query.new_full((stream.rows,), stream.length - 1, dtype=torch.long) if last is None else last
-        columns = end.unsqueeze(1) - torch.arange(window - 1, -1, -1, device=query.device)
-        real = columns >= 0
-        columns = columns.clamp(min=0)
-        if valid is not None:
-            real = real & valid.gather(1, columns)
-        found[Need.WINDOW_ROWS] = _rows_at(call, stream, columns, real), real
+        found[Need.WINDOW_ROWS] = _window(call, stream, window)
     if Need.COLUMN_MEAN in wanted:
         found[Need.COLUMN_MEAN] = attention_rows.column_mean(query, key, scaling, stream.vis_pos, valid)
     for need, tensor in ((Need.KEYS, key), (Need.VALUES, call.value)):
@@ -118,6 +111,12 @@ def normed(layout: Layout, vectors: Tensor) -> Tensor:
         return norm.forward(vectors.to(home)).to(vectors.device)
 
 
+def window_mean(call: AttentionCall, stream: Stream, window: int) -> Tensor:
+    """float32 [B, H of this process, N]: mean of the last ``window`` prompt tokens' rows, visual columns alone."""
+    rows, real = _window(call, stream, min(window, stream.length))
+    return rows.sum(dim=2) / real.sum(dim=1).clamp(min=1)[:, None, None]
+
+
 class _Enough(Exception):
     """Ends a layer's forward that is run for its attention row alone."""
 
@@ -142,6 +141,18 @@ def _last_row(call: AttentionCall, stream: Stream) -> Tensor:
     """float32 [B, H, N]: the visual columns of the last prompt token's row."""
     row = attention_rows.last_row(call.query, call.key, call.scaling, stream.last_columns(), stream.valid)
     return attention_rows.pick_visual(row, stream.vis_pos)[:, :, 0]
+
+
+def _window(call: AttentionCall, stream: Stream, window: int) -> tuple[Tensor, Tensor]:
+    """Rows [B, H, W, N] of the last W = ``window`` prompt tokens, zero where bool [B, W] says that there is none."""
+    last = stream.last_columns()
+    end = call.query.new_full((stream.rows,), stream.length - 1, dtype=torch.long) if last is None else last
+    columns = end.unsqueeze(1) - torch.arange(window - 1, -1, -1, device=end.device)
+    real = columns >= 0
+    columns = columns.clamp(min=0)
+    if stream.valid is not None:
+        real = real & stream.valid.gather(1, columns)
+    return _rows_at(call, stream, columns, real), real
 
 
 def _rows_at(call: AttentionCall, stream: Stream, columns: Tensor, real: Tensor) -> Tensor:

@@ -278,11 +278,14 @@ class Prefill:
         if Need.WINDOW_ROWS in wanted:
             here = [d.part for d in self.at[layer + 1] if Need.WINDOW_ROWS in d.part.needed_at(layer + 1)]
             window = max(part.wants_window() for part in here)
-        needs = wanted | {Need.LAST_ROW} if rows else wanted
+        needs = wanted | {Need.LAST_ROW} if rows - {Need.PROMPT_WINDOW} else wanted
         found = layer_reads.read(needs, call, self.stream, self.prompt.start, self.context.heads, window)
         if rows and self.cache is not None:
             held: TrimLayer = self.cache.layers[layer]
-            held.rows = dict.fromkeys(rows, found[Need.LAST_ROW])
+            held.rows = dict.fromkeys(rows, found.get(Need.LAST_ROW))
+            if self.context.temporal is not None and Need.PROMPT_WINDOW in rows:
+                mean = layer_reads.window_mean(call, self.stream, self.context.temporal.wants_window())
+                held.rows[Need.PROMPT_WINDOW] = self.context.heads.whole(mean)
         self.read.update(found)
 
     # ------------------------------------------------------------------ leaving the language model

@@ -14,6 +14,7 @@ from tokentrim.contracts.adapter import Layout
 from tokentrim.contracts.fits import Decision
 from tokentrim.contracts.sites import FROM_LAYERS, FROM_TOWER, Need
 from tokentrim.engine import layer_reads
+from tokentrim.engine.abilities.merging import first_of_groups
 from tokentrim.engine.context import Context
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream, gather_columns
@@ -54,6 +55,7 @@ class Providers:
             **{need: partial(self._of_tower, need) for need in FROM_TOWER},
             Need.FEATURES: self._features,
             Need.VISION_HIDDEN: self._vision_hidden,
+            Need.TOWER_GROUPS: self._tower_groups,
             Need.TEXT_EMBEDS: self._text_embeds,
             Need.TEXT_IDS: self._text_ids,
             Need.TEXT_HIDDEN: self._text_hidden,
@@ -94,6 +96,10 @@ class Providers:
             return self._features()
         seen = self._read_in_tower(Need.VISION_HIDDEN, 0)
         return seen.gather(2, self._ids.unsqueeze(1).expand(-1, seen.shape[1], -1)).transpose(1, 2)
+
+    def _tower_groups(self) -> Tensor:
+        seen = self._read_in_tower(Need.TOWER_GROUPS, 0)
+        return first_of_groups(seen[:, 0].gather(1, self._ids), self.stream.vis_valid)
 
     def _text_embeds(self) -> tuple[Tensor, Tensor]:
         columns, real = self.prompt.start.text()
