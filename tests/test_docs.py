@@ -111,8 +111,12 @@ def needs_table():
         views = [(LayerSite, "boundary", AT_BOUNDARIES), (StepSite, "step", AT_STEPS)]
         views = [(view, where) for view, where, served in views if need in served]
         view = views[0][0]
-        reads = f"site.{need.name.lower()}" if need is not Need.RANDOM else "site.random(seed, salt)"
-        getter = view.random if need is Need.RANDOM else getattr(view, need.name.lower()).fget
+        member = getattr(view, need.name.lower())
+        getter = member.fget if isinstance(member, property) else member
+        arguments = (
+            "" if isinstance(member, property) else f"({', '.join([*inspect.signature(member).parameters][1:])})"
+        )
+        reads = f"site.{need.name.lower()}{arguments}"
         what = " ".join(inspect.cleandoc(getter.__doc__).split("\n\n")[0].split())
         where = ", ".join(where for _, where in views)
         lines.append(f"| `Need.{need.name}` | {where} | `{reads}` | {what} |")

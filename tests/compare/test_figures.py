@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tokentrim.compare.readback import schema_of
+from tokentrim.compare.tables import against_random
 from tokentrim.engine.report import Report
 from tokentrim.runs.figures import FIGURES, REPORTED, figures_of
 
@@ -46,3 +47,18 @@ def test_every_figure_has_a_name_of_its_own_and_a_meaning():
 
 def test_reported_figures_are_attributes_of_a_report():
     assert set(REPORTED) <= {field.name for field in fields(Report)} | {"early_exit_ratio"}
+
+
+@pytest.mark.parametrize(
+    ("p", "gain", "unit", "said"),
+    [
+        (0.009, 0.04, "%", "better +4.0, p = 0.009"),
+        (0.009, -0.16, "%", "worse −16.0, p = 0.009"),
+        (0.6, -0.011, "%", "−1.1, p = 0.600"),
+        (0.0001, 3.25, "", "better +3.2, p < 0.001"),
+        (0.009, None, "%", "p = 0.009"),
+        (None, 0.04, "%", ""),
+    ],
+)
+def test_a_p_value_says_in_which_direction(p, gain, unit, said):
+    assert against_random({"p_vs_random_adjusted": p, "gain_vs_random": gain, "unit": unit}) == said

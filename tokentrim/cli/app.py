@@ -108,4 +108,7 @@ app.add_typer(calibrate, name="calibrate")
 
 def main() -> None:
     """Entry point of the command line."""
+    # Threads of a CPU build of torch wait for each other by spinning. Beside other work that takes the very time of the
+    # one that is waited for. Read when torch is loaded, which no command has done yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app(prog_name="tokentrim")

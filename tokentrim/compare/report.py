@@ -122,8 +122,8 @@ def report(summary: Summary, pictures: dict[str, Path]) -> str:
     for model in data["models"]:
         parts += [
             f"## {model}, task by task",
-            "Scores in per cent; `*` differs from random at the same budget (p < 0.05, paired, corrected for all tests "
-            "of the table).",
+            "Scores in per cent; `*` is above random at the same budget, `†` below it (p < 0.05, paired, corrected for "
+            "all tests of the table).",
             markdown(*task_grid(data, model)),
         ]
     parts += [_skipped(data), "## Notes", "\n".join(f"- {note}." for note in data["notes"]), _provenance(data)]

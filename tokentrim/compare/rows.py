@@ -49,6 +49,7 @@ def cell_row(members: Sequence[Cell], index: Index, times: Times) -> Row:
         **_scored([members], index, metric),
         "p_vs_none": _tested(members, index, index.reference, metric),
         "p_vs_random": _tested(members, index, index.random, metric),
+        "gain_vs_random": _gain([members], index, index.random),
     }
     return _row("cells", own, [members], index, times)
 
@@ -112,6 +113,7 @@ def _overall_row(tasks: Sequence[Sequence[Cell]], index: Index, times: Times) ->
         **_scored(tasks, index, "graded"),  # one task is bootstrapped like several, so that rows of means compare
         "p_vs_none": _pooled(tasks, index, index.reference),
         "p_vs_random": _pooled(tasks, index, index.random),
+        "gain_vs_random": _gain(tasks, index, index.random),
     }
     return _row("means", own, tasks, index, times)
 
@@ -192,12 +194,24 @@ def _tested(members: Sequence[Cell], index: Index, rival: Rival, metric: stats.M
 
 def _pooled(tasks: Sequence[Sequence[Cell]], index: Index, rival: Rival) -> float | None:
     """p value of the sign-flip test over the questions of several tasks together."""
+    pair = _together(tasks, index, rival)
+    return None if pair is None else stats.sign_flip(*pair)
+
+
+def _gain(tasks: Sequence[Sequence[Cell]], index: Index, rival: Rival) -> float | None:
+    """Mean difference over the questions of several tasks together: what the test is about."""
+    pair = _together(tasks, index, rival)
+    return None if pair is None else number((mean(pair[0]) or 0.0) - (mean(pair[1]) or 0.0))
+
+
+def _together(tasks: Sequence[Sequence[Cell]], index: Index, rival: Rival) -> tuple[list[float], list[float]] | None:
+    """The pairs of several tasks; None where one of them has none."""
     pairs = [_paired(listed, index, rival) for listed in tasks]
     found = [pair for pair in pairs if pair is not None]
     if len(found) < len(pairs):
         return None
     mine, theirs = (list(chain.from_iterable(pair[side] for pair in found)) for side in (0, 1))
-    return stats.sign_flip(mine, theirs) if mine else None
+    return (mine, theirs) if mine else None
 
 
 def _paired(members: Sequence[Cell], index: Index, rival: Rival) -> tuple[list[float], list[float]] | None:

@@ -80,6 +80,8 @@ def _text(column: Figure, row: Row) -> str:
         return ""
     if column.name == "text_only_accuracy" and row["method"] in (TEXT_ONLY, REFERENCE):
         return ""
+    if column.name == "p_vs_random_adjusted":
+        return against_random(row)
     if column.kind == "p":
         return p_text(value)
     if column.kind == "score":
@@ -237,12 +239,23 @@ def p_text(value: float | None) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
+def against_random(row: Row) -> str:
+    """How far a score lies from random's at the same budget, in which direction, and the corrected p value."""
+    p, gain = row["p_vs_random_adjusted"], row.get("gain_vs_random")
+    if p is None or gain is None:  # a comparison of an earlier version says no gain
+        return p_text(p)
+    word = "" if p >= _SIGNIFICANT or not gain else "better " if gain > 0 else "worse "
+    size = f"{gain:+.1f}" if row.get("unit", "%") != "%" else f"{100 * gain:+.1f}"
+    return f"{word}{size.replace('-', '−')}, {p_text(p)}"
+
+
 def mark(row: Row) -> str:
-    """A task's score; ``*`` where it differs from random at the same budget after correction."""
+    """A task's score; ``*`` where it is above random at the same budget after correction, ``†`` where it is below."""
     if row["accuracy"] is None:
         return "failed"
     p = row["p_vs_random_adjusted"]
-    star = "*" if p is not None and p < _SIGNIFICANT else ""
+    below = (row.get("gain_vs_random") or 0.0) < 0
+    star = "" if p is None or p >= _SIGNIFICANT else "†" if below else "*"
     failed = f" ({row['failures']} failed)" if row["failures"] else ""
     return f"{score_of(row, 'accuracy')}{star}{failed}"
 

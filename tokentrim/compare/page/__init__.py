@@ -16,11 +16,11 @@ from tokentrim.compare.readings import SPLIT_READING, time_reading
 from tokentrim.compare.tables import (
     METRICS,
     Data,
+    against_random,
     budget_text,
     by_task,
     mark,
     metrics_of,
-    p_text,
     row_name,
     score_text,
     split_grid,
@@ -191,7 +191,7 @@ def _glance(summary: Summary, look: Mapping[str, Look]) -> list[dict[str, Any]]:
                 "score": score_text(best),
                 "random": "" if random is None else score_text(random),
                 "none": "" if none is None else score_text(none),
-                "p": p_text(best["p_vs_random_adjusted"]),
+                "p": against_random(best),
             }
         )
     models, metrics = list(summary.data["models"]), [METRICS.get(name, name) for name in metrics_of(summary.overall)]

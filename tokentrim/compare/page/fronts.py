@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from textwrap import shorten
 from typing import TYPE_CHECKING, Final
 
-from tokentrim.compare.tables import budget_text, p_text, row_name, score_text
+from tokentrim.compare.tables import against_random, budget_text, row_name, score_text
 from tokentrim.runs.cells import REFERENCE
 from tokentrim.runs.figures import CHARTED, Row
 
@@ -163,7 +163,7 @@ def _point(row: Row, cost: str, frame: _Frame) -> Point:
     lines = [" · ".join(part for part in (row_name(row), budget_text(row)) if part), f"score {score_text(row)}"]
     lines += [f"{title}: {100 * row[name]:.1f} %" for name, title in CHARTED.items() if row.get(name) is not None]
     p = row.get("p_vs_random_adjusted")
-    lines += [f"vs random: {p_text(p)}"] if p is not None else []
+    lines += [f"vs random: {against_random(row)}"] if p is not None else []
     return Point(frame.x(row[cost]), frame.y(row["accuracy"]), low, high, "\n".join(lines))
 
 
