@@ -30,6 +30,8 @@ def slow(scores: list[float], total: int, crops: int, *, exact: bool) -> list[in
     sizes = [n // crops + (crop < n % crops) for crop in range(crops)]
     members = [places[sum(sizes[:crop]) :][: sizes[crop]] for crop in range(crops)]
     weights = [math.fsum(scores[j] for j in crop) / len(crop) for crop in members]
+    if not exact:
+        weights = [weight / 1090 if len(crop) == 1 else weight for weight, crop in zip(weights, members, strict=True)]
     quotas = [math.floor(total * weight / math.fsum(weights)) for weight in weights]
     for crop in sorted(range(crops), key=lambda crop: -weights[crop])[: total - sum(quotas)]:
         quotas[crop] += 1
