@@ -9,7 +9,7 @@ from tokentrim import Grid
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PLACE, _FRAME = 14, 16  # bits: rows and columns of a plane, frames of a video
+_PLACE_BITS, FRAME_BITS = 14, 16  # of the key: rows and columns of a plane, frames of a video
 
 
 def place_keys(grid: Grid, placed: Tensor) -> Tensor:
@@ -18,6 +18,6 @@ def place_keys(grid: Grid, placed: Tensor) -> Tensor:
     The same place one frame later has the key plus 1. Where not ``placed``, keys are negative.
     """
     keys = grid.image * 2 + grid.plane
-    for part, bits in ((grid.row, _PLACE), (grid.col, _PLACE), (grid.frame, _FRAME)):
+    for part, bits in ((grid.row, _PLACE_BITS), (grid.col, _PLACE_BITS), (grid.frame, FRAME_BITS)):
         keys = (keys << bits) + part
     return keys.masked_fill(~placed, -1)
