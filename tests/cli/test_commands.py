@@ -65,6 +65,8 @@ def test_show_describes_every_registered_name(cli):
             result = cli("show", name)
             assert result.exit_code == 0, result.stderr
             assert name in result.stdout
+            assert "``" not in result.stdout
+            assert ":`" not in result.stdout
 
 
 def test_show_gives_parameters_and_citation(cli):

@@ -16,6 +16,10 @@ from tokentrim.plugins.registry import Entry
 
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
+_ROLE = re.compile(r":\w+:`~?(?:[\w.]*\.)?(\w+)`")
+"""A reference to a name, as the documentation resolves it."""
+_CODE = re.compile(r"`+([^`]+)`+")
+
 
 def show(
     name: Annotated[str, typer.Argument(help="A registered name; see 'tokentrim ls'.")],
@@ -30,7 +34,12 @@ def show(
     out = console()
     out.print(f"{entry.name}: {entry.kind} of {entry.origin}", style="bold")
     if about["documentation"]:
-        out.print(about["documentation"], soft_wrap=True)
+        if out.is_terminal:
+            from rich.markdown import Markdown
+
+            out.print(Markdown(about["documentation"]))
+        else:
+            out.print(_CODE.sub(r"\1", about["documentation"]), soft_wrap=True, markup=False)
     facts = {
         key: about[key]
         for key in ("stage", "needs", "budget_knob", "folder", "metric", "max_new_tokens")
@@ -75,7 +84,7 @@ def describe(entry: Entry) -> dict[str, Any]:
         "distribution": entry.origin.distribution,
         "version": entry.origin.version,
         "summary": entry.tags.get("summary", ""),
-        "documentation": BLOCK.sub("", documented).strip() or entry.tags.get("summary", ""),
+        "documentation": _ROLE.sub(r"`\1`", BLOCK.sub("", documented)).strip() or entry.tags.get("summary", ""),
     }
     if entry.kind == "strategy":
         cited = BLOCK.search(documented)
