@@ -60,6 +60,7 @@ _MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "scope": ({}, {"combined": "add", "alpha": 0.5}),
     "mmtok": ({}, {"alpha": 2.0, "skipped": [3, 5], "picture": [640, 320]}),
     "text-only": ({}, {"k": 0}),
+    "hiprune": ({"alpha": 0.6}, {"alpha": 0.6, "borders": "clipped"}),
     "hired": ({}, {"total": "released", "alpha": 0.3}),
     "prumerge": ({}, {"plus": True}, {"keep_ratio": None, "plus": True, "reduce": "mean"}),
     "visionzip": ({"contextual": 0.4}, {"contextual": 0.4, "reduce": "mean"}),

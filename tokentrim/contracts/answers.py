@@ -59,6 +59,7 @@ _ANSWERS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "row_layer": ("give a decoder layer", is_whole),
     "for_answer": ("give a strategy", lambda value: hasattr(value, "parts")),
     "wants_vision_blocks": ("give a tuple of integers", _all(tuple, lambda block: is_whole(block, None))),
+    "vision_blocks_of": ("give a tuple of integers", _all(tuple, lambda block: is_whole(block, None))),
     "wants_window": (
         f"give an integer from 1 to {_WIDEST}: so many rows are computed",
         lambda value: is_whole(value, 1) and value <= _WIDEST,

@@ -104,7 +104,7 @@ def check(strategy: Strategy, layout: Layout) -> None:
             )
     for part in spatial:
         if FROM_TOWER & part.needed():
-            for block in part.wants_vision_blocks(layout.features_block):
+            for block in part.vision_blocks_of(layout.features_block, vision_blocks):
                 if not -vision_blocks <= block < vision_blocks:
                     raise UnsupportedError(
                         complaint(

@@ -147,6 +147,10 @@ class Spatial(Strategy, ABC):
         """Vision blocks whose attention is read (-1 = the last); ``features``: the one that makes the features."""
         return (features,)
 
+    def vision_blocks_of(self, features: int, depth: int) -> tuple[int, ...]:
+        """Those blocks in a tower of ``depth`` blocks: override this one where they depend on the depth."""
+        return self.wants_vision_blocks(features)
+
     def wants_guide(self) -> GuideRequest | None:
         """The guide whose attention ``Need.GUIDE`` gives (default: none)."""
         return None
@@ -184,10 +188,7 @@ class Temporal(Strategy, ABC):
         """
 
     def evicts(self) -> bool:
-        """Whether what it does not choose leaves the cache for good (default: yes).
-
-        Otherwise entries that are not chosen stay, unseen in this step, and may be chosen again in the next.
-        """
+        """Whether what it does not choose leaves the cache for good (default: yes), or stays for later steps."""
         return True
 
     def row_layer(self, layer: int, shape: ModelShape) -> int:

@@ -79,8 +79,9 @@ class Providers:
         return rows[:, :, -width:], real[:, -width:]
 
     def _of_tower(self, need: Need) -> Tensor:
-        layout, wanted = self.context.layout, self.decision.part.wants_vision_blocks
-        blocks = [layout.vision_block(block) for block in wanted(layout.features_block)]
+        layout, wanted = self.context.layout, self.decision.part.vision_blocks_of
+        chosen = wanted(layout.features_block, len(layout.vision_attentions))
+        blocks = [layout.vision_block(block) for block in chosen]
         stacked = torch.stack([self._read_in_tower(need, block) for block in blocks], dim=1)
         stacked = stacked.gather(3, self._ids[:, None, None].expand(-1, *stacked.shape[1:3], -1))
         return stacked.transpose(2, 3) if need == Need.VISION_KEYS else stacked

@@ -55,6 +55,10 @@ class Groups:
         number = grid.image.clamp(min=0) * _MOST + grid.frame.clamp(min=0)
         return cls.of(number * _MOST + (grid.tile.clamp(min=0) if tiles else 0), valid)
 
+    def within(self, number: Tensor, valid: Tensor) -> Groups:
+        """Groups of these groups: by ``number`` int64 [B, N], -1 or more, in the token's own group."""
+        return Groups.of(self.before * (_MOST * _MOST) + number, valid)
+
     def share(self, counts: Sequence[int], *, among: Sequence[int] | None = None) -> Tensor:
         """int64 [B, N]: what its group has of ``counts`` of each row, in proportion to its tokens, exact in sum.
 

@@ -147,7 +147,7 @@ class VisionCapture(Ability):
             (need, layout.vision_block(block))
             for part in parts
             for need in part.needed() & FROM_TOWER
-            for block in part.wants_vision_blocks(layout.features_block)
+            for block in part.vision_blocks_of(layout.features_block, len(layout.vision_attentions))
         }
         if Need.VISION_HIDDEN in needs and layout.projector is not None:
             wanted.add((Need.VISION_HIDDEN, 0))
