@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Progress:
+class Fused:
     """How far one row is: the shares that its rounds merged, whether it still merges, whether all is done."""
 
     merged: list[float] = field(default_factory=list[float])
@@ -119,9 +119,9 @@ class FrameFusion(SpatialSelector):
         """No attention at the input."""
         return self.needed() if boundary else self.needed() - {Need.LAST_ROW}
 
-    def begin(self, prompt: PromptInfo) -> list[Progress]:
+    def begin(self, prompt: PromptInfo) -> list[Fused]:
         """Every row merges at first."""
-        return [Progress(done=n == 0) for n in prompt.n_visual]
+        return [Fused(done=n == 0) for n in prompt.n_visual]
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
         """One round of each row that is not done."""
@@ -129,7 +129,7 @@ class FrameFusion(SpatialSelector):
 
         from tokentrim import ranks_within
 
-        rows: list[Progress] = site.state
+        rows: list[Fused] = site.state
         if all(row.done for row in rows):
             return Selection.everything(site.n_visual, site.device)
         last = site.boundary == max(min(self.latest, site.shape.n_layers - 1), 1)
@@ -180,7 +180,7 @@ class FrameFusion(SpatialSelector):
         cosine = torch.nn.functional.pad(cosine.masked_fill(~beside, -2.0), (1, 0), value=-2.0)
         return torch.empty_like(cosine).scatter(1, order, cosine), order
 
-    def _step(self, row: Progress, going: bool, alike: int, n: int, layers: int) -> int:
+    def _step(self, row: Fused, going: bool, alike: int, n: int, layers: int) -> int:
         """What one row keeps of ``n`` tokens, of which ``alike`` could merge."""
         share = row.share(self.cost, layers)
         if row.done or not n:
