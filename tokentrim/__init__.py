@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     )
     from tokentrim.contracts.tasks import Evidence as Evidence, Sample as Sample, Task as Task
     from tokentrim.contracts.toolkit.cells import windows_of as windows_of
+    from tokentrim.contracts.toolkit.clip import ClipSpace as ClipSpace
     from tokentrim.contracts.toolkit.clustering import (
         density_peaks as density_peaks,
         first_argmax as first_argmax,
@@ -136,6 +137,7 @@ __getattr__, __dir__, __all__ = lazy(
         ),
         "contracts.tasks": "Evidence, Sample, Task",
         "contracts.toolkit.cells": "windows_of",
+        "contracts.toolkit.clip": "ClipSpace",
         "contracts.toolkit.clustering": "density_peaks, first_argmax, thin_similar, unit, within",
         "contracts.toolkit.greedy": (
             "farthest_first, greedy_cover, greedy_diverse, greedy_order, greedy_volume, marked"

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from tokentrim import LayerSite, Need, Pictures, Selection, SpatialSelector, Stage
+from tokentrim import LayerSite, Need, Selection, SpatialSelector, Stage
 from tokentrim_strategies._keeping import Keeping
 from tokentrim_strategies._question import question
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from tokentrim import Pictures
 
 _PATCH: Final = 14  # pixels along a side of what becomes one token
 
@@ -108,7 +110,7 @@ class MMTok(Keeping, SpatialSelector):
         """The pictures, and int64 [P, n]: the tokens of each in the order in which they are chosen; -1 behind them."""
         import torch
 
-        from tokentrim import greedy_cover, unit, within
+        from tokentrim import Pictures, greedy_cover, unit, within
 
         pictures = Pictures.of(site)
         rows = torch.tensor(pictures.rows, device=site.device)

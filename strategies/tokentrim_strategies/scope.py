@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from tokentrim import LayerSite, Need, Pictures, Selection, SpatialSelector, Stage
+from tokentrim import LayerSite, Need, Selection, SpatialSelector, Stage
 from tokentrim_strategies._keeping import Keeping
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from tokentrim import Pictures
 
 
 class SCOPE(Keeping, SpatialSelector):
@@ -62,7 +64,7 @@ class SCOPE(Keeping, SpatialSelector):
         """The pictures, and int64 [P, n]: the tokens of each in the order in which they are chosen; -1 behind them."""
         import torch
 
-        from tokentrim import greedy_cover, unit, within
+        from tokentrim import Pictures, greedy_cover, unit, within
 
         pictures = Pictures.of(site)
         attention = site.vision_rows[:, 0].float().sum(dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,15 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from tests.clip import clip_folder, in_folder
+from tests.generate.processing import processor_for
+from tests.models import prompt, tiny_llava
 from tests.strategies.sites_factory import counts_tensor, layer_site, raster_grid, tiled_grid
 from tokentrim.contracts.selection import Selection
 from tokentrim.contracts.sites import Grid, Need
+from tokentrim.contracts.toolkit.clip import ClipSpace
+from tokentrim.errors import StrategyError, UnsupportedError
+from tokentrim.session import trim
 from tokentrim_strategies.cdpruner import CDPruner
 
 
@@ -89,3 +96,38 @@ def test_one_token_is_the_most_relevant_one(sign: Any, first: int):
     features = torch.tensor([[[1.0, 1.0], [0.1, 2.0], [3.0, 0.0]]])
     text = torch.tensor([[[1.0, 0.0], [0.0, 5.0]]])
     assert select(features, text, [[0, 1]], (3,), (1,), raster_grid(1, 3), sign=sign).kept.tolist() == [[first]]
+
+
+# ---------------------------------------------------------------------- with CLIP's text tower
+
+
+def test_with_clip_it_reads_the_question_and_minus_is_meant(tmp_path: Path):
+    """In a model: the text behind the picture, in CLIP's space, against the tower's own tokens."""
+    model = tiny_llava(side=4)
+    width = model.config.vision_config.hidden_size
+    inputs = prompt(model, [3, 8, "image", 5, 7, 9], [2, "image", 6])
+    model = in_folder(model, processor_for(model), tmp_path / "model")
+    strategy = CDPruner(text_tower=clip_folder(tmp_path / "clip", width), keep_count=1)
+    with trim(model, strategy) as session, torch.no_grad():
+        model(**inputs)
+    kept = session.trace.prefill[-1][1]
+    space = ClipSpace.of(tmp_path / "clip", torch.device("cpu"))
+    with torch.no_grad():
+        tower = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
+    text = space.texts(["w5 w7 w9", "w6"])[0]
+    alike = torch.cosine_similarity(space.images(tower), text, dim=-1)
+    assert kept[:, 0].tolist() == alike.argmin(dim=1).tolist()
+
+
+def test_what_clip_asks_for_is_refused_where_it_is_not(tmp_path: Path):
+    model = tiny_llava(side=4)
+    width = model.config.vision_config.hidden_size
+    with pytest.raises(UnsupportedError, match="tokenizer of the model.*made in memory"):
+        trim(model, CDPruner(text_tower=clip_folder(tmp_path / "clip", width)))
+    model.config.name_or_path = str(tmp_path)
+    with pytest.raises(UnsupportedError, match="tokenizer of the model"):
+        trim(model, CDPruner(text_tower=tmp_path / "clip"))
+    model = in_folder(model, processor_for(model), tmp_path)
+    with pytest.raises(StrategyError, match=f"as wide as the model's, {width}; got {2 * width}"):
+        trim(model, CDPruner(text_tower=clip_folder(tmp_path / "other", 2 * width)))
+    assert Need.TEXT not in CDPruner().needed()

@@ -75,6 +75,8 @@ class Need(str, Enum):
     """Input embeddings of the text tokens."""
     TEXT_IDS = "text-ids"
     """Which tokens the text is made of, by their numbers in the vocabulary."""
+    TEXT = "text"
+    """What tokens of the text say, by the model's own tokenizer."""
     GRID = "grid"
     """Image, frame, plane, tile, row and column of every visual token."""
     RANDOM = "random"
@@ -361,6 +363,13 @@ class LayerSite(_Site):
         In the order of :attr:`text_embeds`. ``behind`` is that of :attr:`text_hidden`.
         """
         return self._get(Need.TEXT_IDS)
+
+    def text(self, chosen: Tensor) -> tuple[str, ...]:
+        """What those text tokens of each row say that ``chosen`` bool [B, T] marks, special tokens left out.
+
+        By the tokenizer where the model was loaded from. Reads the device.
+        """
+        return self._get(Need.TEXT)(chosen)
 
     @property
     def grid(self) -> Grid:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tokentrim.contracts.adapter import Adapter, Layout
 from tokentrim.contracts.sites import FROM_PROMPT_ROW, Need
@@ -14,6 +14,7 @@ from tokentrim.engine.deciding import Doubts
 from tokentrim.engine.seams.attention import Kernel, implementation_of
 from tokentrim.engine.seams.clock import Clock
 from tokentrim.engine.seams.sharding import SharedHeads
+from tokentrim.engine.seams.words import Words
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream
 from tokentrim.engine.turns import Turns
@@ -37,6 +38,7 @@ class Context:
         turns: whose forward runs.
         acts: whether forwards are changed at all; where not, they are only counted.
         compiles: whether decode steps run compiled where they can.
+        words: the model's tokenizer, where a part reads text.
     """
 
     adapter: Adapter
@@ -52,6 +54,10 @@ class Context:
     turns: Turns
     acts: bool
     compiles: bool
+    words: Words | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "words", Words.of(self.layout) if Need.TEXT in self.needs else None)
 
     @property
     def shape(self) -> ModelShape:

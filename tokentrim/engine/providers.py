@@ -18,7 +18,7 @@ from tokentrim.engine.abilities.merging import first_of_groups
 from tokentrim.engine.context import Context
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream, gather_columns
-from tokentrim.errors import UnsupportedError, complaint
+from tokentrim.errors import EngineError, UnsupportedError, complaint
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Providers:
             Need.TOWER_GROUPS: self._tower_groups,
             Need.TEXT_EMBEDS: self._text_embeds,
             Need.TEXT_IDS: self._text_ids,
+            Need.TEXT: lambda: self._text,
             Need.TEXT_HIDDEN: self._text_hidden,
             Need.FINAL_NORM: lambda: partial(layer_reads.normed, self.context.layout),
             Need.GRID: lambda: prompt.grid(ids, self.stream.vis_valid),
@@ -120,6 +121,13 @@ class Providers:
             )  # fmt: skip
         behind = real & (columns > self.prompt.start.last_visual())
         return self.prompt.tokens.to(columns.device).gather(1, columns), real, behind
+
+    def _text(self, chosen: Tensor) -> tuple[str, ...]:
+        words, (ids, real, _) = self.context.words, self._text_ids()
+        if words is None:
+            raise EngineError(complaint("the tokenizer", "be there where text is read", None, "please report this"))
+        rows: list[list[int]] = ids.masked_fill(~(chosen & real), -1).tolist()
+        return tuple(words.text([token for token in row if token >= 0]) for row in rows)
 
 
 def projecting(layout: Layout, like: Tensor) -> Callable[[Tensor], Tensor] | None:
