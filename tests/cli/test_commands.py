@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tokentrim.plugins.loader import KINDS, registry
+from tokentrim.plugins.registry import members_of
 
 COMMANDS = (
     "run", "compare", "report", "plan", "ls", "show", "cite", "validate", "bench", "plugins", "new-plugin", "schema",
@@ -43,7 +44,7 @@ def test_ls_lists_everything_that_is_registered(cli):
     assert all({"name", "kind", "stage", "needs", "distribution"} <= set(row) for row in rows)
     for kind in KINDS:
         known = registry(kind.name)
-        listed = {*known.names(), *(f"{family.name}:NAME" for family in known.families())}
+        listed = {*known.names(), *map(members_of, known.families())}
         assert {row["name"] for row in rows if row["kind"] == kind.name} == listed
     assert "default" in {row["name"] for row in rows if row["kind"] == "config"}
     fastv = next(row for row in rows if row["name"] == "fastv")

@@ -7,12 +7,12 @@ from tokentrim.errors import EngineError, StrategyError
 from tokentrim.harness.answering import Answerer, HarnessQuestion, require_pruning
 from tokentrim.harness.costs_file import costs_data, write_costs
 from tokentrim.harness.generation import generation_of
-from tokentrim.harness.messages import Conversation, conversation_of
 from tokentrim.harness.options import read_options
 from tokentrim.loading import load_model
 from tokentrim.runs.batches import make_batch, model_inputs
 from tokentrim.runs.costs import Costs, together, total
 from tokentrim.session import trim
+from tokentrim.tasks.messages import Conversation, conversation_of
 from tokentrim.testbed.tasks import TASKS
 
 SAMPLES = TASKS["where"].samples("test", 4)

@@ -67,9 +67,9 @@ def test_the_recipe_gives_the_answers_of_the_model_alone(recipe):
 
     from tokentrim.harness.answering import Answerer, HarnessQuestion
     from tokentrim.harness.generation import generation_of
-    from tokentrim.harness.messages import Conversation
     from tokentrim.harness.options import read_options
     from tokentrim.loading import single_turn
+    from tokentrim.tasks.messages import Conversation
 
     samples = TASKS["where"].samples("test", 6)
     loaded = load_model("testbed-plain", device="cpu")

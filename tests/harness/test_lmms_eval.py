@@ -33,9 +33,9 @@ def test_the_entry_point_registers_the_model():
 def test_answers_are_those_of_a_comparison(finished):
     from tokentrim.harness.answering import Answerer, HarnessQuestion
     from tokentrim.harness.generation import generation_of
-    from tokentrim.harness.messages import Conversation
     from tokentrim.harness.options import read_options
     from tokentrim.loading import load_model, single_turn
+    from tokentrim.tasks.messages import Conversation
     from tokentrim.testbed.tasks import TASKS
 
     assert finished.code == 0, finished.said

@@ -26,7 +26,7 @@ def test_a_comparison_says_so_before_it_runs():
 
 
 def test_the_family_is_listed_and_its_members_are_not():
-    assert [entry.name for entry in registry("task").families()] == ["lmms"]
+    assert "lmms" in [entry.name for entry in registry("task").families()]
     assert not any(":" in name for name in registry("task").names())
 
 

@@ -225,3 +225,22 @@ def test_a_family_that_is_none_is_refused():
     add(registry, "grey", Red, family=True)
     with pytest.raises(PluginError, match=r"tokentrim\.plugins\.registry:Family"):
         registry.entry("grey:50")
+
+
+def test_a_family_may_know_its_names_by_a_pattern_and_be_asked_each_time():
+    class Sizes(Shades):
+        lasting = False
+
+        def get(self, rest):
+            found = Base()
+            found.name = rest
+            return found
+
+    registry = make()
+    add(registry, "size", Sizes(), THEIRS, family=True, pattern=r"\d+", members="a number")
+    assert registry.knows("12")
+    assert registry.entry("12").origin == Origin("extras", "paint", "7")
+    assert registry.get("12") is not registry.get("12")
+    for name in ("size:12", "x"):
+        with pytest.raises(UnknownNameError, match="Known: a number"):
+            registry.entry(name)

@@ -87,7 +87,7 @@ def run(
     loaded = load_model(target.folder, target.spec.device, target.spec.dtype)
     found: list[Tensor] = []
     for task in options.tasks:
-        n, untouched = task.samples or options.samples, strategy_from("none")
+        n, untouched = task.asked(SPLIT, options.samples)[1], strategy_from("none")
         cell = Cell(target, task, n, SPLIT, "none", untouched, "fixed", 1, options.batch_size)
         found += [head_ratios(loaded, batch) for batch in work_of(cell, loaded).batches]
         told.step(task.task)

@@ -63,7 +63,7 @@ class Bench:
         options, strategy = self._options, strategy_from(dict(spec))
         return [
             Cell(
-                self._target, task, task.samples or options.samples, SPLIT, str(spec["name"]), strategy, "fixed",
+                self._target, task, task.asked(SPLIT, options.samples)[1], SPLIT, str(spec["name"]), strategy, "fixed",
                 task.max_new_tokens or registry("task").get(task.task).max_new_tokens, options.batch_size,
             )
             for task in options.tasks

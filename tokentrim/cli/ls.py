@@ -11,7 +11,7 @@ import typer
 from tokentrim.cli.output import AsJson, console, emit, plain_table
 from tokentrim.errors import PluginError, unknown_name
 from tokentrim.plugins.loader import KINDS, installed_version, registry
-from tokentrim.plugins.registry import Entry
+from tokentrim.plugins.registry import Entry, members_of
 
 _KINDS = (*(kind.name for kind in KINDS), "config")
 
@@ -68,7 +68,7 @@ def _row(entry: Entry) -> dict[str, Any]:
     summary = str(entry.tags.get("summary", ""))
     origin = entry.origin
     return _object(
-        f"{entry.name}:NAME" if family else entry.name, entry.kind, stage=stage, needs=needs, summary=summary,
+        members_of(entry) if family else entry.name, entry.kind, stage=stage, needs=needs, summary=summary,
         distribution=origin.distribution, version=origin.version, plugin=origin.plugin, error=error,
     )  # fmt: skip
 

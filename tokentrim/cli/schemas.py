@@ -40,7 +40,10 @@ def build_compare_schema() -> dict[str, Any]:
     method["oneOf"] = [{"required": ["strategy"]}, {"required": ["control"]}]
     # What load_compare takes beside the full forms: a word for a model or task, a strategy in place of a method, one
     # thing for a list of one, and the values of the budgets alone.
-    families = [{"pattern": f"^{entry.name}:"} for entry in registry("task").families()]
+    families = [
+        {"pattern": f"^(?:{entry.tags['pattern']})$" if "pattern" in entry.tags else f"^{entry.name}:"}
+        for entry in registry("task").families()
+    ]
     definitions["task"] = {"type": "string", "anyOf": [{"enum": list(registry("task").names())}, *families]}
     task = definitions["TaskSpec"]
     task["properties"] = {**task["properties"], "task": {"$ref": "#/$defs/task"}}

@@ -207,10 +207,6 @@ class CompareConfig(Part):
         self._asked()  # budgets of different methods are beside each other, too
         return self
 
-    def samples_of(self, task: TaskSpec) -> int:
-        """Questions of one task."""
-        return task.samples or self.samples
-
     @property
     def methods(self) -> tuple[MethodSpec, ...]:
         """All methods: the listed ones, and in front of them the unpruned run and the controls that they lack."""

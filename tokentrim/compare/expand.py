@@ -31,8 +31,9 @@ def expand(config: CompareConfig, models: list[ModelTarget]) -> list[Cell]:
 def _cell(config: CompareConfig, model: ModelTarget, task: TaskSpec, variant: Variant) -> Cell:
     """One variant on one task."""
     limit = task.max_new_tokens or config.max_new_tokens or registry("task").get(task.task).max_new_tokens
+    split, n = task.asked(config.split, config.samples)
     return Cell(
-        model, task, config.samples_of(task), config.split, variant.method, variant.strategy, variant.match,
+        model, task, n, split, variant.method, variant.strategy, variant.match,
         limit, config.batch_size, variant.budget, variant.seed, variant.boundary, config.pictures, variant.control,
         timing=(config.timing or Timing()) if variant.match == MEASURED else None,
     )  # fmt: skip

@@ -139,7 +139,7 @@ def strategy_from(spec: Spec, where: Where = Where()) -> StrategySpec:  # noqa: 
     if isinstance(spec, TrimConfig):
         return spec.chosen
     if isinstance(spec, Path):
-        return _from_document(load_yaml(_near(spec, where)), where)
+        return _from_document(load_yaml(where.near(spec)), where)
     if isinstance(spec, str):
         return _from_text(spec, where)
     if isinstance(spec, Mapping):
@@ -186,16 +186,10 @@ def _from_text(text: str, where: Where) -> StrategySpec:
         return _from_mapping({"name": text}, where)
     if is_inline(text):
         return _from_document(load_yaml(text), where)
-    file = _near(Path(text), where)
+    file = where.near(text)
     if is_file(text) or os.path.isfile(file):
         return _from_document(load_yaml(file), where)
     return StrategySpec(_build_named({"name": text}, where))
-
-
-def _near(path: Path, where: Where) -> Path:
-    """A path as it is meant in a file: beside that file, if it exists there."""
-    beside = Path(where.source).parent / path
-    return beside if where.source and os.path.exists(beside) else path  # no error for what can be no name
 
 
 def _from_document(document: Document, around: Where) -> StrategySpec:
@@ -301,7 +295,7 @@ def _paths_near(strategy: type[Strategy], values: Mapping[Any, Any], where: Wher
     def near(key: Any, value: Any) -> Any:
         field = strategy.model_fields.get(key)
         is_path = field is not None and Path in (field.annotation, *get_args(field.annotation))
-        return _near(Path(value), where) if is_path and isinstance(value, str) else value
+        return where.near(value) if is_path and isinstance(value, str) else value
 
     return {key: near(key, value) for key, value in values.items()}
 

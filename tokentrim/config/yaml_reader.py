@@ -72,6 +72,11 @@ class Where:
                                          self.source, "name the last file itself"))  # fmt: skip
         return replace(self, through=through)
 
+    def near(self, path: str | Path) -> Path:
+        """A path as it is meant at this place: beside the file, if it exists there."""
+        beside = Path(self.source).parent / path
+        return beside if self.source and os.path.exists(beside) else Path(path)  # no error for what can be no name
+
     def line(self) -> int | None:
         """Line of the place, or of the innermost thing around it that has one."""
         for length in range(len(self.path), -1, -1):

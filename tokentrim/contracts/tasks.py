@@ -70,6 +70,11 @@ class Task(ABC):
         picture.
         """
 
+    def count(self, split: Split) -> int | None:
+        """How many samples a split has, where it has so few that somebody may ask for more; None: enough."""
+        del split
+        return None
+
     def training(self, handful: int) -> Sequence[Sample]:
         """Samples to train on: a handful of an endless row of them, by its number.
 

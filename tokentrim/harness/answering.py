@@ -12,13 +12,13 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from tokentrim.engine.generate import answer_lengths
 from tokentrim.errors import EngineError, complaint
 from tokentrim.harness.generation import Generation
-from tokentrim.harness.messages import Conversation
 from tokentrim.harness.options import HarnessOptions
 from tokentrim.loading import Loaded, conversation_inputs, on_device
 from tokentrim.runs.batches import visual_tokens
 from tokentrim.runs.cells import prunes
 from tokentrim.runs.costs import Costs
 from tokentrim.session import located, trim
+from tokentrim.tasks.messages import Conversation
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -31,10 +31,10 @@ from tokentrim.harness.answering import Answerer, HarnessQuestion, require_pruni
 from tokentrim.harness.costs_file import NAME, costs_data, write_costs
 from tokentrim.harness.failing import let_out
 from tokentrim.harness.generation import generation_of
-from tokentrim.harness.messages import Conversation, conversation_of
 from tokentrim.harness.options import HarnessOptions, read_options
 from tokentrim.loading import DeviceName, Loaded, load_model
 from tokentrim.runs.costs import Costs, together, total
+from tokentrim.tasks.messages import Conversation, conversation_of
 
 _IN_RESULTS = ("layer_mean_tokens", "layer_mean_ratio", "flops_ratio", "kv_mean_ratio", "kv_end_ratio",
                "kv_total_mean_ratio", "selection_seconds", "pruning_events")  # fmt: skip

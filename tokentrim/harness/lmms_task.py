@@ -14,8 +14,8 @@ from typing import Any, Final, cast
 from tokentrim.contracts.tasks import Sample, Split, Task
 from tokentrim.errors import ConfigError, DataError, complaint, suggestion
 from tokentrim.harness.generation import generation_of
-from tokentrim.harness.messages import conversation_of
 from tokentrim.harness.options import LONGEST_ANSWER
+from tokentrim.tasks.messages import conversation_of
 
 _CACHED: Final = 4096
 

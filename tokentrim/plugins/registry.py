@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from tokentrim.errors import PluginError, TokentrimError, UnknownNameError, cause_of, complaint, unknown_name
 
@@ -85,12 +85,19 @@ class Entry:
 class Family(ABC):
     """A family of names that are kept elsewhere and looked up when they are asked for, each ``prefix:rest``.
 
-    A plugin registers an object of a subclass under the prefix, with the tag ``family=True``.
+    A plugin registers an object of a subclass under the prefix, with the tag ``family=True``. With the tag
+    ``pattern="..."`` its names are those that the regular expression matches whole, and have no prefix.
     """
+
+    lasting: ClassVar[bool] = True
+    """Whether a name means the same as long as the process lives; what changes meanwhile is asked for each time."""
 
     @abstractmethod
     def origin(self, rest: str) -> tuple[str, str]:
         """Distribution that provides ``prefix:rest``, and its version: what changes when the thing may have changed.
+
+        Args:
+            rest: the name after its prefix, or all of it.
 
         Raises:
             TokentrimError: when there is no such name, or what is needed to know is not installed.
@@ -213,8 +220,17 @@ class Registry:
 
     def knows(self, name: str) -> bool:
         """Whether a name is registered, or a broken plugin would have registered it."""
-        prefix, colon, _ = name.partition(":")
-        return name in self._entries or name in self._lost or bool(colon and prefix in self._families)
+        return name in self._entries or name in self._lost or self.member(name) is not None
+
+    def member(self, name: str) -> tuple[Entry, str] | None:
+        """The family that a name is of, and what the family calls it; None where it is of none."""
+        for family in self._families.values():
+            pattern = family.tags.get("pattern")
+            if pattern is not None and re.fullmatch(pattern, name, re.DOTALL):
+                return family, name
+        prefix, colon, rest = name.partition(":")
+        family = self._families.get(prefix)
+        return (family, rest) if family is not None and colon and "pattern" not in family.tags else None
 
     def entry(self, name: str) -> Entry:
         """The entry of a name; imports nothing, unless the name is one of a family.
@@ -225,17 +241,17 @@ class Registry:
         """
         if name in self._entries:
             return self._entries[name]
-        prefix, colon, rest = name.partition(":")
-        if colon and prefix in self._families:
-            family = self._families[prefix]
-            known = self._family(prefix)
+        found = self.member(name)
+        if found is not None:
+            family, rest = found
+            known = self._family(family.name)
             with strangers(family, f"origin({rest!r}) of {family} failed", refuses=True):
                 distribution, version = known.origin(rest)
             return Entry(family.kind, name, family.target, Origin(family.origin.plugin, distribution, version), {})
         if name in self._lost:
             lost = self._lost[name]
             raise PluginError(f"{self.kind.name} {name!r} is not there, because {lost}") from lost
-        names = [*self._entries, *(f"{prefix}:NAME" for prefix in self._families)]
+        names = [*self._entries, *map(members_of, self._families.values())]
         raise self.unknown(unknown_name(self.kind.name, name, names))
 
     def unknown(self, error: UnknownNameError) -> UnknownNameError:
@@ -254,19 +270,21 @@ class Registry:
             UnknownNameError: when the name is not registered.
             PluginError: when the target cannot be imported, or is not what its kind demands.
         """
-        if name not in self._resolved:
-            entry = self.entry(name)
-            if name in self._entries:
-                found = resolve(entry)
-            else:
-                prefix, _, rest = name.partition(":")
-                family = self._family(prefix)
-                with strangers(entry, f"get({rest!r}) of {entry} failed", refuses=True):
-                    found = family.get(rest)
-            with strangers(entry, f"{entry} could not be checked"):
-                self._check(entry, found)
+        if name in self._resolved:
+            return self._resolved[name]
+        entry = self.entry(name)
+        member = None if name in self._entries else self.member(name)
+        if member is None:
+            found, lasting = resolve(entry), True
+        else:
+            family = self._family(member[0].name)
+            with strangers(entry, f"get({member[1]!r}) of {entry} failed", refuses=True):
+                found, lasting = family.get(member[1]), family.lasting
+        with strangers(entry, f"{entry} could not be checked"):
+            self._check(entry, found)
+        if lasting:
             self._resolved[name] = found
-        return self._resolved[name]
+        return found
 
     def probe(self, name: str) -> None:
         """Import and check what is registered under a name, which may be a family's prefix.
@@ -318,6 +336,11 @@ class Registry:
         problem = load_target(self.kind.check)(found, entry.tags) if self.kind.check is not None else ""
         if problem:
             raise PluginError(f"{entry}: {problem}")
+
+
+def members_of(family: Entry) -> str:
+    """How names of a family look, for lists."""
+    return str(family.tags.get("members", f"{family.name}:NAME"))
 
 
 def _values(entry: Entry, tag: str | None) -> set[str]:

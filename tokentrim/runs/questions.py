@@ -39,6 +39,24 @@ def questions_of(task: Task, split: Split, n: int, *, fewer: bool = False) -> li
     return found
 
 
+def count_of(task: Task, split: Split) -> int | None:
+    """How many questions a split has; None where that is enough for anybody.
+
+    Raises:
+        DataError: when the task says something else.
+    """
+    whom = f"count() of task {task.name!r}"
+    try:
+        found: Any = task.count(split)
+    except TokentrimError:
+        raise
+    except Exception as cause:
+        raise DataError(complaint(whom, "give a number", hint=f"it raised {reason_of(cause)}")) from cause
+    if found is not None and (not isinstance(found, int) or found < 0):
+        raise DataError(complaint(whom, "be a whole number from 0 on, or None", found))
+    return found
+
+
 def training_of(task: Task, handful: int) -> list[Sample]:
     """A handful of a task's samples to train on.
 

@@ -1,4 +1,4 @@
-"""lmms-eval's chat messages as a conversation of the model's processor, and its images."""
+"""Chat messages as a conversation of the model's processor, and its images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from tokentrim.errors import DataError, UnsupportedError, complaint
-from tokentrim.loading import as_shown, load_image
+from tokentrim.reading import as_shown, load_image
 
 
 @dataclass(frozen=True)

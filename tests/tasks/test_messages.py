@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from tokentrim.errors import DataError, UnsupportedError
-from tokentrim.harness.messages import conversation_of
+from tokentrim.tasks.messages import conversation_of
 
 
 def image(color, mode="RGB"):
