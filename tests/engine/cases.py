@@ -68,6 +68,7 @@ _MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "pyramiddrop": ({}, {"row": "before", "boundaries": (2, 4)}),
     "scissor": ({"tau": 0.1},),
     "framefusion": ({}, {"cost": 0.6, "latest": 1}),
+    "prunevid": ({"layer": 2},),
     "dycoke": ({}, {"version": "code", "layer": 1}),
     "sparsevlm": ({}, {"version": "plus"}, {"version": "paper", "scale": 0.7}, {"version": "v1.0", "scale": 2.0}),
 }
