@@ -43,7 +43,9 @@ _TOWERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def tiny_qwen(kind: Kind = "qwen2_5_vl", *, layers: int = 6, attention: str = "sdpa", seed: int = 0) -> Any:
+def tiny_qwen(
+    kind: Kind = "qwen2_5_vl", *, layers: int = 6, attention: str = "sdpa", seed: int = 0, **more: Any
+) -> Any:
     """A model with ``layers`` decoder layers of width 64, 4 query and 2 key/value heads."""
     torch.manual_seed(seed)
     third = kind.startswith("qwen3")
@@ -67,6 +69,7 @@ def tiny_qwen(kind: Kind = "qwen2_5_vl", *, layers: int = 6, attention: str = "s
         text["head_dim"] = 16
     if kind == "qwen3_vl_moe":
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    text |= more
     config_class, model_class = (getattr(transformers, name) for name in _CLASSES[kind])
     config = config_class(
         text_config=text,

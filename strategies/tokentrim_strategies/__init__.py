@@ -36,6 +36,7 @@ _STRATEGIES: Final = (
     ("prumerge", "prumerge:PruMerge", "input", "PruMerge(+): tokens that stand out to [CLS], their neighbours added"),
     ("hired", "hired:HiRED", "input", "HiRED: a budget for each tile of an image, by what [CLS] attends to"),
     ("hiprune", "hiprune:HiPrune", "input", "HiPrune: what a middle block attends to, with neighbours, and registers"),
+    ("vscan", "vscan:VScan", "prefill", "VScan: windows and whole pictures before the model, the question inside it"),
     ("yopo", "yopo:YOPO", "prefill", "YOPO: visual tokens see neighbours, some heads do without them, deep layers too"),
     ("divprune", "divprune:DivPrune", "input", "DivPrune: tokens that lie far from each other, whatever was asked"),
     ("holov", "holov:HoloV", "input", "HoloV: every strip of the picture keeps as much as [CLS] attends to it"),

@@ -60,6 +60,11 @@ _MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "scope": ({}, {"combined": "add", "alpha": 0.5}),
     "mmtok": ({}, {"alpha": 2.0, "skipped": [3, 5], "picture": [640, 320]}),
     "text-only": ({}, {"k": 0}),
+    "vscan": (
+        {},
+        {"windows": "capped", "row": "plain"},
+        {"total": "released", "row": "before", "boundaries": (1, 4), "late_ratio": 0.7},
+    ),
     "hiprune": ({"alpha": 0.6}, {"alpha": 0.6, "borders": "clipped"}),
     "hired": ({}, {"total": "released", "alpha": 0.3}),
     "prumerge": ({}, {"plus": True}, {"keep_ratio": None, "plus": True, "reduce": "mean"}),

@@ -22,6 +22,7 @@ _NAMES = {
     Need.WINDOW_ROWS: "window_rows",
     Need.COLUMN_MEAN: "column_mean",
     Need.NEXT_ROW: "next_row",
+    Need.NEXT_ROW_PLAIN: "next_row_plain",
     Need.HEAD_PEAKS: "head_peaks",
     Need.HIDDEN_BEFORE: "hidden_before",
     Need.TEXT_KEYS: "text_keys",

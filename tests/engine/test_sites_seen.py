@@ -34,6 +34,10 @@ class Maps:
             self.queries, self.vision_keys = (_outputs_of(model, inputs, f"self_attn.{name}_proj") for name in "qk")
         self.rows = [layer[0] for layer in out.attentions]  # [H, T, T]
         self.hidden = [states[0] for states in out.hidden_states]
+        self.plain = [
+            _plain_row(layer, states)
+            for layer, states in zip(model.model.language_model.layers, self.hidden, strict=False)
+        ]
         self.keys = [layer.keys[0] for layer in out.past_key_values.layers]
         self.values = [layer.values[0] for layer in out.past_key_values.layers]
         self.vision = tower.attentions  # per block [images, H, tokens, tokens]
@@ -42,6 +46,19 @@ class Maps:
         self.ids = inputs["input_ids"][0]
         self.places = torch.nonzero(inputs["input_ids"][0] == IMAGE)[:, 0]
         self.text = torch.nonzero(inputs["input_ids"][0] != IMAGE)[:, 0]
+
+
+def _plain_row(layer: Any, states: Tensor) -> Tensor:
+    """[H, T]: the last token's attention in a decoder layer, nothing turned by RoPE."""
+    attention = layer.self_attn
+    with torch.no_grad():
+        normed = layer.input_layernorm(states)
+        query, key = (
+            projection(normed).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+            for projection in (attention.q_proj, attention.k_proj)
+        )
+        products = query[:, -1:] @ key.repeat_interleave(len(query) // len(key), dim=0).transpose(1, 2)
+    return (products[:, 0] * attention.head_dim**-0.5).softmax(dim=-1)
 
 
 def _outputs_of(model: Any, inputs: dict[str, Tensor], name: str) -> list[Tensor]:
@@ -85,6 +102,7 @@ def _check_row(seen: dict[str, Any], row: int, maps: Maps, boundary: int, window
         return
     rows = maps.rows[boundary - 1]
     _near(seen["next_row"][row, :, :n], maps.rows[boundary][:, -1, places])
+    _near(seen["next_row_plain"][row, :, :n], maps.plain[boundary][:, places])
     peaks = rows.amax(dim=0)[:, places]
     _near(seen["head_peaks"][row, 0, :n], peaks[places].sum(dim=0))
     _near(seen["head_peaks"][row, 1, :n], peaks[text[text > places[-1]]].sum(dim=0))
@@ -194,7 +212,7 @@ def _same_row(batch: dict[str, Any], own: dict[str, Any], row: int) -> None:
     assert torch.equal(batch["noise"][row, :n], own["noise"][0])
     for name in ("hidden", "hidden_before", "features", "vision_hidden", "projected"):
         _near(batch[name][row, :n], own[name][0])
-    for name in ("last_row", "next_row", "head_peaks", "column_mean"):
+    for name in ("last_row", "next_row", "next_row_plain", "head_peaks", "column_mean"):
         _near(batch[name][row, ..., :n], own[name][0])
     for name in ("keys", "values"):
         _near(batch[name][row, :, :n], own[name][0])
@@ -239,7 +257,7 @@ def test_two_parts_at_one_boundary_see_the_tokens_that_are_left() -> None:
     for row in (0, 2):
         n = after["n_visual"][row]
         assert after["ids"][row, :n].tolist() == before["ids"][row, : 2 * n : 2].tolist()
-        last = dict.fromkeys(("last_row", "next_row", "head_peaks", "column_mean"), -1)
+        last = dict.fromkeys(("last_row", "next_row", "next_row_plain", "head_peaks", "column_mean"), -1)
         for name, axis in {**last, "keys": 1, "values": 1, "hidden": 0, "hidden_before": 0}.items():
             full = before[name][row].movedim(axis, 0)[: 2 * n : 2]
             assert torch.equal(after[name][row].movedim(axis, 0)[:n], full)

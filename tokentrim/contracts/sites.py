@@ -33,6 +33,8 @@ class Need(str, Enum):
     """Attention received in layer b-1, averaged over all queries."""
     NEXT_ROW = "next-row"
     """Attention row of the last prompt token in layer b itself, as it is if nothing leaves at the boundary."""
+    NEXT_ROW_PLAIN = "next-row-plain"
+    """As NEXT_ROW, but of queries and keys that no rotary embedding has turned: positions do not count."""
     HEAD_PEAKS = "head-peaks"
     """Attention received in layer b-1, of every query that of the head that gives the most, summed over queries."""
     PROMPT_ROW = "prompt-row"
@@ -88,12 +90,13 @@ class Need(str, Enum):
 
 
 ATTENTION_ROWS: Final = frozenset(
-    {Need.LAST_ROW, Need.NEXT_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.HEAD_PEAKS}
+    {Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.HEAD_PEAKS}
+    | {Need.NEXT_ROW, Need.NEXT_ROW_PLAIN}
 )
 """Needs that are attention of the decoder layer before a boundary, or of the one behind it."""
 FROM_LAYERS: Final = ATTENTION_ROWS | {Need.KEYS, Need.TEXT_KEYS, Need.VALUES, Need.HIDDEN_BEFORE}
 """Needs that read a decoder layer beside a boundary, and so do not exist at boundary 0."""
-FROM_LAYER_BEFORE: Final = FROM_LAYERS - {Need.NEXT_ROW}
+FROM_LAYER_BEFORE: Final = FROM_LAYERS - {Need.NEXT_ROW, Need.NEXT_ROW_PLAIN}
 """Those of them that read layer b-1 of a boundary b."""
 FROM_TOWER: Final = frozenset(
     {Need.VISION_ROWS, Need.VISION_COLUMNS, Need.VISION_LOGITS, Need.VISION_WIDE, Need.VISION_KEYS}
@@ -249,6 +252,11 @@ class LayerSite(_Site):
         softmax over all keys of the row, then the visual columns.
         """
         return self._get(Need.NEXT_ROW)
+
+    @property
+    def next_row_plain(self) -> Tensor:
+        """float [B, H, N]: the same without RoPE, so that no token is preferred for where it stands."""
+        return self._get(Need.NEXT_ROW_PLAIN)
 
     @property
     def head_peaks(self) -> Tensor:

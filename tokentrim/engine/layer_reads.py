@@ -69,7 +69,9 @@ def behind(stream: Stream, start: Stream, columns: Tensor, real: Tensor) -> Tens
     return real & (stream.columns.gather(1, columns) > start.last_visual())
 
 
-def next_row(layout: Layout, layer: int, hidden: Tensor, kwargs: Mapping[str, Any], stream: Stream) -> Tensor:
+def next_row(
+    layout: Layout, layer: int, hidden: Tensor, kwargs: Mapping[str, Any], stream: Stream, *, rotary: bool = True
+) -> Tensor:
     """float32 [B, H of this process, N]: attention of the last prompt token in ``layer``, which has not run yet.
 
     The layer is run on ``hidden`` up to its attention, without a cache: its own norm, projections and RoPE.
@@ -80,6 +82,7 @@ def next_row(layout: Layout, layer: int, hidden: Tensor, kwargs: Mapping[str, An
         hidden: [B, T, D], about to enter it.
         kwargs: what it is about to be handed besides.
         stream: the columns of ``hidden``.
+        rotary: whether queries and keys are turned as always; else not at all.
 
     Raises:
         UnsupportedError: when the layer does not call its attention function.
@@ -90,7 +93,10 @@ def next_row(layout: Layout, layer: int, hidden: Tensor, kwargs: Mapping[str, An
         found.append(_last_row(call, stream))
         raise _Enough
 
-    given = {**kwargs, **dict.fromkeys(_CACHES & kwargs.keys()), "hidden_states": hidden}
+    given: dict[str, Any] = {**kwargs, **dict.fromkeys(_CACHES & kwargs.keys()), "hidden_states": hidden}
+    if not rotary:
+        cos, sin = given["position_embeddings"]
+        given["position_embeddings"] = torch.ones_like(cos), torch.zeros_like(sin)
     with attention.observing({module: look}, layout.text_config), torch.no_grad():
         try:
             # Not the call, which would run its hooks: nobody is to see the layer run twice.

@@ -142,10 +142,12 @@ class Prefill:
         clock = self.context.clock
         before = self.stream
         with clock.timed("selection", hidden.device):
-            if any(Need.NEXT_ROW in d.part.needed_at(boundary) and self._drops(d) for d in self.at[boundary]):
-                given = {**(kwargs or {}), **(self.handed or {})}
-                row = layer_reads.next_row(self.context.layout, boundary, hidden, given, before)
-                self.read[Need.NEXT_ROW] = self.context.heads.whole(row)
+            wanted = frozenset().union(*(d.part.needed_at(boundary) for d in self.at[boundary] if self._drops(d)))
+            given = {**(kwargs or {}), **(self.handed or {})}
+            for need, rotary in ((Need.NEXT_ROW, True), (Need.NEXT_ROW_PLAIN, False)):
+                if need in wanted:
+                    row = layer_reads.next_row(self.context.layout, boundary, hidden, given, before, rotary=rotary)
+                    self.read[need] = self.context.heads.whole(row)
             for decision in self.at[boundary]:
                 hidden = self._apply(decision, hidden)
             self.read.clear()

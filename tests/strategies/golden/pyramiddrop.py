@@ -11,6 +11,7 @@ from tests.models import IMAGE, tiny_llava
 from tests.strategies.sites_factory import layer_site
 from tokentrim.contracts.selection import top_selection
 from tokentrim.contracts.sites import LayerSite, Need
+from tokentrim.contracts.strategy import Strategy
 from tokentrim.session import trim
 from tokentrim_strategies.pyramiddrop import PyramidDrop
 
@@ -38,6 +39,18 @@ def _row(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]
 
 
 def _stages(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
+    _Noted.scores.clear()
+    strategy = _Noted(boundaries=tuple(params["layers"]), shares=tuple(params["ratios"]), positions="renumber")
+    found = route(inputs, params, strategy)
+    for stage, scores in enumerate(_Noted.scores):
+        for row, n in enumerate(params["image_tokens"]):
+            sample = f"sample{row}_" if len(inputs["hidden"]) > 1 else ""
+            left = len(found[f"{sample}kept_{stage - 1}"]) if stage else n
+            found[f"{sample}score_{stage}"] = scores[row, :left]
+    return found
+
+
+def route(inputs: dict[str, Tensor], params: dict[str, Any], strategy: Strategy) -> dict[str, Tensor]:
     """Hidden states enter a model whose layers add nothing to them; those at the cuts have the given projections."""
     hidden, cuts = inputs["hidden"], params["layers"]
     model = _model(inputs, params)
@@ -60,8 +73,6 @@ def _stages(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tens
     language.register_forward_pre_hook(given, with_kwargs=True)
     for cut in cuts:
         language.layers[cut].register_forward_pre_hook(note(cut), with_kwargs=True)
-    _Noted.scores.clear()
-    strategy = _Noted(boundaries=tuple(cuts), shares=tuple(params["ratios"]), positions="renumber")
     with trim(model, strategy) as session, torch.no_grad():
         model(input_ids=ids, attention_mask=mask)
     found: dict[str, Tensor] = {}
@@ -70,7 +81,6 @@ def _stages(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tens
         left = n
         for stage, cut in enumerate(cuts):
             kept = session.trace.kept(cut, row)
-            found[f"{sample}score_{stage}"] = _Noted.scores[stage][row, :left]
             found[f"{sample}kept_{stage}"] = kept
             left = len(kept)
             found[f"{sample}positions_{stage}"] = places[cut][row, -(left + length) :]
