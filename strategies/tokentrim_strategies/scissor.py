@@ -57,8 +57,8 @@ class Scissor(SpatialSelector):
     When it fails: components are chains: with a low ``tau`` a gradual change across a picture becomes one token, with
     a high one nothing is joined. The budget is whatever comes out. It never reads the question.
 
-    Cost: cosines within frames, O(N P D), and between component tokens, O(M^2 D) time and O(M^2) memory; about
-    ``log2`` of their number passes over these; three reads of the device per prompt.
+    Cost: cosines within frames, O(N P D), and between component tokens, O(M^2 D) time and O(M^2) memory, with a few
+    passes over these, at most ``log2 M``; a read of the device per pass, and three more.
 
     Parameters: ``tau``, a cosine (.9 in the released model's configuration, .95 in the code's defaults).
 
@@ -177,7 +177,7 @@ def connected(edges: Tensor) -> Tensor:
 
     Every component hooks on to its neighbour with the lowest number. That is its first edge in one order of all edges
     (by the lower, then the higher number), so hooks form no circle but of two, and each pass at least halves the
-    components that have a neighbour: ``log2 N`` passes are enough, and nothing is read to know when to end.
+    components that have a neighbour: ``log2 N`` passes are enough. Most need three; whether one is left is read.
     """
     import torch
 
@@ -189,6 +189,8 @@ def connected(edges: Tensor) -> Tensor:
         foreign = edges & (number.unsqueeze(1) != number.unsqueeze(2))
         beside = torch.where(foreign, number.unsqueeze(1), width).amin(dim=2).long()
         hook = torch.full_like(label, width).scatter_reduce(1, label, beside, "amin")
+        if not bool((hook < width).any()):
+            break
         hook = torch.where(hook < width, hook, places)
         both = hook.gather(1, hook) == places
         hook = torch.where(both & (places < hook), places, hook)
