@@ -43,6 +43,7 @@ class BenchOptions:
         prompt_tokens: text tokens of the prompt, besides those that its images bring along.
         new_tokens: tokens that a long run generates; at least 2, so that there is something to time.
         repeats: timed runs of each strategy.
+        budget_minutes: what all of it may take; there are fewer repeats where they would take longer, at least one.
         threads: CPU threads; None = torch's own choice.
         memory: whether to measure peak memory (one more untimed run per strategy).
         compile: whether strategies (``none`` among them) decode compiled; the untouched model never does.
@@ -60,6 +61,7 @@ class BenchOptions:
     prompt_tokens: int = 35
     new_tokens: int = 32
     repeats: int = 5
+    budget_minutes: float | None = None
     threads: int | None = None
     memory: bool = True
     compile: bool = False
@@ -74,6 +76,8 @@ class BenchOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(complaint(f"{name} of a bench", f"be at least {least}", value))
+        if self.budget_minutes is not None and not self.budget_minutes > 0:
+            raise ConfigError(complaint("budget_minutes of a bench", "be above 0", self.budget_minutes))
         choices = {"device": get_args(DeviceName), "dtype": get_args(DTypeName)}
         for name, known in choices.items():
             if getattr(self, name) not in known:

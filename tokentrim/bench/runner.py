@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,7 @@ from tokentrim.counting.costs import Usage
 from tokentrim.counting.forecast import plan
 from tokentrim.engine.tokens.trace import Trace
 from tokentrim.errors import EngineError, complaint
+from tokentrim.runs.progress import Progress, Silent, duration
 from tokentrim.runs.spread import Spread
 from tokentrim.runs.stopwatch import generate, peak_bytes, timed_generate
 from tokentrim.session import Session, trim
@@ -85,41 +87,68 @@ def trimmed(model: Any, strategy: Strategy | None, *, compiled: bool) -> Abstrac
     return nullcontext() if strategy is None else trim(model, strategy, compile=compiled)
 
 
-def run(options: BenchOptions) -> BenchResult:
+def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
     """Build the model, measure every strategy against it untouched, and summarise.
 
     After an untimed round of everything, each repeat runs, for each strategy, the untouched model and then the
     strategy: ratios are taken within such pairs, so a machine that slows down slows both. Each member of a pair is
     one ``generate`` of one token and one of ``new_tokens``; contexts are entered and left around each, untimed. The
-    kernel floor of the one is taken right before the pair, that of the other right behind it.
+    kernel floor of the one is taken right before the pair, that of the other right behind it. With
+    ``budget_minutes``, there are fewer repeats where the first one shows that they would take longer; the result says
+    how many there were.
+
+    Args:
+        options: what to measure.
+        progress: told what happens.
 
     Raises:
         ConfigError: when the device is not there, or a strategy comes with line ends to be pruned.
         StrategyError: when a strategy cannot be brought to the budget.
     """
-    asked = options.to_dict()  # first, because it may refuse
+    options.to_dict()  # first, because it may refuse
+    told = Silent() if progress is None else progress
+    begin = time.monotonic()
     with threads(options.threads), torch.inference_mode():
         subject = BenchSubject.of(options)
         model, layout, inputs = subject.model, subject.layout, subject.inputs(options.batch)
         untouched, arms = _arms(subject)
+        told.start((1 + len(arms)) + options.repeats * len(arms))
         for arm in (untouched, *arms):
             _warm_up(arm, model, layout, inputs, options)
+            told.step(f"warm-up of {label_of(arm.strategy)}")
         limits = _limits(model, layout, arms, options) if options.limits else None
-        for _ in range(options.repeats):
+        repeats = options.repeats
+        for number in range(options.repeats):
+            first = time.monotonic()
             for arm in arms:
                 _pair(untouched, arm, model, inputs, options.new_tokens)
+                told.step(f"repeat {number + 1}, {label_of(arm.strategy)}")
+            if number == 0:
+                repeats = _affordable(options, begin, time.monotonic() - first)
+                told.say(f"a repeat takes {duration(time.monotonic() - first)}: {repeats} of {options.repeats}")
+            if number + 1 == repeats:
+                break
+        options = replace(options, repeats=repeats)
         if limits is not None:  # once more, in case the machine was busy before
             limits = limits.best(_limits(model, layout, arms, options))
         environment = environment_of(options)
         weights = decode_weight_bytes(model, layout)
     return BenchResult(
         command=options.command(),
-        options=asked,
+        options=options.to_dict(),
         environment=environment,
         untouched=untouched.row(limits, options.batch, weights),
         rows=tuple(arm.row(limits, options.batch, weights) for arm in arms),
         limits=limits,
     )
+
+
+def _affordable(options: BenchOptions, begin: float, each: float) -> int:
+    """Repeats that the budget allows, at least the one that has been made; ``each``: its seconds."""
+    if options.budget_minutes is None:
+        return options.repeats
+    left = 60 * options.budget_minutes - (time.monotonic() - begin)
+    return min(options.repeats, 1 + max(0, int(left / max(each, 1e-9))))
 
 
 def _arms(subject: BenchSubject) -> tuple[_Arm, list[_Arm]]:

@@ -83,7 +83,7 @@ def run(
         raise ResultsError(complaint(f"{path}", "be a new file", hint="choose another --out, or remove the file"))
     clear(path.parent)
     target = locate(options.model)
-    told.start(len(options.tasks), 0)
+    told.start(len(options.tasks))
     loaded = load_model(target.folder, target.spec.device, target.spec.dtype)
     found: list[Tensor] = []
     for task in options.tasks:

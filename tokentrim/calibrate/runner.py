@@ -148,7 +148,7 @@ def _gsearch(search: _Search, options: GSearch) -> ScheduleFile:
     """The least rates that hold the unpruned quality but for the tolerance."""
     boundaries = range(options.first, search.target.shape.n_layers)
     grid = grid_of(options.resolution)
-    search.told.start(most_trials(boundaries, grid) + 1, 0)
+    search.told.start(most_trials(boundaries, grid) + 1)
     reference = search.quality({}, options)
     found = gsearch(
         lambda rates: search.quality(rates, options),
@@ -163,7 +163,7 @@ def _psigmoid(search: _Search, options: PSigmoid) -> ScheduleFile:
     """The best curve at the budget."""
     shape = search.target.shape
     depth = Depth.at(options.budget, shape.n_layers, options.first, _n_visual(search.target))
-    search.told.start(options.trials + 1, 0)
+    search.told.start(options.trials + 1)
     reference = search.quality({}, options)
     found = psigmoid(lambda rates: search.quality(rates, options), depth, trials=options.trials, seed=options.seed)
     return _schedule(search, options, found, reference)
@@ -192,7 +192,7 @@ def _vtw(search: _Search, options: VTW) -> ScheduleFile:
     """The first boundary whose divergence is small enough; all are measured, so that the record shows the curve."""
     shape = search.target.shape
     boundaries = range(options.first, shape.n_layers)
-    search.told.start(len(boundaries), 0)
+    search.told.start(len(boundaries))
     full: dict[str, list[Tensor]] = {}
 
     def measure(cell: Cell, work: Work) -> float:

@@ -24,6 +24,9 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option(help="Text tokens of the prompt.")] = 35,
     new_tokens: Annotated[int, typer.Option(help="Tokens that a long run generates.")] = 32,
     repeats: Annotated[int, typer.Option(help="Timed runs of each strategy.")] = 5,
+    budget_minutes: Annotated[
+        float | None, typer.Option(help="What all of it may take: fewer repeats where they would take longer.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 = torch's choice.")] = 0,
     memory: Annotated[bool, typer.Option(help="Measure peak memory.")] = True,
     compile_steps: Annotated[
@@ -62,13 +65,15 @@ def bench(
         _suite(suite, out)
         return
     from tokentrim.bench import BenchOptions, BenchResult, markdown, run, split_strategies
+    from tokentrim.runs.progress import progress_on
 
     quiet_libraries()
     words: dict[str, Any] = {"device": device, "dtype": dtype}
     options = BenchOptions(
         geometry=geometry, strategies=split_strategies(strategies), layer_mean_ratio=layer_mean_ratio or None,
         batch=batch, images=images, prompt_tokens=prompt_tokens, new_tokens=new_tokens,
-        repeats=repeats, threads=threads or None, memory=memory, compile=compile_steps, limits=limits,
+        repeats=repeats, budget_minutes=budget_minutes, threads=threads or None, memory=memory, compile=compile_steps,
+        limits=limits,
         seed=seed, **words,
     )  # fmt: skip
     if throughput:
@@ -77,7 +82,11 @@ def bench(
     if profile:
         _profile(options, as_json)
         return
-    result = run(options) if read is None else BenchResult.read(read)
+    if read is not None:
+        result = BenchResult.read(read)
+    else:
+        with progress_on(console(to_stderr=True), "runs") as progress:
+            result = run(options, progress)
     if as_json:
         emit(result.to_dict())
     elif as_markdown:

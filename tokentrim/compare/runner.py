@@ -191,8 +191,7 @@ def _store(
     formats: Sequence[str],
     told: Progress,
 ) -> Summary:
-    """Rebuild everything that is derived from the cells, once the timing pass has run."""
-    timings = time_cells(config, cells, results, folder, told)
+    """Rebuild everything that is derived from the cells: before the timing pass, which takes its time, and after it."""
     ordered = [results[cell.key] for cell in cells]
     files = {"results": folder.write_results(ordered)}
     placed = {result.head["model"]: result.head.get("placement") for result in ordered}
@@ -213,8 +212,16 @@ def _store(
             for model in models
         },
     }
-    data = build(cells, results, about, timings, config.correction)
-    return publish(Summary(folder.path, data, files), gallery_of(cells, results), formats)
+    gallery = gallery_of(cells, results)
+
+    def published(timings: list[dict[str, Any]]) -> Summary:
+        data = build(cells, results, about, timings, config.correction)
+        return publish(Summary(folder.path, data, files), gallery, formats)
+
+    if config.timing is not None:
+        published([])
+        told.say(f"the report without times is in {folder.path}")
+    return published(time_cells(config, cells, results, folder, told))
 
 
 def require_report_extra() -> None:

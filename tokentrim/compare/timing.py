@@ -137,6 +137,7 @@ def time_cells(
         held = {cell.key: folder.measured("timings", keys[cell.key]) for cell in chosen}
         if any(row is None for row in held.values()):
             told.say(f"timing {len(chosen)} methods and budgets on {target.name}, in turn with the unpruned model")
+            told.start(len(chosen), sum(row is not None for row in held.values()))
             loaded = load_model(target.folder, target.spec.device, target.spec.dtype)
             unpruned = Arm(timed_work(chosen[0], loaded, chosen[0].split, config.timing.questions))
             peak = peak_of(unpruned, config.timing.new_tokens) if config.timing.memory else None
@@ -144,6 +145,7 @@ def time_cells(
                 if held[cell.key] is None:
                     held[cell.key] = _row(cell, unpruned, peak, config.timing)
                     folder.keep("timings", keys[cell.key], held[cell.key])
+                    told.step(f"timing {cell.method}{'' if cell.budget is None else f' at {cell.budget:.0%}'}")
         rows += [row for row in held.values() if row is not None]
     return rows
 
