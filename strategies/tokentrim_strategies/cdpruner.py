@@ -129,7 +129,7 @@ class CDPruner(Keeping, SpatialSelector):
             return site.features, site.text_embeds[0], question(site)
         space, vectors = ClipSpace.of(self.text_tower, site.device), site.vision_hidden
         self._require(space, vectors.shape[-1])  # where the projector joins patches these are no vectors of the tower
-        return space.images(vectors), *space.texts([text.strip() for text in site.text(question(site))])
+        return space.images(vectors), *space.texts(["".join(row).strip() for row in site.text(question(site))])
 
     def relevance(self, images: Tensor, text: Tensor, asked: Tensor, valid: Tensor) -> Tensor:
         """float32 [B, N]: r of the tokens ``images`` [B, N, C] for ``text`` [B, M, C]; 0 in padding.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 from pydantic import Field
@@ -16,8 +19,35 @@ if TYPE_CHECKING:
     from tokentrim import Pictures
 
 _PATCH: Final = 14  # pixels along a side of what becomes one token
+# The released settings for LLaVA: what evaluations put behind a question, and words that show nothing.
+_INSTRUCTIONS: Final = (
+    "Answer the question using a single word or phrase.",
+    "Answer with the option's letter from the given choices directly.",
+)
+_EMPTY: Final = frozenset((
+    "a", "an", "and", "answer", "are", "at", "be", "been", "being", "but", "by", "did", "do", "does", "for", "from",
+    "had", "has", "have", "he", "how", "i", "if", "into", "is", "it", "onto", "or", "question", "she", "so", "the",
+    "then", "they", "to", "upon", "was", "we", "were", "what", "when", "where", "which", "who", "why", "with", "you",
+))  # fmt: skip
 
 Pixels = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+def keywords(text: str) -> list[tuple[int, int]]:
+    """Where the words of ``text`` begin and end that show something."""
+    for instruction in _INSTRUCTIONS:
+        text = text.replace(instruction, " " * len(instruction))
+    return [word.span() for word in re.finditer(r"\w+", text) if word[0].lower() not in _EMPTY]
+
+
+def _parts_of(pieces: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Numbers of the pieces of a text that hold a character of one of the spans."""
+    ends = list(accumulate(map(len, pieces)))
+    return [
+        number
+        for number, (piece, end) in enumerate(zip(pieces, ends, strict=True))
+        if any(first < end and end - len(piece) < last for first, last in spans)
+    ]
 
 
 class MMTok(Keeping, SpatialSelector):
@@ -32,23 +62,25 @@ class MMTok(Keeping, SpatialSelector):
       the largest ``sum_i max(0, A_ij - max_{k in S} A_ik)`` (within 1 - 1/e of the best set); equal ones go to the
       lower number. Raster order is kept.
 
-    Follows the released code. On LLaVA it takes out stop words and two fixed instructions, and embeds the other
-    words one by one; here words are the prompt's own tokens behind the last picture (all text where none is behind
-    it), and ``skipped`` lists the numbers of those that do not count, if any are left (ours). On Qwen it takes out
-    none. Images, frames and tiles choose by themselves, each a share of T by its size (the code: T per tile). Padding
-    that a square was filled up with is never chosen there, though it is covered; where ``picture`` says what size
-    pictures had, patches wholly in it come last here. The code numbers positions after pruning (``positions:
-    renumber``; our default keeps them). Where the projector joins patches (Qwen-VL) the projected tokens stand in for u
-    (ours).
+    Follows the released code, but for the words: here they are the prompt's own tokens behind the last picture (all
+    text where none is behind it), those of the chat template included (ours). The code is handed the question; on
+    LLaVA it takes out words that show nothing and two fixed instructions, and embeds the other words one by one, which
+    ``keywords`` does with the prompt's tokens (all stay where none would be left); on Qwen it puts "Question:" in
+    front and takes out nothing. Images, frames and tiles choose by themselves, each a share of T by its size (the
+    code: T per tile). Padding that a square was filled up with is never chosen there, though it is covered; where
+    ``picture`` says what size pictures had, patches wholly in it come last here. The code numbers positions after
+    pruning (``positions: renumber``; our default keeps them). Where the projector joins patches (Qwen-VL) the projected
+    tokens stand in for u (ours).
 
     When it fails: embeddings of words and projected tokens were never trained to agree, so the share of the question in
     the result is small (the paper: 95.7 % without it, 96.6 % with it at 64 tokens). In a second turn, what was dropped
     for the first question is gone.
 
     Cost: an (n + m) x n matrix per picture, O(N^2 D), and O(N^2) for each token that is kept, on the device.
+    ``keywords`` reads the device once, and needs the model's tokenizer where the model was loaded from.
 
     Parameters: ``keep_ratio`` (share kept) or ``keep_count`` (tokens kept per prompt, T; the paper's are 192, 128 and
-    64 of 576), ``alpha`` (0.5), ``text_temperature`` (0.02), ``image_temperature`` (0.2), ``skipped``, ``picture``.
+    64 of 576), ``alpha`` (0.5), ``text_temperature`` (0.02), ``image_temperature`` (0.2), ``keywords``, ``picture``.
 
     ```bibtex
     @inproceedings{dong2026mmtok,
@@ -64,7 +96,7 @@ class MMTok(Keeping, SpatialSelector):
     name: ClassVar[str] = "mmtok"
     stage: ClassVar[Stage] = "input"
     needs: ClassVar[frozenset[Need]] = frozenset(
-        {Need.FEATURES, Need.VISION_HIDDEN, Need.TEXT_EMBEDS, Need.TEXT_IDS, Need.GRID}
+        {Need.FEATURES, Need.VISION_HIDDEN, Need.TEXT_EMBEDS, Need.TEXT_IDS, Need.TEXT, Need.GRID}
     )
 
     alpha: float = Field(
@@ -76,20 +108,30 @@ class MMTok(Keeping, SpatialSelector):
     image_temperature: float = Field(
         default=0.2, ge=0.001, allow_inf_nan=False, description="of the softmax from a visual token to the others"
     )
-    skipped: tuple[int, ...] = Field(
-        default=(), description="numbers of text tokens that need not be covered, such as those of stop words"
+    keywords: bool = Field(
+        default=False, description="whether words that show nothing, and punctuation, need not be covered"
     )
     picture: tuple[Pixels, Pixels] | None = Field(
         default=None, description="width and height of pictures that were filled up to a square; None = they were not"
     )
 
+    def needed(self) -> frozenset[Need]:
+        """The text itself for ``keywords`` alone."""
+        return self.needs if self.keywords else self.needs - {Need.TEXT}
+
     def words(self, site: LayerSite) -> Tensor:
         """bool [B, T]: the text tokens that are to be covered."""
         import torch
 
-        asked, ids = question(site), site.text_ids[0]
-        left = asked & ~torch.isin(ids, torch.tensor(self.skipped, dtype=ids.dtype, device=ids.device))
-        return torch.where(left.any(dim=1, keepdim=True), left, asked)
+        asked = question(site)
+        if not self.keywords:
+            return asked
+        said = torch.zeros(asked.shape, dtype=torch.bool)
+        for row, pieces in enumerate(site.text(asked)):
+            places = [place for place, is_asked in enumerate(asked[row].tolist()) if is_asked]
+            said[row, [places[number] for number in _parts_of(pieces, keywords("".join(pieces)))]] = True
+        said = said.to(asked.device)
+        return torch.where(said.any(dim=1, keepdim=True), said, asked)
 
     def in_padding(self, site: LayerSite) -> Tensor:
         """bool [B, N]: patches of a square plane that lie wholly in what ``picture`` leaves of it."""

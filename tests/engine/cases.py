@@ -58,7 +58,7 @@ _MORE: dict[str, tuple[dict[str, Any], ...]] = {
         {"evict": False, "ranking": "accumulated"},
     ),
     "scope": ({}, {"combined": "add", "alpha": 0.5}),
-    "mmtok": ({}, {"alpha": 2.0, "skipped": [3, 5], "picture": [640, 320]}),
+    "mmtok": ({}, {"alpha": 2.0, "picture": [640, 320]}),
     "text-only": ({}, {"k": 0}),
     "vscan": (
         {},

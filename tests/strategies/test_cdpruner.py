@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from pydantic import PrivateAttr
 from torch import Tensor
 
 from tests.clip import clip_folder, in_folder
@@ -101,22 +102,38 @@ def test_one_token_is_the_most_relevant_one(sign: Any, first: int):
 # ---------------------------------------------------------------------- with CLIP's text tower
 
 
+class Seen(CDPruner):
+    """Notes what it compares."""
+
+    _seen: list[Any] = PrivateAttr(default_factory=list)
+
+    def relevance(self, images: Tensor, text: Tensor, asked: Tensor, valid: Tensor) -> Tensor:
+        self._seen.append((images, text, asked, super().relevance(images, text, asked, valid)))
+        return self._seen[-1][-1]
+
+
 def test_with_clip_it_reads_the_question_and_minus_is_meant(tmp_path: Path):
     """In a model: the text behind the picture, in CLIP's space, against the tower's own tokens."""
     model = tiny_llava(side=4)
-    width = model.config.vision_config.hidden_size
-    inputs = prompt(model, [3, 8, "image", 5, 7, 9], [2, "image", 6])
+    inputs = prompt(model, [11, "image", 4], ["image", 12])
     model = in_folder(model, processor_for(model), tmp_path / "model")
-    strategy = CDPruner(text_tower=clip_folder(tmp_path / "clip", width), keep_count=1)
-    with trim(model, strategy) as session, torch.no_grad():
+    strategy = Seen(text_tower=clip_folder(tmp_path / "clip", model.config.vision_config.hidden_size))
+    with trim(model, strategy), torch.no_grad():
         model(**inputs)
-    kept = session.trace.prefill[-1][1]
+    images, text, asked, relevance = strategy._seen[0]
     space = ClipSpace.of(tmp_path / "clip", torch.device("cpu"))
     with torch.no_grad():
         tower = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
-    text = space.texts(["w5 w7 w9", "w6"])[0]
-    alike = torch.cosine_similarity(space.images(tower), text, dim=-1)
-    assert kept[:, 0].tolist() == alike.argmin(dim=1).tolist()
+    torch.testing.assert_close(images, space.images(tower))
+    behind = [
+        " ".join(f"w{token}" for token in ids[-n:])
+        for ids, n in zip(inputs["input_ids"].tolist(), (4, 12), strict=True)
+    ]
+    expected = space.texts(behind)
+    torch.testing.assert_close(text, expected[0])
+    assert asked.tolist() == expected[1].tolist() == [[True, False], [True, True]]
+    alike = torch.cosine_similarity(images[0], text[0, 0], dim=-1)
+    assert relevance[0].argsort().tolist() == alike.argsort(descending=True).tolist()
 
 
 def test_what_clip_asks_for_is_refused_where_it_is_not(tmp_path: Path):

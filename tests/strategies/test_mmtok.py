@@ -25,12 +25,18 @@ def select(
     """``inputs``: features, vectors, text; ``ids``: of every text token, -1 in padding; the first is not behind."""
     features, vectors, text = inputs
     numbers = torch.tensor(ids)
+    said = ("", "where ", "ca", "t", " is", "?", "dog")  # what token number i says
+
+    def spelled(chosen: Tensor) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(said[i] for i in row[own].tolist()) for row, own in zip(numbers, chosen, strict=True))
+
     behind = (numbers >= 0) & (torch.arange(numbers.shape[1]) > 0)
     data = {
         Need.FEATURES: features,
         Need.VISION_HIDDEN: vectors,
         Need.TEXT_EMBEDS: (text, numbers >= 0),
         Need.TEXT_IDS: (numbers, numbers >= 0, behind),
+        Need.TEXT: spelled,
         Need.GRID: grid,
     }
     selection = MMTok(**parameters).select(layer_site(n, data), counts_tensor(*counts))
@@ -59,10 +65,10 @@ def test_equals_the_loop(n: int, seed: int, data: st.DataObject):
     assert kept == slow(inputs[0][0], inputs[1][0], inputs[2][0, 1:], count, alpha)
 
 
-def test_skipped_words_and_tiles():
-    inputs = (drawn(1, 12, 6, seed=0), drawn(1, 12, 5, seed=1), drawn(1, 4, 6, seed=2))
-    for skipped, words in (((8, 5), [1, 3]), ((7, 8, 9), [1, 2, 3])):  # where none would be left, all count
-        kept = select(inputs, [[3, 9, 8, 7]], (12,), (6,), tiled_grid(2, 6), skipped=skipped).kept[0].tolist()
+def test_keywords_and_tiles():
+    inputs = (drawn(1, 12, 6, seed=0), drawn(1, 12, 5, seed=1), drawn(1, 5, 6, seed=2))
+    for ids, words in (([6, 1, 2, 3, 4], [2, 3]), ([6, 1, 4, 5, 5], [1, 2, 3, 4])):  # where none is left, all count
+        kept = select(inputs, [ids], (12,), (6,), tiled_grid(2, 6), keywords=True).kept[0].tolist()
         parts = [slow(*(x[0, 6 * t : 6 * t + 6] for x in inputs[:2]), inputs[2][0, words], 3) for t in (0, 1)]
         assert kept == parts[0] + [6 + token for token in parts[1]]
 

@@ -372,10 +372,10 @@ class LayerSite(_Site):
         """
         return self._get(Need.TEXT_IDS)
 
-    def text(self, chosen: Tensor) -> tuple[str, ...]:
-        """What those text tokens of each row say that ``chosen`` bool [B, T] marks, special tokens left out.
+    def text(self, chosen: Tensor) -> tuple[tuple[str, ...], ...]:
+        """What each of those text tokens of a row says that ``chosen`` bool [B, T] marks; special ones say nothing.
 
-        By the tokenizer where the model was loaded from. Reads the device.
+        Joined they are the text. By the tokenizer where the model was loaded from. Reads the device.
         """
         return self._get(Need.TEXT)(chosen)
 

@@ -122,12 +122,12 @@ class Providers:
         behind = real & (columns > self.prompt.start.last_visual())
         return self.prompt.tokens.to(columns.device).gather(1, columns), real, behind
 
-    def _text(self, chosen: Tensor) -> tuple[str, ...]:
+    def _text(self, chosen: Tensor) -> tuple[tuple[str, ...], ...]:
         words, (ids, real, _) = self.context.words, self._text_ids()
         if words is None:
             raise EngineError(complaint("the tokenizer", "be there where text is read", None, "please report this"))
         rows: list[list[int]] = ids.masked_fill(~(chosen & real), -1).tolist()
-        return tuple(words.text([token for token in row if token >= 0]) for row in rows)
+        return tuple(words.pieces([token for token in row if token >= 0]) for row in rows)
 
 
 def projecting(layout: Layout, like: Tensor) -> Callable[[Tensor], Tensor] | None:

@@ -1,4 +1,4 @@
-"""``mmtok``: of every case what it has, the choice, or the patches in padding."""
+"""``mmtok``: of every case what it has, the choice, the question's words, or the patches in padding."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from tests.strategies.sites_factory import counts_tensor, layer_site, raster_grid
 from tokentrim.contracts.sites import Need
-from tokentrim_strategies.mmtok import MMTok
-
-LEFT_OUT = {"keywords": "a strategy sees the prompt's tokens, and a parameter lists those that do not count"}
+from tokentrim_strategies.mmtok import MMTok, keywords
 
 
 def outputs(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
     if "question" in inputs:
-        return {}
+        text = bytes(inputs["question"].tolist()).decode()
+        said = " ".join(text[first:last] for first, last in keywords(text)) or text
+        return {"keywords": torch.tensor(list(said.encode()))}
     if "size" in inputs:
         site = layer_site((576,), {Need.GRID: raster_grid(24, 24)})
         return {"padding": MMTok(picture=tuple(inputs["size"].tolist())).in_padding(site)[0].nonzero()[:, 0]}

@@ -40,6 +40,17 @@ class Words:
             hint = f"copy the tokenizer's files there ({reason_of(cause)})"
             raise UnsupportedError(complaint(what, must, name, hint)) from cause
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """What ``tokens`` say, special ones left out."""
+    def pieces(self, tokens: Sequence[int]) -> tuple[str, ...]:
+        """What each of ``tokens`` adds to the text, special ones left out; of a character, its last token all of it."""
+        begin, done, found = 0, 0, list[str]()
+        for end in range(1, len(tokens) + 1):
+            # Beside the token before it, since a tokenizer may drop a space in front of the first.
+            before, now = self._text(tokens[begin:done]), self._text(tokens[begin:end])
+            whole = len(now) > len(before) and not now.endswith("\ufffd")
+            found.append(now[len(before) :] if whole else "")
+            if whole:
+                begin, done = done, end
+        return tuple(found)
+
+    def _text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
