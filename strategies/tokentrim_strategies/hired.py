@@ -24,7 +24,8 @@ class HiRED(KeepingShares, SpatialSelector):
       equal height; tile k keeps ``floor(R s_k / S)``;
     - in thumbnail and tiles the tokens with the highest a stay.
 
-    An image without tiles, as all of LLaVA-1.5's, keeps its T tokens with the highest a: there it is FasterVLM.
+    An image without tiles, as all of LLaVA-1.5's, keeps its T tokens with the highest a: there it is FasterVLM. These
+    parts are rounded down in floating point, as in the code: 60 of 86, times 86, may be 59.
 
     Follows the released code in what it calls the area of a tile: a strip across the whole thumbnail, whatever the grid
     of the tiles (of 2 x 2 tiles the second has the second quarter from above). Floors, and tiles that are given more
@@ -95,12 +96,12 @@ class HiRED(KeepingShares, SpatialSelector):
         places = tile.shape[1] + 1  # more than an image has tiles that hold anything
         own = torch.where(thumbnail, strip, tile).clamp(max=places - 1)
         inside = Groups.of(images.before * places + own, site.valid).count(strong)
-        quota = (budget - whole) * inside // wanted.clamp(min=1)
+        quota = (inside / wanted.clamp(min=1) * (budget - whole)).long()
         quota = torch.where(thumbnail, whole, quota)
         site.note(score, "attention, ranked in thumbnail and tiles")
         return self.settled(site, score, (tiles.rank(score) >= quota).long() + 1, count)
 
 
 def _part(share: float, of: Tensor) -> Tensor:
-    """``floor(share of)``, in which 0.29 of 100 is 29."""
-    return (of.double() * share + 1e-9).floor().long()
+    """``floor(share of)``."""
+    return (of.double() * share).floor().long()

@@ -44,12 +44,12 @@ def select(rows: Tensor, columns: Tensor, n: tuple[int, ...], counts: tuple[int,
 def slow(a: list[float], c: list[float], tile: list[int], total: int, alpha: float, exact: bool) -> list[int]:
     n, number = tile.count(0), max(tile)
     order = sorted(range(len(a)), key=lambda j: -a[j])
-    quota = {0: min(math.floor(total * alpha + 1e-9), n) if number else total}
-    wanted = math.floor((1 - alpha) * n + 1e-9)
+    quota = {0: min(math.floor(total * alpha), n) if number else total}
+    wanted = math.floor((1 - alpha) * n)
     strong = sorted(range(n), key=lambda j: -c[j])[:wanted]
     for k in range(1, number + 1):
         inside = sum(j * number // n == k - 1 for j in strong)
-        quota[k] = (total - quota[0]) * inside // wanted if wanted else 0
+        quota[k] = int(torch.tensor(inside) / wanted * (total - quota[0])) if wanted else 0
     kept = [j for k in quota for j in [j for j in order if tile[j] == k][: quota[k]]]
     spare = [j for j in order if j not in kept]
     return sorted(kept + spare[: total - len(kept)] if exact else kept)
