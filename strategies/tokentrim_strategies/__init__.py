@@ -66,6 +66,12 @@ _STRATEGIES: Final = (
     ("snapkv", "snapkv:SnapKV", "decode", "SnapKV: layers keep the entries that the end of the prompt attends to"),
     ("framefusion", "framefusion:FrameFusion", "prefill", "FrameFusion: merge what repeats over frames, then cut once"),
     ("prunevid", "prunevid:PruneVid", "prefill", "PruneVid: merge what stands still in a scene, then let words choose"),
+    (
+        "fitprune",
+        "fitprune:FitPrune",
+        "prefill",
+        "FitPrune: a calibrated recipe; what image and question look at least goes",
+    ),
     ("replay", "replay:Replay", "prefill", "apply the decisions that a saved trace recorded"),
     ("oracle", "oracle:Oracle", "prefill", "keep what the task says is needed: an upper bound, testbed only"),
     ("text-only", "text_only:TextOnly", "prefill", "drop every visual token: what the text alone gives away"),

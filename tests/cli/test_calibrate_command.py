@@ -26,6 +26,15 @@ def test_psigmoid_for_people(cli, tmp_path):
     assert "3/3 measurements" in result.stdout
 
 
+def test_fitprune_writes_a_recipe_that_a_plan_takes(cli, tmp_path):
+    out = tmp_path / "f.yaml"
+    result = cli("calibrate", "fitprune", "--out", out, *PLAIN, "--flops-cut", "0.4")
+    assert result.exit_code == 0, result.stderr
+    assert "7/7 measurements" in result.stdout
+    planned = cli("plan", "--model", "testbed-plain", "-s", f"{{name: fitprune, file: {out}}}", "--json")
+    assert planned.exit_code == 0, planned.stderr
+
+
 def test_heads_writes_a_strategy_that_runs(cli, tmp_path):
     out = tmp_path / "heads.yaml"
     result = cli("calibrate", "heads", "--out", out, *PLAIN, "--keep", "0.75")
@@ -45,6 +54,7 @@ def test_heads_writes_a_strategy_that_runs(cli, tmp_path):
         (("psigmoid", "--budget", "0"), "budget of calibrate psigmoid"),
         (("psigmoid", "--budget", "0.01"), "Raise --budget"),
         (("vtw", "--first", "6"), "be below 6"),
+        (("fitprune", "--flops-cut", "1"), "flops_cut of calibrate fitprune"),
         (("vtw", "--device", "tpu"), "device of the model of calibrate vtw"),
         (("gsearch", "--model", "tesbed"), "Did you mean 'testbed'?"),
     ],

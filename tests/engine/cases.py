@@ -70,6 +70,7 @@ _MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "prumerge": ({}, {"plus": True}, {"keep_ratio": None, "plus": True, "reduce": "mean"}),
     "visionzip": ({"contextual": 0.4}, {"contextual": 0.4, "reduce": "mean"}),
     "quecc": ({"tokens": 4},),
+    "fitprune": ({}, {"counts": {2: 9, 3: 4}}),
     "pyramiddrop": ({}, {"row": "before", "boundaries": (2, 4)}),
     "scissor": ({"tau": 0.1},),
     "framefusion": ({}, {"cost": 0.6, "latest": 1}),

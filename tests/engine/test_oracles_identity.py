@@ -12,7 +12,10 @@ from tests.engine.cases import annotate, common, generate, trimmed
 from tests.models import prompt, tiny_llava
 from tokentrim.plugins.loader import registry
 
-_EVERYTHING = {"keep_ratio": 1.0, "prune_ratio": 0.0, "floor": 1.0, "read_ratio": 1.0, "cost": 1.0, "late_ratio": 1.0}
+_EVERYTHING = {
+    "keep_ratio": 1.0, "prune_ratio": 0.0, "floor": 1.0, "read_ratio": 1.0, "cost": 1.0, "late_ratio": 1.0,
+    "flops_cut": 0.0,
+}  # fmt: skip
 """The value of each budget parameter at which nothing goes."""
 
 

@@ -3,9 +3,9 @@
     options = tokentrim.calibrate.options_from(tokentrim.calibrate.GSearch, {"tasks": ["where"]})
     result = tokentrim.calibrate.run(options, "schedule.yaml")
 
-Three searches: ``GSearch`` (the least keep rate per layer that holds the quality), ``PSigmoid`` (the best curve that
-meets a budget exactly) and ``VTW`` (the first boundary at which the image is no longer missed). They never look at a
-test question.
+Four searches: ``GSearch`` (the least keep rate per layer that holds the quality), ``PSigmoid`` (the best curve that
+meets a budget exactly), ``VTW`` (the first boundary at which the image is no longer missed) and ``FitSearch`` (what
+each layer can lose when attention may change by a share). They never look at a test question.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tokentrim.lazy import lazy
 if TYPE_CHECKING:
     from tokentrim.calibrate.options import (
         VTW as VTW,
+        FitSearch as FitSearch,
         GSearch as GSearch,
         PSigmoid as PSigmoid,
         options_from as options_from,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "calibrate.options": "GSearch, PSigmoid, VTW, options_from",
+        "calibrate.options": "FitSearch, GSearch, PSigmoid, VTW, options_from",
         "calibrate.runner": "Calibration, run",
         "config.schedule_file": "MadeFor, Query, ScheduleFile, falling, read_schedule",
     },

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SPLIT: Final = "calibration"
 Measure = Callable[[Cell, Work], float]
+MeasureNumbers = Callable[[Cell, Work], list[float]]
 
 
 class Bench:
@@ -52,6 +53,23 @@ class Bench:
             self._state.measured(f"{name}:{cell.key}", partial(self._measured, cell, measure))
             for cell in self._cells(spec)
         ]
+        self._told(text)
+        return results
+
+    def numbers_per_task(self, name: str, measure: MeasureNumbers, length: int, text: str) -> list[list[float]]:
+        """As :meth:`per_task`, of measurements that are ``length`` numbers and bring their own strategy."""
+        results: list[list[float]] = []
+        for cell in self._cells({"name": "none"}):
+            taken: list[float] = []
+
+            def number(place: int, cell: Cell = cell, taken: list[float] = taken) -> float:
+                if not taken:
+                    taken.extend(measure(cell, self._work(cell)))
+                return taken[place]
+
+            results.append(
+                [self._state.measured(f"{name}[{place}]:{cell.key}", partial(number, place)) for place in range(length)]
+            )
         self._told(text)
         return results
 

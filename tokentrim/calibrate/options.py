@@ -86,11 +86,19 @@ class VTW(CalibrationOptions):
     )
 
 
+class FitSearch(CalibrationOptions):
+    """How many visual tokens each layer deletes so that a share of their FLOPs goes and attention changes evenly."""
+
+    method: ClassVar[str] = "fitprune"
+
+    flops_cut: float = Field(default=0.6, gt=0, lt=1, description="share of the visual tokens' FLOPs that has to go")
+
+
 def options_from(kind: type[Options], values: Mapping[str, Any]) -> Options:
     """Checked options; without tasks, those of the comparison that comes with tokentrim.
 
     Args:
-        kind: ``GSearch``, ``PSigmoid`` or ``VTW``.
+        kind: ``GSearch``, ``PSigmoid``, ``VTW`` or ``FitSearch``.
         values: its fields; ``model`` may be a name or a mapping, and ``tasks`` names.
 
     Raises:

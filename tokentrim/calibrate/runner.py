@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from tokentrim.calibrate import fitprune
 from tokentrim.calibrate.gsearch import Found, Rates, grid_of, gsearch, most_trials
 from tokentrim.calibrate.measure import SPLIT, Bench, divergence, next_token, quality_of
-from tokentrim.calibrate.options import VTW, CalibrationOptions, GSearch, PSigmoid, RateOptions
+from tokentrim.calibrate.options import VTW, CalibrationOptions, FitSearch, GSearch, PSigmoid, RateOptions
 from tokentrim.calibrate.psigmoid import Depth, psigmoid, require_optuna
 from tokentrim.calibrate.state import CalibrationState
-from tokentrim.config.schedule_file import FORMAT, MadeFor, ScheduleFile, read_schedule
+from tokentrim.config.schedule_file import FORMAT, MadeFor, ScheduleFile, rates_of, read_schedule
 from tokentrim.config.specs import strategy_from
+from tokentrim.counting.costs import prefill_flops
 from tokentrim.counting.schedule import Schedule
 from tokentrim.errors import ConfigError, EngineError, ResultsError, complaint
 from tokentrim.plugins.loader import registry
@@ -34,6 +36,14 @@ if TYPE_CHECKING:
 REFERENCE: Final = "none"
 RUNS_IT: Final = "layer-counts"
 WITHDRAWS: Final = "vtw"
+DELETES: Final = "fitprune"
+
+
+_NOTES: Final = {
+    VTW.method: "the search of the released code of VTW",
+    FitSearch.method: "the search of the released code of FitPrune; how alpha is chosen and FLOPs are counted is ours",
+}
+"""Where a search comes from, by method."""
 
 
 class NothingFound(EngineError):
@@ -57,12 +67,13 @@ class Calibration:
         """The strategy that runs the schedule."""
         if self.schedule.method == VTW.method:
             return {"name": WITHDRAWS, "k": min(self.schedule.counts or {0: 0})}
-        return {"name": RUNS_IT, "file": str(self.path)}
+        name = DELETES if self.schedule.method == FitSearch.method else RUNS_IT
+        return {"name": name, "file": str(self.path)}
 
 
 @dataclass
 class _Search:
-    """What the three searches share while they run."""
+    """What the searches share while they run."""
 
     options: CalibrationOptions
     target: ModelTarget
@@ -89,14 +100,15 @@ def run(
     call goes on, and ends with the same schedule as if nothing had happened. The state is removed at the end.
 
     Args:
-        options: ``GSearch(...)``, ``PSigmoid(...)`` or ``VTW(...)``, see :func:`options_from`.
+        options: ``GSearch(...)``, ``PSigmoid(...)``, ``VTW(...)`` or ``FitSearch(...)``, see :func:`options_from`.
         out: the schedule file to write (YAML). One that this calibration wrote before is returned as it is.
         command: the command line, for the record.
         progress: told what happens.
 
     Raises:
         TokentrimError: for bad input, before anything runs.
-        NothingFound: when no boundary meets the demand of ``VTW``; says by how much.
+        NothingFound: when no boundary meets the demand of ``VTW``, or no share of attention that of ``FitSearch``; says
+            by how much.
     """
     path, told = Path(out), progress or Silent()
     if isinstance(options, PSigmoid):
@@ -141,7 +153,11 @@ def _searched(search: _Search) -> ScheduleFile:
         return _psigmoid(search, search.options)
     if isinstance(search.options, VTW):
         return _vtw(search, search.options)
-    raise ConfigError(complaint("a calibration", "be GSearch, PSigmoid or VTW", type(search.options).__name__))
+    if isinstance(search.options, FitSearch):
+        return _fitprune(search, search.options)
+    raise ConfigError(
+        complaint("a calibration", "be GSearch, PSigmoid, VTW or FitSearch", type(search.options).__name__)
+    )
 
 
 def _gsearch(search: _Search, options: GSearch) -> ScheduleFile:
@@ -219,6 +235,43 @@ def _vtw(search: _Search, options: VTW) -> ScheduleFile:
     )  # fmt: skip
 
 
+def _fitprune(search: _Search, options: FitSearch) -> ScheduleFile:
+    """The recipe of the least share of attention that has to go for the target."""
+    shape, n_visual = search.target.shape, _n_visual(search.target)
+    search.told.start(fitprune.HALVINGS, 0)
+    whole: dict[str, dict[int, dict[int, Tensor]]] = {}
+    taken: dict[float, fitprune.Deleted] = {}
+
+    def deleted(alpha: float) -> fitprune.Deleted:
+        def measure(cell: Cell, work: Work) -> list[float]:
+            return fitprune.measured(work, alpha, options.first, whole.setdefault(cell.task.task, {}))
+
+        name = f"fitprune-{options.first}-{alpha}"
+        found = search.bench.numbers_per_task(name, measure, 2 * shape.n_layers, f"alpha = {alpha:.4g}")
+        taken[alpha] = fitprune.Deleted.mean(found)
+        return taken[alpha]
+
+    alpha, trace = fitprune.fit(deleted, options.flops_cut)
+    if alpha is None:
+        most = max(step["flops_cut"] for step in trace)
+        raise NothingFound(
+            complaint("flops_cut of calibrate fitprune", f"be at most {most:.3g}, where nearly all attention may go",
+                      options.flops_cut, "lower --flops-cut, or --first")
+        )  # fmt: skip
+    layers = fitprune.counts_of(taken[alpha].until(options.flops_cut)[0], n_visual)
+    result = {
+        "alpha": alpha,
+        "flops_cut": round(1 - prefill_flops(layers, shape) / prefill_flops([n_visual] * shape.n_layers, shape), 6),
+        "tokens_per_layer": list(layers),
+        "layer_mean_ratio": sum(layers) / (shape.n_layers * n_visual),
+    }
+    return ScheduleFile(
+        format=FORMAT, method=options.method, made_for=MadeFor.of(shape),
+        rates=rates_of(layers, n_visual) or {options.first: 1.0},
+        provenance={"result": result, "trace": trace},
+    )  # fmt: skip
+
+
 def first_within(curve: dict[int, float], eta: float) -> int | None:
     """The smallest k whose divergence is at most ``eta``; None where there is none."""
     return next((k for k in sorted(curve) if curve[k] <= eta), None)
@@ -243,9 +296,9 @@ def _provenance(search: _Search, asked: dict[str, Any], command: str) -> dict[st
         "split": SPLIT,
         "options": search.options.to_dict(),
         "versions": found,
-        "note": "the search is a reconstruction: the paper's own code was not available"
-        if not isinstance(search.options, VTW)
-        else "the search of the released code of VTW",
+        "note": _NOTES.get(
+            search.options.method, "the search is a reconstruction: the paper's own code was not available"
+        ),
     }
 
 

@@ -115,6 +115,26 @@ def vtw(
 
 
 @calibrate.command(cls=Command)
+def fitprune(
+    ctx: typer.Context,
+    out: Out,
+    flops_cut: Annotated[float, typer.Option(help="Share of the visual tokens' FLOPs that has to go.")] = 0.6,
+    model: Model = "testbed",
+    task: Tasks = None,
+    samples: Samples = 32,
+    first: First = 1,
+    batch_size: BatchSize = 25,
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """How many visual tokens each layer deletes so that attention changes evenly (recipe of FitPrune)."""
+    from tokentrim.calibrate.options import FitSearch
+
+    _run(FitSearch, ctx.params)
+
+
+@calibrate.command(cls=Command)
 def heads(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="Strategy file to write.")],
