@@ -189,6 +189,19 @@ def test_grouped_heads_and_biases_are_read_right(backbone: Any) -> None:
         _check_row(probe._seen[3], row, maps, 3, window=30)
 
 
+def test_a_part_may_read_other_things_at_each_of_its_boundaries() -> None:
+    """What does not exist at the input is asked for behind it alone."""
+    model = _model(side=SIDE)
+    batch = prompt(model, *LAYOUTS)
+    probe, whole = Probe(at=(0, 2)), Probe(at=(0, 2), halvings=0)
+    for one in (probe, whole):
+        with trim(model, one), torch.no_grad():
+            model(**_places(batch))
+    assert {"last_row", "keys"} <= probe._seen[2].keys() - probe._seen[0].keys()
+    for row in (0, 2):
+        _check_row(whole._seen[2], row, Maps(alone(batch, row, N)), 2)
+
+
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_later_boundaries_show_what_is_left_in_any_batch(padding: Any) -> None:
     """The second site of a pruned run has no untouched twin: it must at least be the row's own, alone."""

@@ -109,6 +109,11 @@ class Asking(Sound):
         return frozenset({Need.LAST_ROW, Need.KEYS})
 
 
+class AskingLate(Sound):
+    def needed_at(self, boundary: int) -> frozenset[Need]:
+        return self.needed() | {Need.VALUES}
+
+
 class Misplaced(Sound):
     stage: ClassVar[Any] = "decode"
 
@@ -333,6 +338,7 @@ def _head() -> Any:
 
 BROKEN: tuple[tuple[str, Any, str], ...] = (
     ("abilities_are_declared", Asking(), r"needed\(\) .* declare; got 'keys'"),
+    ("abilities_are_declared", AskingLate(), r"needed_at\(\) .* needed\(\) does not; got 'values'"),
     ("abilities_are_declared", Misplaced(), "stage .* be 'input' or 'prefill', where its parts act; got 'decode'"),
     ("abilities_are_declared", Knobless(), "budget_knob .* name one of its parameters; got 'keep'"),
     ("parameters_are_frozen", Melting(), "parameter 'positions' .* be frozen"),

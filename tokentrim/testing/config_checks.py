@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from tokentrim.config.specs import strategy_from
 from tokentrim.contracts.compose import Composition
-from tokentrim.contracts.sites import AT_BOUNDARIES, AT_STEPS
+from tokentrim.contracts.sites import AT_BOUNDARIES, AT_STEPS, Need
 from tokentrim.contracts.strategy import Spatial, Stage, Strategy
 from tokentrim.counting.forecast import is_static, plan
 from tokentrim.counting.schedule import Schedule
@@ -133,6 +133,10 @@ def abilities_are_declared(case: Case) -> None:
                 missing = decider.needed() - served
                 case.require(not missing, "needed()", f"ask for what there is ({_words(served)})", _words(missing),
                              see=f"{STRATEGIES}#what-a-site-offers")  # fmt: skip
+        for decider in parts.spatial:
+            beyond = frozenset[Need]().union(*map(decider.needed_at, range(case.shape.n_layers))) - decider.needed()
+            case.require(not beyond, "needed_at()", "ask for nothing that needed() does not", _words(beyond),
+                         hint="let it narrow needed()", see=f"{STRATEGIES}#what-a-site-offers")  # fmt: skip
         knob = part.budget_knob
         case.require(knob is None or knob in type(part).model_fields, "budget_knob", "name one of its parameters",
                      knob, hint=f"they are {', '.join(type(part).model_fields)}", see=_PARAMETERS)  # fmt: skip
