@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tokentrim.contracts.extras import (
         AttentionEdit as AttentionEdit,
         AttentionEditor as AttentionEditor,
+        CacheMerger as CacheMerger,
         GuideRequest as GuideRequest,
         PromptInfo as PromptInfo,
         TowerMerger as TowerMerger,
@@ -128,7 +129,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "config.specs": "TrimConfig, load_config, strategy_from",
         "contracts.adapter": "Adapter, Encoding, Layout, Modality, Places, TowerBlock, decoder_shape, submodule",
-        "contracts.extras": "AttentionEdit, AttentionEditor, GuideRequest, PromptInfo, TowerMerger",
+        "contracts.extras": "AttentionEdit, AttentionEditor, CacheMerger, GuideRequest, PromptInfo, TowerMerger",
         "contracts.selection": "Selection, pad_rows, top_selection",
         "contracts.sites": "FROM_TOWER, Grid, LayerSite, Need, StepSite",
         "contracts.strategy": (

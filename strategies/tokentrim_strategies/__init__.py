@@ -72,6 +72,7 @@ _STRATEGIES: Final = (
         "prefill",
         "FitPrune: a calibrated recipe; what image and question look at least goes",
     ),
+    ("lookm", "lookm:LookM", "decode", "LOOK-M: layers keep the entries that were looked at, and merge the others"),
     ("replay", "replay:Replay", "prefill", "apply the decisions that a saved trace recorded"),
     ("oracle", "oracle:Oracle", "prefill", "keep what the task says is needed: an upper bound, testbed only"),
     ("text-only", "text_only:TextOnly", "prefill", "drop every visual token: what the text alone gives away"),

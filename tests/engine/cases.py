@@ -164,7 +164,7 @@ def annotate(session: Session, inputs: dict[str, Tensor]) -> None:
 
 def merges(strategy: Strategy) -> bool:
     """Whether masks alone cannot express it: tokens merge, or attention itself is edited."""
-    return any(part.merges for part in strategy.spatial_parts) or strategy.attention_part is not None
+    return any(part.merges for part in strategy.parts().deciders) or strategy.attention_part is not None
 
 
 def generate(model: Any, inputs: dict[str, Tensor], new_tokens: int, **options: Any) -> tuple[Tensor, Tensor]:

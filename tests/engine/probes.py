@@ -109,6 +109,7 @@ class StepProbe(TemporalScorer):
         self._seen[site.step, site.layer] = {
             "last_row": site.last_row,
             "prompt_row": site.prompt_row,
+            "prompt_columns": site.prompt_columns,
             "prompt_window": site.prompt_window,
             "accumulated": site.accumulated,
             "keys": site.keys,

@@ -300,6 +300,8 @@ def test_a_step_site_shows_what_the_cache_holds() -> None:
         _near(seen["keys"][row, :, :n], first.keys[0][:, places])
         for layer in range(6):
             _near(probe._seen[1, layer]["prompt_row"][row, :, :n], start.rows[layer][:, -1, places])
+            mean = start.rows[layer][:, :, places].mean(dim=1)
+            _near(probe._seen[1, layer]["prompt_columns"][row, :, :n], mean)
             window = start.rows[layer][:, -30:, places].mean(dim=1)  # longer than the shortest row
             _near(probe._seen[1, layer]["prompt_window"][row, :, :n], window)
             later = probe._seen[3, layer]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokentrim.counting.shape import ModelShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,22 @@ class TowerMerger(ABC):
         Args:
             tokens: patches of a picture, or of one of its tiles: each is merged by itself.
             blocks: blocks up to the one whose output becomes the features.
+        """
+
+
+class CacheMerger(ABC):
+    """A temporal strategy that ranks once, in whose caches what leaves goes into what stays."""
+
+    @abstractmethod
+    def merged(self, keys: Tensor, values: Tensor, kept: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H_kv, n, head_dim] of the entries that stay, when the others leave a layer.
+
+        Args:
+            keys: [B, H_kv, N, head_dim] after RoPE, of all entries of the layer, in raster order; of the heads of this
+                process, where several share them.
+            values: likewise.
+            kept: int64 [B, n], which entries stay, ascending; -1 past a row's last.
+            valid: bool [B, N], False in padding.
         """
 
 

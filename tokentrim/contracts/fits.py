@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokentrim.contracts.compose import require_one_policy
-from tokentrim.contracts.extras import TowerMerger
+from tokentrim.contracts.extras import CacheMerger, TowerMerger
 from tokentrim.contracts.sites import AT_BOUNDARIES, AT_STEPS, FROM_LAYERS, FROM_TOWER, Need
 from tokentrim.contracts.strategy import Spatial, Strategy, TemporalScorer
 from tokentrim.counting.shape import ModelShape
@@ -122,7 +122,13 @@ def check(strategy: Strategy, layout: Layout) -> None:
                 complaint(f"row_layer() of {temporal.label()!r}", "name the layer itself or an earlier one",
                           f"a later one for layers {later}", "a layer's row is there when the layer runs")
             )  # fmt: skip
-        if isinstance(temporal, TemporalScorer) and temporal.ranks_once() and Need.LAST_ROW in temporal.needed():
+        ranks_once = isinstance(temporal, TemporalScorer) and temporal.ranks_once()
+        if isinstance(temporal, CacheMerger) and not (ranks_once and temporal.evicts()):
+            raise UnsupportedError(
+                complaint(f"{temporal.label()!r}, which merges cached entries,", "rank once, and evict", "not both",
+                          "derive from TemporalScorer, and let ranks_once() be True")
+            )  # fmt: skip
+        if ranks_once and Need.LAST_ROW in temporal.needed():
             raise UnsupportedError(
                 complaint(
                     f"{temporal.label()!r}, which ranks once,",

@@ -41,6 +41,8 @@ class Need(str, Enum):
     """Temporal only: this layer's attention row of the last prompt token, taken once at prefill."""
     PROMPT_WINDOW = "prompt-window"
     """Temporal only: the mean of this layer's attention rows of the last wants_window() prompt tokens, at prefill."""
+    PROMPT_COLUMNS = "prompt-columns"
+    """Temporal only: attention received in this layer at prefill, averaged over all queries of the prompt."""
     ACCUMULATED = "accumulated-rows"
     """Temporal only: this layer's attention rows of the last prompt token and of all tokens since, summed."""
     HIDDEN = "hidden"
@@ -102,11 +104,13 @@ FROM_TOWER: Final = frozenset(
     {Need.VISION_ROWS, Need.VISION_COLUMNS, Need.VISION_LOGITS, Need.VISION_WIDE, Need.VISION_KEYS}
 )
 """Needs that read the attention of vision blocks, those of ``Spatial.wants_vision_blocks()``."""
-FROM_PROMPT_ROW: Final = frozenset({Need.PROMPT_ROW, Need.PROMPT_WINDOW, Need.ACCUMULATED})
-"""Needs that begin with every layer's attention rows of the last prompt tokens."""
-AT_BOUNDARIES: Final = frozenset(Need) - FROM_PROMPT_ROW
+FROM_LAST_ROW: Final = frozenset({Need.PROMPT_ROW, Need.ACCUMULATED})
+"""Needs that begin with every layer's attention row of the last prompt token."""
+FROM_PROMPT: Final = FROM_LAST_ROW | {Need.PROMPT_WINDOW, Need.PROMPT_COLUMNS}
+"""Needs that read attention of every layer while the prompt is processed, for its decode steps."""
+AT_BOUNDARIES: Final = frozenset(Need) - FROM_PROMPT
 """Needs that a :class:`LayerSite` can serve."""
-AT_STEPS: Final = FROM_PROMPT_ROW | {Need.LAST_ROW, Need.KEYS, Need.VALUES, Need.RANDOM}
+AT_STEPS: Final = FROM_PROMPT | {Need.LAST_ROW, Need.KEYS, Need.VALUES, Need.RANDOM}
 """Needs that a :class:`StepSite` can serve."""
 
 
@@ -417,11 +421,13 @@ class StepSite(_Site):
 
     @property
     def prompt_window(self) -> Tensor:
-        """float [B, H, N]: mean of this layer's rows of the last wants_window() prompt tokens, as they were at prefill.
-
-        Softmax over all keys of each row; rows that a short prompt does not have do not count.
-        """
+        """float [B, H, N]: mean of this layer's rows of the last wants_window() prompt tokens (those there are)."""
         return self._get(Need.PROMPT_WINDOW)
+
+    @property
+    def prompt_columns(self) -> Tensor:
+        """float [B, H, N]: attention received in this layer at prefill, averaged over all (real) queries."""
+        return self._get(Need.PROMPT_COLUMNS)
 
     @property
     def accumulated(self) -> Tensor:

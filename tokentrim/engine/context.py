@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tokentrim.contracts.adapter import Adapter, Layout
-from tokentrim.contracts.sites import FROM_PROMPT_ROW, Need
+from tokentrim.contracts.sites import FROM_PROMPT, Need
 from tokentrim.contracts.strategy import Spatial, Temporal
 from tokentrim.counting.shape import ModelShape
 from tokentrim.engine.abilities.vision import VisionCapture
@@ -82,8 +82,8 @@ class Context:
 
     @property
     def prompt_rows(self) -> frozenset[Need]:
-        """For what every layer's attention row of the last prompt token is kept."""
-        return frozenset() if self.temporal is None else FROM_PROMPT_ROW & self.temporal.needed()
+        """For what attention of every layer at prefill is kept."""
+        return frozenset() if self.temporal is None else FROM_PROMPT & self.temporal.needed()
 
     @property
     def edits_attention(self) -> bool:

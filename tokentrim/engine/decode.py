@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokentrim.contracts.selection import Selection
+from tokentrim.contracts.answers import blamed, name_of
+from tokentrim.contracts.extras import CacheMerger
+from tokentrim.contracts.selection import Selection, require_tensor
 from tokentrim.contracts.sites import Need, StepSite
 from tokentrim.contracts.strategy import Temporal, TemporalScorer
 from tokentrim.engine import recording
@@ -127,8 +129,29 @@ class Decode:
             held, counts = self.layers[index], self.acting.pop(index)
             if counts != held.held_stream.n_visual:
                 after, moves = evict_first(held.held_stream, counts)
+                if isinstance(self.prompt.temporal, CacheMerger):
+                    self._merge(self.prompt.temporal, held, after)
                 held.evict(after, moves)
                 self.note(index, after.vis_ids)
+
+    def _merge(self, part: CacheMerger, held: TrimLayer, after: Stream) -> None:
+        """Before an eviction that leaves ``after``, put what the part makes of it in the place of what stays."""
+        stream, keys, values = held.held_stream, held.keys, held.values
+        if keys is None or values is None or not max(after.n_visual):
+            return
+        # In raster order, padding behind, whatever order they leave in.
+        last = torch.iinfo(stream.vis_ids.dtype).max
+        order = stream.vis_ids.masked_fill(~stream.vis_valid, last).argsort(dim=1)
+        columns, valid = stream.vis_pos.gather(1, order), stream.vis_valid.gather(1, order)
+        leaving = order.shape[1] - torch.tensor(after.n_visual, device=order.device).unsqueeze(1)
+        kept = Selection.from_mask(valid & (order >= leaving), after.n_visual).kept
+        whole_keys, whole_values = (attention_rows.pick_rows(one, columns) for one in (keys, values))
+        with torch.no_grad(), blamed(lambda: f"merged() of {name_of(part)!r}"):
+            found = part.merged(whole_keys, whole_values, kept, valid)
+            for what, like in zip(found, (keys, values), strict=True):
+                shape = (*like.shape[:2], kept.shape[1], like.shape[3])
+                require_tensor("merged keys and values", what, shape, device=like.device, hint="give the kept ones")
+        held.overwrite(columns.gather(1, kept.clamp(min=0)), kept >= 0, *found)
 
     def note(self, layer: int, ids: Tensor, events: int = 1) -> None:
         """Count a selection, and record the raster numbers ``ids`` [B, N] of what it leaves to be seen."""
@@ -284,6 +307,7 @@ class Decode:
             providers={
                 Need.PROMPT_ROW: lambda: held.rows[Need.PROMPT_ROW].clone(),
                 Need.PROMPT_WINDOW: lambda: held.rows[Need.PROMPT_WINDOW].clone(),
+                Need.PROMPT_COLUMNS: lambda: held.rows[Need.PROMPT_COLUMNS].clone(),
                 Need.ACCUMULATED: lambda: held.rows[Need.ACCUMULATED].clone(),
                 Need.KEYS: lambda: whole(attention_rows.pick_rows(held.keys, stream.vis_pos)),  # type: ignore[arg-type]
                 Need.VALUES: lambda: whole(attention_rows.pick_rows(held.values, stream.vis_pos)),  # type: ignore[arg-type]

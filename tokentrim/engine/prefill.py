@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokentrim.contracts.fits import Decision
-from tokentrim.contracts.sites import FROM_LAYER_BEFORE, LayerSite, Need
+from tokentrim.contracts.sites import FROM_LAST_ROW, FROM_LAYER_BEFORE, LayerSite, Need
 from tokentrim.engine import layer_reads, recording
 from tokentrim.engine.context import Context
 from tokentrim.engine.deciding import decide
@@ -24,6 +24,9 @@ from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream, gather_columns, merge_features, place, spread
 from tokentrim.errors import AdapterError, EngineError, complaint
+
+_FOR_STEPS = {Need.LAST_ROW: FROM_LAST_ROW, Need.COLUMN_MEAN: frozenset({Need.PROMPT_COLUMNS})}
+"""What is read in every layer, for needs of its decode steps."""
 
 
 @dataclass
@@ -280,14 +283,16 @@ class Prefill:
         if Need.WINDOW_ROWS in wanted:
             here = [d.part for d in self.at[layer + 1] if Need.WINDOW_ROWS in d.part.needed_at(layer + 1)]
             window = max(part.wants_window() for part in here)
-        needs = wanted | {Need.LAST_ROW} if rows - {Need.PROMPT_WINDOW} else wanted
+        needs = wanted | {need for need, kin in _FOR_STEPS.items() if rows & kin}
         found = layer_reads.read(needs, call, self.stream, self.prompt.start, self.context.heads, window)
         if rows and self.cache is not None:
             held: TrimLayer = self.cache.layers[layer]
-            held.rows = dict.fromkeys(rows, found.get(Need.LAST_ROW))
+            held.rows = dict.fromkeys(rows & FROM_LAST_ROW, found.get(Need.LAST_ROW))
             if self.context.temporal is not None and Need.PROMPT_WINDOW in rows:
                 mean = layer_reads.window_mean(call, self.stream, self.context.temporal.wants_window())
                 held.rows[Need.PROMPT_WINDOW] = self.context.heads.whole(mean)
+            if Need.PROMPT_COLUMNS in rows:
+                held.rows[Need.PROMPT_COLUMNS] = found[Need.COLUMN_MEAN]
         self.read.update(found)
 
     # ------------------------------------------------------------------ leaving the language model

@@ -223,7 +223,7 @@ CHECKS: Final[tuple[tuple[str, Check, frozenset[Need]], ...]] = (
     ("renumbered", renumbered, frozenset()),
     ("row is batch", row_is_batch, frozenset()),
     ("restored", restored, frozenset()),
-    ("attention rows", attention_rows, ATTENTION_ROWS | {Need.PROMPT_ROW, Need.PROMPT_WINDOW}),
+    ("attention rows", attention_rows, ATTENTION_ROWS | {Need.PROMPT_ROW, Need.PROMPT_WINDOW, Need.PROMPT_COLUMNS}),
     ("noise", noise_is_the_samples, frozenset({Need.RANDOM})),
     ("grid", grid, frozenset({Need.GRID})),
 )

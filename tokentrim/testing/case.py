@@ -148,7 +148,7 @@ class Case:
     def edits_values(self) -> bool:
         """Whether masks alone cannot express it: tokens merge, or attention itself is edited."""
         parts = self.given.parts()
-        return any(part.merges for part in parts.spatial) or parts.attention is not None
+        return any(part.merges for part in parts.deciders) or parts.attention is not None
 
     # ------------------------------------------------------------------ runs
 

@@ -202,8 +202,8 @@ def more_of(site: Site, row: int, token: int, factor: float) -> Site:
 ATTENTION = frozenset(
     {
         Need.LAST_ROW, Need.TEXT_ROWS, Need.WINDOW_ROWS, Need.COLUMN_MEAN, Need.PROMPT_ROW, Need.PROMPT_WINDOW,
-        Need.VISION_ROWS, Need.VISION_COLUMNS, Need.VISION_WIDE, Need.NEXT_ROW, Need.NEXT_ROW_PLAIN, Need.HEAD_PEAKS,
-        Need.GUIDE, Need.EVIDENCE,
+        Need.PROMPT_COLUMNS, Need.VISION_ROWS, Need.VISION_COLUMNS, Need.VISION_WIDE, Need.NEXT_ROW,
+        Need.NEXT_ROW_PLAIN, Need.HEAD_PEAKS, Need.GUIDE, Need.EVIDENCE,
     }
 )  # fmt: skip
 """Readings of how much a token is attended to (or needed), with the tokens in the last dimension."""

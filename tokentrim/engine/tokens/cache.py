@@ -284,6 +284,17 @@ class TrimLayer(CacheLayerMixin):
         if self._start > _DEAD_SHARE * self._buffers[0].shape[2] and not self.keeps_size:
             self._move(self._length + self._reserve(_RESERVE, self.appended))
 
+    def overwrite(self, columns: Tensor, real: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Put other keys and values [B, H_kv, n, head_dim] in ``columns`` int64 [B, n], where ``real`` bool [B, n]."""
+        if not self.writable:
+            self._move(self._length)
+        # Where a row has fewer, it writes its first one again; where it has none, what is there.
+        slots = torch.arange(real.shape[1], device=real.device).masked_fill(~real, 0)
+        columns, rows = columns.gather(1, slots), torch.arange(len(columns), device=columns.device).unsqueeze(1)
+        for stored, new in ((self.keys, keys), (self.values, values)):
+            before, after = stored[rows, :, columns], new.transpose(1, 2)[rows, slots]  # type: ignore[index]
+            stored[rows, :, columns] = torch.where(real[:, :1, None, None], after, before).to(before.dtype)  # type: ignore[index]
+
     def keep_rows(self, selection: Selection) -> None:
         """Keep of :attr:`rows` what belongs to the chosen entries."""
         slots = selection.kept[:, : max(selection.counts, default=0)].clamp(min=0)

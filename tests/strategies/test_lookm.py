@@ -1,0 +1,77 @@
+"""``lookm``: merging against a slow reference, and what a cache really holds afterwards."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor
+
+from tests.models import IMAGE, prompt, tiny_llava
+from tests.strategies.sites_factory import step_site
+from tokentrim import Need, trim
+from tokentrim_strategies.lookm import LookM
+
+
+def slow_merge(keys: Tensor, values: Tensor, kept: list[int]) -> tuple[Tensor, Tensor]:
+    """Of one head of one row, entry by entry."""
+    groups: dict[int, list[int]] = {entry: [] for entry in kept}
+    for entry in range(len(keys)):
+        if entry not in groups and kept:
+            cosine = torch.nn.functional.cosine_similarity(keys[entry], keys[kept], dim=-1)
+            groups[kept[int(cosine.argmax())]].append(entry)
+    return tuple(  # type: ignore[return-value]
+        torch.stack(
+            [(one[k] + sum((one[e] + one[k]) / 2 for e in gone)) / (1 + len(gone)) for k, gone in groups.items()]
+        )
+        for one in (keys, values)
+    )
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=3), st.integers(0, 99))
+def test_merging_is_the_slow_one_in_ragged_batches(counts: list[int], seed: int):
+    noise = torch.Generator().manual_seed(seed)
+    width, heads = max(counts), 2
+    keys, values = (torch.randn(len(counts), heads, width, 4, generator=noise) for _ in range(2))
+    valid = torch.arange(width) < torch.tensor(counts).unsqueeze(1)
+    rows = [sorted(torch.randperm(n, generator=noise)[: (n + 1) // 2].tolist()) for n in counts]
+    kept = torch.tensor([[*row, *[-1] * ((width + 1) // 2 - len(row))] for row in rows], dtype=torch.int64)
+    found = LookM().merged(keys, values, kept.view(len(counts), -1), valid)
+    dropped = LookM(merge="none").merged(keys, values, kept.view(len(counts), -1), valid)
+    for row, (n, chosen) in enumerate(zip(counts, rows, strict=True)):
+        for head in range(heads if chosen else 0):
+            want = slow_merge(keys[row, head, :n], values[row, head, :n], chosen)
+            for got, one in zip(found, want, strict=True):
+                torch.testing.assert_close(got[row, head, : len(chosen)], one)
+            assert torch.equal(dropped[0][row, head, : len(chosen)], keys[row, head, chosen])
+
+
+def test_scores_by_hand():
+    columns = torch.tensor([[[0.1, 0.4], [0.5, 0.3]]])
+    torch.testing.assert_close(
+        LookM().score(step_site((2,), {Need.PROMPT_COLUMNS: columns})), torch.tensor([[0.3, 0.35]])
+    )
+
+
+@torch.no_grad()
+def test_the_cache_holds_what_was_merged():
+    model = tiny_llava(side=4)
+    inputs = prompt(model, [3, "image", 9], [2, "image", "image", 4])
+    plain = model(**inputs, use_cache=True).past_key_values
+    with trim(model, LookM()) as session:
+        cache = model(**inputs, use_cache=True).past_key_values
+        mask = torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.long)], dim=1)
+        model(input_ids=torch.tensor([[7], [8]]), attention_mask=mask, past_key_values=cache)
+        for layer, held in enumerate(cache.layers):
+            stream = held.held_stream
+            for row in range(2):
+                kept = session.trace.cached(layer, 1, row).tolist()
+                places = (inputs["input_ids"][row] == IMAGE).nonzero()[:, 0]
+                assert len(kept) == len(places) // 4
+                there = {int(i): int(at) for i, at in zip(stream.vis_ids[row], stream.vis_pos[row], strict=True)}
+                order = [there[entry] for entry in kept]
+                for head in range(2):
+                    before = plain.layers[layer]
+                    want = slow_merge(before.keys[row, head, places], before.values[row, head, places], kept)
+                    torch.testing.assert_close(held.keys[row, head, order], want[0], rtol=1e-4, atol=1e-4)
+                    torch.testing.assert_close(held.values[row, head, order], want[1], rtol=1e-4, atol=1e-4)
