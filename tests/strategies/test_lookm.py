@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
+import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from tests.models import IMAGE, prompt, tiny_llava
 from tests.strategies.sites_factory import step_site
-from tokentrim import Need, trim
+from tokentrim import Need, StrategyError, UnsupportedError, trim
 from tokentrim_strategies.lookm import LookM
 
 
@@ -75,3 +78,29 @@ def test_the_cache_holds_what_was_merged():
                     want = slow_merge(before.keys[row, head, places], before.values[row, head, places], kept)
                     torch.testing.assert_close(held.keys[row, head, order], want[0], rtol=1e-4, atol=1e-4)
                     torch.testing.assert_close(held.values[row, head, order], want[1], rtol=1e-4, atol=1e-4)
+
+
+class Everything(LookM):
+    """Gives back more than what stays."""
+
+    name: ClassVar[str] = "everything"
+
+    def merged(self, keys: Tensor, values: Tensor, kept: Tensor, valid: Tensor) -> Any:
+        return keys, values
+
+
+class Again(LookM):
+    """Would rank at each step."""
+
+    name: ClassVar[str] = "again"
+
+    def ranks_once(self) -> bool:
+        return False
+
+
+def test_wrong_merging_is_refused_by_name():
+    model = tiny_llava(side=4)
+    with pytest.raises(UnsupportedError, match="rank once, and evict"):
+        trim(model, Again())
+    with trim(model, Everything()), pytest.raises(StrategyError, match="everything.*merged keys and values"):
+        model.generate(**prompt(model, [3, "image", 9]), max_new_tokens=3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.engine.cases import deviation
 from tests.every_family import FAMILIES
 from tests.models import prompt, tiny_llava
 from tests.strategies.sites_factory import counts_tensor, layer_site
-from tokentrim import Need, UnsupportedError, trim
+from tokentrim import Need, StrategyError, UnsupportedError, trim
 from tokentrim.contracts.toolkit.matching import merge_sized, soft_matching
 from tokentrim_strategies.tome import ToMe, pairs_per_block, pairs_to
 
@@ -160,8 +160,19 @@ def test_tiles_merge_among_themselves(name: str):
         assert deviation(logits, alone) < 1e-4
 
 
+class Silent(ToMe):
+    """Gives no schedule."""
+
+    name: ClassVar[str] = "silent"
+
+    def merges_in_tower(self, tokens: int, blocks: int) -> Any:
+        return "none"
+
+
 def test_refusals():
     model = tiny_llava()
+    with trim(model, Silent()), pytest.raises(StrategyError, match="merges_in_tower.*tuple of integers"):
+        model(**prompt(model, *ROWS))
     with pytest.raises(UnsupportedError, match="not read the vision tower"):
         trim(model, {"spatial": [{"name": "tome"}, {"name": "fastervlm"}]})
     with pytest.raises(UnsupportedError, match="2 x 2 patches"):
