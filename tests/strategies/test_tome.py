@@ -85,7 +85,7 @@ def test_one_token_of_each_group_stays():
     assert ToMe().select(site, counts_tensor(4, 0)).kept.tolist() == [[0, 1, 2, 3], [-1] * 4]
 
 
-def slow_tower(model: Any, pixels: Tensor, pairs: tuple[int, ...]) -> tuple[Tensor, list[list[int]]]:
+def slow_tower(model: Any, pixels: Tensor, pairs: tuple[int, ...]) -> tuple[Tensor, list[int]]:
     """Projected features of one picture whose tokens merge, and the groups, with attention spelled out."""
     tower, has_cls = model.model.vision_tower, hasattr(model.model.vision_tower.embeddings, "class_embedding")
     hidden = tower.embeddings(pixels[None])

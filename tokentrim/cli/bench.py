@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokentrim.cli.output import AsJson, DeviceOption, DTypeOption, console, emit, quiet_libraries, write
 from tokentrim.errors import ConfigError, complaint
+
+if TYPE_CHECKING:
+    from tokentrim.bench import BenchOptions, BenchResult
 
 
 def bench(
@@ -64,8 +67,7 @@ def bench(
     if suite is not None and out is not None:
         _suite(suite, out)
         return
-    from tokentrim.bench import BenchOptions, BenchResult, markdown, run, split_strategies
-    from tokentrim.runs.progress import progress_on
+    from tokentrim.bench import BenchOptions, markdown, split_strategies
 
     quiet_libraries()
     words: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -82,17 +84,24 @@ def bench(
     if profile:
         _profile(options, as_json)
         return
-    if read is not None:
-        result = BenchResult.read(read)
-    else:
-        with progress_on(console(to_stderr=True), "runs") as progress:
-            result = run(options, progress)
+    result = _result(options, read)
     if as_json:
         emit(result.to_dict())
     elif as_markdown:
         write(markdown(result))
     else:
         console().print(result.table())
+
+
+def _result(options: BenchOptions, read: Path | None) -> BenchResult:
+    """What is measured, or was."""
+    from tokentrim.bench import BenchResult, run
+    from tokentrim.runs.progress import progress_on
+
+    if read is not None:
+        return BenchResult.read(read)
+    with progress_on(console(to_stderr=True), "runs") as progress:
+        return run(options, progress)
 
 
 def _suite(file: Path, out: Path) -> None:

@@ -1,6 +1,7 @@
 """``snapkv``: what each key/value head ranks by, and the entries that it would keep by itself."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from tokentrim.engine.tokens.stream import Stream
 from tokentrim_strategies.snapkv import SnapKV
 
 
-def outputs(inputs: dict[str, Tensor], params: dict) -> dict[str, Tensor]:
+def outputs(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
     """All entries in front of the window stand for visual ones. The window, which counts there, is text here."""
     window, given = params["window"], inputs.get("attention")
     rows = _read(inputs, params) if given is None else given[..., :-window].mean(dim=1)
@@ -33,7 +34,7 @@ def outputs(inputs: dict[str, Tensor], params: dict) -> dict[str, Tensor]:
     return found if given is not None else {**found, "window_rows": rows}
 
 
-def _read(inputs: dict[str, Tensor], params: dict) -> Tensor:
+def _read(inputs: dict[str, Tensor], params: dict[str, Any]) -> Tensor:
     """[H, N]: what the engine reads of a layer with these hidden states, projection and keys."""
     length, width = len(inputs["hidden"]), params["head_dim"]
     query = (inputs["hidden"] @ inputs["wq"].T).view(length, -1, width).transpose(0, 1)

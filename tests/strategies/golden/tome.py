@@ -1,5 +1,7 @@
 """``tome``: the rounds of merging that the vision tower runs, its weighted attention, and its schedules."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -10,7 +12,7 @@ from tokentrim.engine.seams.attention import AttentionCall
 from tokentrim_strategies.tome import pairs_per_block
 
 
-def outputs(inputs: dict[str, Tensor], params: dict) -> dict[str, Tensor]:
+def outputs(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
     """What the tower makes of a case."""
     if "layers" in inputs:
         blocks = int(inputs["layers"])
@@ -28,7 +30,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor) -> dict[str, Tenso
     return {"out": weighed(call, size).run()[0].flatten(2)[0], "metric": head_mean(k)[0]}
 
 
-def _rounds(x: Tensor, metric: Tensor | None, params: dict) -> dict[str, Tensor]:
+def _rounds(x: Tensor, metric: Tensor | None, params: dict[str, Any]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     protected = params["class_token"] + params["distill_token"]
     size, group = torch.ones(x.shape[:2]), torch.arange(x.shape[1]).expand(x.shape[:2])
