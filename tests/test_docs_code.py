@@ -72,7 +72,7 @@ COMMANDS_NOT_RUN = {
     "TOKENTRIM_PLUGINS=": "changes this process for good; tests/plugins/test_loader.py runs it",
 }
 SHIPPED_WEIGHTS = ROOT / "strategies/tokentrim_strategies/weights/quecc-testbed-1.safetensors"
-OWN = ("/path/to/llava-1.5-7b-hf", "llava-1.5-7b-hf")
+OWN = tuple(f"{where}llava-1.5-7b-hf{at}" for where in ("/path/to/", "llava-hf/", "") for at in ("", "@main"))
 
 
 def name_of(path):

@@ -12,6 +12,8 @@ from typing import ClassVar, Final
 _NOT_GIVEN: Final = object()
 _LONGEST_VALUE: Final = 200  # characters of a value that a message shows
 _LONGEST_REASON: Final = 300
+WHOLE: Final = 4000
+"""Characters of a reason that is to be shown whole: what libraries say of files and of what they miss."""
 
 
 class TokentrimError(Exception):
@@ -89,14 +91,15 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
-def reason_of(cause: BaseException) -> str:
-    """What a stranger's code raised, as one line of text that any file can hold."""
+def reason_of(cause: BaseException, at_most: int = _LONGEST_REASON) -> str:
+    """What a stranger's code raised, as one line of text that any file can hold, of so many characters."""
     try:
         said = str(cause)
     except Exception:  # not even that is sure of a stranger's exception
         said = "it cannot say what"
     line = " ".join(f"{type(cause).__name__}: {said}".split())
-    return line[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
+    line = line if len(line) <= at_most else f"{line[: at_most - 3]}..."
+    return line.encode(errors="backslashreplace").decode()
 
 
 def sentence(text: str) -> str:

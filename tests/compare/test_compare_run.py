@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from tests import warm
-from tokentrim import loading
 from tokentrim.compare import run
 from tokentrim.errors import ResultsError
 from tokentrim.plugins.loader import registry
@@ -119,7 +118,7 @@ def again(finished, tmp_path):
 
 
 def test_finished_cells_are_not_run_again(small, again, monkeypatch):
-    monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("a finished comparison loads no model"))
+    monkeypatch.setattr("tokentrim.runs.cells.load_model", lambda *_: pytest.fail("it loads no model"))
     before = (again / "results.jsonl").read_bytes()
     run(small, again, formats=["csv"])
     assert (again / "results.jsonl").read_bytes() == before

@@ -101,12 +101,10 @@ def test_a_strategy_that_is_not_there_is_named():
 
 
 def test_what_goes_wrong_beside_the_questions_is_a_failure_with_its_cause(monkeypatch):
-    from tokentrim import loading
-
     def broken(*_):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(loading, "load_model", broken)
+    monkeypatch.setattr("tokentrim.runs.cells.load_model", broken)
     here = job_of(cells_of(["fastv"])[0])
     outcome = Workplace().attempt(here).outcome(here)
     assert (outcome.result, outcome.cause) == (None, "RuntimeError: no memory")

@@ -19,7 +19,7 @@ from tokentrim.calibrate.options import CalibrationOptions
 from tokentrim.config.specs import strategy_from
 from tokentrim.engine.seams import attention, attention_rows
 from tokentrim.errors import ResultsError, complaint
-from tokentrim.loading import Loaded, load_model
+from tokentrim.loading import Loaded
 from tokentrim.runs.batches import Batch, model_inputs
 from tokentrim.runs.cells import Cell, locate, versions
 from tokentrim.runs.files import clear, write_text
@@ -84,7 +84,7 @@ def run(
     clear(path.parent)
     target = locate(options.model)
     told.start(len(options.tasks))
-    loaded = load_model(target.folder, target.spec.device, target.spec.dtype)
+    loaded = target.load()
     found: list[Tensor] = []
     for task in options.tasks:
         n, untouched = task.asked(SPLIT, options.samples)[1], strategy_from("none")

@@ -11,7 +11,7 @@ from tokentrim.calibrate.likelihood import generate, likelihood
 from tokentrim.calibrate.options import CalibrationOptions, Direction, Quality
 from tokentrim.config.specs import strategy_from
 from tokentrim.errors import EngineError
-from tokentrim.loading import Loaded, load_model
+from tokentrim.loading import Loaded
 from tokentrim.plugins.loader import registry
 from tokentrim.runs.answer import run_cell
 from tokentrim.runs.cells import Cell, ModelTarget
@@ -92,7 +92,7 @@ class Bench:
         name = cell.task.task
         if name not in self._works:
             if self._loaded is None:
-                self._loaded = load_model(self._target.folder, self._target.spec.device, self._target.spec.dtype)
+                self._loaded = self._target.load()
             self._works[name] = work_of(cell, self._loaded)
         return self._works[name]
 

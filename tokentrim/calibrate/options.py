@@ -26,7 +26,9 @@ class CalibrationOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     method: ClassVar[str] = ""
 
-    model: ModelSpec = Field(default=ModelSpec(model="testbed"), description="a registered model, or a model folder")
+    model: ModelSpec = Field(
+        default=ModelSpec(model="testbed"), description="a registered model, a folder, or an id of the hub"
+    )
     tasks: tuple[TaskSpec, ...] = Field(min_length=1, description="tasks whose calibration questions are asked")
     samples: int = Field(default=32, ge=1, le=MOST_QUESTIONS, description="questions of each task")
     batch_size: int = Field(default=25, ge=1, description="questions answered at once")

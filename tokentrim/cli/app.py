@@ -48,6 +48,15 @@ class _Group(TyperGroup):
         except TokentrimError as error:
             complain(error)
             raise typer.Exit(error.exit_code) from error
+        except ImportError:
+            from tokentrim.loading import require_fitting_torchvision
+
+            try:
+                require_fitting_torchvision()
+            except TokentrimError as error:
+                complain(error)
+                raise typer.Exit(error.exit_code) from error
+            raise
         except KeyboardInterrupt as error:
             complain("stopped. What was finished is kept: run the same command again to go on.")
             raise typer.Exit(_INTERRUPTED) from error

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 calibrate = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Schedule file to write; a stopped search for it is continued.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="A registered model or a model folder.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="A registered model, a folder, or an id of the hub.")]
 Tasks = Annotated[
     list[str] | None, typer.Option("--task", help="May be repeated; default: those of the default comparison.")
 ]

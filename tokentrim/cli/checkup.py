@@ -1,15 +1,24 @@
-"""Does pruning work on a model? Answered by the self-test, on a small random copy of its configuration."""
+"""Does pruning work on a model? Answered by the self-test, on a small random copy of its configuration.
+
+Its processor is loaded as it is: what that misses would be noticed only when there is a picture.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
-from tokentrim.loading import describe
+from tokentrim.errors import TokentrimError
+from tokentrim.loading import describe, load_processor
 from tokentrim.selftest import Result, model_class_of, self_test, trusted
+
+PROCESSOR: Final = "processor"
+"""The check without which a model is served to those alone who bring inputs of their own."""
+_FILES: Final = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
 
 
 def check_model(name: str) -> dict[str, Any]:
-    """The self-test of a registered model or a folder, which needs no weights.
+    """The self-test of a registered model, a folder or a model of the hub, which needs no weights.
 
     Returns:
         ``model``, ``adapter``, ``served`` (whether ``trim`` accepts it) and ``checks``: objects with ``name``, ``ok``
@@ -19,7 +28,7 @@ def check_model(name: str) -> dict[str, Any]:
     Raises:
         TokentrimError: when there is no such model, or no adapter serves its family.
     """
-    _, config, adapter, _ = describe(name)
+    folder, config, adapter, _ = describe(name)
     test = self_test(model_class_of(config), config, adapter)
     family = Result("family", True, f"{config.model_type}, served by adapter {adapter.name}")
     refusal = test.refusal
@@ -27,8 +36,18 @@ def check_model(name: str) -> dict[str, Any]:
         "model": name,
         "adapter": adapter.name,
         "served": refusal is None or (refusal.ok is None and trusted(adapter, [config.get_text_config()])),
-        "checks": [_row(result) for result in (family, *test.results)],
+        "checks": [_row(result) for result in (family, _processor(folder), *test.results)],
     }
+
+
+def _processor(folder: Path) -> Result:
+    """Whether a folder's processor loads, where there is one."""
+    if not any((folder / file).is_file() for file in _FILES):
+        return Result(PROCESSOR, None, "the folder holds no files of one")
+    try:
+        return Result(PROCESSOR, True, type(load_processor(folder)).__name__)
+    except TokentrimError as error:
+        return Result(PROCESSOR, False, str(error))
 
 
 def _row(result: Result) -> dict[str, Any]:

@@ -16,20 +16,26 @@ if TYPE_CHECKING:
 
 _PACKAGES = (
     "tokentrim", "torch", "transformers", "pydantic", "pluggy", "safetensors", "numpy", "pillow", "pyyaml", "typer",
-    "rich", "scipy", "matplotlib",
+    "rich", "torchvision", "scipy", "matplotlib",
 )  # fmt: skip
 
 
 def doctor(
-    model: Annotated[str | None, typer.Option(help="Also check this registered model or folder.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Also check this registered model, folder or id of the hub.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Report versions, attention backends, plugins and adapters; with --model, check that pruning works on it.
 
-    The checks run on a small random copy of the model's configuration, so they need no weights. Exit code 1 when one
-    fails for which the model is refused, or a plugin cannot be used; 2 where there is no such model.
+    The checks run on a small random copy of the model's configuration, so they need no weights; of a model of the hub
+    only config and processor are fetched. Exit code 1 when one fails for which the model is refused, its processor does
+    not load, or a plugin cannot be used; 2 where there is no such model.
     """
+    from tokentrim.loading import require_fitting_torchvision
+
     quiet_libraries()
+    require_fitting_torchvision()
     infos = checked_infos()
     findings: dict[str, Any] = {
         "python": platform.python_version(),
@@ -45,15 +51,16 @@ def doctor(
     problems: list[str] = findings["problems"]
     problems += [info.error or info.name for info in infos if info.status in ("broken", "failed", "missing")]
     if model is not None:
-        from tokentrim.cli.checkup import check_model
+        from tokentrim.cli.checkup import PROCESSOR, check_model
 
         findings["model"] = check_model(model)
-        if not findings["model"]["served"]:
-            problems += [
-                f"{check['name']}: {check['result']}"
-                for check in findings["model"]["checks"]
-                if not check["ok"] and not check["takes"]
-            ]
+        refused = not findings["model"]["served"]
+        problems += [
+            f"{check['name']}: {check['result']}"
+            for check in findings["model"]["checks"]
+            if (refused and not check["ok"] and not check["takes"])
+            or (check["ok"] is False and check["name"] == PROCESSOR)
+        ]
     if as_json:
         emit(findings)
     else:

@@ -40,7 +40,7 @@ def explain(
     task: Annotated[
         str | None, typer.Option(help="Instead of an image: a question of this task, such as where or where:3.")
     ] = None,
-    model: Annotated[str, typer.Option(help="A registered model or a folder.")] = "testbed",
+    model: Annotated[str, typer.Option(help="A registered model, a folder, or an id of the hub.")] = "testbed",
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("explained"),
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
     structure: Annotated[str, typer.Option(help="Line ends of tiled images: keep or prune.")] = "keep",

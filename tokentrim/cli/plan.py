@@ -25,7 +25,7 @@ _SIZE = re.compile(r"\s*(\d+)\s*[xX]\s*(\d+)\s*")
 def plan(
     strategy: StrategyOption = None,
     model: Annotated[
-        str, typer.Option(help="A preset such as llava-1.5-7b, a registered model, or a folder.")
+        str, typer.Option(help="A preset such as llava-1.5-7b, a registered model, a folder, or an id of the hub.")
     ] = "testbed",
     text_tokens: Annotated[int, typer.Option(help="Tokens of the prompt that are not visual.")] = TEXT_TOKENS,
     image_size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the image, in pixels.")] = None,

@@ -57,7 +57,9 @@ def run(
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="YAML file with a strategy, perhaps a model.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="A registered model or a folder; default: testbed.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A registered model, a folder, or an id of the hub; default: testbed.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
     overlay: Annotated[Path | None, typer.Option(help="Write a picture of the kept patches to this file.")] = None,
     structure: Annotated[str | None, typer.Option(help="Line ends of tiled images: keep or prune.")] = None,

@@ -22,7 +22,9 @@ def train(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Weights file to write; a stopped training of it is continued.")
     ],
-    model: Annotated[str, typer.Option("--model", "-m", help="A registered model or a model folder.")] = "testbed",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A registered model, a folder, or an id of the hub.")
+    ] = "testbed",
     task: Annotated[
         list[str] | None, typer.Option("--task", help="May be repeated; default: those of the default comparison.")
     ] = None,

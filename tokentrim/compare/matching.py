@@ -19,7 +19,6 @@ from tokentrim.contracts.strategy import Strategy
 from tokentrim.counting.forecast import planned_layer_tokens
 from tokentrim.counting.solve import Knob
 from tokentrim.errors import StrategyError, complaint
-from tokentrim.loading import load_model
 from tokentrim.runs.batches import Batch
 from tokentrim.runs.cells import Cell, Solved, versions
 from tokentrim.runs.downscale import EQUAL
@@ -54,7 +53,7 @@ def solve_measured(
         pending = [key for key, row in held.items() if row is None]
         if any(cell.key not in finished and _key(cell) in pending for cell in members if cell.match == MEASURED):
             told.say(f"measuring prefill time on {target.name} to solve {len(pending)} budgets")
-            loaded = load_model(target.folder, target.spec.device, target.spec.dtype)
+            loaded = target.load()
             task = timed_task(members)
             shares: dict[str, dict[Strategy, dict[str, Any]]] = {}
             for key in pending:

@@ -17,7 +17,7 @@ from tokentrim.compare.config import CompareConfig
 from tokentrim.compare.folder import ResultsFolder
 from tokentrim.contracts.sites import Need
 from tokentrim.contracts.tasks import Split
-from tokentrim.loading import Loaded, load_model
+from tokentrim.loading import Loaded
 from tokentrim.plugins.loader import registry
 from tokentrim.runs.batches import Batch, evidence_of, expected_new_tokens, make_batches, model_inputs
 from tokentrim.runs.cells import TEXT_ONLY, Cell
@@ -138,7 +138,7 @@ def time_cells(
         if any(row is None for row in held.values()):
             told.say(f"timing {len(chosen)} methods and budgets on {target.name}, in turn with the unpruned model")
             told.start(len(chosen), sum(row is not None for row in held.values()))
-            loaded = load_model(target.folder, target.spec.device, target.spec.dtype)
+            loaded = target.load()
             unpruned = Arm(timed_work(chosen[0], loaded, chosen[0].split, config.timing.questions))
             peak = peak_of(unpruned, config.timing.new_tokens) if config.timing.memory else None
             for cell in chosen:

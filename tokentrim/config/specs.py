@@ -95,7 +95,10 @@ class TrimConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     strategy: Any = Field(description="the strategy: a name, a mapping, or a YAML file")
-    model: str | None = Field(default=None, description="a registered model or a folder; default: the testbed")
+    model: str | None = Field(
+        default=None,
+        description="a registered model, a folder, or an id of the hub, owner/name[@revision]; default: the testbed",
+    )
     structure: Structure | None = Field(
         default=None, description="line ends among the placeholders: keep (default), or prune them like visual tokens"
     )

@@ -1,6 +1,6 @@
 """Shapes of published models, from the files of their repositories: plans need no weights and no folder.
 
-The numbers are those of ``config.json`` and ``preprocessor_config.json`` in the repositories that are named below
+The numbers are those of ``config.json`` and ``preprocessor_config.json`` in the repositories that REPOSITORIES names
 (organisations llava-hf and Qwen on huggingface.co; of Qwen, the Instruct models). Caches are counted in 16 bits. A
 user may set other pixel limits than the published ones: plan from a folder then.
 """
@@ -46,24 +46,19 @@ _QWEN3_LARGE: Final = _tower(27, 1152, 4304, _QWEN3, merge=2, mergers=4)
 
 _COLUMNS: Final = ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "intermediate_size", "vocab_size")
 _ROWS: Final[Mapping[str, tuple[tuple[int, ...], VisionShape]]] = {
-    # llava-hf/llava-1.5-7b-hf, llava-hf/llava-1.5-13b-hf
     "llava-1.5-7b": ((32, 4096, 32, 32, 128, 11008, 32064), _FIXED),
     "llava-1.5-13b": ((40, 5120, 40, 40, 128, 13824, 32064), _FIXED),
-    # llava-hf/llava-v1.6-vicuna-7b-hf, -mistral-7b-hf, -vicuna-13b-hf, -34b-hf (Yi)
     "llava-next-vicuna-7b": ((32, 4096, 32, 32, 128, 11008, 32064), _TILED),
     "llava-next-mistral-7b": ((32, 4096, 32, 8, 128, 14336, 32064), _TILED),
     "llava-next-vicuna-13b": ((40, 5120, 40, 40, 128, 13824, 32064), _TILED),
     "llava-next-34b": ((60, 7168, 56, 8, 128, 20480, 64064), _TILED),
-    # Qwen/Qwen2-VL-{2B,7B,72B}-Instruct
     "qwen2-vl-2b": ((28, 1536, 12, 2, 128, 8960, 151936), _QWEN2_TOWER),
     "qwen2-vl-7b": ((28, 3584, 28, 4, 128, 18944, 152064), _QWEN2_TOWER),
     "qwen2-vl-72b": ((80, 8192, 64, 8, 128, 29568, 152064), _QWEN2_TOWER),
-    # Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct
     "qwen2.5-vl-3b": ((36, 2048, 16, 2, 128, 11008, 151936), _qwen25(3420)),
     "qwen2.5-vl-7b": ((28, 3584, 28, 4, 128, 18944, 152064), _qwen25(3420)),
     "qwen2.5-vl-32b": ((64, 5120, 40, 8, 128, 27648, 152064), _qwen25(3456)),
     "qwen2.5-vl-72b": ((80, 8192, 64, 8, 128, 29568, 152064), _qwen25(3456)),
-    # Qwen/Qwen3-VL-{2B,4B,8B,32B}-Instruct
     "qwen3-vl-2b": ((28, 2048, 16, 8, 128, 6144, 151936), _QWEN3_SMALL),
     "qwen3-vl-4b": ((36, 2560, 32, 8, 128, 9728, 151936), _QWEN3_SMALL),
     "qwen3-vl-8b": ((36, 4096, 32, 8, 128, 12288, 151936), _QWEN3_LARGE),
@@ -77,3 +72,24 @@ PRESETS: Final[Mapping[str, ModelShape]] = MappingProxyType(
     }
 )
 """Published models that plans can be made for without a folder; caches in 16 bits."""
+
+REPOSITORIES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
+        "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
+        "llava-next-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+        "llava-next-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
+        "llava-next-vicuna-13b": "llava-hf/llava-v1.6-vicuna-13b-hf",
+        "llava-next-34b": "llava-hf/llava-v1.6-34b-hf",
+        **{
+            f"{family.lower()}-{size}": f"Qwen/{family}-{size.upper()}-Instruct"
+            for family, sizes in (
+                ("Qwen2-VL", ("2b", "7b", "72b")),
+                ("Qwen2.5-VL", ("3b", "7b", "32b", "72b")),
+                ("Qwen3-VL", ("2b", "4b", "8b", "32b")),
+            )
+            for size in sizes
+        },
+    }
+)
+"""Where on the hub the weights of each preset are."""

@@ -287,5 +287,5 @@ def load(request: GuideRequest, beside: Any) -> Any:
     if key not in _LOADED:
         while len(_LOADED) >= _KEPT_LOADED:
             _LOADED.pop(next(iter(_LOADED)))
-        _LOADED[key] = loading.load_model(str(folder), "cpu").model.to(beside.device, beside.dtype)
+        _LOADED[key] = loading.load_model(request.model, "cpu").model.to(beside.device, beside.dtype)
     return _LOADED[key]

@@ -92,11 +92,10 @@ class Workplace:
     def _model_of(self, target: ModelTarget) -> Loaded:
         """A model; the one before it is dropped first, because two may not fit."""
         from tokentrim.engine.report import describe
-        from tokentrim.loading import load_model
 
         if self._loaded is None or target != self._target:
             self._loaded = None
-            self._loaded = load_model(target.folder, target.spec.device, target.spec.dtype)
+            self._loaded = target.load()
             self._target, self._placement = target, describe(self._loaded.model)
         return self._loaded
 
@@ -183,7 +182,7 @@ def opened(job: Job) -> Cell:
                       hint=f"{type(cause).__name__}: {cause}; install there what is installed here")
         ) from cause  # fmt: skip
     spec = sent.model.spec
-    source = spec.model if spec.model in registry("model") else str(sent.model.folder)
+    source = spec.model if spec.model in registry("model") else str(sent.model.hub or sent.model.folder)
     here = locate(spec.model_copy(update={"model": source}))
     cell = replace(sent, model=replace(here, spec=spec))
     if cell.key != job.key:

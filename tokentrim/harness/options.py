@@ -23,7 +23,7 @@ class HarnessOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    pretrained: Any = Field(description="a registered model, such as testbed, or a model folder")
+    pretrained: Any = Field(description="a registered model, such as testbed, a model folder, or an id of the hub")
     # Any to pydantic, because StrategySpec names a class that it imports late; the validator makes it a StrategySpec.
     strategy: Any = Field(description="what tokentrim run --strategy takes; none for the unpruned baseline")
     budget: float | None = Field(default=None, gt=0, le=1, description="share that the strategy's knob is solved for")

@@ -13,7 +13,7 @@ from typing import Any, Final
 from tokentrim.runs.specs import Match, ModelSpec, TaskSpec, Timing, digest
 from tokentrim.config.specs import StrategySpec
 from tokentrim.errors import ConfigError, complaint
-from tokentrim.loading import device_of, read_config, require_supported, resolve_folder, shape_of
+from tokentrim.loading import HubModel, Loaded, describe, device_of, hub_model, load_model
 from tokentrim.counting.forecast import planned_cached, planned_layer_tokens
 from tokentrim.plugins.loader import installed_version, registry
 from tokentrim.counting.shape import ModelShape
@@ -31,12 +31,21 @@ _SCHEMA: Final = 3  # of the cell files; raised when what they hold changes
 
 @dataclass(frozen=True)
 class ModelTarget:
-    """A model of the comparison, located but not loaded."""
+    """A model of the comparison, located but not loaded.
+
+    Attributes:
+        spec: what was asked for.
+        folder: of its files; of a model of the hub perhaps without the weights yet.
+        fingerprint: changes when its files do.
+        shape: its numbers.
+        hub: a model of the hub, at its commit.
+    """
 
     spec: ModelSpec
     folder: Path
     fingerprint: str
     shape: ModelShape
+    hub: HubModel | None = None
 
     @property
     def name(self) -> str:
@@ -47,6 +56,10 @@ class ModelTarget:
     def device(self) -> str:
         """Where it is to run: a device that was named need not be here, because another machine may run its cells."""
         return device_of(self.spec.device) if self.spec.device == "auto" else self.spec.device
+
+    def load(self) -> Loaded:
+        """The model and its processor; see :func:`~tokentrim.loading.load_model`."""
+        return load_model(self.folder if self.hub is None else str(self.hub), self.spec.device, self.spec.dtype)
 
 
 @dataclass(frozen=True)
@@ -149,17 +162,19 @@ class Cell:
 
 
 def locate(spec: ModelSpec) -> ModelTarget:
-    """Find a model's folder and numbers without loading it.
+    """Find a model's folder and numbers without loading it, nor fetching weights.
 
     Raises:
         TokentrimError: when there is no such model, or no adapter serves its family.
     """
-    folder = resolve_folder(spec.model)
-    require_supported(read_config(folder)["model_type"], f"model {spec.model!r}")
-    shape = shape_of(str(folder))
+    folder, _, _, shape = describe(spec.model)
     if shape.vision is None:
         raise ConfigError(complaint(f"model {spec.model!r}", "have a vision tower", hint="compare a multimodal model"))
-    return ModelTarget(spec, folder, _fingerprint(folder), shape)
+    hub = hub_model(spec.model)
+    if hub is None:
+        return ModelTarget(spec, folder, _fingerprint(folder), shape)
+    commit = folder.name  # stands for all files, those that are not here yet among them
+    return ModelTarget(spec, folder, commit[:16], shape, hub._replace(revision=commit))
 
 
 def _fingerprint(folder: Path) -> str:

@@ -53,7 +53,9 @@ class ModelSpec(Part):
 
     shorthand: ClassVar[str] = "model"
     whom: ClassVar[str] = "a model"
-    model: str = Field(description="a registered model, such as testbed, or a model folder")
+    model: str = Field(
+        description="a registered model, such as testbed, a model folder, or an id of the hub: owner/name[@revision]"
+    )
     device: DeviceName = Field(default="auto", description="auto takes a GPU where there is one")
     dtype: DTypeName = Field(default="auto", description="auto takes the one that the model was saved in")
 

@@ -29,7 +29,9 @@ class TrainOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: ModelSpec = Field(default=ModelSpec(model="testbed"), description="a registered model, or a model folder")
+    model: ModelSpec = Field(
+        default=ModelSpec(model="testbed"), description="a registered model, a folder, or an id of the hub"
+    )
     tasks: tuple[str, ...] = Field(min_length=1, description="tasks whose training samples are used")
     steps: int = Field(default=2000, ge=1, description="batches to train on")
     batch_size: int = Field(default=16, ge=1, description="samples of a batch")

@@ -1,22 +1,21 @@
-"""Loading what users name: models by registered name or folder, their shapes alone, and images by file.
-
-Nothing here reaches the network: a model is a folder. Download one with ``hf download`` and pass its folder. No code of
-a folder is run: a model that needs its own is loaded by whoever trusts it, and handed to :func:`tokentrim.trim`.
-"""
+"""Models: found by their name, described by their config, and loaded whole or refused."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
-from tokentrim.counting.published import PRESETS
+from tokentrim.counting.published import PRESETS, REPOSITORIES
 from tokentrim.counting.shape import MOST_LAYERS, ModelShape
 from tokentrim.errors import (
+    WHOLE,
     ConfigError,
     DataError,
     TokentrimError,
@@ -27,12 +26,12 @@ from tokentrim.errors import (
     suggestion,
     unknown_name,
 )
+from tokentrim.loading.hub import HubModel, snapshot
+from tokentrim.loading.prompts import prepare_tokenizer
 from tokentrim.plugins.loader import registry
-from tokentrim.reading import as_shown as as_shown, load_image as load_image, utf8
+from tokentrim.reading import utf8
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tokentrim.contracts.adapter import Adapter
 
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
@@ -44,6 +43,7 @@ _MOST_BYTES: Final = 1 << 24  # of a JSON file that describes a model
 _DEPTHS: Final = ("layers", "depth", "blocks", "experts", "labels")
 """How names of numbers end that say how many parts a model has: transformers makes a list of so many."""
 _UNTRUSTED: Final = {"local_files_only": True, "trust_remote_code": False}
+_EXTRAS: Final = (("torchvision", "qwen"), ("accelerate", "parallel"))  # libraries, and our extras that bring them
 _LOADING: Final = threading.RLock()  # what is set for all of transformers while something is loaded
 
 
@@ -54,22 +54,40 @@ class Loaded(NamedTuple):
     processor: Any
 
 
-def resolve_folder(name_or_folder: str | Path) -> Path:
-    """The folder of a registered model, or the folder itself.
+def hub_model(name_or_folder: str | Path) -> HubModel | None:
+    """The model of the hub that a text names: ``owner/name`` or ``owner/name@revision``.
+
+    None for whatever else it names: a registered name or a path that exists comes first.
+    """
+    if not isinstance(name_or_folder, str) or name_or_folder in registry("model") or os.path.exists(name_or_folder):
+        return None
+    return HubModel.spelt(name_or_folder)
+
+
+def resolve_folder(name_or_folder: str | Path, *, weights: bool = False) -> Path:
+    """The folder of a registered model, the folder itself, or that of a model of the hub.
+
+    Args:
+        name_or_folder: in this order a registered name, a path, an id of the hub, perhaps with ``@revision``.
+        weights: of a model of the hub fetch the weights, too, not only config and processor.
 
     Raises:
-        UnknownNameError: when the text is neither a registered name nor an existing path.
-        DataError: when the folder holds no model.
+        UnknownNameError: when the text is none of these.
+        DataError: when the folder holds no model, or the hub's cannot be had.
     """
     models = registry("model")
-    folder = Path(name_or_folder)
+    folder, hub = Path(name_or_folder), hub_model(name_or_folder)
     if isinstance(name_or_folder, str) and name_or_folder in models:
         folder = Path(models.get(name_or_folder)())
+    elif hub is not None:
+        folder = snapshot(hub, weights=weights)
     elif not os.path.exists(folder):  # no error for what can be no name
-        raise UnknownNameError(
-            complaint("the model", "be a registered name or a model folder", str(name_or_folder),
-                      suggestion(str(name_or_folder), models.names()))
-        )  # fmt: skip
+        name = str(name_or_folder)
+        known = suggestion(name, models.names())
+        if name in REPOSITORIES:
+            known = f"it is a preset of 'tokentrim plan', without weights; its id on the hub is {REPOSITORIES[name]}"
+        must = "be a registered name, a model folder, or an id of the hub such as llava-hf/llava-1.5-7b-hf"
+        raise UnknownNameError(complaint("the model", must, name, known))
     try:
         inside = sorted(folder.iterdir()) if folder.is_dir() else []
         odd = [path.name for path in inside if path.exists() and not (path.is_file() or path.is_dir())]
@@ -180,7 +198,8 @@ def describe(name_or_folder: str | Path) -> Described:
 
     with _refused(f"the model's {folder / 'config.json'}"), _quiet():
         config = AutoConfig.from_pretrained(folder, **_UNTRUSTED)
-        shape = adapter.shape(config, name=name if name in registry("model") else folder.resolve().name)
+        shown = name if name in registry("model") else str(hub_model(name_or_folder) or folder.resolve().name)
+        shape = adapter.shape(config, name=shown)
         if shape.vision is not None and shape.vision.n_visual < 1:
             raise ConfigError(complaint("an image of this model", "become one visual token at least", 0))
     file, settings = _preprocessor(folder)
@@ -196,17 +215,18 @@ def _refused(whose: str) -> Generator[None]:
     except TokentrimError as error:
         raise type(error)(f"{whose}: {error}") from error
     except Exception as cause:  # each field has its own way of being wrong
-        raise ConfigError(complaint(whose, "describe a model", hint=f"it led to {reason_of(cause)}")) from cause
+        require_fitting_torchvision()
+        raise ConfigError(complaint(whose, "describe a model", hint=f"it led to {reason_of(cause, WHOLE)}")) from cause
 
 
 def shape_of(model: str | Path) -> ModelShape:
-    """The shape of a model, looked up in this order: preset, registered model, folder with a ``config.json``.
+    """The shape of a model, looked up in this order: preset, registered model, folder with a ``config.json``, hub.
 
     A folder's shape comes from its config alone, by its adapter's arithmetic; weights need not be there. What happens
     to an image's size comes from its ``preprocessor_config.json`` where that says more than the config.
 
     Args:
-        model: a name, or a folder.
+        model: a name, a folder, or an id of the hub.
 
     Raises:
         UnknownNameError: when it is none of these; suggests the nearest name.
@@ -218,7 +238,7 @@ def shape_of(model: str | Path) -> ModelShape:
     if name in PRESETS:
         return PRESETS[name]
     models = registry("model")
-    if name not in models and not os.path.exists(model):
+    if name not in models and not os.path.exists(model) and hub_model(model) is None:
         raise unknown_name("model", name, [*PRESETS, *models.names()])
     return describe(model).shape
 
@@ -237,63 +257,122 @@ def _preprocessor(folder: Path) -> tuple[Path, dict[str, Any]]:
     return folder, {}
 
 
-def load_model(name_or_folder: str | Path, device: DeviceName = "auto", dtype: DTypeName = "auto") -> Loaded:
-    """A model and its processor, from a registered name or a folder.
+def load_model(
+    name_or_folder: str | Path,
+    device: DeviceName = "auto",
+    dtype: DTypeName = "auto",
+    *,
+    attn_implementation: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+) -> Loaded:
+    """A model and its processor, from a registered name, a folder, or an id of the hub.
 
     Args:
         name_or_folder: see :func:`resolve_folder`.
         device: auto takes a GPU where there is one.
         dtype: auto takes the one that the model was saved in.
+        attn_implementation: of transformers; None leaves the choice to the model.
+        device_map: of transformers, instead of a device. Decoder layers of a model that is pruned lie on one device.
 
     Raises:
         UnknownNameError: when there is no such model.
-        UnsupportedError: when no adapter serves its family, the device is not there, or the folder needs code of its
-            own.
-        ConfigError: when its config describes no model.
-        DataError: when its files are broken, lack weights, or hold others than the config asks for.
+        UnsupportedError: when no adapter serves its family, the device or a library is not there, or it needs code of
+            its own.
+        ConfigError: when its config describes no model, or both a device and a device map are given.
+        DataError: when its files are broken, lack weights, hold others than the config asks for, or cannot be fetched.
     """
     folder, config, *_ = describe(name_or_folder)
     if (folder / _GENERATION).is_file():
         _json(folder / _GENERATION)  # transformers would do without one that it cannot read
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
     target = device_of(device)
+    if device_map is not None and device != "auto":
+        raise ConfigError(
+            complaint("a model's device_map", "stand alone", f"device {device!r}", "leave the device out")
+        )
+    processor = load_processor(folder)  # before gigabytes are fetched and read
+    resolve_folder(name_or_folder, weights=True)
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    if device_map is None and getattr(config, "quantization_config", None) is not None:
+        device_map = {"": target}  # quantised weights are packed where they are to stay
     auto_model: Any = AutoModelForImageTextToText
-    auto_processor: Any = AutoProcessor
-    number = "auto" if dtype == "auto" else getattr(torch, dtype)
-    try:
-        with _quiet():
-            model, info = auto_model.from_pretrained(
-                folder,
-                config=config,
-                dtype=number,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # which are refused below, by name
-                **_UNTRUSTED,
-            )
-            _require_whole(folder, info)
-            processor = auto_processor.from_pretrained(folder, **_UNTRUSTED)
-        model = model.to(target).eval()
+    with _loading(f"the model in {folder}"), _quiet():
+        model, info = auto_model.from_pretrained(
+            folder,
+            config=config,
+            dtype="auto" if dtype == "auto" else getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which are refused below, by name
+            attn_implementation=attn_implementation,
+            device_map=device_map,
+            **_UNTRUSTED,
+        )
+        _require_whole(folder, info)
+        model = (model.to(target) if device_map is None else model).eval()
         model.generation_config.return_dict_in_generate = (
             False  # its folder may say so, but who calls expects token ids
         )
-    except TokentrimError:
-        raise
-    except Exception as cause:  # transformers raises whatever the broken file led to
-        if "trust_remote_code" in str(cause):
-            raise UnsupportedError(
-                complaint(f"the model in {folder}", "need no code of its own, which is never run", hint="load it "
-                          "yourself if you trust it, and pass the model to tokentrim.trim")
-            ) from cause  # fmt: skip
-        raise DataError(complaint(f"the model in {folder}", "load", hint=reason_of(cause))) from cause
+    return Loaded(model, processor)
+
+
+def load_processor(folder: Path) -> Any:
+    """The processor of a model's folder, whose tokenizer pads on the left.
+
+    Raises:
+        UnsupportedError: when a library that it needs is not there or does not fit, or it needs code of its own.
+        DataError: when its files are broken or missing.
+    """
+    with _loading(f"the processor of the model in {folder}"), _quiet():
+        from transformers import AutoProcessor
+
+        auto_processor: Any = AutoProcessor
+        processor = auto_processor.from_pretrained(folder, **_UNTRUSTED)
     if getattr(processor, "tokenizer", None) is None:
         raise DataError(
             complaint(f"the model in {folder}", "come with a processor", type(processor).__name__,
                       "copy processor_config.json or preprocessor_config.json and the tokenizer's files into it")
         )  # fmt: skip
-    _prepare_tokenizer(processor.tokenizer)
-    return Loaded(model, processor)
+    prepare_tokenizer(processor.tokenizer)
+    return processor
+
+
+def require_fitting_torchvision() -> None:
+    """Raise UnsupportedError for a torchvision built for another torch.
+
+    Transformers imports it with most of what it has, and says of a broken one only that something else is missing.
+    """
+    if find_spec("torchvision") is None:
+        return
+    try:
+        import torchvision as _  # noqa: F401  # pyright: ignore
+    except Exception as cause:  # an operator, a symbol or a library that is not there
+        import torch
+
+        has = f"torchvision {version('torchvision')} beside torch {torch.__version__}"
+        hint = f"install both from one index, such as https://download.pytorch.org/whl/cpu; {reason_of(cause, WHOLE)}"
+        raise UnsupportedError(complaint("torchvision", "be built for the torch that is here", has, hint)) from cause
+
+
+@contextmanager
+def _loading(whose: str) -> Generator[None]:
+    """Turn whatever transformers raises while it loads into one of ours, with all that it says."""
+    try:
+        yield
+    except TokentrimError:
+        raise
+    except ImportError as cause:
+        require_fitting_torchvision()
+        said = reason_of(cause, WHOLE)
+        extra = next((f"run pip install 'tokentrim[{extra}]'; " for name, extra in _EXTRAS if name in said.lower()), "")
+        raise UnsupportedError(complaint(whose, "find the libraries that it needs", hint=f"{extra}{said}")) from cause
+    except Exception as cause:  # whatever the broken file led to
+        if "trust_remote_code" in str(cause):
+            raise UnsupportedError(
+                complaint(whose, "need no code of its own, which is never run", hint="load it "
+                          "yourself if you trust it, and pass the model to tokentrim.trim")
+            ) from cause  # fmt: skip
+        raise DataError(complaint(whose, "load", hint=reason_of(cause, WHOLE))) from cause
 
 
 def _require_whole(folder: Path, info: Mapping[str, Any]) -> None:
@@ -349,86 +428,3 @@ def _quiet() -> Generator[None, None, None]:
             dynamic_module_utils.TIME_OUT_REMOTE_CODE = patience
             if enabled:
                 logging.enable_progress_bar()
-
-
-def _prepare_tokenizer(tokenizer: Any) -> None:
-    """Left padding, so that every row of a batch ends where its answer begins."""
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-
-
-def on_device(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Model inputs where the model is, floating-point ones in its number format."""
-    moved = {name: value.to(model.device) for name, value in inputs.items()}
-    return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in moved.items()}
-
-
-def prompt_inputs(processor: Any, questions: Sequence[str], images: Sequence[Sequence[Any]]) -> Any:
-    """Model inputs of a batch of single-turn questions, left-padded, through the processor's own chat template.
-
-    Args:
-        processor: as :func:`load_model` returns it.
-        questions: one text per row.
-        images: the images of each row, in front of its text.
-
-    Raises:
-        DataError: when the processor refuses them.
-    """
-    turns = [single_turn(question, len(shown)) for question, shown in zip(questions, images, strict=True)]
-    return conversation_inputs(processor, turns, images)
-
-
-def single_turn(question: str, n_images: int) -> tuple[dict[str, Any], ...]:
-    """A conversation of one user turn: images, then text."""
-    content = [*({"type": "image"} for _ in range(n_images)), {"type": "text", "text": question}]
-    return ({"role": "user", "content": content},)
-
-
-def conversation_inputs(
-    processor: Any, conversations: Sequence[Sequence[Mapping[str, Any]]], images: Sequence[Sequence[Any]]
-) -> Any:
-    """Model inputs of a batch of conversations, left-padded, each up to where the model's answer begins.
-
-    Args:
-        processor: as :func:`load_model` returns it.
-        conversations: per row its turns, ``{"role": ..., "content": [...]}``, of ``{"type": "text", "text": ...}`` and
-            ``{"type": "image"}``.
-        images: the images of each row, in the order of their places.
-
-    Raises:
-        DataError: when the processor refuses them.
-    """
-    texts: list[str] = []
-    try:
-        texts += [_chat(processor, turns) for turns in conversations]
-        begin = processor.tokenizer.bos_token
-        # Some chat templates write the begin token themselves; a second one changes the answers.
-        written = begin is not None and texts[0].startswith(begin)
-        return processor(
-            text=texts,
-            images=[list(shown) for shown in images] if any(map(len, images)) else None,
-            padding=True,
-            return_tensors="pt",
-            add_special_tokens=not written,
-        )
-    except TokentrimError:
-        raise
-    except Exception as cause:  # processors and chat templates differ in what they raise
-        raise DataError(
-            complaint("the prompt", "be accepted by the model's processor", texts[:3], reason_of(cause))
-        ) from cause
-
-
-def _chat(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
-    """A conversation as text; a model without a chat template gets its placeholders and the plain words of one turn."""
-    if getattr(processor, "chat_template", None) is None:
-        if len(turns) != 1:
-            raise DataError(
-                complaint("a conversation of several turns", "meet a model with a chat template",
-                          [turn["role"] for turn in turns], "save a chat_template with the model's processor")
-            )  # fmt: skip
-        return "".join(
-            f"{processor.image_token}\n" if part["type"] == "image" else part["text"] for part in turns[0]["content"]
-        )
-    return processor.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)

@@ -1,0 +1,53 @@
+"""Loading what users name: models by registered name, folder or id of the hub, their shapes, images, and prompts.
+
+What the hub has is fetched as huggingface_hub's settings allow (``hub.py``); a folder needs no network. No code of a
+model is run: one that needs its own is loaded by whoever trusts it, and handed to :func:`tokentrim.trim`.
+"""
+
+from tokentrim.counting.published import PRESETS
+from tokentrim.loading.hub import HubModel
+from tokentrim.loading.models import (
+    Described,
+    DeviceName,
+    DTypeName,
+    Loaded,
+    describe,
+    device_of,
+    hub_model,
+    known_model_types,
+    load_model,
+    load_processor,
+    read_config,
+    require_fitting_torchvision,
+    require_supported,
+    resolve_folder,
+    shape_of,
+)
+from tokentrim.loading.prompts import conversation_inputs, on_device, prompt_inputs, single_turn
+from tokentrim.reading import as_shown, load_image
+
+__all__ = [
+    "PRESETS",
+    "DTypeName",
+    "Described",
+    "DeviceName",
+    "HubModel",
+    "Loaded",
+    "as_shown",
+    "conversation_inputs",
+    "describe",
+    "device_of",
+    "hub_model",
+    "known_model_types",
+    "load_image",
+    "load_model",
+    "load_processor",
+    "on_device",
+    "prompt_inputs",
+    "read_config",
+    "require_fitting_torchvision",
+    "require_supported",
+    "resolve_folder",
+    "shape_of",
+    "single_turn",
+]
