@@ -343,3 +343,17 @@ def test_reading_what_was_not_declared_is_an_error() -> None:
     model = _model(side=SIDE)
     with trim(model, Curious()), pytest.raises(StrategyError, match="be declared before use"):
         model(**prompt(model, [3, "image", 5]))
+
+
+def test_norm_projector_and_the_next_layer_serve_where_weights_are_offloaded() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    whole, offloaded = tiny_llava(side=SIDE), tiny_llava(side=SIDE)
+    accelerate.cpu_offload(offloaded, execution_device=torch.device("cpu"))
+    batch, seen = _places(prompt(whole, *LAYOUTS)), []
+    for model in (whole, offloaded):
+        probe = Probe(at=(2,))
+        with trim(model, probe), torch.no_grad():
+            model(**batch)
+        seen.append(probe._seen[2])
+    for name in ("normed", "projected", "next_row"):
+        _near(seen[1][name], seen[0][name])

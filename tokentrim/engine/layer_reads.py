@@ -13,6 +13,7 @@ from tokentrim.contracts.selection import Selection
 from tokentrim.contracts.sites import Need
 from tokentrim.engine.seams import attention, attention_rows
 from tokentrim.engine.seams.attention import AttentionCall
+from tokentrim.engine.seams.private import device_of
 from tokentrim.engine.seams.sharding import SharedHeads
 from tokentrim.engine.tokens.stream import Stream
 from tokentrim.errors import UnsupportedError, complaint
@@ -112,9 +113,8 @@ def next_row(
 def normed(layout: Layout, vectors: Tensor) -> Tensor:
     """``vectors`` through the final normalisation, which may be on a device of its own; nobody's hooks see it."""
     norm: Any = layout.final_norm  # a model without one is refused to a strategy that needs it
-    home = next((weight.device for weight in norm.parameters()), vectors.device)
     with torch.no_grad():
-        return norm.forward(vectors.to(home)).to(vectors.device)
+        return norm.forward(vectors.to(device_of(norm))).to(vectors.device)
 
 
 def window_mean(call: AttentionCall, stream: Stream, window: int) -> Tensor:

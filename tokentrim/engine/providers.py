@@ -16,6 +16,7 @@ from tokentrim.contracts.sites import FROM_LAYERS, FROM_TOWER, Need
 from tokentrim.engine import layer_reads
 from tokentrim.engine.abilities.merging import first_of_groups
 from tokentrim.engine.context import Context
+from tokentrim.engine.seams.private import device_of
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream, gather_columns
 from tokentrim.errors import EngineError, UnsupportedError, complaint
@@ -137,9 +138,8 @@ def projecting(layout: Layout, like: Tensor) -> Callable[[Tensor], Tensor] | Non
 
 def _projected(projector: nn.Module, like: Tensor, vectors: Tensor) -> Tensor:
     """Vectors of the vision tower as the language model takes them; the projector may be on a device of its own."""
-    home = next((parameter.device for parameter in projector.parameters()), like.device)
     with torch.no_grad():
-        return projector(vectors.to(home, like.dtype)).to(like.device)
+        return projector(vectors.to(device_of(projector), like.dtype)).to(like.device)
 
 
 def _copied(what: Any) -> Any:

@@ -85,8 +85,8 @@ def compiler() -> Any:
 
 def device_of(module: nn.Module) -> Any:
     """Where a module runs: what accelerate says, or where its weights are."""
-    hook = getattr(module, "_hf_hook", None)
-    for one in getattr(hook, "hooks", (hook,)):
+    hooks = [getattr(part, "_hf_hook", None) for part in module.modules()]  # of itself, or of the parts with weights
+    for one in (one for hook in hooks for one in getattr(hook, "hooks", (hook,))):
         device = getattr(one, "execution_device", None)
         if device is not None:
             return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
