@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args
 
 from torch import nn
 
-from tokentrim.config.specs import Spec, Structure, resolve, strategy_from
+from tokentrim.config.specs import Spec, Structure, resolve, strategy_from, with_parameters
 from tokentrim.contracts.adapter import Adapter, Layout
 from tokentrim.contracts.extras import GuideRequest
 from tokentrim.contracts.sites import ATTENTION_ROWS, Need
@@ -88,6 +88,7 @@ def trim(
     guide: nn.Module | None = None,
     structure: Structure | None = None,
     compile: bool = False,
+    **parameters: Any,
 ) -> Session:
     """A context manager in which ``model`` runs pruned, however ``generate`` is called.
 
@@ -102,14 +103,16 @@ def trim(
         compile: run decode steps of one token under ``torch.compile``, with cache buffers of bucketed size (see
             ``engine/compiled.py``). The first step at each set of sizes is slow. Steps that cannot run compiled
             run as usual, and the report says how many and why.
+        **parameters: of a strategy that is given by its name: ``trim(model, "fastv", keep_ratio=0.2)``.
 
     Raises:
         AdapterError: the family is unknown, or its layout has drifted.
         ConfigError, UnknownNameError, StrategyError: the strategy is not one.
         UnsupportedError: the strategy asks for what this model cannot give.
     """
+    chosen = with_parameters(strategy, parameters)
     found = located(unwrapped(model)[0])
-    return session_with(model, strategy, found, record=record, guide=guide, structure=structure, compile=compile)
+    return session_with(model, chosen, found, record=record, guide=guide, structure=structure, compile=compile)
 
 
 def session_with(
@@ -156,9 +159,11 @@ def apply(
     guide: nn.Module | None = None,
     structure: Structure | None = None,
     compile: bool = False,
+    **parameters: Any,
 ) -> M:
     """Like :func:`trim`, until :func:`restore`; returns the model. Its session is ``session_of(model)``."""
-    trim(model, strategy, record=record, guide=guide, structure=structure, compile=compile).__enter__()
+    session = trim(model, strategy, record=record, guide=guide, structure=structure, compile=compile, **parameters)
+    session.__enter__()
     return model
 
 

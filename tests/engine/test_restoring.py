@@ -15,11 +15,12 @@ import torch
 
 from tests.engine.cases import SPECS, generate, trimmed
 from tests.models import prompt, tiny_llava
+from tokentrim.config.specs import strategy_from
 from tokentrim.contracts.compose import compose
 from tokentrim.contracts.sites import LayerSite, Need, StepSite
 from tokentrim.contracts.strategy import SpatialScorer, TemporalScorer
 from tokentrim.counting.schedule import Schedule
-from tokentrim.errors import DataError, StrategyError, UnsupportedError
+from tokentrim.errors import DataError, StrategyError, TokentrimError, UnsupportedError
 from tokentrim.selftest.subject import state
 from tokentrim.session import apply, restore, session_of, trim
 
@@ -233,3 +234,30 @@ def test_recording_can_be_turned_off(model: Any) -> None:
         assert session.report().decode_steps == 3
     with trim(model, "none") as session, pytest.raises(DataError, match="at least one prompt"):
         session.report()
+
+
+def test_parameters_of_a_named_strategy_may_stand_beside_it():
+    model = tiny_llava()
+    with trim(model, "fastv", keep_ratio=0.2, k=1) as session:
+        pass
+    assert session.strategy == strategy_from({"name": "fastv", "keep_ratio": 0.2, "k": 1}).strategy
+    apply(model, "random", keep_count=3)
+    assert session_of(model).strategy == strategy_from({"name": "random", "keep_count": 3}).strategy
+    restore(model)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "parameters", "said"),
+    [
+        ("fastv", {"keep_ration": 0.2}, "Did you mean 'keep_ratio'? Known: k, keep_count, keep_ratio"),
+        ("fastv", {"keep_ratio": 2}, "keep_ratio of strategy 'fastv' must"),
+        ("fastw", {"keep_ratio": 0.2}, "Did you mean 'fastv'"),
+        ({"name": "fastv"}, {"keep_ratio": 0.2}, "a strategy with keep_ratio beside it must be a registered name"),
+        ("{name: fastv}", {"k": 1}, "be a registered name"),
+    ],
+)
+def test_parameters_that_are_wrong_are_named(strategy, parameters, said):
+    model = tiny_llava()
+    with pytest.raises(TokentrimError) as caught:
+        trim(model, strategy, **parameters)
+    assert said in str(caught.value)

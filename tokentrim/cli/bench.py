@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import AsJson, DeviceOption, DTypeOption, console, emit, quiet_libraries, write
+from tokentrim.cli.output import (
+    AsJson,
+    DeviceOption,
+    DTypeOption,
+    console,
+    emit,
+    listed,
+    quiet_libraries,
+    strategies_option,
+    write,
+)
 from tokentrim.errors import ConfigError, complaint
 
 if TYPE_CHECKING:
@@ -18,7 +28,7 @@ def bench(
     geometry: Annotated[
         str, typer.Option(help="Model geometry; an unknown one lists those that there are.")
     ] = "scaled",
-    strategies: Annotated[str, typer.Option(help="Names or inline YAML, with commas between.")] = "st3,fastv,random",
+    strategies: Annotated[list[str] | None, strategies_option("st3,fastv,random")] = None,
     layer_mean_ratio: Annotated[float, typer.Option(help="Budget of every strategy; 0 = as configured.")] = 0.25,
     device: DeviceOption = "auto",
     dtype: DTypeOption = "auto",
@@ -60,23 +70,21 @@ def bench(
         raise ConfigError(complaint("the output of a bench", "be one of --json and --markdown", "both", "drop one"))
     if (suite is None) != (out is None):
         raise ConfigError(
-            complaint(
-                "--suite and --out of a bench", "be given together", hint="tokentrim bench --suite FILE --out DIR"
-            )
+            complaint("--suite and --out of a bench", "be given together", hint="bench --suite FILE --out DIR")
         )
     if suite is not None and out is not None:
         _suite(suite, out)
         return
-    from tokentrim.bench import BenchOptions, markdown, split_strategies
+    from tokentrim.bench import BenchOptions, markdown
 
     quiet_libraries()
     words: dict[str, Any] = {"device": device, "dtype": dtype}
+    chosen = tuple(listed(strategies)) if strategies else BenchOptions.strategies
     options = BenchOptions(
-        geometry=geometry, strategies=split_strategies(strategies), layer_mean_ratio=layer_mean_ratio or None,
+        geometry=geometry, strategies=chosen, layer_mean_ratio=layer_mean_ratio or None,
         batch=batch, images=images, prompt_tokens=prompt_tokens, new_tokens=new_tokens,
         repeats=repeats, budget_minutes=budget_minutes, threads=threads or None, memory=memory, compile=compile_steps,
-        limits=limits,
-        seed=seed, **words,
+        limits=limits, seed=seed, **words,
     )  # fmt: skip
     if throughput:
         _throughput(options, round(throughput * 2**30), as_json)

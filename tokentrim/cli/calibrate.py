@@ -13,9 +13,11 @@ from tokentrim.cli.output import (
     Command,
     DeviceOption,
     DTypeOption,
+    TasksOption,
     console,
     emit,
     facts,
+    listed,
     on_one_line,
     quiet_libraries,
 )
@@ -27,9 +29,6 @@ calibrate = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Schedule file to write; a stopped search for it is continued.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="A registered model, a folder, or an id of the hub.")]
-Tasks = Annotated[
-    list[str] | None, typer.Option("--task", help="May be repeated; default: those of the default comparison.")
-]
 Samples = Annotated[int, typer.Option(help="Calibration questions of each task.")]
 BatchSize = Annotated[int, typer.Option(help="Questions answered at once.")]
 Query = Annotated[str, typer.Option(help="Whose attention ranks: text or last.")]
@@ -47,7 +46,7 @@ def gsearch(
     ctx: typer.Context,
     out: Out,
     model: Model = "testbed",
-    task: Tasks = None,
+    tasks: TasksOption = None,
     samples: Samples = 32,
     tolerance: Annotated[
         float | None, typer.Option(help="Quality that may be lost in all; default 0.01, of a likelihood 0.02.")
@@ -73,7 +72,7 @@ def psigmoid(
     out: Out,
     budget: Annotated[float, typer.Option(help="Share of the unpruned layer-mean tokens, met exactly.")] = 0.25,
     model: Model = "testbed",
-    task: Tasks = None,
+    tasks: TasksOption = None,
     samples: Samples = 32,
     trials: Annotated[int, typer.Option(help="Curves to try.")] = 40,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
@@ -96,7 +95,7 @@ def vtw(
     ctx: typer.Context,
     out: Out,
     model: Model = "testbed",
-    task: Tasks = None,
+    tasks: TasksOption = None,
     samples: Samples = 32,
     eta: Annotated[float, typer.Option(help="Mean divergence of the next token allowed, in nats.")] = 0.003,
     direction: Annotated[str, typer.Option(help="withdrawn-full, as the released code, or full-withdrawn.")] = (
@@ -120,7 +119,7 @@ def fitprune(
     out: Out,
     flops_cut: Annotated[float, typer.Option(help="Share of the visual tokens' FLOPs that has to go.")] = 0.6,
     model: Model = "testbed",
-    task: Tasks = None,
+    tasks: TasksOption = None,
     samples: Samples = 32,
     first: First = 1,
     batch_size: BatchSize = 25,
@@ -140,7 +139,7 @@ def heads(
     out: Annotated[Path, typer.Option("--out", "-o", help="Strategy file to write.")],
     keep: Annotated[float, typer.Option(help="Share of all heads that stay active.")] = 0.5,
     model: Model = "testbed",
-    task: Tasks = None,
+    tasks: TasksOption = None,
     samples: Samples = 32,
     share: Annotated[
         float, typer.Option(help="A head counts by what it reaches in this share of the questions.")
@@ -174,8 +173,8 @@ def _options(kind: type[Options], given: dict[str, Any]) -> Options:
 
     quiet_libraries()
     model = {name: given[name] for name in ("model", "device", "dtype")}
-    own = {name: value for name, value in given.items() if name not in (*model, "task", "out", "as_json")}
-    return options_from(kind, {**own, "model": model, "tasks": given["task"]})
+    own = {name: value for name, value in given.items() if name not in (*model, "tasks", "out", "as_json")}
+    return options_from(kind, {**own, "model": model, "tasks": listed(given["tasks"])})
 
 
 def _run(kind: type[CalibrationOptions], given: dict[str, Any]) -> None:

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from tokentrim.cli.output import AsJson, DeviceOption, DTypeOption, console, emit, plain_table, quiet_libraries, started
+from tokentrim.cli.output import (
+    AsJson,
+    DeviceOption,
+    DTypeOption,
+    console,
+    emit,
+    listed,
+    plain_table,
+    quiet_libraries,
+    started,
+    strategies_option,
+)
 from tokentrim.cli.run import check_fit, check_words, inputs_of, refuse_evidence
 from tokentrim.errors import ConfigError, UnsupportedError, complaint
 
@@ -32,13 +43,14 @@ class PictureQuestion:
 
 
 def explain(
-    strategy: Annotated[
-        str, typer.Option("--strategy", "-s", help="Names or inline YAML, with commas between; shown side by side.")
-    ] = "st3",
+    strategy: Annotated[list[str] | None, strategies_option("st3")] = None,
     image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="Image file; may be repeated.")] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The question about the image.")] = None,
     task: Annotated[
-        str | None, typer.Option(help="Instead of an image: a question of this task, such as where or where:3.")
+        str | None,
+        typer.Option(
+            "--task", "-t", help="Instead of an image: a question of a task or file: where, where:3, mine.jsonl:0."
+        ),
     ] = None,
     model: Annotated[str, typer.Option(help="A registered model, a folder, or an id of the hub.")] = "testbed",
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("explained"),
@@ -50,11 +62,10 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Draw each strategy's scores on the image, what it kept, merged and forgot: a picture per stage."""
-    from tokentrim.bench.options import split_strategies
     from tokentrim.config.specs import strategy_from
 
     check_words(device, dtype, structure)
-    specs = [strategy_from(piece) for piece in split_strategies(strategy)]
+    specs = [strategy_from(piece) for piece in listed(["st3"] if strategy is None else strategy)]
     if not specs:
         raise ConfigError(complaint("--strategy", "name at least one strategy", strategy, "such as st3,fastv"))
     _require_matplotlib()
@@ -117,11 +128,14 @@ def _question(image: list[Path], prompt: str | None, task: str | None, model: st
     from tokentrim.plugins.loader import registry
     from tokentrim.runs.questions import questions_of
 
-    name, _, number = task.partition(":")
-    found = registry("task").get(name)
-    if number and not number.isdecimal():
+    known = registry("task")
+    name, colon, number = (task, "", "0") if known.knows(task) else task.rpartition(":")
+    if not colon:
+        name, number = task, "0"
+    if not number.isdecimal():
         raise ConfigError(complaint("--task", "be a task and perhaps a number from 0", task, "such as list-all:3"))
-    place = int(number or 0)
+    found = known.get(name)
+    place = int(number)
     samples = questions_of(found, "test", place + 1, fewer=True)
     if len(samples) <= place:
         raise ConfigError(complaint("--task", f"name one of the {len(samples)} questions of {name}", task))

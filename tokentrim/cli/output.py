@@ -31,6 +31,24 @@ StrategyOption = Annotated[
         "--strategy", "-s", help="A registered name, inline YAML such as '{name: fastv, k: 3}', or a YAML file."
     ),
 ]
+
+
+def strategies_option(default: str) -> Any:
+    """An option that takes several strategies, and what it is without them."""
+    return typer.Option(
+        "--strategies", "--strategy", "-s",
+        help=f"Names, inline YAML or YAML files, with commas between, or repeat; default: {default}.",
+    )  # fmt: skip
+
+
+TasksOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tasks", "--task", "-t",
+        help="Names or files of questions (mine.jsonl, mine.csv@anls), with commas between, or repeat; "
+        "default: those of the shipped comparison.",
+    ),
+]  # fmt: skip
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DTypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 FormatOption = Annotated[
@@ -48,6 +66,13 @@ class RunFailed(TokentrimError):
 def formats_of(chosen: list[str] | None) -> list[str]:
     """What ``--format`` names, written once per format or with commas."""
     return [name.strip() for names in chosen or () for name in names.split(",")]
+
+
+def listed(given: list[str] | None) -> list[str]:
+    """The values of an option that takes several, with commas between them or by being repeated; none is empty."""
+    from tokentrim.bench.options import split_strategies
+
+    return [piece for text in given or () for piece in split_strategies(text)]
 
 
 _results: list[TextIO] = []  # where results go while whatever else is printed goes to stderr

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import AsJson, DeviceOption, DTypeOption, console, emit, facts, on_one_line, quiet_libraries
+from tokentrim.cli.output import (
+    AsJson,
+    DeviceOption,
+    DTypeOption,
+    TasksOption,
+    console,
+    emit,
+    facts,
+    listed,
+    on_one_line,
+    quiet_libraries,
+)
 from tokentrim.errors import ConfigError, complaint
 
 _OWN = {"lr": "learning_rate"}  # an option of the command whose field has a longer name
@@ -25,9 +36,7 @@ def train(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A registered model, a folder, or an id of the hub.")
     ] = "testbed",
-    task: Annotated[
-        list[str] | None, typer.Option("--task", help="May be repeated; default: those of the default comparison.")
-    ] = None,
+    tasks: TasksOption = None,
     steps: Annotated[int | None, typer.Option(help="Batches to train on; may differ when continuing.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples of a batch.")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
@@ -48,7 +57,7 @@ def train(
     given = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     options = {
         "model": {"model": model, "device": device, "dtype": dtype},
-        "tasks": task,
+        "tasks": listed(tasks),
         **{_OWN.get(name, name): value for name, value in given.items() if value is not None},
         **_settings(set_ or []),
     }

@@ -32,7 +32,7 @@ from tokentrim.errors import ConfigError, TokentrimError, complaint, suggestion
 from tokentrim.plugins.loader import registry
 
 __all__ = ["Budget", "Document", "Spec", "StrategySpec", "TrimConfig", "Where", "load_config", "load_yaml", "resolve",
-           "strategy_from"]  # fmt: skip
+           "strategy_from", "with_parameters"]  # fmt: skip
 
 Measure: TypeAlias = Literal["layer_mean_ratio", "kv_ratio", "kv_read_ratio", "flops_ratio"]
 Ratio: TypeAlias = float | None
@@ -151,6 +151,27 @@ def strategy_from(spec: Spec, where: Where = Where()) -> StrategySpec:  # noqa: 
         complaint("a strategy", "be a name, a mapping, YAML, a file, a TrimConfig or a strategy object", spec,
                   _class_hint(spec))
     )  # fmt: skip
+
+
+def with_parameters(spec: Spec, parameters: Mapping[str, Any]) -> Spec:
+    """A registered strategy with some of its parameters set, or its budget.
+
+    Args:
+        spec: its name; without parameters, any specification, which is returned as it is.
+        parameters: by name.
+
+    Raises:
+        ConfigError: when it is no name, or has no such parameter; names those that it has.
+        UnknownNameError: when no strategy has that name.
+    """
+    if not parameters:
+        return spec
+    if not isinstance(spec, str) or is_inline(spec) or is_file(spec):
+        raise ConfigError(
+            complaint(f"a strategy with {', '.join(parameters)} beside it", "be a registered name", spec,
+                      "such as trim(model, 'fastv', keep_ratio=0.2); or write the parameters into the strategy itself")
+        )  # fmt: skip
+    return strategy_from({"name": spec, **parameters})
 
 
 def load_config(source: str | Path) -> TrimConfig:

@@ -152,7 +152,7 @@ def usual_comparison() -> Document:
     return Document(document.data, Where(_USUAL, (), document.where.lines))
 
 
-def _usual_tasks() -> list[str]:
+def usual_tasks() -> list[str]:
     """Names of the tasks in :func:`usual_comparison`; how many questions it asks is no matter of others."""
     listed: list[Any] = usual_comparison().data["tasks"]
     return [one["task"] if isinstance(one, dict) else one for one in listed]
@@ -172,7 +172,7 @@ def asked(model: Any, tasks: Any, whom: str) -> tuple[ModelSpec, tuple[TaskSpec,
     """
     wanted = tuple(
         task if isinstance(task, TaskSpec) else check(TaskSpec, {"task": task}, f"a task of {whom}", Where())
-        for task in tasks or _usual_tasks()
+        for task in tasks or usual_tasks()
     )
     if isinstance(model, ModelSpec):
         return model, wanted

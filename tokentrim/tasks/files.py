@@ -83,17 +83,9 @@ class FileTask(Task):
 
     def __init__(self, name: FileName, file: Path) -> None:
         self.name = str(name)
-        questions = _questions(file)
+        questions = _of_group(_questions(file), name.group, file)
         chosen = _metric(name, questions, file)
         _require_fit(chosen, questions, file)
-        if name.group is not None:
-            groups = {question.group for question in questions} - {""}
-            if name.group not in groups:
-                raise ConfigError(
-                    complaint(f"a group of {file}", "be one of its column 'group'", name.group,
-                              suggestion(name.group, groups))
-                )  # fmt: skip
-            questions = [question for question in questions if question.group == name.group]
         self._metric, self._file = chosen, file
         self._questions: Mapping[str, Question] = {question.id: question for question in questions}
         self.metric, self.metric_name = chosen.kind, chosen.name
@@ -183,6 +175,20 @@ def _questions(file: Path) -> list[Question]:
         problems.append(f"{file}: there must be at least one question")
     _refuse(problems)
     return questions
+
+
+def _of_group(questions: list[Question], group: str | None, file: Path) -> list[Question]:
+    """The questions of a group; all, where none is named.
+
+    Raises:
+        ConfigError: when there is none of it.
+    """
+    groups = {question.group for question in questions} - {""}
+    if group is not None and group not in groups:
+        raise ConfigError(
+            complaint(f"a group of {file}", "be one of its column 'group'", group, suggestion(group, groups))
+        )
+    return [question for question in questions if group in (None, question.group)]
 
 
 def _refuse(problems: Sequence[str]) -> None:
