@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.compare.readings import MEANS_READING, SPLIT_READING, time_reading
-from tokentrim.compare.tables import Data, markdown, overall_grid, split_grid, task_grid, time_grid
+from tokentrim.compare.tables import (
+    Data,
+    markdown,
+    overall_grid,
+    split_grid,
+    task_grid,
+    time_grid,
+    title_of,
+    unreached,
+)
 from tokentrim.errors import ConfigError, UnsupportedError, complaint, suggestion
 from tokentrim.runs.files import write_json, write_lines, write_text
 
@@ -99,20 +108,21 @@ def report(summary: Summary, pictures: dict[str, Path]) -> str:
     """The report as Markdown."""
     data = summary.data
     parts = [
-        f"# Comparison {data['config_hash']}",
+        f"# {title_of(data)}",
+        f"Comparison {data['config_hash']}",
         f"```\n{data['command']}\n```",
         _differences(data),
         _failures(summary),
     ]
-    for model in data["models"]:
-        parts += [f"## {model}", markdown(*overall_grid(data, model))]
+    for number, model in enumerate(data["models"]):
+        key = picture_key("pareto", number)
+        plot = [f"![score against three costs]({pictures[key].name})"] if key in pictures else []
+        parts += [f"## {model}", *plot, markdown(*overall_grid(data, model))]
     parts.append(MEANS_READING)
     parts += [part for model in data["models"] for part in _split(data, model)]
     parts += [part for model in data["models"] for part in _time(data, model)]
     for number, model in enumerate(data["models"]):
         of = f" of {model}" if len(data["models"]) > 1 else ""
-        if (key := picture_key("pareto", number)) in pictures:
-            parts += [f"## Score against cost{of}", f"![score against three costs]({pictures[key].name})"]
         if (key := picture_key("kept", number)) in pictures:
             parts += [
                 f"## What was kept{of}",
@@ -164,8 +174,7 @@ def _skipped(data: Data) -> str:
     """Budgets that could not be reached."""
     if not data["skipped"]:
         return ""
-    lines = [[row["method"], f"{row['budget_requested']:.0%}", row["task"], row["skipped"]] for row in data["skipped"]]
-    return "## Not reachable\n\n" + markdown(["method", "budget", "task", "why"], lines)
+    return "## Not reachable\n\n" + markdown(*unreached(data))
 
 
 def _provenance(data: Data) -> str:

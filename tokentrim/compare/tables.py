@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from tokentrim.drawing.style import Look, looks
 from tokentrim.runs.cells import REFERENCE, TEXT_ONLY
 from tokentrim.runs.figures import Figure, Row, printed
 from tokentrim.runs.specs import MEASURED
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 METRICS: Final = {"exact": "short answers", "f1": "lists, F1"}
 _SIGNIFICANT: Final = 0.05
+_NAMED: Final = 3
+"""Methods up to which a title names them."""
 _ONCE: Final = ("costs", "times")  # groups of columns that are the same for every metric, but for their tasks
 _KEY: Final = ("method", "budget_requested", "seed")
 Data = Mapping[str, Any]
@@ -194,6 +197,38 @@ def row_name(row: Row) -> str:
     if len(row["seeds"]) > 1:
         return f"{row['method']} ({len(row['seeds'])} seeds)"
     return f"{row['method']} (seed {row['seed']})" if row["seed"] else row["method"]
+
+
+def roles_of(data: Data) -> dict[str, Look]:
+    """How every method of a comparison is drawn. Under any label a control stays one, whether it is a strategy or done
+    to the pictures.
+    """
+    names = list(dict.fromkeys(row["method"] for row in (*data["overall"], *data["cells"])))
+    strategies = {row["method"]: row.get("control") or (row["strategy"] or {}).get("name", "") for row in data["cells"]}
+    return {name: found for name, found in looks(names, strategies).items() if name in names}
+
+
+def title_of(data: Data) -> str:
+    """What a comparison is about: its methods, or how many they are, and its models."""
+    methods = [name for name, look in roles_of(data).items() if look.role == "method"]
+    what = ", ".join(methods) if 0 < len(methods) <= _NAMED else f"{len(methods)} methods" if methods else "Controls"
+    return f"{what} on {', '.join(data['models'])}"
+
+
+def unreached(data: Data) -> Grid:
+    """(header, rows): budgets that could not be reached, one line per method and model."""
+    several = len(data["models"]) > 1
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in data["skipped"]:
+        found.setdefault((row_name({"boundary": None, "seeds": [], **row}), row["model"]), []).append(row)
+    lines: list[list[str]] = []
+    for (name, model), rows in found.items():
+        tasks = {row["task"] for row in data["cells"] if row["model"] == model} | {row["task"] for row in rows}
+        missed = list(dict.fromkeys(row["task"] for row in rows))
+        budgets = ", ".join(dict.fromkeys(map(budget_text, rows)))
+        on = "all" if len(missed) == len(tasks) else ", ".join(missed)
+        lines.append([name, *([model] if several else []), budgets, on, rows[-1]["skipped"]])
+    return ["method", *(["model"] if several else []), "budget", "tasks", "why"], lines
 
 
 def budget_text(row: Row) -> str:

@@ -21,12 +21,15 @@ from tokentrim.compare.tables import (
     by_task,
     mark,
     metrics_of,
+    roles_of,
     row_name,
     score_text,
     split_grid,
     time_grid,
+    title_of,
+    unreached,
 )
-from tokentrim.drawing.style import Look, looks
+from tokentrim.drawing.style import Look
 from tokentrim.runs.cells import REFERENCE
 from tokentrim.runs.figures import CHARTED, FOLDED, GROUPS, TEXTUAL, Row
 
@@ -83,14 +86,11 @@ def _template() -> Any:
 def _content(summary: Summary, gallery: Gallery) -> dict[str, Any]:
     """What the template shows."""
     data = summary.data
-    rows = [*summary.overall, *summary.cells]
-    names = list(dict.fromkeys(row["method"] for row in rows))
-    # Under any label a control stays one, whether it is a strategy or done to the pictures.
-    strategies = {row["method"]: row.get("control") or (row["strategy"] or {}).get("name", "") for row in summary.cells}
-    look = {name: found for name, found in looks(names, strategies).items() if name in names}
+    look = roles_of(data)
     numbers = {name: number for number, name in enumerate(look)}
     return {
         "data": {"differences": [], "sources": [], "executor": None, **data},
+        "title": title_of(data),
         "look": look,
         "number": numbers,
         "roles": _ROLES,
@@ -102,16 +102,10 @@ def _content(summary: Summary, gallery: Gallery) -> dict[str, Any]:
         "folded": FOLDED,
         "textual": TEXTUAL,
         "gallery": _shown(gallery, look, numbers),
-        "skipped": [_unreached(row) for row in data["skipped"]],
+        "skipped": unreached(data),
         "further": {key: _further(value) for key, value in data.items() if key not in _PLACED and value},
         "inline": columns.inline,
     }
-
-
-def _unreached(row: Row) -> list[str]:
-    """What a budget that could not be reached says of itself."""
-    name = row_name({"boundary": None, "seeds": [], **row})
-    return [name, budget_text(row), row["task"], row["model"], row["skipped"]]
 
 
 def _model(summary: Summary, model: str, look: Mapping[str, Look]) -> dict[str, Any]:
