@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import warm
-from tokentrim.cli.scaffold import KINDS, NewPlugin
+from tokentrim.cli.scaffold import KINDS, TASK, NewPlugin
 from tokentrim.config.yaml_reader import load_yaml
 from tokentrim.errors import DataError
 
@@ -37,7 +37,14 @@ def test_it_writes_what_it_says(cli, here):
     assert "pip install" in cli("new-plugin", "another").stdout
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_a_task_comes_without_a_strategy(cli, here):
+    about = cli("new-plugin", "my-questions", "--kind", "task", "--json").data
+    assert {"my_questions/task.py", "configs/compare.yaml", "tests/test_my_questions.py"} <= set(about["files"])
+    readme = (here / "my-questions/README.md").read_text()
+    assert all(command in readme for command in about["commands"][1:] if command != "pytest")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, TASK])
 def test_what_it_writes_is_well_formed(kind):
     files = NewPlugin("my-plugin", "my-method", kind).files()
     for path, content in files.items():
@@ -51,7 +58,7 @@ def test_what_it_writes_is_well_formed(kind):
             assert re.search(r"^# yaml-language-server: \$schema=", text, re.MULTILINE)
             load_yaml(text)
     # The strategy itself fits on a screen: a class of twelve lines and its documentation.
-    strategy = ast.parse(files[next(path for path in files if path.name == "strategy.py")])
+    strategy = ast.parse(files[next(path for path in files if path.name in ("strategy.py", "task.py"))])
     (found,) = (node for node in strategy.body if isinstance(node, ast.ClassDef))
     assert found.name == "MyMethod"
     if kind == "scorer":
@@ -77,6 +84,7 @@ REFUSED = [
     (("torch",), "the name of a plugin must be free", "is installed"),
     (("json",), "the import name of a plugin must be free", "json/__init__.py"),
     (("class",), "be no word of Python", "another name"),
+    (("where", "--kind", "task"), "the name of its task must be free; got 'where'", "choose another one"),
     (("mine", "--kind", "scorrer"), "kind of plugin", "Did you mean 'scorer'"),
 ]
 
@@ -119,7 +127,7 @@ def test_its_packages_pass_their_tests_beside_each_other(here):
     """Each kind as pip would install it. The contract suite, which takes minutes, is run by .ci/run."""
     site = here / "site"
     tests = []
-    for kind in KINDS:
+    for kind in (*KINDS, TASK):
         plugin = NewPlugin(f"my-{kind}", f"my-{kind}", kind)
         plugin.write(here / plugin.name)
         tests.append(str(here / plugin.name / "tests"))
@@ -128,7 +136,7 @@ def test_its_packages_pass_their_tests_beside_each_other(here):
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {plugin.name}\nVersion: 0.1.0\n")
         (info / "entry_points.txt").write_text(f"[tokentrim]\n{plugin.name} = {plugin.package}\n")
         (site / plugin.package).symlink_to(here / plugin.name / plugin.package)
-    environment = {**os.environ, "TOKENTRIM_PLUGINS": ",".join(f"my-{kind}" for kind in KINDS)}
+    environment = {**os.environ, "TOKENTRIM_PLUGINS": ",".join(f"my-{kind}" for kind in (*KINDS, TASK))}
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(site), str(ROOT), str(ROOT / "strategies"), str(ROOT / "adapters")]
     )
@@ -136,4 +144,4 @@ def test_its_packages_pass_their_tests_beside_each_other(here):
     settings += ["-W", "ignore:Module already imported"]  # pytest's plugins that transformers brings along
     done = warm.run([sys.executable, "-m", "pytest", *settings, *tests], env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "13 passed" in done.stdout
+    assert "19 passed" in done.stdout

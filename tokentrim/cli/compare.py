@@ -36,7 +36,7 @@ def compare(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="Models, folders or ids of the hub, with commas; default: testbed."),
+        typer.Option("--model", "-m", help="Models, folders, ids of the hub; default: testbed."),
     ] = None,
     strategies: Annotated[list[str] | None, strategies_option("st3,fastv")] = None,
     budgets: Annotated[

@@ -12,18 +12,18 @@ from tokentrim.cli.output import AsJson, console, emit
 
 
 def new_plugin(
-    name: Annotated[str, typer.Argument(help="Of the package, and of its strategy: such as my-pruner.")],
+    name: Annotated[str, typer.Argument(help="Of the package, and of its strategy or task: such as my-pruner.")],
     kind: Annotated[
         str,
         typer.Option(
-            help="scorer ranks visual tokens; selector decides itself, and merges; temporal acts on the cache."
+            help="scorer ranks visual tokens; selector decides, and merges; temporal acts on the cache; task asks."
         ),
     ] = "scorer",
-    strategy: Annotated[str | None, typer.Option(help="Name of the strategy, where it is another.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Name of the strategy or task, where it is another.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write, new or empty; default: ./NAME.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a package with a strategy that can be installed, tested and compared at once, and then be changed."""
+    """Write a package with a strategy or task that can be installed, tested and compared at once, then be changed."""
     from tokentrim.cli.scaffold import NewPlugin
 
     plugin = NewPlugin(name, strategy or name, kind)

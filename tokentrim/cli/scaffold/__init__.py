@@ -91,7 +91,15 @@ KINDS: Final[Mapping[str, PluginKind]] = MappingProxyType(
         ),
     }
 )
-"""What ``--kind`` offers."""
+"""The kinds of strategies that ``--kind`` offers."""
+
+TASK: Final = "task"
+"""The kind beside them."""
+_TASK_WORDS: Final = {
+    "noun": TASK,
+    "does": "asks where an object is, and gives half a point for its row or its column alone",
+    "summary": "where an object is, with half a point for its row or its column",
+}
 
 
 @dataclass(frozen=True)
@@ -100,8 +108,8 @@ class NewPlugin:
 
     Attributes:
         name: of the distribution and its entry point.
-        strategy: the name that it registers.
-        kind: a key of ``KINDS``.
+        strategy: the name that it registers, of a strategy or a task.
+        kind: a key of ``KINDS``, or ``TASK``.
     """
 
     name: str
@@ -115,7 +123,7 @@ class NewPlugin:
 
     @property
     def class_name(self) -> str:
-        """Name of the strategy's class."""
+        """Name of the class."""
         return "".join(word.capitalize() for word in self.strategy.split("-"))
 
     def check(self) -> None:
@@ -125,16 +133,23 @@ class NewPlugin:
             ConfigError: for a name of the wrong form, or one that is taken; says by what.
             UnknownNameError: when there is no such kind.
         """
-        for name, what in ((self.name, "the name of a plugin"), (self.strategy, "the name of its strategy")):
+        if self.kind not in (*KINDS, TASK):
+            raise unknown_name("kind of plugin", self.kind, (*KINDS, TASK))
+        for name, what in ((self.name, "the name of a plugin"), (self.strategy, f"the name of its {self.noun}")):
             _check_form(name, what)
-        if self.kind not in KINDS:
-            raise unknown_name("kind of plugin", self.kind, KINDS)
         _check_distribution(self.name)
         _check_module(self.package)
-        _check_strategy(self.strategy)
+        _check_registered(self.strategy, self.noun)
+
+    @property
+    def noun(self) -> str:
+        """The kind of thing that it registers."""
+        return TASK if self.kind == TASK else "strategy"
 
     def try_it(self) -> str:
-        """The command that runs the strategy on the picture that comes along."""
+        """The command that runs the strategy on the picture that comes along, or asks a question of the task."""
+        if self.kind == TASK:
+            return f"tokentrim explain --task {self.strategy}:0 --strategy st3"
         question = _sample().question
         return (
             f'tokentrim run --config configs/{self.strategy}.yaml --image example.png --prompt "{question}" '
@@ -143,9 +158,11 @@ class NewPlugin:
 
     def files(self) -> dict[PurePosixPath, bytes]:
         """What the plugin consists of: path in its folder -> content."""
-        kind = KINDS[self.kind]
-        words = {**vars(kind), **vars(self), "package": self.package, "class_name": self.class_name,
+        words = {**vars(self), "package": self.package, "class_name": self.class_name, "noun": self.noun,
                  "module": self.strategy.replace("-", "_"), "try_it": self.try_it()}  # fmt: skip
+        if self.kind == TASK:
+            return self._task_files({**words, **_TASK_WORDS})
+        words |= vars(KINDS[self.kind])
         texts = {
             "pyproject.toml": _text("pyproject.toml", words),
             "README.md": _text("README.md", words),
@@ -159,6 +176,19 @@ class NewPlugin:
         }
         made = {PurePosixPath(path): text.encode() for path, text in texts.items()}
         return {**made, PurePosixPath("example.png"): _picture()}
+
+    def _task_files(self, words: Mapping[str, object]) -> dict[PurePosixPath, bytes]:
+        texts = {
+            "pyproject.toml": _text("pyproject.toml", words),
+            "README.md": _text("task_README.md", words),
+            ".gitignore": _text("gitignore", words),
+            f"{self.package}/__init__.py": _text("task_init.py", words),
+            f"{self.package}/task.py": _text("task.py", words),
+            f"{self.package}/py.typed": "",
+            "configs/compare.yaml": _text("task_compare.yaml", words),
+            f"tests/test_{words['module']}.py": _text("test_task.py", words),
+        }
+        return {PurePosixPath(path): text.encode() for path, text in texts.items()}
 
     def write(self, folder: Path) -> list[Path]:
         """Write the plugin into a folder that is new or empty; whole, or not at all.
@@ -250,11 +280,10 @@ def _check_module(package: str) -> None:
         raise ConfigError(complaint("the import name of a plugin", "be free", package, hint))
 
 
-def _check_strategy(name: str) -> None:
-    strategies = registry("strategy")
+def _check_registered(name: str, kind: str) -> None:
     try:
-        entry = strategies.entry(name)
+        entry = registry(kind).entry(name)
     except UnknownNameError:
         return
     hint = f"it is registered by {entry.origin}: choose another one with --strategy"
-    raise ConfigError(complaint("the name of its strategy", "be free", name, hint))
+    raise ConfigError(complaint(f"the name of its {kind}", "be free", name, hint))
