@@ -1,5 +1,6 @@
 """Code in the documentation runs: every Python block and every command, but for those that say here why not."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -156,7 +157,10 @@ def workplace(tmp_path, monkeypatch):
     """A folder with the files that documented commands name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").symlink_to(DOCS)
-    registry("task").get("where").samples("test", 1)[0].images[0].save(tmp_path / "photo.jpg")
+    sample = registry("task").get("where").samples("test", 1)[0]
+    sample.images[0].save(tmp_path / "photo.jpg")
+    question = {"image": "photo.jpg", "question": sample.question, "answer": sample.answer}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(question), encoding="utf-8")
     (tmp_path / "my.yaml").write_text("strategy: st3\n", encoding="utf-8")
     mine = next(block for block in blocks(DOCS / "quickstart.md", "yaml") if "temporal" in block)
     (tmp_path / "mine.yaml").write_text(mine, encoding="utf-8")

@@ -1,8 +1,12 @@
 """Every metric against values computed by hand, or by the benchmark's own scorer."""
 
+from pathlib import Path
+
 import pytest
 
 from tokentrim.tasks.metrics import METRICS, Gold, chosen, plain
+from tokentrim.tasks.names import ENDINGS
+from tokentrim.tasks.questions import COLUMNS
 from tokentrim.tasks.vqa import normalised
 
 TEN = ["red"] * 2 + ["dark red"] * 5 + ["blue"] * 3
@@ -145,3 +149,8 @@ def test_what_a_metric_cannot_score(metric, answers, said):
 def test_every_metric_says_what_it_is_and_where_from():
     assert all(metric.says and metric.source and metric.name == name for name, metric in METRICS.items())
     assert plain("An  apple, a Pear") == "apple pear"
+
+
+def test_the_page_names_every_metric_and_column():
+    page = (Path(__file__).parents[2] / "docs/your-questions.md").read_text(encoding="utf-8")
+    assert not [name for name in (*METRICS, *COLUMNS, *ENDINGS) if f"`{name}`" not in page]
