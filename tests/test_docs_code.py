@@ -165,7 +165,8 @@ def workplace(tmp_path, monkeypatch):
     mine = next(block for block in blocks(DOCS / "quickstart.md", "yaml") if "temporal" in block)
     (tmp_path / "mine.yaml").write_text(mine, encoding="utf-8")
     # Made for the testbed, which is then the model that is asked.
-    copyfile(DOCS / "examples/schedules/gsearch-testbed.yaml", tmp_path / "gsearch.yaml")
+    for made in ("gsearch", "fitprune"):
+        copyfile(DOCS / f"examples/schedules/{made}-testbed.yaml", tmp_path / f"{made}.yaml")
     copyfile(SHIPPED_WEIGHTS, tmp_path / "quecc-1.safetensors")
     return tmp_path
 
@@ -182,7 +183,7 @@ def test_commands_run(command, workplace):
     arguments = [small.get(argument, argument) for argument in arguments]
     if arguments[0] in ("run", "explain"):
         arguments += ["--max-new-tokens", "2"]
-        if "--model" not in arguments and not re.search(r"gsearch|quecc", command):
+        if "--model" not in arguments and not re.search(r"gsearch|fitprune|quecc", command):
             arguments += ["--model", shipped_model()]
     if "--config" in arguments and arguments[0] == "run":
         arguments = [
