@@ -142,11 +142,11 @@ def test_validate_prints_what_a_file_means(cli, tmp_path):
     [
         ("{name: fastv, k: 999}", "must be below 64"),
         ("{strategy: {name: fastv, k: 20}, model: testbed}", "must be below 12"),
-        ("{strategy: fastv, model: /no/such/folder}", "be a registered name or a model folder"),
+        ("{strategy: fastv, model: /no/such/folder}", "be a registered name, a model folder"),
         ("{name: replay, file: /no/trace}", "/no/trace"),
         ("{name: quecc, weights: /no/weights}", "/no/weights"),
         ("{tasks: [where], strategies: [{name: fastv, k: 999}]}", "must be below 12"),
-        ("{tasks: [where], strategies: [fastv], models: [/no/such/folder]}", "be a registered name or a model folder"),
+        ("{tasks: [where], strategies: [fastv], models: [/no/such/folder]}", "be a registered name, a model folder"),
         ("{tasks: [where], strategies: [fastv], executor: {name: local, workers: 1000000}}", "for each core"),
     ],
 )

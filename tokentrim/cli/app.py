@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from tokentrim import __version__
 from tokentrim.cli.bench import bench
 from tokentrim.cli.calibrate import calibrate
+from tokentrim.cli.chat import chat
 from tokentrim.cli.cite import cite
 from tokentrim.cli.compare import compare
 from tokentrim.cli.doctor import doctor
@@ -108,7 +109,8 @@ def _root(
 
 
 _COMMANDS = (
-    run, explain, compare, report, plan, ls, show, cite, validate, train, bench, plugins, new_plugin, schema, doctor
+    run, chat, explain, compare, report, plan, ls, show, cite, validate, train, bench, plugins, new_plugin, schema,
+    doctor,
 )  # fmt: skip
 for _command in _COMMANDS:
     app.command(cls=Command)(_command)

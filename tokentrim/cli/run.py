@@ -69,7 +69,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Answer a question about an image with fewer visual tokens, and show what was kept and what it cost."""
-    name, spec = _chosen(strategy, config, model)
+    name, spec = chosen(strategy, config, model)
     named: str = structure or spec.structure or "keep"
     from tokentrim.config.specs import resolve, strategy_from
     from tokentrim.loading import load_image, load_model, shape_of
@@ -103,7 +103,7 @@ def run(
         _print(console(), answer, reference, overlay)
 
 
-def _chosen(strategy: str | None, config: Path | None, model: str | None) -> tuple[str, Any]:
+def chosen(strategy: str | None, config: Path | None, model: str | None) -> tuple[str, Any]:
     """(model, strategy) that the options mean.
 
     Raises:
@@ -202,10 +202,10 @@ def _answer(
         output = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     new = output[0, inputs["input_ids"].shape[1] :]
     text = loaded.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
-    return RunAnswer(text, session.report(), _stages(session), session)
+    return RunAnswer(text, session.report(), stages_of(session), session)
 
 
-def _stages(session: Session) -> list[tuple[int | None, list[int]]]:
+def stages_of(session: Session) -> list[tuple[int | None, list[int]]]:
     """What was kept, wherever it changes."""
     from tokentrim.runs.kept import Kept
 

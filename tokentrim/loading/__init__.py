@@ -23,7 +23,7 @@ from tokentrim.loading.models import (
     resolve_folder,
     shape_of,
 )
-from tokentrim.loading.prompts import conversation_inputs, on_device, prompt_inputs, single_turn
+from tokentrim.loading.prompts import chat_text, conversation_inputs, on_device, prompt_inputs, single_turn
 from tokentrim.reading import as_shown, load_image
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "HubModel",
     "Loaded",
     "as_shown",
+    "chat_text",
     "conversation_inputs",
     "describe",
     "device_of",

@@ -61,7 +61,7 @@ def conversation_inputs(
     """
     texts: list[str] = []
     try:
-        texts += [_chat(processor, turns) for turns in conversations]
+        texts += [chat_text(processor, turns) for turns in conversations]
         begin = processor.tokenizer.bos_token
         # Some chat templates write the begin token themselves; a second one changes the answers.
         written = begin is not None and texts[0].startswith(begin)
@@ -80,7 +80,7 @@ def conversation_inputs(
         ) from cause
 
 
-def _chat(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
+def chat_text(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
     """A conversation as text; a model without a chat template gets its placeholders and the plain words of one turn."""
     if getattr(processor, "chat_template", None) is None:
         if len(turns) != 1:

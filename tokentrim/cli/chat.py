@@ -1,0 +1,145 @@
+"""``tokentrim chat``: several turns about a picture, and what each leaves of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from tokentrim.cli.output import (
+    AsJson,
+    DeviceOption,
+    DTypeOption,
+    StrategyOption,
+    console,
+    emit,
+    quiet_libraries,
+    started,
+)
+from tokentrim.cli.run import check_fit, check_words, chosen, refuse_evidence, stages_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tokentrim.loading import DeviceName, DTypeName
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer.
+
+    Attributes:
+        question: what was asked.
+        answer: what the model said.
+        n_visual: visual tokens of the pictures.
+        kept: (first layer, visual tokens of which entries are there from it on), and (None, in the last layer's cache).
+    """
+
+    question: str
+    answer: str
+    n_visual: int
+    kept: list[tuple[int | None, int]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        kept = [
+            {"from_layer": layer, "where": "prefill" if layer is not None else "cache at the end", "count": count}
+            for layer, count in self.kept
+        ]
+        return {"question": self.question, "answer": self.answer, "visual_tokens": self.n_visual, "kept": kept}
+
+    @property
+    def left(self) -> str:
+        """What is left of the pictures, for people."""
+        places = [
+            f"{count} {'in the cache at the end' if layer is None else f'from layer {layer}'}"
+            for layer, count in self.kept
+        ]
+        share = self.kept[-1][1] / self.n_visual if self.n_visual else 0
+        return f"left of {self.n_visual} visual tokens: {', '.join(places)} ({share:.0%})"
+
+
+def chat(
+    image: Annotated[list[Path], typer.Option("--image", "-i", help="Image file; may be repeated.")],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", "-p", help="A question; may be repeated. Default: read lines."),
+    ] = None,
+    strategy: StrategyOption = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML file with a strategy, perhaps a model.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A registered model, a folder, or an id of the hub; default: testbed.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
+    anew: Annotated[
+        bool,
+        typer.Option("--anew", help="Make each turn a new prompt: its question meets the whole picture."),
+    ] = False,
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Ask several questions about a picture, one after another, and see what each turn leaves of it.
+
+    The turns share one cache: what the strategy dropped for the first question is gone for the others.
+    """
+    name, spec = chosen(strategy, config, model)
+    from tokentrim.config.specs import resolve
+    from tokentrim.loading import load_image, load_model, shape_of
+    from tokentrim.runs.batches import visual_tokens
+    from tokentrim.runs.dialogue import Dialogue, asks
+    from tokentrim.session import trim
+
+    quiet_libraries()
+    check_words(device, dtype, "keep")
+    pictures = [load_image(path) for path in image]
+    refuse_evidence(spec.strategy)
+    check_fit([spec], name, len(pictures))
+    loaded = load_model(name, cast("DeviceName", device), cast("DTypeName", dtype))
+    talk = Dialogue(loaded, pictures, max_new_tokens, anew)
+    n_visual = visual_tokens(loaded, talk.inputs("?"), [pictures])[0]
+    solved = resolve(spec, shape_of(name), n_visual)
+    people = console(to_stderr=as_json)
+    turns: list[Turn] = []
+    note = ""
+    with started(f"the conversation under strategy {solved.label()!r}"), trim(loaded.model, solved) as session:
+        for question in _questions(prompt, people):
+            answer = talk.ask(question)
+            stages = [(layer, len(tokens)) for layer, tokens in stages_of(session)]
+            turns.append(Turn(question, answer, n_visual, stages))
+            _print(people, turns[-1], echo=prompt is not None or not sys.stdin.isatty())
+            if not anew and not note and min(count for _, count in stages) < n_visual:
+                why = "for turn 1's question" if asks(solved) else "whatever the question"
+                note = f"visual tokens of turn 1 were dropped {why}: later turns see what is left (--anew keeps them)"
+                people.print(f"note: {note}", style="yellow", soft_wrap=True)
+    if as_json:
+        emit({"model": name, "strategy": solved.spec(), "anew": anew, "turns": [turn.as_dict() for turn in turns],
+              "notes": [note] if note else []})  # fmt: skip
+
+
+def _questions(given: list[str] | None, people: Console) -> Iterator[str]:
+    """The questions of the options, else lines up to an empty one."""
+    if given is not None:
+        yield from given
+        return
+    while True:
+        if sys.stdin.isatty():
+            people.print("> ", end="")
+        line = sys.stdin.readline().strip()
+        if not line:
+            return
+        yield line
+
+
+def _print(out: Console, turn: Turn, *, echo: bool) -> None:
+    """A turn for people, with its question where that does not stand there yet."""
+    if echo:
+        out.print(f"> {turn.question}", soft_wrap=True)
+    out.print(turn.answer or "(empty answer)", style="bold", soft_wrap=True)
+    out.print(turn.left, style="dim", soft_wrap=True)
