@@ -40,7 +40,7 @@ def test_options_say_what_a_file_would(asked, picture):
     result, config = asked(
         "--model", "testbed,testbed-plain", "--strategies", "st3,{name: fastv, k: 3}", "-s", "downscale",
         "--budgets", "0.5,0.25", "--tasks", "mine.jsonl,{task: mine.jsonl, metric: anls, samples: 1}", "-t", "where",
-        "--samples", 7, "--device", "cpu", "--dtype", "float32",
+        "--samples", 7, "--device", "cpu", "--dtype", "float32", "--no-timing",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert [model.model for model in config.models] == ["testbed", "testbed-plain"]
@@ -49,7 +49,7 @@ def test_options_say_what_a_file_would(asked, picture):
     assert config.strategies[1].spec()["k"] == 3
     assert config.budgets.values == (0.5, 0.25)
     assert [task.task for task in config.tasks] == ["mine.jsonl", "mine.jsonl@anls", "where"]
-    assert config.samples == 7
+    assert (config.samples, config.timing) == (7, None)
 
 
 def test_what_no_option_says(asked):

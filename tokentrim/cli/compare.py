@@ -48,6 +48,9 @@ def compare(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = None,
+    timing: Annotated[
+        bool | None, typer.Option("--timing/--no-timing", help="Also time every method; takes minutes; default: do.")
+    ] = None,
     save_config: Annotated[
         Path | None,
         typer.Option("--save-config", help="Write what these options mean into this YAML file."),
@@ -75,7 +78,7 @@ def compare(
     from tokentrim.runs.ranks import leave, speaks
 
     given = {"model": model, "strategies": strategies, "budgets": budgets, "tasks": tasks, "samples": samples,
-             "device": device, "dtype": dtype}  # fmt: skip
+             "device": device, "dtype": dtype, "timing": timing}  # fmt: skip
     source = _source(config, {name: value for name, value in given.items() if value is not None}, save_config)
     quiet_libraries()
     people = console(to_stderr=as_json)
@@ -131,7 +134,7 @@ def _asked(given: dict[str, Any]) -> dict[str, Any]:
     }
     if "budgets" in given:
         data["budgets"] = [_share(text) for text in listed([given["budgets"]])]
-    return data | ({"samples": given["samples"]} if "samples" in given else {})
+    return data | {key: given[key] for key in ("samples", "timing") if key in given}
 
 
 def _parts(given: dict[str, Any], option: str) -> list[Any]:
