@@ -51,8 +51,10 @@ class RunAnswer:
 
 
 def run(
-    image: Annotated[list[Path], typer.Option("--image", "-i", help="Image file; may be repeated.")],
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question.")],
+    image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="Image file; may be repeated.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Instead of images: a video, or a folder of frames.")] = None,
+    frames: Annotated[int, typer.Option(help="Frames of the video, at equal distances.", min=1)] = 16,
     strategy: StrategyOption = None,
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="YAML file with a strategy, perhaps a model.")
@@ -72,24 +74,31 @@ def run(
     name, spec = chosen(strategy, config, model)
     named: str = structure or spec.structure or "keep"
     from tokentrim.config.specs import resolve, strategy_from
-    from tokentrim.loading import load_image, load_model, shape_of
+    from tokentrim.loading import load_image, load_model, load_video, shape_of
     from tokentrim.runs.batches import visual_tokens
 
     quiet_libraries()
     check_words(device, dtype, named)
     if overlay is not None:
         _check_writable(overlay)
-    pictures = [load_image(path) for path in image]
+    if bool(image) == (video is not None):
+        raise ConfigError(complaint("a run", "be given either --image or --video", hint="such as --image photo.jpg"))
+    pictures = [load_image(path) for path in image or ()] if video is None else load_video(video, frames)
     refuse_evidence(spec.strategy)
     check_fit([spec], name, len(pictures))
     loaded = load_model(name, cast("DeviceName", device), cast("DTypeName", dtype))
-    inputs = inputs_of(loaded, prompt, pictures)
+    inputs, note = inputs_of(loaded, prompt, pictures), ""
+    if video is not None:
+        inputs, note = _video_inputs(loaded, prompt, pictures, overlay)
+    if note:
+        console(to_stderr=True).print(f"note: {note}", style="yellow", soft_wrap=True)
     untouched = strategy_from("none").strategy
     if baseline:  # the first prompt pays for what later ones find ready, so it is not the one that is timed
         _answer(loaded, inputs, untouched, 1)
     ends = cast("Structure", named)
     reference = _answer(loaded, inputs, untouched, max_new_tokens, ends) if baseline else None
-    n_visual = visual_tokens(loaded, inputs, [pictures if ends == "keep" else []])[0]
+    structured = pictures if ends == "keep" and (video is None or note) else []
+    n_visual = visual_tokens(loaded, inputs, [structured])[0]
     solved = resolve(spec, shape_of(name), n_visual)
     answer = _answer(loaded, inputs, solved, max_new_tokens, ends)
     if overlay is not None:
@@ -180,6 +189,25 @@ def inputs_of(loaded: Loaded, prompt: str, pictures: list[Image.Image]) -> dict[
     from tokentrim.loading import on_device, prompt_inputs
 
     return on_device(loaded.model, prompt_inputs(loaded.processor, [prompt], [pictures]))
+
+
+def _video_inputs(
+    loaded: Loaded, prompt: str, frames: list[Image.Image], overlay: Path | None
+) -> tuple[dict[str, Any], str]:
+    """Model inputs of a question about a video; a note where the model takes none, and its frames are images.
+
+    Raises:
+        UnsupportedError: for an overlay of a video, which has no images to draw over.
+    """
+    from tokentrim.loading import conversation_inputs, on_device
+
+    if getattr(loaded.processor, "video_processor", None) is None:
+        note = f"this model takes no videos: its {len(frames)} frames were asked about as images"
+        return inputs_of(loaded, prompt, frames), note
+    if overlay is not None:
+        raise UnsupportedError(complaint("--overlay", "come with --image", "--video", "leave the overlay out"))
+    turn = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": prompt}]}
+    return on_device(loaded.model, conversation_inputs(loaded.processor, [[turn]], [[]], [frames])), ""
 
 
 def _answer(

@@ -24,6 +24,7 @@ from tokentrim.loading.models import (
     shape_of,
 )
 from tokentrim.loading.prompts import chat_text, conversation_inputs, on_device, prompt_inputs, single_turn
+from tokentrim.loading.videos import load_video
 from tokentrim.reading import as_shown, load_image
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "load_image",
     "load_model",
     "load_processor",
+    "load_video",
     "on_device",
     "prompt_inputs",
     "read_config",

@@ -46,19 +46,24 @@ def single_turn(question: str, n_images: int) -> tuple[dict[str, Any], ...]:
 
 
 def conversation_inputs(
-    processor: Any, conversations: Sequence[Sequence[Mapping[str, Any]]], images: Sequence[Sequence[Any]]
+    processor: Any,
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    images: Sequence[Sequence[Any]],
+    videos: Sequence[Sequence[Any]] = (),
 ) -> Any:
     """Model inputs of a batch of conversations, left-padded, each up to where the model's answer begins.
 
     Args:
         processor: as :func:`load_model` returns it.
         conversations: per row its turns, ``{"role": ..., "content": [...]}``, of ``{"type": "text", "text": ...}`` and
-            ``{"type": "image"}``.
+            ``{"type": "image"}`` or ``{"type": "video"}``.
         images: the images of each row, in the order of their places.
+        videos: all videos, in the order of their places, each a list of its frames.
 
     Raises:
         DataError: when the processor refuses them.
     """
+    shown_too = {"videos": [list(video) for video in videos], "do_sample_frames": False} if videos else {}
     texts: list[str] = []
     try:
         texts += [chat_text(processor, turns) for turns in conversations]
@@ -71,6 +76,7 @@ def conversation_inputs(
             padding=True,
             return_tensors="pt",
             add_special_tokens=not written,
+            **shown_too,
         )
     except TokentrimError:
         raise
