@@ -107,5 +107,5 @@ class EVS(SpatialSelector):
             pictures.rows, pictures.images, pictures.frames, pictures.sizes, strict=True
         ):
             size[row, video] += tokens
-            first[row, video] += tokens if frame == 0 or video < 0 else 0
+            first[row, video] += tokens if frame <= 0 or video < 0 else 0
         return {video: max(first[video], keep_count(self.keep_ratio, tokens)) for video, tokens in size.items()}

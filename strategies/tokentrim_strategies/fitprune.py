@@ -97,7 +97,8 @@ class FitPrune(SpatialScorer):
         if not isinstance(data, dict):
             return data
         given = [key for key in ("flops_cut", *_SCHEDULES) if data.get(key) is not None]
-        if len(given) > 1 or (given == ["file"] and data.get("made_for") is not None):
+        none = not given and "flops_cut" in data
+        if none or len(given) > 1 or (given == ["file"] and data.get("made_for") is not None):
             raise ValueError(
                 complaint(
                     f"the schedule of strategy {cls.name!r}",

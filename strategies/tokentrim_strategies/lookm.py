@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,10 @@ from tokentrim_strategies._keeping import ShareOrNone, one_of_two
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_AT_ONCE: Final = 1 << 25
+"""Cosines that are held at once (float32: 134 MB)."""
 
 
 class LookM(CacheMerger, TemporalScorer):
@@ -97,8 +101,11 @@ class LookM(CacheMerger, TemporalScorer):
             return pivots, _picked(values, slots)
         spare = torch.cat([valid, valid[:, :1]], dim=1)  # takes the writes of padded slots
         gone = spare.scatter(1, kept.masked_fill(kept < 0, valid.shape[1]), False)[:, :-1]
-        cosines = unit(keys) @ unit(pivots).transpose(2, 3)
-        nearest = first_argmax(cosines.masked_fill((kept < 0)[:, None, None], -2.0))
+        step = max(1, _AT_ONCE // max(pivots[..., 0].numel(), 1))
+        towards, none = unit(pivots).transpose(2, 3), (kept < 0)[:, None, None]
+        nearest = torch.cat(
+            [first_argmax((part @ towards).masked_fill(none, -2.0)) for part in unit(keys).split(step, dim=2)], dim=2
+        )
         found: list[Tensor] = []
         for whole in (keys, values):
             own = _picked(whole, slots).float()

@@ -205,3 +205,14 @@ def test_a_final_norm_that_cannot_be_told(model: Any) -> None:
     with pytest.raises(UnsupportedError, match=r"final-norm.*LlamaModel"):
         trim(own, probe)
     trim(model, probe)
+
+
+@pytest.mark.parametrize(
+    "spec", [{"name": "visionzip", "merged": "behind"}, {"name": "prumerge", "order": "attention"}]
+)
+def test_tokens_behind_the_image_where_another_follows(model: Any, spec: dict[str, Any]) -> None:
+    spec = {**spec, "keep_ratio": 0.5, "positions": "renumber"}
+    with trim(model, spec):
+        model(**prompt(model, [3, "image", 5], [9]))
+        with pytest.raises(UnsupportedError, match="hold one image in each row; got 'several images'"):
+            model(**prompt(model, [3, "image", 2, "image", 5]))

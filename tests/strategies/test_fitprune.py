@@ -93,3 +93,8 @@ def test_a_schedule_of_ones_own(tmp_path):
 def test_what_contradicts_itself_is_refused(values: dict[str, object]):
     with pytest.raises(ValidationError):
         FitPrune.model_validate(values)
+
+
+def test_no_schedule_at_all_is_refused():
+    with pytest.raises(ValidationError, match="come from one place"):
+        FitPrune.model_validate({"flops_cut": None})

@@ -465,7 +465,7 @@ def test_behind_the_image_through_decode(version: Any):
 
 def test_a_row_of_a_batch_is_the_row_alone_behind_the_image():
     model = tiny_llava(layers=8, side=5)
-    inputs = prompt(model, [3, "image", 5], [9], [2, "image", 4, "image", 7])
+    inputs = prompt(model, [3, "image", 5], [9], [2, "image", 11])
     spec = {"name": "sparsevlm", "tokens": 64, "merged": "behind", "positions": "renumber"}
     with trim(model, {"spatial": [spec], "temporal": {"name": "vta", "horizon": 6}}):
         ids, logits = generate(model, inputs, 4)

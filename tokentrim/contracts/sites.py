@@ -222,6 +222,8 @@ class LayerSite(_Site):
     """A spatial decision: boundary ``boundary``, before decoder layer ``boundary``."""
 
     boundary: int = 0
+    n_original: tuple[int, ...] = ()
+    """Visual tokens of each row before anything was dropped; empty where nothing was."""
     projector: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
     """What :meth:`project` applies; None where there is nothing to apply."""
 

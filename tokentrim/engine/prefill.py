@@ -23,7 +23,7 @@ from tokentrim.engine.seams.undo import Undo, hook
 from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.prompt import Prompt
 from tokentrim.engine.tokens.stream import Stream, gather_columns, merge_features, place, spread
-from tokentrim.errors import AdapterError, EngineError, complaint
+from tokentrim.errors import AdapterError, EngineError, UnsupportedError, complaint
 
 _FOR_STEPS = {Need.LAST_ROW: FROM_LAST_ROW, Need.COLUMN_MEAN: frozenset({Need.PROMPT_COLUMNS})}
 """What is read in every layer, for needs of its decode steps."""
@@ -185,10 +185,13 @@ class Prefill:
                 shared=len(self.at[decision.boundary]) > 1 or bool(self.context.prompt_rows),
             ).by_need(),
             boundary=decision.boundary,
+            n_original=self.prompt.start.n_visual,
             projector=projecting(self.context.layout, self.embeds),
             notes=recording.notes(),
         )
         selection = decide(part, counts, site, self.context.doubts)
+        if any(selection.behind or ()):
+            self._require_one_picture()
         self.prompt.events += 1
         if selection.counts == stream.n_visual and not selection.merges:
             return hidden
@@ -210,6 +213,28 @@ class Prefill:
         """Whether a token may go by a decision."""
         exceeds = any(n > count for n, count in zip(self.stream.n_visual, decision.counts, strict=True))
         return exceeds or not decision.part.count_is_static
+
+    def _require_one_picture(self) -> None:
+        """Refuse tokens that go behind the last visual column, which is not behind their own picture where more follow.
+
+        Raises:
+            UnsupportedError: for a row with several pictures, and for a video, between whose frames text may stand.
+        """
+        placement, start = self.prompt.placement, self.prompt.start
+        if placement is None:
+            return
+        videos = any(encoding.modality == "video" for encoding in placement.encodings)
+        item = placement.items.to(start.vis_pos.device)[placement.number.gather(1, start.vis_pos).clamp(min=0)]
+        first = item[:, :1]
+        if videos or bool(((item != first) & start.vis_valid).any()):
+            raise UnsupportedError(
+                complaint(
+                    "a prompt whose tokens are put behind the image",
+                    "hold one image in each row",
+                    "a video" if videos else "several images",
+                    "leave merged tokens in their places, as the strategy's default does",
+                )
+            )
 
     _orders: list[Tensor] = field(default_factory=list[Tensor])
 

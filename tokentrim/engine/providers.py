@@ -137,9 +137,12 @@ def projecting(layout: Layout, like: Tensor) -> Callable[[Tensor], Tensor] | Non
 
 
 def _projected(projector: nn.Module, like: Tensor, vectors: Tensor) -> Tensor:
-    """Vectors of the vision tower as the language model takes them; the projector may be on a device of its own."""
+    """Vectors of the vision tower as the language model takes them; the projector may have a device and a dtype of its
+    own.
+    """
+    weights = (weight.dtype for weight in projector.parameters() if weight.is_floating_point())
     with torch.no_grad():
-        return projector(vectors.to(device_of(projector), like.dtype)).to(like.device)
+        return projector(vectors.to(device_of(projector), next(weights, like.dtype))).to(like.device, like.dtype)
 
 
 def _copied(what: Any) -> Any:

@@ -22,7 +22,7 @@ from tokentrim.contracts.toolkit.clustering import unit, within
 State = TypeVar("State")
 
 _TABLE: Final = 4096
-"""Tokens up to which all products of pairs are kept (float32: 67 MB a row); of more, those of a chosen token alone."""
+"""All products of pairs are kept up to this number squared (float32: 67 MB); of more, those of a chosen token alone."""
 _SAME: Final = 1 - 1e-6
 """Cosine from which on two tokens are copies of each other: what lies above is rounding."""
 _SPENT: Final = 1e-5
@@ -82,7 +82,7 @@ class Products:
     @classmethod
     def of(cls, vectors: Tensor, *, keep: bool = True) -> Products:
         """Of ``vectors``; ``keep``: whether a table may be kept."""
-        small = keep and vectors.shape[1] <= _TABLE
+        small = keep and vectors.shape[0] * vectors.shape[1] ** 2 <= _TABLE**2
         return cls(vectors, torch.matmul(vectors, vectors.transpose(1, 2)) if small else None)
 
     def at(self, pick: Tensor) -> Tensor:
@@ -94,8 +94,8 @@ class Products:
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """(number of its first vector, [B, n, N]) of all products, a block of vectors at a time."""
-        n = self.vectors.shape[1]
-        step = max(1, min(n, _TABLE * _TABLE // max(n, 1)))
+        rows, n = self.vectors.shape[:2]
+        step = max(1, min(n, _TABLE * _TABLE // max(rows * n, 1)))
         for first in range(0, n, step):
             if self.table is not None:
                 yield first, self.table[:, first : first + step]

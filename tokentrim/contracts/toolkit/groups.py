@@ -16,6 +16,8 @@ from tokentrim.contracts.sites import Grid
 from tokentrim.contracts.toolkit.clustering import first_argmax, unit
 from tokentrim.contracts.toolkit.ranking import grouped_order, ranks_within
 
+_AT_ONCE = 1 << 25
+"""Cosines that are held at once (float32: 134 MB)."""
 _MOST = 1 << 20
 """More images, frames and tiles than any prompt has."""
 
@@ -93,7 +95,7 @@ class Groups:
     def nearest(self, vectors: Tensor, chosen: Tensor, most: int) -> Tensor:
         """int64 [B, N]: the chosen token of its group that each token is most like, by cosine; N where there is none.
 
-        Cost: O(N most D), and N x most numbers per row.
+        Cost: O(N most D), a block of tokens at a time.
 
         Args:
             vectors: [B, N, D]; of equal cosines the lowest index counts.
@@ -106,7 +108,11 @@ class Groups:
         index = torch.argsort((~chosen).byte(), dim=1, stable=True)[:, :most]
         directions = unit(vectors)
         towards = directions.gather(1, index.unsqueeze(-1).expand(-1, -1, directions.shape[-1]))
-        allowed = self.before.unsqueeze(2) == self.before.gather(1, index).unsqueeze(1)
-        allowed = allowed & chosen.gather(1, index).unsqueeze(1)
-        cosines = torch.matmul(directions, towards.transpose(1, 2)).masked_fill(~allowed, float("-inf"))
-        return index.gather(1, first_argmax(cosines)).masked_fill(~allowed.any(dim=2), width)
+        group = self.before.gather(1, index).masked_fill(~chosen.gather(1, index), -1).unsqueeze(1)
+        found: list[Tensor] = []
+        step = max(1, _AT_ONCE // max(len(chosen) * most, 1))
+        for own, mine in zip(self.before.split(step, dim=1), directions.split(step, dim=1), strict=True):
+            allowed = own.unsqueeze(2) == group
+            cosines = torch.matmul(mine, towards.transpose(1, 2)).masked_fill(~allowed, float("-inf"))
+            found.append(index.gather(1, first_argmax(cosines)).masked_fill(~allowed.any(dim=2), width))
+        return torch.cat(found, dim=1)

@@ -42,7 +42,8 @@ class Pictures:
         """Those of a site with ``Need.GRID``. Reads the device once, where a row may hold more than one picture."""
         batch, width = site.ids.shape
         vision = site.shape.vision
-        single = vision is not None and not vision.varies and vision.pieces == 1 and width <= vision.n_visual
+        most = max(site.n_original or site.n_visual, default=0)  # of two pictures there may be one's number left
+        single = vision is not None and not vision.varies and vision.pieces == 1 and most <= vision.n_visual
         if single or not width:
             return cls(tuple(range(batch)), site.n_visual, (0,) * batch, (0,) * batch, None, width, batch)
         grid = site.grid

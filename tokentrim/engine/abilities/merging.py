@@ -89,6 +89,12 @@ class Merging:
                 complaint("the attention of a vision tower whose tokens merge", f"be one of {', '.join(_KERNELS)}",
                           implementation, "load the model with attn_implementation='sdpa'")
             )  # fmt: skip
+        devices = sorted({str(weight.device) for block in layout.tower_blocks for weight in block.module.parameters()})
+        if len(devices) > 1:
+            raise UnsupportedError(
+                complaint("a vision tower whose tokens merge", "run on one device", devices,
+                          "give device_map one device for the vision tower")
+            )  # fmt: skip
         return cls(layout, part, clock)
 
     @property
@@ -132,10 +138,11 @@ class Merging:
         pieces: list[Tensor] = []
         for rows, tokens in sizes:
             index = torch.arange(ends[-1], ends[-1] + rows * tokens, dtype=torch.float64).view(rows, 1, tokens)
-            pieces.append(torch.cat([index, index**2], dim=1))
+            pieces.append(torch.cat([index, index**2, -index], dim=1))
             ends.append(ends[-1] + rows * tokens)
-        source, squared = arrange(pieces).double()
-        if not torch.equal(source**2, squared):  # a mean of several tokens
+        source, squared, negated = arrange(pieces).double()
+        # A mean of several tokens changes the squares, a maximum of several the negatives.
+        if not torch.equal(source**2, squared) or not torch.equal(source, -negated):
             raise UnsupportedError(
                 complaint("the features of pictures whose tokens merge in the vision tower",
                           "be what the tower made of one patch each", "patches that are pooled or resized behind it",
