@@ -161,6 +161,9 @@ class CDPruner(Keeping, SpatialSelector):
         """The pictures, and int64 [P, n]: the tokens of each in the order in which they are chosen; -1 behind them."""
         from tokentrim import Pictures, greedy_volume, unit
 
+        def choose(pictures: Pictures, counts: tuple[int, ...]) -> Tensor:
+            vectors = unit(pictures.split(site.features)) * pictures.split(relevance).unsqueeze(-1)
+            return greedy_volume(vectors, pictures.sizes, counts)
+
         pictures = Pictures.of(site)
-        vectors = unit(pictures.split(site.features)) * pictures.split(relevance).unsqueeze(-1)
-        return pictures, greedy_volume(vectors, pictures.sizes, pictures.shares(count.tolist()))
+        return pictures, pictures.in_parts(choose, pictures.shares(count.tolist()))

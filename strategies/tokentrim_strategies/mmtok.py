@@ -154,26 +154,31 @@ class MMTok(Keeping, SpatialSelector):
 
         from tokentrim import Pictures, greedy_cover, unit, within
 
+        asked, padding = self.words(site), self.in_padding(site)
+
+        def choose(pictures: Pictures, counts: tuple[int, ...]) -> Tensor:
+            rows = torch.tensor(pictures.rows, device=site.device)
+            last = 2 * (1 + self.alpha) * pictures.split(padding)  # more than there is to be covered
+            real = within(pictures.sizes, last.shape[1], site.device)
+            words = asked[rows].unsqueeze(-1)
+            text = torch.matmul(unit(site.text_embeds[0])[rows], unit(pictures.split(site.features)).transpose(1, 2))
+            vectors = unit(pictures.split(site.vision_hidden))
+            image = torch.matmul(vectors, vectors.transpose(1, 2))
+
+            def shares(products: Tensor, temperature: float, rows: Tensor) -> Tensor:
+                """[P, n, rows]: each row's softmax over a picture's tokens, all of them adding up to 1."""
+                weights = (products / temperature).masked_fill(~real.unsqueeze(1), -1e30).softmax(dim=2)
+                return (weights.masked_fill(~rows, 0.0) / rows.sum(dim=1, keepdim=True).clamp(min=1)).transpose(1, 2)
+
+            covers = [
+                shares(text, self.text_temperature, words),
+                self.alpha * shares(image, self.image_temperature, real.unsqueeze(-1)),
+            ]
+            affinity = torch.cat(covers, dim=2).masked_fill(~real.unsqueeze(-1), 0.0)
+            return greedy_cover(affinity, real, counts, lambda gain: gain - last)
+
         pictures = Pictures.of(site)
-        rows = torch.tensor(pictures.rows, device=site.device)
-        last = 2 * (1 + self.alpha) * pictures.split(self.in_padding(site))  # more than there is to be covered
-        real = within(pictures.sizes, last.shape[1], site.device)
-        words = self.words(site)[rows].unsqueeze(-1)
-        text = torch.matmul(unit(site.text_embeds[0])[rows], unit(pictures.split(site.features)).transpose(1, 2))
-        vectors = unit(pictures.split(site.vision_hidden))
-        image = torch.matmul(vectors, vectors.transpose(1, 2))
-
-        def shares(products: Tensor, temperature: float, rows: Tensor) -> Tensor:
-            """[P, n, rows]: each row's softmax over a picture's tokens, all of them adding up to 1."""
-            weights = (products / temperature).masked_fill(~real.unsqueeze(1), -1e30).softmax(dim=2)
-            return (weights.masked_fill(~rows, 0.0) / rows.sum(dim=1, keepdim=True).clamp(min=1)).transpose(1, 2)
-
-        covers = [
-            shares(text, self.text_temperature, words),
-            self.alpha * shares(image, self.image_temperature, real.unsqueeze(-1)),
-        ]
-        affinity = torch.cat(covers, dim=2).masked_fill(~real.unsqueeze(-1), 0.0)
-        return pictures, greedy_cover(affinity, real, pictures.shares(count.tolist()), lambda gain: gain - last)
+        return pictures, pictures.in_parts(choose, pictures.shares(count.tolist()))
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
         """What is chosen, in raster order."""

@@ -66,18 +66,19 @@ class SCOPE(Keeping, SpatialSelector):
 
         from tokentrim import Pictures, greedy_cover, unit, within
 
-        pictures = Pictures.of(site)
         attention = site.vision_rows[:, 0].float().sum(dim=1)
         site.note(attention, "weighs what each token would cover")
-        vectors, weight = unit(pictures.split(site.vision_hidden)), pictures.split(attention).pow(self.alpha)
-        real = within(pictures.sizes, vectors.shape[1], site.device)
-        cosines = torch.matmul(vectors, vectors.transpose(1, 2))
-        cosines = cosines.masked_fill_(~(real.unsqueeze(1) & real.unsqueeze(2)), 0.0)
 
-        def weigh(gain: Tensor) -> Tensor:
-            return gain * weight if self.combined == "multiply" else gain + weight
+        def choose(pictures: Pictures, counts: tuple[int, ...]) -> Tensor:
+            vectors, weight = unit(pictures.split(site.vision_hidden)), pictures.split(attention).pow(self.alpha)
+            real = within(pictures.sizes, vectors.shape[1], site.device)
+            cosines = torch.matmul(vectors, vectors.transpose(1, 2))
+            cosines = cosines.masked_fill_(~(real.unsqueeze(1) & real.unsqueeze(2)), 0.0)
+            add = self.combined == "add"
+            return greedy_cover(cosines, real, counts, lambda gain: gain + weight if add else gain * weight)
 
-        return pictures, greedy_cover(cosines, real, pictures.shares(count.tolist()), weigh)
+        pictures = Pictures.of(site)
+        return pictures, pictures.in_parts(choose, pictures.shares(count.tolist()))
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
         """What is chosen, in raster order."""

@@ -88,3 +88,13 @@ def test_by_hand(alpha: float, expected: list[int]):
     vectors = torch.tensor([[[1.0, 0.0], [1.0, 0.2], [1.0, -0.2], [0.0, 0.9]]])
     rows = torch.tensor([[[[0.1, 0.1, 0.5, 0.3]]]])
     assert select(SCOPE(alpha=alpha), rows, vectors, (4,), (2,), raster_grid(1, 4)).kept[0].tolist() == expected
+
+
+def test_pictures_in_parts_are_pictures_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One large picture beside small ones: tables in parts choose what one table chooses."""
+    small, large = vars(raster_grid(2, 3, images=4)), vars(raster_grid(5, 5))
+    grid = Grid(*(torch.cat([small[name], large[name] + 4 * (name == "image")], dim=1) for name in small))
+    rows, vectors = attention(1, 1, 2, 49), drawn(1, 49, 6, seed=1)
+    together = select(SCOPE(), rows, vectors, (49,), (20,), grid).kept
+    monkeypatch.setattr("tokentrim.contracts.toolkit.pictures._PAIRS", 72)
+    assert torch.equal(select(SCOPE(), rows, vectors, (49,), (20,), grid).kept, together)

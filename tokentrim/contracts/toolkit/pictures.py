@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from tokentrim.contracts.sites import LayerSite
 from tokentrim.contracts.toolkit.greedy import marked
+
+_PAIRS: Final = 1 << 25
+"""Pairs of tokens that tables of several pictures hold at once (float32: 134 MB)."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,36 @@ class Pictures:
             return marked(order, self.width)
         there = self.index.gather(1, order.clamp(min=0)).masked_fill(order < 0, -1)
         return marked(there.flatten().unsqueeze(0), self.batch * self.width).view(self.batch, self.width)
+
+    def in_parts(self, choose: Callable[[Pictures, tuple[int, ...]], Tensor], counts: tuple[int, ...]) -> Tensor:
+        """int64 [P, m]: what ``choose`` says of each picture, asked for pictures of like sizes together.
+
+        A large picture beside many small ones would make tables of all pairs as large as its own for every one.
+
+        Args:
+            choose: of some pictures and their counts, int64 [pictures, n], -1 behind what a picture has.
+            counts: of each picture.
+        """
+        index, parts = self.index, list[list[int]]()
+        for number in sorted(range(len(self.sizes)), key=self.sizes.__getitem__):
+            if not parts or (len(parts[-1]) + 1) * self.sizes[number] ** 2 > _PAIRS:
+                parts.append([])
+            parts[-1].append(number)
+        if len(parts) < 2 or index is None:
+            return choose(self, counts)
+        found = [(part, choose(self._only(part, index), tuple(counts[number] for number in part))) for part in parts]
+        orders = torch.full((len(counts), max(counts, default=0)), -1, device=found[0][1].device)
+        for part, order in found:
+            orders[part, : order.shape[1]] = order
+        return orders
+
+    def _only(self, numbers: list[int], index: Tensor) -> Pictures:
+        """Some of the pictures."""
+        rows, sizes, images, frames = (
+            tuple(values[number] for number in numbers) for values in (self.rows, self.sizes, self.images, self.frames)
+        )
+        places = index[numbers, : max(sizes, default=0)]
+        return replace(self, rows=rows, sizes=sizes, images=images, frames=frames, index=places)
 
     def shares(self, counts: Sequence[int]) -> tuple[int, ...]:
         """Tokens that stay of each picture, ``counts`` of each row: by size, what floors leave over to later ones."""
