@@ -24,7 +24,10 @@ NEW = 5
 """Tokens that a generation makes."""
 SPATIAL, TEMPORAL = ("input", "inside", "merging", "renumber"), ("temporal", "both")
 KINDS = ("none", *SPATIAL, *TEMPORAL)
-_EXTRA = frozenset({Need.EVIDENCE, Need.VISION_ROWS})  # what only some callers supply, or some towers have
+_PLAIN = frozenset(
+    {Need.RANDOM, Need.GRID, Need.LAST_ROW, Need.TEXT_ROWS, Need.COLUMN_MEAN, Need.PROMPT_ROW, Need.ACCUMULATED}
+)
+"""What every model and caller supplies, whatever pads the prompt."""
 
 
 def group_of(kind: str) -> str:
@@ -43,7 +46,7 @@ def representatives() -> dict[str, dict[str, Any]]:
         strategy = strategy_from(spec).strategy
         parts, temporal, needs = strategy.spatial_parts, strategy.temporal_part, strategy.needed()
         if (
-            needs & _EXTRA
+            needs - _PLAIN
             or strategy.trainable
             or getattr(strategy, "guide", None)
             or "path" in type(strategy).model_fields
