@@ -1,5 +1,7 @@
 """``lookm``: the choice of each head and what is merged into it; heads stand for rows of a batch."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ LEFT_OUT = {
 _MERGES = {"pivot": "pivot", "drop": "none", "h2o": "none"}
 
 
-def outputs(inputs: dict[str, Tensor], params: dict) -> dict[str, Tensor]:
+def outputs(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
     """Text and the last entries stay there; what a strategy decides about is the rest, the images' alone but in H2O."""
     keys, values, sums = (inputs[name] for name in ("keys", "values", "column_sums"))
     heads, length = sums.shape

@@ -142,7 +142,7 @@ class Merging:
             ends.append(ends[-1] + rows * tokens)
         source, squared, negated = arrange(pieces).double()
         # A mean of several tokens changes the squares, a maximum of several the negatives.
-        if not torch.equal(source**2, squared) or not torch.equal(source, -negated):
+        if not torch.equal(torch.stack([source**2, source]), torch.stack([squared, -negated])):
             raise UnsupportedError(
                 complaint("the features of pictures whose tokens merge in the vision tower",
                           "be what the tower made of one patch each", "patches that are pooled or resized behind it",
