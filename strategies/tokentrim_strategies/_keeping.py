@@ -17,6 +17,7 @@ from tokentrim import (
     SpatialSelector,
     Strategy,
     StrategyError,
+    TemporalScorer,
     complaint,
     resolve_count,
 )
@@ -133,6 +134,37 @@ class Keeping(Spatial, ABC):
         boundary = self.boundary_of(shape)
         check_boundary(self, self.acts_at, boundary, shape)
         return Schedule.of({boundary: self.count_of(n_visual)})
+
+    def label(self) -> str:
+        """As everywhere, without the ratio that a count has replaced."""
+        return super().label().replace("keep_ratio=None, ", "")
+
+
+class KeepingEntries(TemporalScorer, ABC):
+    """A temporal strategy that keeps a share, or a number, of each layer's visual entries, decided once.
+
+    ``keep_count`` takes the place of the default ``keep_ratio``; writing both is an error.
+    """
+
+    budget_knob: ClassVar[str | None] = "keep_ratio"
+
+    keep_ratio: ShareOrNone = Field(default=0.25, description="share of a layer's visual entries that is kept")
+    keep_count: int | None = Field(
+        default=None, ge=0, description="visual entries kept per prompt and layer, instead of keep_ratio"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_the_two(cls, data: Any) -> Any:
+        return one_of_two(data, "keep_ratio", "keep_count", f"the budget of strategy {cls.name!r}")
+
+    def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
+        """The same at every step, in every layer."""
+        return resolve_count(n_prefill, self.keep_ratio, self.keep_count)
+
+    def ranks_once(self) -> bool:
+        """What the prompt attended to does not change."""
+        return True
 
     def label(self) -> str:
         """As everywhere, without the ratio that a count has replaced."""

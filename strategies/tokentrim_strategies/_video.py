@@ -9,7 +9,7 @@ from tokentrim import Grid
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PLACE_BITS, FRAME_BITS = 14, 16  # of the key: rows and columns of a plane, frames of a video
+_PLACE_BITS, FRAME_BITS = 14, 20  # of the key: rows and columns of a plane, frames of a video
 
 
 def place_keys(grid: Grid, placed: Tensor) -> Tensor:
@@ -21,3 +21,18 @@ def place_keys(grid: Grid, placed: Tensor) -> Tensor:
     for part, bits in ((grid.row, _PLACE_BITS), (grid.col, _PLACE_BITS), (grid.frame, FRAME_BITS)):
         keys = (keys << bits) + part
     return keys.masked_fill(~placed, -1)
+
+
+def earlier(grid: Grid, placed: Tensor, back: Tensor | int) -> tuple[Tensor, Tensor]:
+    """(int64 [B, N], bool [B, N]): the token at each token's place ``back`` frames before, and whether it is there.
+
+    Where it is not, the number is that of any other token.
+    """
+    import torch
+
+    keys = place_keys(grid, placed)
+    ordered, order = keys.sort(dim=1)
+    wanted = keys - back
+    found = torch.searchsorted(ordered, wanted).clamp(max=keys.shape[1] - 1)
+    # Before the first place of all lies the key of what is not placed.
+    return order.gather(1, found), (ordered.gather(1, found) == wanted) & (wanted >= 0)

@@ -24,7 +24,7 @@ from tokentrim import (
     keep_count,
 )
 from tokentrim_strategies._keeping import Share, check_boundary
-from tokentrim_strategies._video import place_keys
+from tokentrim_strategies._video import earlier
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,12 +64,9 @@ class FrameThinning(_ThinningParameters, SpatialSelector):
         if not width:
             return Selection.everything(site.n_visual, site.device)
 
-        keys, order = place_keys(grid, placed).sort(dim=1)
-        wanted = place_keys(grid, placed) - back
-        at = torch.searchsorted(keys, wanted).clamp(max=width - 1)
-        there = keys.gather(1, at) == wanted
+        reference, there = earlier(grid, placed, back)
         towards = unit(site.features)
-        reference = order.gather(1, at).unsqueeze(-1).expand_as(towards)
+        reference = reference.unsqueeze(-1).expand_as(towards)
         similar = (towards * towards.gather(1, reference)).sum(dim=-1).masked_fill(~there, -2.0)
         site.note(-similar.masked_fill(~thinned, -1.0), "chooses within each frame that is thinned")
 

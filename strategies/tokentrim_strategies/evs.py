@@ -9,16 +9,13 @@ from pydantic import Field
 
 from tokentrim import LayerSite, ModelShape, Need, Schedule, Selection, SpatialSelector, Stage, keep_count
 from tokentrim_strategies._keeping import Share
+from tokentrim_strategies._video import earlier
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tokentrim import Pictures
 
-_SIDE: Final = 1 << 14
-_FRAMES: Final = 1 << 20
-"""More rows or columns, and more frames, than any video has."""
-_NOWHERE: Final = (1 << 63) - 1
 _NEW: Final = 3.0
 """What is new differs by more than anything can, which is 2."""
 
@@ -80,15 +77,10 @@ class EVS(SpatialSelector):
         from tokentrim import Pictures, ranks_within, unit
 
         grid, width = site.grid, site.ids.shape[1]
-        place = (grid.plane * _SIDE + grid.row) * _SIDE + grid.col
         placed = site.valid & (grid.row >= 0)
-        key = ((grid.image * _FRAMES + grid.frame) * 2 * _SIDE * _SIDE + place).masked_fill(~placed, _NOWHERE)
-        ordered, order = key.sort(dim=1)
-        wanted = key - 2 * _SIDE * _SIDE  # the same place, one frame before
-        found = torch.searchsorted(ordered, wanted).clamp(max=width - 1)
-        known = placed & (ordered.gather(1, found) == wanted)
+        index, known = earlier(grid, placed, 1)
         tokens = unit(site.features)
-        before = tokens.gather(1, order.gather(1, found).unsqueeze(2).expand_as(tokens))
+        before = tokens.gather(1, index.unsqueeze(2).expand_as(tokens))
         change = torch.where(known, 1 - (tokens * before).sum(dim=2), _NEW)
         site.note(change, "unlike the frame before; the first frame stays")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from tokentrim import CacheMerger, ModelShape, Need, StepSite, TemporalScorer, resolve_count
-from tokentrim_strategies._keeping import ShareOrNone, one_of_two
+from tokentrim import CacheMerger, Need, StepSite
+from tokentrim_strategies._keeping import KeepingEntries
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +17,7 @@ _AT_ONCE: Final = 1 << 25
 """Cosines that are held at once (float32: 134 MB)."""
 
 
-class LookM(CacheMerger, TemporalScorer):
+class LookM(CacheMerger, KeepingEntries):
     """Keep, in each layer's cache, text and the visual entries that received most attention; the rest merges into them.
 
     Score of visual entry j, with A the layer's softmax at prefill: ``sum_i sum_h A[h, i, j]`` over all queries i of the
@@ -60,30 +60,8 @@ class LookM(CacheMerger, TemporalScorer):
     name: ClassVar[str] = "lookm"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PROMPT_COLUMNS})
     merges: ClassVar[bool] = True
-    budget_knob: ClassVar[str | None] = "keep_ratio"
 
-    keep_ratio: ShareOrNone = Field(default=0.25, description="share of a layer's visual entries that is kept")
-    keep_count: int | None = Field(
-        default=None, ge=0, description="visual entries kept per prompt and layer, instead of keep_ratio"
-    )
     merge: Literal["pivot", "none"] = Field(default="pivot", description="what becomes of the entries that leave")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_of_the_two(cls, data: Any) -> Any:
-        return one_of_two(data, "keep_ratio", "keep_count", f"the budget of strategy {cls.name!r}")
-
-    def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
-        """The same at every step, in every layer."""
-        return resolve_count(n_prefill, self.keep_ratio, self.keep_count)
-
-    def ranks_once(self) -> bool:
-        """The prompt's attention does not change."""
-        return True
-
-    def label(self) -> str:
-        """As everywhere, without the ratio that a count has replaced."""
-        return super().label().replace("keep_ratio=None, ", "")
 
     def score(self, site: StepSite) -> Tensor:
         """Attention received, mean over queries and heads."""

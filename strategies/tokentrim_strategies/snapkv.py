@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from tokentrim import ModelShape, Need, StepSite, TemporalScorer, complaint, resolve_count
-from tokentrim_strategies._keeping import ShareOrNone, one_of_two
+from tokentrim import Need, StepSite, complaint
+from tokentrim_strategies._keeping import KeepingEntries
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class SnapKV(TemporalScorer):
+class SnapKV(KeepingEntries):
     """Rank the cached visual entries by attention of the prompt's last tokens, smoothed, and keep the best, per layer.
 
     With A the layer's softmax at prefill over all keys, W the last ``window`` tokens of the prompt, and the visual
@@ -56,19 +56,9 @@ class SnapKV(TemporalScorer):
 
     name: ClassVar[str] = "snapkv"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PROMPT_WINDOW})
-    budget_knob: ClassVar[str | None] = "keep_ratio"
 
-    keep_ratio: ShareOrNone = Field(default=0.25, description="share of a layer's visual entries that is kept")
-    keep_count: int | None = Field(
-        default=None, ge=0, description="visual entries kept per prompt and layer, instead of keep_ratio"
-    )
     window: int = Field(default=64, ge=1, description="last prompt tokens whose attention ranks")
     kernel: int = Field(default=5, ge=1, description="entries that are averaged to smooth the ranking; odd")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_of_the_two(cls, data: Any) -> Any:
-        return one_of_two(data, "keep_ratio", "keep_count", f"the budget of strategy {cls.name!r}")
 
     @field_validator("kernel")
     @classmethod
@@ -80,18 +70,6 @@ class SnapKV(TemporalScorer):
     def wants_window(self) -> int:
         """As ``window`` says."""
         return self.window
-
-    def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
-        """The same at every step, in every layer."""
-        return resolve_count(n_prefill, self.keep_ratio, self.keep_count)
-
-    def ranks_once(self) -> bool:
-        """The prompt's rows do not change."""
-        return True
-
-    def label(self) -> str:
-        """As everywhere, without the ratio that a count has replaced."""
-        return super().label().replace("keep_ratio=None, ", "")
 
     def per_head(self, site: StepSite) -> Tensor:
         """float32 [B, H_kv, N]: what each key/value head ranks by."""
