@@ -238,7 +238,7 @@ def _vtw(search: _Search, options: VTW) -> ScheduleFile:
 def _fitprune(search: _Search, options: FitSearch) -> ScheduleFile:
     """The recipe of the least share of attention that has to go for the target."""
     shape, n_visual = search.target.shape, _n_visual(search.target)
-    search.told.start(fitprune.HALVINGS, 0)
+    search.told.start(fitprune.HALVINGS)
     whole: dict[str, dict[int, dict[int, Tensor]]] = {}
     taken: dict[float, fitprune.Deleted] = {}
 

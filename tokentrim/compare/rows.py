@@ -43,13 +43,14 @@ def metric_name(cell: Cell) -> str:
 def cell_row(members: Sequence[Cell], index: Index, times: Times) -> Row:
     """The row of one cell, or of one cell with all its seeds."""
     metric = metric_of(members[0])
+    reference, beside = (_paired(members, index, rival) for rival in (index.reference, index.random))
     own = {
         "task": members[0].task.task,
         "key": members[0].key,
         **_scored([members], index, metric),
-        "p_vs_none": _tested(members, index, index.reference, metric),
-        "p_vs_random": _tested(members, index, index.random, metric),
-        "gain_vs_random": _gain([members], index, index.random),
+        "p_vs_none": None if reference is None else stats.paired_p(*reference, metric),
+        "p_vs_random": None if beside is None else stats.paired_p(*beside, metric),
+        "gain_vs_random": _gain(beside),
     }
     return _row("cells", own, [members], index, times)
 
@@ -108,12 +109,13 @@ def overall_rows(index: Index, times: Times) -> list[Row]:
 
 def _overall_row(tasks: Sequence[Sequence[Cell]], index: Index, times: Times) -> Row:
     """One row of means over tasks of one metric, each with the seeds of one method at one budget."""
+    reference, beside = (_together(tasks, index, rival) for rival in (index.reference, index.random))
     own = {
         "tasks": [listed[0].task.task for listed in tasks],
         **_scored(tasks, index, "graded"),  # one task is bootstrapped like several, so that rows of means compare
-        "p_vs_none": _pooled(tasks, index, index.reference),
-        "p_vs_random": _pooled(tasks, index, index.random),
-        "gain_vs_random": _gain(tasks, index, index.random),
+        "p_vs_none": None if reference is None else stats.sign_flip(*reference),
+        "p_vs_random": None if beside is None else stats.sign_flip(*beside),
+        "gain_vs_random": _gain(beside),
     }
     return _row("means", own, tasks, index, times)
 
@@ -186,26 +188,13 @@ def _realised(first: Cell, row: Row, index: Index) -> float | None:
     return realised
 
 
-def _tested(members: Sequence[Cell], index: Index, rival: Rival, metric: stats.Metric) -> float | None:
-    """p value of the paired test of means over seeds; None where there is nothing to compare with."""
-    pair = _paired(members, index, rival)
-    return None if pair is None else stats.paired_p(*pair, metric)
-
-
-def _pooled(tasks: Sequence[Sequence[Cell]], index: Index, rival: Rival) -> float | None:
-    """p value of the sign-flip test over the questions of several tasks together."""
-    pair = _together(tasks, index, rival)
-    return None if pair is None else stats.sign_flip(*pair)
-
-
-def _gain(tasks: Sequence[Sequence[Cell]], index: Index, rival: Rival) -> float | None:
-    """Mean difference over the questions of several tasks together: what the test is about."""
-    pair = _together(tasks, index, rival)
+def _gain(pair: tuple[list[float], list[float]] | None) -> float | None:
+    """Mean difference over the questions that both answered: what a paired test is about."""
     return None if pair is None else number((mean(pair[0]) or 0.0) - (mean(pair[1]) or 0.0))
 
 
 def _together(tasks: Sequence[Sequence[Cell]], index: Index, rival: Rival) -> tuple[list[float], list[float]] | None:
-    """The pairs of several tasks; None where one of them has none."""
+    """The pairs of several tasks, one after another; None where one of them has none."""
     pairs = [_paired(listed, index, rival) for listed in tasks]
     found = [pair for pair in pairs if pair is not None]
     if len(found) < len(pairs):

@@ -218,10 +218,11 @@ def _store(
         data = build(cells, results, about, timings, config.correction)
         return publish(Summary(folder.path, data, files), gallery, formats)
 
-    if config.timing is not None:
+    def publish_untimed() -> None:
         published([])
         told.say(f"the report without times is in {folder.path}")
-    return published(time_cells(config, cells, results, folder, told))
+
+    return published(time_cells(config, cells, results, folder, told, publish_untimed))
 
 
 def require_report_extra() -> None:

@@ -7,7 +7,7 @@ longest answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -123,19 +123,32 @@ def time_cells(
     finished: Mapping[str, CellResult],
     folder: ResultsFolder,
     told: Progress,
+    before: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """The timing pass over every method and budget, one row each; what the folder holds is not measured again.
 
     To be called when no cell runs any more: whatever else the machine does is in the numbers.
+
+    Args:
+        config: of the comparison.
+        cells: all of it.
+        finished: their results by key.
+        folder: keeps what is measured.
+        told: hears of each.
+        before: called once, before the first measurement; not where everything is there.
     """
     if config.timing is None:
         return []
     rows: list[dict[str, Any]] = []
+    begun = False
     for target, listed in groupby(cells, key=lambda cell: cell.model):
         chosen = _to_time(list(listed), finished)
         keys = {cell.key: digest({"cell": cell.key, "timing": config.timing.model_dump()}) for cell in chosen}
         held = {cell.key: folder.measured("timings", keys[cell.key]) for cell in chosen}
         if any(row is None for row in held.values()):
+            if not begun:
+                before()
+            begun = True
             told.say(f"timing {len(chosen)} methods and budgets on {target.name}, in turn with the unpruned model")
             told.start(len(chosen), sum(row is not None for row in held.values()))
             loaded = target.load()

@@ -82,7 +82,7 @@ class Layout:
         found = [
             part
             for part in self.language_model.children()
-            if (weights := list(part.parameters())) and all(weight.dim() == 1 for weight in weights)
+            if any(True for _ in part.parameters()) and all(weight.dim() == 1 for weight in part.parameters())
         ]
         return found[0] if len(found) == 1 else None
 
