@@ -56,7 +56,7 @@ class Turn:
     def left(self) -> str:
         """What is left of the pictures, for people."""
         places = [
-            f"{count} {'in the cache at the end' if layer is None else f'from layer {layer}'}"
+            f"{count} {'in the last layer at the end' if layer is None else f'from layer {layer}'}"
             for layer, count in self.kept
         ]
         share = self.kept[-1][1] / self.n_visual if self.n_visual else 0

@@ -49,7 +49,7 @@ def write_overlay(
     draw = ImageDraw.Draw(canvas)
     for place, (layer, kept) in enumerate(stages):
         left = _GAP + place * (width + _GAP)
-        title = "cache at the end" if layer is None else f"from layer {layer}"
+        title = "last layer, at the end" if layer is None else f"from layer {layer}"
         draw.text((left, 14), title, fill=_INK, font=ImageFont.load_default(17))
         text = f"{len(kept)} kept"
         font = ImageFont.load_default(15)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,9 +12,12 @@ from tokentrim.cli.output import AsJson, StrategyOption, console, emit
 from tokentrim.counting.costs import Usage
 from tokentrim.counting.forecast import NEW_TOKENS, TEXT_TOKENS, Plan, plan as make_plan
 from tokentrim.counting.tilings import NOMINAL_SIZE
+from tokentrim.counting.units import in_bytes, in_operations
 from tokentrim.errors import ConfigError, UnsupportedError, complaint
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
     from tokentrim.counting.shape import VisionShape
@@ -120,30 +123,30 @@ def _totals(usage: Usage) -> list[tuple[str, str, str, float]]:
     """Rows ``(what, planned, unpruned, share)`` of the figures that sum over layers."""
     full, last = usage.unpruned(), usage.n_steps
 
-    def row(name: str, values: tuple[float, float], scale: float, unit: str, share: float) -> Any:
-        planned, unpruned = (f"{value / scale:,.2f}{unit}" for value in values)
+    def row(name: str, values: Sequence[str], share: float) -> tuple[str, str, str, float]:
+        planned, unpruned = values
         return name, planned, unpruned, share
 
-    def mebibytes(name: str, planned: float, unpruned: float, share: float) -> Any:
-        return row(name, (planned, unpruned), 1024 * 1024, " MiB", share)
+    def held(name: str, planned: float, unpruned: float, share: float) -> tuple[str, str, str, float]:
+        return row(name, in_bytes(planned, unpruned), share)
 
     peak, visual = usage.kv_visual_bytes(0), full.kv_visual_bytes(0)
     mean, end = usage.kv_mean_ratio, usage.kv_visual_bytes(last)
-    tokens = usage.layer_mean_tokens, full.layer_mean_tokens
-    macs = usage.macs_per_layer, full.macs_per_layer
-    flops = usage.prefill_flops, full.prefill_flops
+    tokens = [f"{mean_tokens:,.2f}" for mean_tokens in (usage.layer_mean_tokens, full.layer_mean_tokens)]
+    macs = in_operations(usage.macs_per_layer, full.macs_per_layer)
+    flops = in_operations(usage.prefill_flops, full.prefill_flops)
     seen = usage.kv_read_ratio
     # Where nothing is hidden, what is seen is what is held.
-    hidden = [mebibytes("visual KV seen, mean over decoding", seen * visual, visual, seen)] if usage.seen else []
+    hidden = [held("visual KV seen, mean over decoding", seen * visual, visual, seen)] if usage.seen else []
     return [
-        row("layer-mean visual tokens", tokens, 1, "", usage.layer_mean_ratio),
-        row("MACs per layer, field", macs, 1e9, " G", usage.flops_ratio_field),
-        row("prefill FLOPs, physical", flops, 1e12, " T", usage.flops_ratio),
-        mebibytes("visual KV, end of prefill", peak, visual, usage.kv_peak_ratio),
-        mebibytes("visual KV, mean over decoding", mean * visual, visual, mean),
+        row("layer-mean visual tokens", tokens, usage.layer_mean_ratio),
+        row("MACs per layer, field", macs, usage.flops_ratio_field),
+        row("prefill FLOPs, physical", flops, usage.flops_ratio),
+        held("visual KV, end of prefill", peak, visual, usage.kv_peak_ratio),
+        held("visual KV, mean over decoding", mean * visual, visual, mean),
         *hidden,
-        mebibytes("visual KV, last forward", end, visual, usage.kv_end_ratio),
-        mebibytes("all KV, mean over decoding", usage.kv_bytes_mean, full.kv_bytes_mean, usage.kv_total_mean_ratio),
+        held("visual KV, last forward", end, visual, usage.kv_end_ratio),
+        held("all KV, mean over decoding", usage.kv_bytes_mean, full.kv_bytes_mean, usage.kv_total_mean_ratio),
     ]
 
 

@@ -272,21 +272,29 @@ def _print(out: Console, answer: RunAnswer, reference: RunAnswer | None, overlay
     out.print()
     kept = plain_table("from", "visual tokens kept", "share")
     for layer, tokens in answer.stages:
-        place = "cache at the end" if layer is None else f"layer {layer}"
+        place = "last layer, at the end" if layer is None else f"layer {layer}"
         share = f"{len(tokens) / answer.report.n_visual:.1%}" if answer.report.n_visual else "-"
         kept.add_row(place, str(len(tokens)), share)
     out.print(kept)
     out.print()
-    out.print(_cost_table(answer.report, None if reference is None else reference.report))
+    out.print(_cost_table(answer.report))
+    report = answer.report
+    out.print(
+        f"one run, on this machine as it is: prefill {1000 * report.prefill_seconds:.0f} ms, decoding "
+        f"{1000 * report.decode_seconds:.0f} ms, of both {1000 * report.selection_seconds:.0f} ms selecting; "
+        "'tokentrim bench' compares times",
+        style="dim",
+        soft_wrap=True,
+    )
     for note in answer.report.notes:
         out.print(f"note: {note}", style="dim")
     if overlay is not None:
         out.print(f"kept patches: {overlay}", soft_wrap=True)
 
 
-def _cost_table(report: Report, reference: Report | None) -> Any:
-    """Costs as shares of the unpruned run, and times beside its times."""
-    table = plain_table("cost", report.strategy, "unpruned")
+def _cost_table(report: Report) -> Any:
+    """Costs as shares of the unpruned run. Times are none of them: those of two single runs do not compare."""
+    table = plain_table("cost, all layers", report.strategy, "unpruned")
     for name, value in (
         ("visual tokens, mean over layers", report.layer_mean_ratio),
         ("prefill FLOPs", report.flops_ratio),
@@ -296,11 +304,4 @@ def _cost_table(report: Report, reference: Report | None) -> Any:
         ("visual KV at the end", report.kv_end_ratio),
     ):
         table.add_row(name, f"{value:.1%}", "100.0%")
-    for name, key in (
-        ("prefill", "prefill_seconds"),
-        ("decoding", "decode_seconds"),
-        ("of both, selecting", "selection_seconds"),
-    ):
-        beside = "" if reference is None else f"{1000 * getattr(reference, key):.1f} ms"
-        table.add_row(name, f"{1000 * getattr(report, key):.1f} ms", beside)
     return table

@@ -124,7 +124,7 @@ def _draw_block(
         write(figure, right - 0.05, 0.2, f"answer: {answer}", fontsize=9, color=FAINT, ha="right")
     by_method = {line.method: line for line in block.lines}
     for place, layer in enumerate(columns):
-        title = "cache at\nthe end" if layer is None else f"layer {layer}"
+        title = "last layer,\nat the end" if layer is None else f"layer {layer}"
         write(figure, left + (place + 0.5) * _TILE - 0.02, 0.53, title, fontsize=8, color=FAINT, ha="center")
     for order, name in enumerate(names):
         top = 0.78 + order * (_TILE + 0.04)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tokentrim.counting.costs import Usage
 from tokentrim.counting.shape import ModelShape
+from tokentrim.counting.units import in_bytes
 from tokentrim.engine.seams.attention import implementation_of
 from tokentrim.engine.tokens.prompt import Prompt
 
@@ -90,7 +91,7 @@ class Report:
             f"({self.layer_mean_ratio:.1%}; first layer {first:g}, last {last:g})",
             f"prefill FLOPs  {self.flops_ratio:.1%} of unpruned ({self.flops_ratio_field:.1%} by the field's formula)",
             f"visual KV      {self.kv_peak_ratio:.1%} after prefill, {self.kv_mean_ratio:.1%} mean, "
-            f"{self.kv_end_ratio:.1%} at the end; {self.kv_mean_bytes / 2**20:.2f} MiB mean with text"
+            f"{self.kv_end_ratio:.1%} at the end; {in_bytes(self.kv_mean_bytes)[0]} mean with text"
             + (f"; {self.kv_read_ratio:.1%} seen" if self.kv_read_ratio != self.kv_mean_ratio else ""),
             f"time           prefill {self.prefill_seconds:.3f} s; decode {self.decode_seconds:.3f} s in "
             f"{self.decode_steps} forwards; of both, selecting {self.selection_seconds:.4f} s",
