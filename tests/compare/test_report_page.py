@@ -11,8 +11,8 @@ from itertools import pairwise
 import pytest
 
 from tests.compare.hostile import HOSTILE, hostile
+from tokentrim.compare.fronts import chart
 from tokentrim.compare.page import columns, page
-from tokentrim.compare.page.fronts import chart
 from tokentrim.compare.summary import Summary
 from tokentrim.compare.tables import task_grid
 from tokentrim.drawing.style import looks

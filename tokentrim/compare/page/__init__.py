@@ -9,8 +9,8 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
+from tokentrim.compare.families import charts_of
 from tokentrim.compare.page import columns
-from tokentrim.compare.page.fronts import chart
 from tokentrim.compare.readback import KNOWN
 from tokentrim.compare.readings import SPLIT_READING, time_reading
 from tokentrim.compare.tables import (
@@ -31,7 +31,7 @@ from tokentrim.compare.tables import (
 )
 from tokentrim.drawing.style import Look
 from tokentrim.runs.cells import REFERENCE
-from tokentrim.runs.figures import CHARTED, FOLDED, GROUPS, TEXTUAL, Row
+from tokentrim.runs.figures import FOLDED, GROUPS, TEXTUAL, Row
 
 if TYPE_CHECKING:
     from tokentrim.compare.gallery import Gallery
@@ -115,7 +115,7 @@ def _model(summary: Summary, model: str, look: Mapping[str, Look]) -> dict[str, 
     parts: list[dict[str, Any]] = []
     for metric in metrics_of(own):
         rows = [row for row in own if row["metric"] == metric]
-        charts = [found for cost in CHARTED if (found := chart(rows, cost, look)) is not None]
+        charts = charts_of(data, rows, look)
         tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
         parts.append({"title": METRICS.get(metric, metric), "tasks": tasks, "charts": charts, "table": _table(rows)})
     return {

@@ -1,12 +1,12 @@
-"""Charts of score against cost as geometry; the template draws them as SVG."""
+"""Charts of score against cost as geometry; the page draws them as SVG, and pictures as PNG."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tokentrim.compare.tables import against_random, budget_text, row_name, score_text
 from tokentrim.runs.cells import REFERENCE
@@ -21,10 +21,20 @@ _RIGHT: Final = 12.0
 _TOP: Final = 14.0
 _BOTTOM: Final = 36.0
 _HEIGHT: Final = 300.0
+_SMALL: Final = 230.0  # high, where a chart is about one family
 _LINE: Final = 14.5  # between labels
 _NEAR: Final = 0.62  # labels stand beside the points where these leave as much of the width free
 _MARGIN: Final = 104.0  # for labels, where they do not
 _LETTERS: Final = 18
+_LETTER: Final = 6.4  # the width of one
+_BESIDE: Final = "random"  # what any method has to beat
+
+
+class MethodFamily(NamedTuple):
+    """What one small chart is about; all other methods are grey there."""
+
+    title: str
+    methods: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,8 @@ class Chart:
     series: tuple[Series, ...]
     labels: tuple[Label, ...]
     front: tuple[tuple[float, float], ...]
+    axis: str
+    grey: tuple[tuple[tuple[float, float], ...], ...]
 
 
 @dataclass(frozen=True)
@@ -110,23 +122,36 @@ class _Frame:
         return round(self.bottom - (self.bottom - _TOP) * share, 2)
 
 
-def chart(rows: Sequence[Row], cost: str, look: Mapping[str, Look]) -> Chart | None:
-    """The chart of one metric's rows against one cost; None where nothing was measured."""
+def chart(rows: Sequence[Row], cost: str, look: Mapping[str, Look], family: MethodFamily | None = None) -> Chart | None:
+    """The chart of one metric's rows against one cost; None where nothing was measured.
+
+    Args:
+        rows: of one metric.
+        cost: one of ``CHARTED``.
+        look: of every method.
+        family: what the chart is about, beside ``random``; other methods are grey. Default: all.
+    """
     rows = [row for row in rows if row["accuracy"] is not None and row.get(cost) is not None]
     drawn = [row for row in rows if row["method"] != REFERENCE]
-    if not drawn:
+    about = [row for row in drawn if family is None or row["method"] in family.methods]
+    if not about:
         return None
-    methods = list(dict.fromkeys(row["method"] for row in drawn))
-    height = max(_HEIGHT, _TOP + _BOTTOM + _LINE * (len(methods) + 1))
-    reach = max((row[cost] for row in drawn if row[cost] <= _NEAR), default=1.0)
-    beside = reach <= _NEAR and sum(row[cost] > _NEAR for row in drawn) <= len(drawn) / 2
+    if family is not None and _BESIDE not in family.methods:
+        about += [row for row in drawn if row["method"] == _BESIDE]
+    methods = list(dict.fromkeys(row["method"] for row in about))
+    height = max(_HEIGHT if family is None else _SMALL, _TOP + _BOTTOM + _LINE * (len(methods) + 1))
+    reach = max((row[cost] for row in about if row[cost] <= _NEAR), default=1.0)
+    beside = reach <= _NEAR and sum(row[cost] > _NEAR for row in about) <= len(about) / 2
+    # Charts of one metric have one scale, whatever they are about.
     frame = _frame(rows, cost, _WIDTH - (_RIGHT if beside else _MARGIN), height - _BOTTOM)
-    series = tuple(_series(method, drawn, cost, look[method], frame) for method in methods)
+    series = tuple(_series(method, about, cost, look[method], frame) for method in methods)
     column = frame.x(reach) + 16 if beside else frame.right + 14
     reference = next((row for row in rows if row["method"] == REFERENCE), None)
     share = rows[0].get("unit", "%") == "%"
+    others = [row for row in drawn if row["method"] not in methods and look[row["method"]].role != "text"]
     return Chart(
-        CHARTED[cost], _WIDTH, height, _LEFT, frame.right, _TOP, frame.bottom,
+        CHARTED[cost] if family is None else family.title,
+        _WIDTH, height, _LEFT, frame.right, _TOP, frame.bottom,
         tuple(Tick(frame.x(value), f"{value:.0%}") for value in _steps(0, frame.x_high)),
         tuple(
             Tick(frame.y(value), f"{value:.0%}" if share else f"{value:g}")
@@ -134,9 +159,20 @@ def chart(rows: Sequence[Row], cost: str, look: Mapping[str, Look]) -> Chart | N
         ),
         None if reference is None else _point(reference, cost, frame),
         series,
-        _labels(series, column, frame),
+        _labels(series, column, frame, None if reference is None else frame.y(reference["accuracy"])),
         _front(drawn, cost, look, frame),
+        "share of the unpruned run" if family is None else f"{CHARTED[cost]}, share of unpruned",
+        tuple(_path(others, cost, frame)),
     )  # fmt: skip
+
+
+def _path(rows: Sequence[Row], cost: str, frame: _Frame) -> Iterator[tuple[tuple[float, float], ...]]:
+    """One line per method and seed, without more ado."""
+    lines: dict[tuple[str, object], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row[cost]):
+        lines.setdefault((row["method"], row["seed"]), []).append(row)
+    for line in lines.values():
+        yield tuple((frame.x(row[cost]), frame.y(row["accuracy"])) for row in line)
 
 
 def _frame(rows: Sequence[Row], cost: str, right: float, bottom: float) -> _Frame:
@@ -177,25 +213,38 @@ def _series(method: str, rows: Sequence[Row], cost: str, look: Look, frame: _Fra
     return Series(method, look, tuple(tuple(line) for line in lines.values()))
 
 
-def _labels(series: Sequence[Series], column: float, frame: _Frame) -> tuple[Label, ...]:
-    """Names beside the last points, moved apart where they would touch; a point beyond them has its name above it."""
+def _labels(series: Sequence[Series], column: float, frame: _Frame, unpruned: float | None) -> tuple[Label, ...]:
+    """Names beside the last points, moved apart where they would touch, and below the line of the unpruned run; a point
+    beyond them has its name beside it, or below it where there is no room.
+    """
     beside: list[tuple[Series, Point]] = []
+    beyond: list[tuple[Series, Point]] = []
     found: list[Label] = []
     for one in series:
         last = max(one.points, key=lambda point: point.x)
-        text = shorten(one.method, _LETTERS, placeholder="…") or one.method[:_LETTERS]
         if one.look.role == "text":
-            found.append(Label(one.method, text, last.x, last.y - 8, last.x, last.y, "middle"))
-        elif last.x > column:
-            found.append(Label(one.method, text, last.x - 8, last.y + 4, last.x, last.y, "end"))
+            found.append(Label(one.method, _short(one.method), last.x, last.y + 17, last.x, last.y, "middle"))
         else:
-            beside.append((one, last))
+            (beyond if last.x > column else beside).append((one, last))
     beside.sort(key=lambda pair: pair[1].y)
-    heights = _apart([point.y for _, point in beside], _TOP + 4, frame.bottom - 6)
+    top = _TOP + 4
+    if unpruned is not None and abs(unpruned - top) < _LINE:
+        top = unpruned + _LINE
+    heights = _apart([point.y for _, point in beside], top, frame.bottom - 6)
+    room = column + _LETTER * max((len(_short(one.method)) + 2 for one, _ in beside), default=0)
     for (one, point), y in zip(beside, heights, strict=True):
-        text = shorten(one.method, _LETTERS, placeholder="…") or one.method[:_LETTERS]
-        found.append(Label(one.method, text, column, y, point.x, point.y, "start"))
+        found.append(Label(one.method, _short(one.method), column, y, point.x, point.y, "start"))
+    for one, point in beyond:
+        text = _short(one.method)
+        if point.x - 8 - _LETTER * len(text) > room:
+            found.append(Label(one.method, text, point.x - 8, point.y + 4, point.x, point.y, "end"))
+        else:
+            found.append(Label(one.method, text, point.x, point.y + 19, point.x, point.y, "middle"))
     return tuple(found)
+
+
+def _short(method: str) -> str:
+    return shorten(method, _LETTERS, placeholder="…") or method[:_LETTERS]
 
 
 def _apart(places: Sequence[float], low: float, high: float) -> list[float]:
