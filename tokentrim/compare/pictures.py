@@ -12,7 +12,7 @@ from PIL import Image
 
 from tokentrim.compare.gallery import Gallery, Question, opened
 from tokentrim.drawing.shade import shade
-from tokentrim.drawing.sheet import Rect, axis_at, framed, write
+from tokentrim.drawing.sheet import Rect, axis_at, fitted, framed, width_of, write
 from tokentrim.drawing.style import FAINT, INK, Look, figure_style, looks
 from tokentrim.runs.cells import REFERENCE, TEXT_ONLY
 from tokentrim.runs.files import write_atomic
@@ -20,9 +20,11 @@ from tokentrim.runs.kept import Kept
 from tokentrim.runs.token_places import Cells
 
 _TILE: Final = 0.86  # inches
-_MARGIN: Final = 0.78
-_LETTER: Final = 0.085  # width of a letter of a method's name
-_ANSWER: Final = 1.18
+_HEAD: Final = 0.98  # above the tiles: question, right answer, layers
+_TITLE: Final = 10.5  # points
+_NAME: Final = 9.5
+_SMALL: Final = 8
+_ROOM: Final = 2.5  # that a question may take where tiles take less
 _MOST_COLUMNS: Final = 6
 
 
@@ -54,15 +56,15 @@ def kept_picture(gallery: Gallery, model: str, path: Path) -> Path | None:
     columns = _columns(blocks)
     names = list(dict.fromkeys(line.method for block in blocks for line in block.lines))
     with figure_style() as plt:
-        margin = max(_MARGIN, 0.2 + _LETTER * max(len(name) for name in names))
-        width = margin + len(blocks) * (len(columns) * _TILE + _ANSWER)
-        height = 0.78 + len(names) * (_TILE + 0.04) + 0.1
-        figure = plt.figure(figsize=(width, height))
+        said = "" if budget is None else f"budget {budget:.0%}"
+        named = max(*(width_of(name, _NAME, bold=True) for name in names), width_of(said, _SMALL))
+        margin, tiles = 0.25 + named, len(columns) * _TILE
+        widths = [_width(block, tiles) for block in blocks]
+        figure = plt.figure(figsize=(margin + sum(widths), _HEAD + len(names) * (_TILE + 0.04) + 0.1))
         for place, block in enumerate(blocks):
-            left = margin + place * (len(columns) * _TILE + _ANSWER)
-            _draw_block(figure, block, columns, names, left, place == 0)
-        if budget is not None:
-            write(figure, margin - 0.1, 0.53, f"budget {budget:.0%}", fontsize=8, color=FAINT, ha="right")
+            left = margin + sum(widths[:place])
+            _draw_block(figure, block, columns, names, Rect(left, 0, widths[place], 0), place == 0)
+        write(figure, margin - 0.1, _HEAD - 0.25, said, fontsize=_SMALL, color=FAINT, ha="right")
         write_atomic(path, lambda part: figure.savefig(part, format="png"))
         plt.close(figure)
     return path
@@ -110,32 +112,54 @@ def _columns(blocks: Sequence[Block]) -> list[int | None]:
     return [*layers, *([None] if fading else [])]
 
 
+def _width(block: Block, tiles: float) -> float:
+    """Inches that a question takes: tiles with answers beside them, or its own words where these are longer."""
+    answers = max(width_of(_verdict(block, line)[0], 8.5) for line in block.lines)
+    words = max(width_of(block.question["question"], _TITLE, bold=True), width_of(_right(block), 9))
+    return max(tiles + 0.03 + answers, min(words, _ROOM)) + 0.25
+
+
+def _right(block: Block) -> str:
+    return f"answer: {block.question['answer']}" if block.question["metric"] == "exact" else ""
+
+
+def _verdict(block: Block, line: Line) -> tuple[str, str]:
+    """(what came of it, its colour)."""
+    if block.question["metric"] == "exact":
+        right = line.score == 1.0
+        text = shorten(line.prediction or "(nothing)", 20, placeholder="…")
+        return f"{'✓' if right else '✗'} {text}", "#2a9d5c" if right else "#c0392b"
+    name = "F1 " if block.question["metric"] == "f1" else ""
+    return "" if line.score is None else f"{name}{line.score:.2f}", INK
+
+
 def _draw_block(
-    figure: Any, block: Block, columns: Sequence[int | None], names: Sequence[str], left: float,
+    figure: Any, block: Block, columns: Sequence[int | None], names: Sequence[str], place: Rect,
     labelled: bool,
 ) -> None:  # fmt: skip
     """All methods on one question."""
     look = looks(names)
-    question = shorten(block.question["question"], 46, placeholder=" …")
-    answer = shorten(block.question["answer"], 30, placeholder=" …") if block.question["metric"] == "exact" else ""
-    write(figure, left, 0.2, question, fontsize=10.5, fontweight="bold")
+    left, room = place.left, place.width - 0.2
+    title = fitted(block.question["question"], room, _TITLE, bold=True)
+    write(figure, left, 0.2, title, fontsize=_TITLE, fontweight="bold")
+    write(figure, left, 0.42, fitted(_right(block), room, 9), fontsize=9, color=FAINT)
     right = left + len(columns) * _TILE
-    if answer:
-        write(figure, right - 0.05, 0.2, f"answer: {answer}", fontsize=9, color=FAINT, ha="right")
     by_method = {line.method: line for line in block.lines}
-    for place, layer in enumerate(columns):
+    for order, layer in enumerate(columns):
         title = "last layer,\nat the end" if layer is None else f"layer {layer}"
-        write(figure, left + (place + 0.5) * _TILE - 0.02, 0.53, title, fontsize=8, color=FAINT, ha="center")
+        write(
+            figure, left + (order + 0.5) * _TILE - 0.02, _HEAD - 0.25, title, fontsize=_SMALL, color=FAINT, ha="center"
+        )
     for order, name in enumerate(names):
-        top = 0.78 + order * (_TILE + 0.04)
+        top = _HEAD + order * (_TILE + 0.04)
         if labelled:
-            write(figure, left - 0.1, top + _TILE / 2, name, color=look[name].color, ha="right", fontsize=9.5,
+            write(figure, left - 0.1, top + _TILE / 2, name, color=look[name].color, ha="right", fontsize=_NAME,
                   fontweight="bold")  # fmt: skip
         if name in by_method:
             _draw_line(figure, by_method[name], block, columns, left, top, look[name])
         else:
-            write(figure, (left + right) / 2, top + _TILE / 2, "not run: its budget is out of reach here", fontsize=8,
-                  color=FAINT, ha="center")  # fmt: skip
+            text = "not run: its budget\nis out of reach here"
+            write(figure, (left + right) / 2, top + _TILE / 2, text, fontsize=_SMALL, color=FAINT, ha="center")
 
 
 def _draw_line(
@@ -160,11 +184,5 @@ def _draw_line(
             bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1},
         )  # fmt: skip
     x, y = left + len(columns) * _TILE + 0.03, top + (_TILE + 0.05) / 2
-    if block.question["metric"] == "exact":
-        right = line.score == 1.0
-        text, color = shorten(line.prediction or "(nothing)", 14, placeholder="…"), "#2a9d5c" if right else "#c0392b"
-        write(figure, x, y, f"{'✓' if right else '✗'} {text}", fontsize=8, color=color)
-    else:
-        name = "F1 " if block.question["metric"] == "f1" else ""
-        text = "" if line.score is None else f"{name}{line.score:.2f}"
-        write(figure, x, y, text, fontsize=8.5, color=INK)
+    text, color = _verdict(block, line)
+    write(figure, x, y, text, fontsize=8.5, color=color)

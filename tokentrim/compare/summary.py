@@ -177,5 +177,5 @@ def _notes(index: Index, overall: Sequence[Row], correction: Correction) -> list
         notes.append(f"{', '.join(whole)}: scored by the task's own aggregation, so without intervals and tests")
     skipped = sorted({cell.method for cell in cells if index.head(cell, "skipped")})
     if skipped:
-        notes.append(f"{', '.join(skipped)}: some budgets cannot be reached on some tasks; see 'skipped'")
+        notes.append(f"{', '.join(skipped)}: some budgets cannot be reached on some tasks; see what was not reachable")
     return notes

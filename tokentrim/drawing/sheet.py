@@ -28,6 +28,33 @@ def write(figure: Any, left: float, top: float, text: str, **style: Any) -> None
     figure.text(left / width, 1 - top / height, text, **{"va": "center", **style})
 
 
+def width_of(text: str, size: float, *, bold: bool = False) -> float:
+    """How wide a line of text is drawn, in inches, at ``size`` points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    if not text.strip():
+        return 0.0
+    font = FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal", size=size)
+    # A dollar sign would begin a formula.
+    return float(TextPath((0, 0), text.replace("$", "S"), prop=font).get_extents().x1) / 72
+
+
+def fitted(text: str, width: float, size: float, *, bold: bool = False) -> str:
+    """As much of a line as is at most ``width`` inches wide, with an ellipsis where it is cut."""
+    text = " ".join(text.split())
+    if width_of(text, size, bold=bold) <= width:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if width_of(f"{text[:middle].rstrip()} …", size, bold=bold) <= width:
+            low = middle
+        else:
+            high = middle - 1
+    return f"{text[:low].rstrip()} …"
+
+
 def framed(axis: Any, color: str, linewidth: float) -> None:
     """Leave an axis nothing but a frame."""
     axis.set(xticks=[], yticks=[])

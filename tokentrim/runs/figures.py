@@ -140,7 +140,7 @@ FIGURES: Final = (
     Figure("p_vs_random_adjusted", "p vs random", "p", "tests",
            "paired test against `random` at the same budget, corrected for the number of tests; null for a single seed "
            "of several, because its pooled row is tested", tables=("markdown",)),
-    Figure("gain_vs_random", "less random", "score", "tests",
+    Figure("gain_vs_random", "over random", "score", "tests",
            "mean score less that of `random` at the same budget, over the questions that both answered"),
     Figure("p_vs_none_adjusted", "p vs unpruned", "p", "tests",
            "paired test against the unpruned run, likewise corrected"),

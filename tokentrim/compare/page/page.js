@@ -333,6 +333,16 @@ function start_gallery() {
     turn();
   }
 
+  // Where half of the methods have begun to prune; what only fades while answering is seen at the answer's end.
+  function begin() {
+    const pruned = cards.map((card) => card.line).filter((line) => data.look[line.method].role === "method");
+    const firsts = pruned.map((line) => line.prefill.find(([, kept]) => from_runs(kept).length < line.n_visual)?.[0]);
+    const found = firsts.filter((first) => first !== undefined).sort((a, b) => a - b);
+    layer.value = found[Math.floor(found.length / 2)] ?? 0;
+    if (found.length === 0 && pruned.length > 0) step.value = step.max;
+    draw();
+  }
+
   function turn() {
     for (const card of cards) card.look_at(Number(plane.value || 0));
     draw();
@@ -377,5 +387,6 @@ function start_gallery() {
   $("walk").addEventListener("submit", (event) => event.preventDefault());
   $("walk").hidden = false;
   ask();
+  begin();
 }
 if ($("walk")) start_gallery();
