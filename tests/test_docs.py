@@ -414,6 +414,15 @@ def test_checks_name_sections_that_exist(path):
         assert anchor in anchors(ROOT / page), f"{page}#{anchor}"
 
 
+def test_the_site_fetches_nothing():
+    settings = read_page("zensical.toml")
+    assert "font = false" in settings
+    assert "[project.plugins.offline]" in settings
+    scripts = re.findall(r'path = "([^"]+)"', settings)
+    assert scripts == ["javascripts/iframe-worker.js"]
+    assert "http" not in settings + (DOCS / scripts[0]).read_text(encoding="utf-8")
+
+
 def test_every_page_is_in_the_navigation():
     navigation = read_page("zensical.toml")
     assert not [name for page in SITE if f'"{(name := page.relative_to(DOCS))}"' not in navigation]
