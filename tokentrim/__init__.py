@@ -66,8 +66,12 @@ if TYPE_CHECKING:
     from tokentrim.contracts.toolkit.cells import windows_of as windows_of
     from tokentrim.contracts.toolkit.clip import ClipSpace as ClipSpace
     from tokentrim.contracts.toolkit.clustering import (
+        cluster_means as cluster_means,
+        clustered as clustered,
+        connected as connected,
         density_peaks as density_peaks,
         first_argmax as first_argmax,
+        like_sizes as like_sizes,
         thin_similar as thin_similar,
         unit as unit,
         within as within,
@@ -82,7 +86,11 @@ if TYPE_CHECKING:
     )
     from tokentrim.contracts.toolkit.groups import Groups as Groups
     from tokentrim.contracts.toolkit.pictures import Pictures as Pictures
-    from tokentrim.contracts.toolkit.ranking import grouped_order as grouped_order, ranks_within as ranks_within
+    from tokentrim.contracts.toolkit.ranking import (
+        grouped_order as grouped_order,
+        numbered as numbered,
+        ranks_within as ranks_within,
+    )
     from tokentrim.contracts.trained.trainable import Trainable as Trainable
     from tokentrim.counting.forecast import NEW_TOKENS as NEW_TOKENS, plan as plan
     from tokentrim.counting.rounding import (
@@ -139,13 +147,15 @@ __getattr__, __dir__, __all__ = lazy(
         "contracts.tasks": "Evidence, Sample, Task",
         "contracts.toolkit.cells": "windows_of",
         "contracts.toolkit.clip": "ClipSpace",
-        "contracts.toolkit.clustering": "density_peaks, first_argmax, thin_similar, unit, within",
+        "contracts.toolkit.clustering": (
+            "cluster_means, clustered, connected, density_peaks, first_argmax, like_sizes, thin_similar, unit, within"
+        ),
         "contracts.toolkit.greedy": (
             "farthest_first, greedy_cover, greedy_diverse, greedy_order, greedy_volume, marked"
         ),
         "contracts.toolkit.groups": "Groups",
         "contracts.toolkit.pictures": "Pictures",
-        "contracts.toolkit.ranking": "grouped_order, ranks_within",
+        "contracts.toolkit.ranking": "grouped_order, numbered, ranks_within",
         "contracts.trained.trainable": "Trainable",
         "counting.forecast": "NEW_TOKENS, plan",
         "counting.rounding": "keep_count, prune_count, resolve_count",

@@ -1,7 +1,9 @@
-"""What methods for video share: which token of another frame lies in the same place."""
+"""What methods for video share: which token of another frame lies in the same place, and where scenes end."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from tokentrim import Grid
@@ -36,3 +38,23 @@ def earlier(grid: Grid, placed: Tensor, back: Tensor | int) -> tuple[Tensor, Ten
     found = torch.searchsorted(ordered, wanted).clamp(max=keys.shape[1] - 1)
     # Before the first place of all lies the key of what is not placed.
     return order.gather(1, found), (ordered.gather(1, found) == wanted) & (wanted >= 0)
+
+
+def scenes_of(labels: Sequence[int]) -> tuple[int, ...]:
+    """Frames in each scene, of the labels of all frames."""
+    runs = [(label, len(list(run))) for label, run in groupby(labels)]
+    longest = {label: max(n for other, n in runs if other == label) for label, _ in runs}
+    found: list[int | None] = []
+    for label, n in runs:
+        found += [label if n == longest[label] > 1 else None] * n
+    place = 0
+    while place < len(found):
+        end = place + next((i for i, label in enumerate(found[place:]) if label is not None), len(found) - place)
+        if end > place:
+            left, right = found[:place][::-1], found[end:]
+            beside = [(side[0], len(list(next(groupby(side))[1]))) for side in (left, right) if side]
+            # The longer one, the left one of equals; all is one scene where no run has stayed.
+            label = max(beside, key=lambda run: run[1])[0] if beside else 0
+            found[place:end] = [label] * (end - place)
+        place = end + 1
+    return tuple(len(list(run)) for _, run in groupby(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from pydantic import Field
 
@@ -11,6 +11,9 @@ from tokentrim import LayerSite, ModelShape, Need, Schedule, Selection, SpatialS
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_AT_ONCE: Final = 1 << 22
+"""Cosines that are held at once (float32: 17 MB)."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Components:
         vectors: float32 [B, K, D]: their components' means.
         assigned: int64 [B, N]: the one of ``kept`` that each token is most like.
         counts: per row.
+        apart: per row, tokens without a place.
     """
 
     frames: Tensor
@@ -34,6 +38,7 @@ class Components:
     vectors: Tensor
     assigned: Tensor
     counts: tuple[int, ...]
+    apart: tuple[int, ...]
 
 
 class Scissor(SpatialSelector):
@@ -57,8 +62,9 @@ class Scissor(SpatialSelector):
     When it fails: components are chains: with a low ``tau`` a gradual change across a picture becomes one token, with
     a high one nothing is joined. The budget is whatever comes out. It never reads the question.
 
-    Cost: cosines within frames, O(N P D), and between component tokens, O(M^2 D) time and O(M^2) memory, with a few
-    passes over these, at most ``log2 M``; a read of the device per pass, and three more.
+    Cost: cosines within frames, O(N P D), and between the M component tokens, O(M^2 D) / 2 time and M^2 bytes, with a
+    few passes over these, at most ``log2 M``; each token that is not alone against what is left. A read of the device
+    per pass, and three more.
 
     Parameters: ``tau``, a cosine (.9 in the released model's configuration, .95 in the code's defaults).
 
@@ -94,21 +100,20 @@ class Scissor(SpatialSelector):
         if not max(site.n_visual, default=0):
             return Selection.everything(site.n_visual, site.device)
         found, features = self.components(site), site.features.float()
-        batch, width, wide = features.shape
+        width, wide = features.shape[1:]
         # A place more, where what belongs nowhere is written.
         slots = found.kept.shape[1]
         slot = found.assigned.masked_fill(found.assigned < 0, slots)
         sums = torch.nn.functional.pad(found.vectors, (0, 0, 0, 1))
         sums = sums.scatter_add(1, slot.unsqueeze(-1).expand_as(features), features)
-        members = slot.new_ones(batch, slots + 1).scatter_add(1, slot, torch.ones_like(slot))
+        members = slot.new_ones(len(slot), slots + 1).scatter_add(1, slot, torch.ones_like(slot))
         tokens = (sums / members.unsqueeze(-1))[:, :slots]
 
         at = found.kept.masked_fill(found.kept < 0, width).unsqueeze(-1).expand(-1, -1, wide)
         changed = torch.nn.functional.pad(features, (0, 0, 0, 1)).scatter(1, at, tokens)
         apart = site.valid & (found.assigned < 0)
         mask = torch.nn.functional.pad(apart, (0, 1)).scatter(1, at[..., 0], found.kept >= 0)[:, :width]
-        extra = apart.sum(dim=1).tolist()
-        counts = tuple(own + more for own, more in zip(found.counts, extra, strict=True))
+        counts = tuple(own + more for own, more in zip(found.counts, found.apart, strict=True))
         chosen = Selection.from_mask(mask, counts)
         where = chosen.kept.clamp(min=0).unsqueeze(-1).expand(-1, -1, wide)
         return Selection(chosen.kept, counts, features=changed.gather(1, where))
@@ -117,84 +122,95 @@ class Scissor(SpatialSelector):
         """What is connected with what at a site."""
         import torch
 
-        from tokentrim import Pictures, first_argmax, unit, within
+        from tokentrim import Pictures, cluster_means, within
 
         features, grid = site.features.float(), site.grid
-        batch, width, wide = features.shape
-        placed = site.valid & (grid.row >= 0)
+        width = features.shape[1]
+        placed, places = site.valid & (grid.row >= 0), torch.arange(width, device=site.device)
         pictures = Pictures.of(site)
-        parts = pictures.split(features)
-        real = pictures.split(placed) & within(pictures.sizes, parts.shape[1], site.device)
-        directions = unit(parts)
-        close = directions @ directions.transpose(1, 2) > self.tau
-        stands, means = self._joined(parts, close & real.unsqueeze(1) & real.unsqueeze(2))
 
-        # Back to rows; one place more takes the padding.
-        index = torch.arange(batch * width, device=site.device).view(batch, width)
-        index = index if pictures.index is None else pictures.index
-        home = index.masked_fill(~real, batch * width).flatten()
-        first = index.gather(1, stands) - index.div(width, rounding_mode="floor") * width
-        frames = first.new_full((batch * width + 1,), -1).scatter(0, home, first.flatten())[:-1].view(batch, width)
-        vectors = means.new_zeros(batch * width + 1, wide).index_copy(0, home, means.flatten(0, 1))
-        vectors = vectors[:-1].view(batch, width, wide)
+        def inside(part: Pictures, sizes: tuple[int, ...]) -> Tensor:
+            vectors = part.split(features)
+            real = part.split(placed) & within(sizes, vectors.shape[1], site.device)
+            return self._hubs(vectors, real.long() - 1)
 
-        is_node = placed & (frames == torch.arange(width, device=site.device))
+        hubs = pictures.in_parts(inside, pictures.sizes)
+        if pictures.index is not None:
+            hubs = pictures.index.gather(1, hubs.clamp(min=0)) % width
+        frames = pictures.back(hubs).masked_fill(~placed, -1)
+        means = cluster_means(features, frames)
+
+        is_node = placed & (frames == places)
         nodes = Selection.from_mask(is_node, tuple(is_node.sum(dim=1).tolist())).kept
-        there, vectors = nodes >= 0, vectors.gather(1, nodes.clamp(min=0).unsqueeze(-1).expand(-1, -1, wide))
-        video = grid.image.gather(1, nodes.clamp(min=0))
-        pairs = (video.unsqueeze(1) == video.unsqueeze(2)) & there.unsqueeze(1) & there.unsqueeze(2)
-        directions = unit(vectors)
-        whole, means = self._joined(vectors, (directions @ directions.transpose(1, 2) > self.tau) & pairs)
+        there, means = nodes >= 0, _at(means, nodes)
+        whole = self._hubs(means, grid.image.gather(1, nodes.clamp(min=0)).masked_fill(~there, -1))
+        whole = whole.masked_fill(~there, -1)
 
-        is_last = there & (whole == torch.arange(whole.shape[1], device=site.device))
-        counts: tuple[int, ...] = tuple(is_last.sum(dim=1).tolist())
-        at = Selection.from_mask(is_last, counts).kept
-        kept = nodes.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1)
-        vectors = means.gather(1, at.clamp(min=0).unsqueeze(-1).expand(-1, -1, wide))
-        own = grid.image.unsqueeze(2) == video.gather(1, at.clamp(min=0)).unsqueeze(1)  # [B, N, K]
-        likeness = unit(features) @ unit(vectors).transpose(1, 2)
-        likeness = likeness.masked_fill(~(own & (at >= 0).unsqueeze(1)), -2.0)
-        assigned = first_argmax(likeness).masked_fill(~placed, -1) if at.shape[1] else frames
-        return Components(frames, nodes, whole.masked_fill(~there, -1), kept, vectors, assigned, counts)
+        # The token that stands for each token's component over all frames, and whether it is nothing but itself.
+        last = _written(nodes, nodes.gather(1, whole.clamp(min=0)), width).gather(1, frames.clamp(min=0))
+        last = last.masked_fill(~placed, width)
+        members = last.new_zeros(len(last), width + 1).scatter_add(1, last, torch.ones_like(last))
+        rest = placed & ~((members.gather(1, last) == 1) & (features.square().sum(dim=2) > 0))
+        is_last, apart = placed & (last == places), site.valid & ~placed
+        counts, others, lone = torch.stack([one.sum(dim=1) for one in (is_last, rest, apart)]).tolist()
+        kept = Selection.from_mask(is_last, tuple(counts)).kept
+        at = _written(nodes, torch.arange(nodes.shape[1], device=site.device).expand_as(nodes), width)
+        vectors = _at(cluster_means(means, whole), at.gather(1, kept.clamp(min=0)))
+        slot = (is_last.cumsum(dim=1) - 1).masked_fill(~placed, -1)
+        rest = Selection.from_mask(rest, tuple(others)).kept
+        slot = _written(rest, self._nearest(features, vectors, grid.image, rest, kept), width, slot)
+        return Components(frames, nodes, whole, kept, vectors, slot, tuple(counts), tuple(lone))
 
-    def _joined(self, vectors: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-        """int64 [B, N], the member with most edges of every node's component, and [B, N, D], at that, the means."""
+    def _hubs(self, vectors: Tensor, group: Tensor) -> Tensor:
+        """int64 [B, N], the member with most edges of every node's component; only nodes of one ``group`` have any, and
+        those of group -1 have none.
+        """
         import torch
 
-        label, width = connected(edges), edges.shape[1]
-        places = torch.arange(width, device=edges.device)
+        from tokentrim import connected, unit
+
+        directions, (rows, width) = unit(vectors), group.shape
+        edges = torch.empty(rows, width, width, dtype=torch.bool, device=group.device)
+        step = max(1, _AT_ONCE // max(rows * width, 1))
+        for first in range(0, width, step):
+            block = slice(first, first + step)
+            own = group[:, block, None]
+            close = directions[:, block] @ directions[:, first:].transpose(1, 2) > self.tau
+            close &= (own == group[:, None, first:]) & (own >= 0)
+            edges[:, block, first:], edges[:, first:, block] = close, close.transpose(1, 2)
+        label, places = connected(edges), torch.arange(width, device=edges.device)
+        degree = torch.cat([block.sum(dim=2) for block in edges.split(step, dim=1)], dim=1)
         # One number orders by edges, then by the lower place.
-        order = edges.sum(dim=2) * width + (width - 1 - places)
-        best = torch.zeros_like(label).scatter_reduce(1, label, order, "amax")
-        stands = width - 1 - best.gather(1, label) % max(width, 1)
-        at = stands.unsqueeze(-1).expand_as(vectors)
-        size = torch.zeros_like(label).scatter_add(1, stands, torch.ones_like(label)).clamp(min=1)
-        return stands, torch.zeros_like(vectors).scatter_add(1, at, vectors) / size.unsqueeze(-1)
+        best = torch.zeros_like(label).scatter_reduce(1, label, degree * width + (width - 1 - places), "amax")
+        return width - 1 - best.gather(1, label) % width
+
+    def _nearest(self, features: Tensor, vectors: Tensor, image: Tensor, rest: Tensor, kept: Tensor) -> Tensor:
+        """int64 [B, R]: which of ``vectors`` [B, K, D], those of ``kept`` in its video, each token of ``rest`` is like
+        most.
+        """
+        import torch
+
+        from tokentrim import first_argmax, unit
+
+        if not rest.shape[1]:
+            return rest
+        towards, whose = unit(vectors).transpose(1, 2), image.gather(1, kept.clamp(min=0)).masked_fill(kept < 0, -2)
+        found: list[Tensor] = []
+        for part in rest.split(max(1, _AT_ONCE // kept.numel()), dim=1):
+            own = image.gather(1, part.clamp(min=0)).unsqueeze(2) == whose.unsqueeze(1)
+            found.append(first_argmax((unit(_at(features, part)) @ towards).masked_fill(~own, -2.0)))
+        return torch.cat(found, dim=1)
 
 
-def connected(edges: Tensor) -> Tensor:
-    """int64 [B, N]: the lowest node of each node's connected component, of symmetric ``edges`` bool [B, N, N].
+def _at(vectors: Tensor, index: Tensor) -> Tensor:
+    """[B, n, D]: those at ``index`` [B, n]; any where it is -1."""
+    return vectors.gather(1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, vectors.shape[2]))
 
-    Every component hooks on to its neighbour with the lowest number. That is its first edge in one order of all edges
-    (by the lower, then the higher number), so hooks form no circle but of two, and each pass at least halves the
-    components that have a neighbour: ``log2 N`` passes are enough. Most need three; whether one is left is read.
-    """
+
+def _written(index: Tensor, values: Tensor, width: int, over: Tensor | None = None) -> Tensor:
+    """int64 [B, width]: ``values`` [B, n] at ``index`` [B, n], but where that is -1; elsewhere ``over``, or -1."""
     import torch
 
-    batch, width, _ = edges.shape
-    places = torch.arange(width, device=edges.device).expand(batch, width)
-    label = places
-    for _ in range(max(width - 1, 0).bit_length()):
-        number = label.int()
-        foreign = edges & (number.unsqueeze(1) != number.unsqueeze(2))
-        beside = torch.where(foreign, number.unsqueeze(1), width).amin(dim=2).long()
-        hook = torch.full_like(label, width).scatter_reduce(1, label, beside, "amin")
-        if not bool((hook < width).any()):
-            break
-        hook = torch.where(hook < width, hook, places)
-        both = hook.gather(1, hook) == places
-        hook = torch.where(both & (places < hook), places, hook)
-        for _ in range(width.bit_length()):
-            hook = hook.gather(1, hook)
-        label = hook.gather(1, label)
-    return label
+    over = index.new_full((len(index), width), -1) if over is None else over
+    spare = torch.nn.functional.pad(over, (0, 1))
+    return spare.scatter(1, index.masked_fill(index < 0, width), values)[:, :width]

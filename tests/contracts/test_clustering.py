@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from tokentrim.contracts.toolkit.clustering import (
+    connected,
     density_peaks,
     first_argmax,
     thin_similar,
@@ -135,3 +136,27 @@ def test_thinning_by_hand():
     order = torch.arange(5).unsqueeze(0)
     assert sorted(thin_similar(features, order, (5,), (4,), 1)[0].tolist()) == [1, 2, 3, 4]
     assert sorted(thin_similar(features, order, (5,), (3,), 2)[0].tolist()) == [1, 3, 4]
+
+
+# ---------------------------------------------------------------------- components
+
+
+def components(edges: list[list[bool]]) -> list[int]:
+    label = [-1] * len(edges)
+    for start in range(len(edges)):
+        reached = [start] if label[start] < 0 else []
+        while reached:
+            node = reached.pop()
+            label[node] = start
+            reached += [other for other, edge in enumerate(edges[node]) if edge and label[other] < 0]
+    return label
+
+
+@given(n=st.integers(1, 24), share=st.sampled_from([0.0, 0.04, 0.08, 0.15, 1.0]), seed=st.integers(0, 200))
+def test_connected_equals_a_search(n: int, share: float, seed: int):
+    edges = torch.rand(2, n, n, generator=torch.Generator().manual_seed(seed)) < share
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    edges[1] = False
+    edges[1, order[:-1], order[1:]] = True  # one long chain
+    edges = edges | edges.transpose(1, 2)
+    assert connected(edges).tolist() == [components(row.tolist()) for row in edges]

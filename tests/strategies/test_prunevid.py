@@ -14,7 +14,8 @@ from tokentrim.contracts.extras import PromptInfo
 from tokentrim.contracts.selection import Selection
 from tokentrim.contracts.sites import Grid, LayerSite, Need
 from tokentrim.errors import StrategyError
-from tokentrim_strategies.prunevid import PruneVid, scenes_of
+from tokentrim_strategies._video import scenes_of
+from tokentrim_strategies.prunevid import PruneVid
 
 _FIELDS = tuple(Grid.__dataclass_fields__)
 
@@ -41,6 +42,14 @@ def select(site: LayerSite, strategy: PruneVid) -> Selection:
     chosen.check(site.n_visual, static=None, limit=site.n_visual)
     chosen.check_indices(site.n_visual)
     return chosen
+
+
+def merged(chosen: Selection, features: Tensor) -> Tensor:
+    """[B, K, D]: what the engine makes of merged tokens."""
+    assert chosen.target is not None
+    place = chosen.target.unsqueeze(2).expand_as(features)
+    start = features.new_zeros(len(features), chosen.kept.shape[1], features.shape[2])
+    return start.scatter_reduce(1, place, features, "mean", include_self=False)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +102,8 @@ def test_equals_the_loop(frames: int, patches: int, tau: float):
     assert sum(scenes) == frames
     expected = slow(features, scenes, strategy, site.random(0)[0])
     assert chosen.kept[0].tolist() == sorted(expected)
-    assert chosen.features is not None
-    torch.testing.assert_close(chosen.features[0], torch.stack([expected[i] for i in sorted(expected)]))
+    tokens = merged(chosen, site.features)[0]
+    torch.testing.assert_close(tokens, torch.stack([expected[i] for i in sorted(expected)]))
 
 
 def test_ragged_rows_equal_single_rows_in_both_stages():
@@ -124,8 +133,18 @@ def test_ragged_rows_equal_single_rows_in_both_stages():
             for together, alone in zip((first, second), both(site, rows[row : row + 1, :, :, :n]), strict=True):
                 count = together.counts[row]
                 assert together.kept[row, :count].tolist() == alone.kept[0].tolist()
-                if alone.features is not None and together.features is not None:
-                    torch.testing.assert_close(together.features[row, :count], alone.features[0])
+                if alone.target is not None and together.target is not None:
+                    assert together.target[row, :n].tolist() == alone.target[0].tolist()
+
+
+def test_groups_of_many_sizes_are_clustered_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    strategy, features = PruneVid(tau=0.6), film(12, 40).flatten(0, 1)[None]
+    site = first_site(features, video_grid(12, 1, 40), (480,), strategy, (7,))
+    whole = select(site, strategy)
+    monkeypatch.setattr("tokentrim.contracts.toolkit.clustering._PAIRS", 2000)
+    parts = select(site, strategy)
+    assert parts.kept.tolist() == whole.kept.tolist()
+    assert torch.equal(merged(parts, features), merged(whole, features))
 
 
 def test_a_layer_with_none_behind_it_is_refused():

@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch import Tensor
 
 from tests.strategies.sites_factory import counts_tensor, layer_site, video_grid
+from tokentrim import connected
 from tokentrim.contracts.selection import Selection
 from tokentrim.contracts.sites import Grid, Need
-from tokentrim_strategies.scissor import Scissor, connected
+from tokentrim_strategies.scissor import Scissor
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def components(edges: list[list[bool]]) -> list[int]:
-    label = [-1] * len(edges)
-    for start in range(len(edges)):
-        reached = [start] if label[start] < 0 else []
-        while reached:
-            node = reached.pop()
-            label[node] = start
-            reached += [other for other, edge in enumerate(edges[node]) if edge and label[other] < 0]
-    return label
-
-
-@given(n=st.integers(1, 24), share=st.sampled_from([0.0, 0.04, 0.08, 0.15, 1.0]), seed=st.integers(0, 200))
-def test_connected_equals_a_search(n: int, share: float, seed: int):
-    edges = torch.rand(2, n, n, generator=torch.Generator().manual_seed(seed)) < share
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    edges[1] = False
-    edges[1, order[:-1], order[1:]] = True  # one long chain
-    edges = edges | edges.transpose(1, 2)
-    assert connected(edges).tolist() == [components(row.tolist()) for row in edges]
-
-
 def joined(vectors: Tensor, tau: float) -> tuple[list[int], Tensor]:
     """The node that stands for each component, ascending, and the components' means."""
     cosine = torch.cosine_similarity(vectors.unsqueeze(0), vectors.unsqueeze(1), dim=-1)
-    edges = (cosine > tau).tolist()
-    label = components(edges)
+    edges = cosine > tau
+    label = connected(edges.unsqueeze(0))[0].tolist()
     found: list[tuple[int, Tensor]] = []
     for one in sorted(set(label)):
         members = [i for i, own in enumerate(label) if own == one]
-        stands = max(members, key=lambda i: (sum(edges[i]), -i))
+        stands = max(members, key=lambda i: (int(edges[i].sum()), -i))
         found.append((stands, vectors[members].mean(dim=0)))
     found.sort(key=lambda pair: pair[0])
     return [stands for stands, _ in found], torch.stack([mean for _, mean in found])
@@ -110,3 +91,20 @@ def test_all_alone_changes_nothing():
     assert chosen.counts == (9,)
     assert chosen.features is not None
     assert torch.equal(chosen.features, features)
+
+
+def test_a_large_picture_beside_small_ones_changes_no_bit(monkeypatch: pytest.MonkeyPatch):
+    """Tables of parts of the pictures, and of a few tokens at a time, say what one table says."""
+    still = video_grid(5, 1, 12)
+    grid = Grid(*(getattr(still, name).clone() for name in Grid.__dataclass_fields__))
+    grid.frame[0, :36] = 0
+    grid.col[0, :36] = torch.arange(36)
+    features = drawn(1, 60, 3, seed=2)
+    whole = select(features, grid, (60,), 0.9)
+    monkeypatch.setattr("tokentrim.contracts.toolkit.clustering._PAIRS", 300)
+    monkeypatch.setattr("tokentrim.contracts.toolkit.clustering._EDGES", 100)
+    monkeypatch.setattr("tokentrim_strategies.scissor._AT_ONCE", 100)
+    parts = select(features, grid, (60,), 0.9)
+    assert 10 < whole.counts[0] < 60
+    assert parts.kept.tolist() == whole.kept.tolist()
+    torch.testing.assert_close(parts.features, whole.features)

@@ -96,5 +96,5 @@ def test_pictures_in_parts_are_pictures_together(monkeypatch: pytest.MonkeyPatch
     grid = Grid(*(torch.cat([small[name], large[name] + 4 * (name == "image")], dim=1) for name in small))
     rows, vectors = attention(1, 1, 2, 49), drawn(1, 49, 6, seed=1)
     together = select(SCOPE(), rows, vectors, (49,), (20,), grid).kept
-    monkeypatch.setattr("tokentrim.contracts.toolkit.pictures._PAIRS", 72)
+    monkeypatch.setattr("tokentrim.contracts.toolkit.clustering._PAIRS", 72)
     assert torch.equal(select(SCOPE(), rows, vectors, (49,), (20,), grid).kept, together)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape, video_grid
 from tokentrim import Need, PromptInfo
-from tokentrim_strategies.prunevid import PruneVid, scenes_of
+from tokentrim_strategies._video import scenes_of
+from tokentrim_strategies.prunevid import PruneVid
 
 
 def outputs(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
@@ -28,14 +29,22 @@ def _first(features: Tensor, params: dict[str, Any]) -> dict[str, Tensor]:
     site = layer_site((n,), {**data, Need.RANDOM: None})
     site = replace(site, state=strategy.begin(PromptInfo((n,), model_shape())))
     found, chosen = strategy.merged(site), strategy.select(site, counts_tensor(n))
-    order = found.kept[found.kept >= 0]
-    sizes = torch.zeros(2, len(found.scenes[0]), dtype=torch.int64)
-    for group in found.groups:
-        sizes[int(group.static), group.scene] += group.left
+    numbers = torch.arange(n)
+    left = numbers[found.target == numbers]
+    order = left[(found.group * n + found.rank)[left].argsort()]
+    place = found.target.unsqueeze(1).expand(-1, features.shape[2])
+    means = torch.zeros(n, features.shape[2]).scatter_reduce(
+        0, place, features.flatten(0, 1), "mean", include_self=False
+    )
+    static, dynamic = (
+        torch.bincount(found.scene[left[which]], minlength=len(found.scenes[0]))
+        for which in (found.static[left], ~found.static[left])
+    )
+    assert chosen.kept[0].tolist() == left.tolist()
     return {
-        "tokens": chosen.features[0][torch.searchsorted(chosen.kept[0], order)],
-        "static_sizes": sizes[1],
-        "dynamic_sizes": sizes[0],
+        "tokens": means[order],
+        "static_sizes": static,
+        "dynamic_sizes": dynamic,
         "window_sizes": torch.tensor(found.scenes[0]),
     }
 
@@ -50,7 +59,6 @@ def _second(attention: Tensor, params: dict[str, Any]) -> dict[str, Tensor]:
     strategy = PruneVid(alpha=params["alpha"])
     state = strategy.begin(PromptInfo((n,), model_shape()))
     state.number = torch.repeat_interleave(torch.arange(len(sizes)) + 1, torch.tensor(sizes)).unsqueeze(0)
-    state.largest = max(sizes)
     rows = attention.unsqueeze(0), torch.ones(1, attention.shape[1], dtype=torch.bool)
     site = replace(layer_site((n,), {Need.TEXT_ROWS: rows}, boundary=11), state=state)
     chosen = strategy.select(site, counts_tensor(n))

@@ -2,19 +2,24 @@
 
 Pure functions, for the strategies that come with tokentrim and for plugins. B rows of a batch, N points of the longest
 row, D numbers per point. Rows may be ragged: per-row counts are host integers, the points of a row stand first, and
-what stands behind them is ignored. No function reads the device, and a row gives the same result alone and in any
-batch. Equal values go to the lower index.
+what stands behind them is ignored. Only :func:`connected` reads the device, and a row gives the same result alone and
+in any batch. Equal values go to the lower index.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
 from tokentrim.contracts.selection import pad_rows
+
+_PAIRS: Final = 1 << 25
+"""Pairs of tokens that tables of several pictures hold at once (float32: 134 MB)."""
+_EDGES: Final = 1 << 22
+"""Edges that are looked at at once."""
 
 
 def within(counts: Sequence[int], width: int, device: torch.device) -> Tensor:
@@ -35,6 +40,19 @@ def first_argmax(values: Tensor) -> Tensor:
     places = torch.arange(values.shape[-1], device=values.device)
     largest = values == values.amax(dim=-1, keepdim=True)
     return torch.where(largest, places, values.shape[-1]).amin(dim=-1)
+
+
+def like_sizes(sizes: Sequence[int]) -> list[list[int]]:
+    """Numbers of the ``sizes``, ascending by size, in parts whose tables of all pairs are held at once.
+
+    A large picture beside many small ones would make tables as large as its own for every one.
+    """
+    parts = list[list[int]]()
+    for number in sorted(range(len(sizes)), key=sizes.__getitem__):
+        if not parts or (len(parts[-1]) + 1) * sizes[number] ** 2 > _PAIRS:
+            parts.append([])
+        parts[-1].append(number)
+    return parts
 
 
 def density_peaks(
@@ -103,6 +121,79 @@ def density_peaks(
     own = first_argmax(closeness.masked_fill(~centre.unsqueeze(1), float("-inf")))
     own = torch.where(centre, torch.arange(width, device=device), own)
     return own.masked_fill(~real, -1), pad_rows(order[:, : max(clusters, default=0)], clusters)
+
+
+def clustered(
+    points: Tensor, noise: Tensor, rows: Sequence[Tensor], clusters: Sequence[int], neighbours: int
+) -> tuple[Tensor, Tensor]:
+    """Density peaks of several sets of points, those of like sizes together: two int64 [T].
+
+    The centre that each of the points belongs to (itself where no row names it), and of centres their place among those
+    of their row, best first (of all others a number of their own).
+
+    Args:
+        points: [T, D].
+        noise: [T].
+        rows: on the host, int64 [n]: the points that are clustered together; each is in one row at most.
+        clusters: centres of each row.
+        neighbours: k; in smaller rows their size.
+    """
+    spare, device = len(points), points.device
+    own = rank = torch.arange(spare + 1, device=device)
+    for part in like_sizes([len(row) for row in rows]):
+        mine = [rows[number] for number in part]
+        sizes, wanted = [len(row) for row in mine], [clusters[number] for number in part]
+        index = torch.nn.utils.rnn.pad_sequence(mine, batch_first=True, padding_value=spare).to(device)
+        at = index.clamp(max=spare - 1)
+        found, centres = density_peaks(points[at], sizes, wanted, [min(neighbours, n) for n in sizes], noise[at])
+        own = own.index_put((index,), at.gather(1, found.clamp(min=0)))
+        chosen = index.gather(1, centres.clamp(min=0)).masked_fill(centres < 0, spare)
+        rank = rank.index_put((chosen,), torch.arange(chosen.shape[1], device=device).expand_as(chosen))
+    return own[:-1], rank[:-1]
+
+
+def connected(edges: Tensor) -> Tensor:
+    """int64 [B, N]: the lowest node of each node's connected component, of symmetric ``edges`` bool [B, N, N].
+
+    Every component hooks on to its neighbour with the lowest number. That is its first edge in one order of all edges
+    (by the lower, then the higher number), so hooks form no circle but of two, and each pass at least halves the
+    components that have a neighbour: ``log2 N`` passes are enough. Most need three; whether one is left is read.
+    """
+    batch, width, _ = edges.shape
+    places = torch.arange(width, device=edges.device).expand(batch, width)
+    blocks = edges.split(max(1, _EDGES // max(batch * width, 1)), dim=1)
+    label = places
+    for _ in range(max(width - 1, 0).bit_length()):
+        number = label.int()
+        beside: list[Tensor] = []
+        for block, own in zip(blocks, number.split([block.shape[1] for block in blocks], dim=1), strict=True):
+            foreign = block & (number.unsqueeze(1) != own.unsqueeze(2))
+            beside.append(torch.where(foreign, number.unsqueeze(1), width).amin(dim=2))
+        hook = torch.full_like(label, width).scatter_reduce(1, label, torch.cat(beside, dim=1).long(), "amin")
+        if not bool((hook < width).any()):
+            break
+        hook = torch.where(hook < width, hook, places)
+        both = hook.gather(1, hook) == places
+        hook = torch.where(both & (places < hook), places, hook)
+        for _ in range(width.bit_length()):
+            hook = hook.gather(1, hook)
+        label = hook.gather(1, label)
+    return label
+
+
+def cluster_means(points: Tensor, own: Tensor) -> Tensor:
+    """[B, N, D]: at the point that stands for a cluster the mean of its members in float32, zeros elsewhere.
+
+    Args:
+        points: [B, N, D].
+        own: int64 [B, N]: the point that stands for each one's cluster; -1 = in none.
+    """
+    rows, width, wide = points.shape
+    slot = own.masked_fill(own < 0, width)
+    total = points.new_zeros(rows, width + 1, wide, dtype=torch.float32)
+    total.scatter_add_(1, slot.unsqueeze(-1).expand_as(points), points.float())
+    size = slot.new_zeros(rows, width + 1).scatter_add_(1, slot, torch.ones_like(slot)).clamp_(min=1)
+    return total[:, :width] / size[:, :width].unsqueeze(-1)
 
 
 def thin_similar(features: Tensor, order: Tensor, sizes: Sequence[int], keep: Sequence[int], step: int = 8) -> Tensor:

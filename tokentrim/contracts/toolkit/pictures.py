@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from tokentrim.contracts.sites import LayerSite
+from tokentrim.contracts.toolkit.clustering import like_sizes
 from tokentrim.contracts.toolkit.greedy import marked
-
-_PAIRS: Final = 1 << 25
-"""Pairs of tokens that tables of several pictures hold at once (float32: 134 MB)."""
+from tokentrim.contracts.toolkit.ranking import numbered
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Pictures:
         whose: list[tuple[int, int]] = []
         members: list[Tensor] = []
         for row, n in enumerate(site.n_visual):
-            number = torch.unique(names[row, :n], dim=0, return_inverse=True)[1]
+            number = numbered(*names[row, :n].unbind(dim=1))
             for one in dict.fromkeys(number.tolist()) or (-1,):  # by their first tokens; an empty row is one picture
                 mine = (number == one).nonzero().flatten()
                 rows.append(row)
@@ -88,19 +86,13 @@ class Pictures:
         return marked(there.flatten().unsqueeze(0), self.batch * self.width).view(self.batch, self.width)
 
     def in_parts(self, choose: Callable[[Pictures, tuple[int, ...]], Tensor], counts: tuple[int, ...]) -> Tensor:
-        """int64 [P, m]: what ``choose`` says of each picture, asked for pictures of like sizes together.
-
-        A large picture beside many small ones would make tables of all pairs as large as its own for every one.
+        """int64 [P, m]: what ``choose`` says of each picture, asked for those of :func:`like_sizes` together.
 
         Args:
             choose: of some pictures and their counts, int64 [pictures, n], -1 behind what a picture has.
             counts: of each picture.
         """
-        index, parts = self.index, list[list[int]]()
-        for number in sorted(range(len(self.sizes)), key=self.sizes.__getitem__):
-            if not parts or (len(parts[-1]) + 1) * self.sizes[number] ** 2 > _PAIRS:
-                parts.append([])
-            parts[-1].append(number)
+        index, parts = self.index, like_sizes(self.sizes)
         if len(parts) < 2 or index is None:
             return choose(self, counts)
         found = [(part, choose(self._only(part, index), tuple(counts[number] for number in part))) for part in parts]

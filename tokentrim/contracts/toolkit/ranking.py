@@ -34,3 +34,14 @@ def ranks_within(scores: Tensor, groups: Tensor) -> Tensor:
     """
     sizes = groups.new_zeros(len(groups), groups.shape[1] + 1).scatter_add_(1, groups, torch.ones_like(groups))
     return grouped_order(scores, groups) - (sizes.cumsum(dim=1) - sizes).gather(1, groups)
+
+
+def numbered(*parts: Tensor) -> Tensor:
+    """int64 [n]: the number of each combination of ``parts`` int64 [n], -1 or more, in ascending order of them.
+
+    Reads the device where it is not the host.
+    """
+    key = parts[0]
+    for part in parts[1:]:
+        key = key * (part.max() + 2 if len(part) else 1) + part + 1
+    return torch.unique(key, return_inverse=True)[1]
