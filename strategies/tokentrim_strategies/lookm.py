@@ -22,28 +22,33 @@ class LookM(CacheMerger, KeepingEntries):
 
     Score of visual entry j, with A the layer's softmax at prefill: ``sum_i sum_h A[h, i, j]`` over all queries i of the
     prompt and heads h. From the first decode step on every layer holds the T best. Of those that leave, entry e goes,
-    in each key/value head, to the kept c with the largest ``cos(k_e, k_c)``; for the set E(c) that goes to c
+    in each key/value head, to the kept c with the largest ``w_e = cos(k_e, k_c)``; for the set E(c) that goes to c
 
-    ``k_c <- (k_c + sum_{e in E(c)} (k_e + k_c) / 2) / (1 + |E(c)|)``, and values likewise, by the keys' choice
+    ``k_c <- (k_c + sum_{e in E(c)} m_e) / (1 + |E(c)|)``, and values likewise, by the keys' choice. By ``merge``:
 
-    (pivot merging, the released default; ``merge: none`` drops). Keys have their rotary positions already.
+    - ``pivot`` (the released default): ``m_e = (k_e + k_c) / 2``;
+    - ``weighted``: ``m_e = w_e k_e``, values with the same w; ``average``: ``m_e = k_e``. In these, as released, only
+      entries go to another whose w, mean over heads, is at least the mean of all; the others are dropped;
+    - ``average-released``: as the code runs, which leaves the others out of the places alone: the r-th place that takes
+      something takes the r-th entry that leaves, whoever it belongs to;
+    - ``none``: all are dropped.
 
-    Follows the released code in the two formulas; these are ours: heads share one set, by their summed scores, as a
-    cache's account (traces, masks, attention maps) is one set of tokens per layer, where the code keeps a set per
-    head; only visual entries take in visual entries, where the code lets text do so, too (a published benchmark finds
-    that merging across the two hurts); a share of the visual entries stays, where the code counts a tenth of the whole
-    prompt, text first, besides the last tenth. The code's averaging scatters rows that do not belong to their places,
-    and its weighting is a second choice in the paper: neither is here.
+    Keys have their rotary positions already. Follows the released code in these formulas; these are ours: heads share
+    one set, by their summed scores, as a cache's account (traces, masks, attention maps) is one set of tokens per
+    layer, where the code keeps a set per head; only visual entries take in visual entries, where the code lets text do
+    so, too (a published benchmark finds that merging across the two hurts); a share of the visual entries stays, where
+    the code counts a tenth of the whole prompt, text first, besides the last tenth. Where processes share the heads,
+    means over heads are each one's own.
 
     When it fails: sums favour early entries, which more queries see; the question is one voice among all. Means of
-    keys at different positions are no key of either: at small shares dropping can be better than merging. It saves
-    decode time and memory, nothing at prefill, and nothing for answers of one token.
+    keys at different positions are no key of either, and weights below 1 shorten them: at small shares dropping can be
+    better than merging. It saves decode time and memory, nothing at prefill, and nothing for answers of one token.
 
     Cost: attention of all queries in every layer at prefill, in blocks (O(T^2 d) once more, H x 128 x T numbers for the
     moment), and N x T cosines per head and layer, once.
 
     Parameters: ``keep_ratio`` (share of the visual entries kept) or ``keep_count`` (entries per prompt and layer),
-    ``merge`` (pivot or none).
+    ``merge``.
 
     ```bibtex
     @inproceedings{wan2024lookm,
@@ -61,7 +66,9 @@ class LookM(CacheMerger, KeepingEntries):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.PROMPT_COLUMNS})
     merges: ClassVar[bool] = True
 
-    merge: Literal["pivot", "none"] = Field(default="pivot", description="what becomes of the entries that leave")
+    merge: Literal["pivot", "average", "weighted", "average-released", "none"] = Field(
+        default="pivot", description="what becomes of the entries that leave"
+    )
 
     def score(self, site: StepSite) -> Tensor:
         """Attention received, mean over queries and heads."""
@@ -69,32 +76,58 @@ class LookM(CacheMerger, KeepingEntries):
 
     def merged(self, keys: Tensor, values: Tensor, kept: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """The kept entries, each with what goes to it."""
+        return self.merged_by_head(keys, values, kept.unsqueeze(1).expand(-1, keys.shape[1], -1), valid)
+
+    def merged_by_head(self, keys: Tensor, values: Tensor, kept: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`merged`, of sets ``kept`` int64 [B, H_kv, n] of each head, of one size in each row."""
         import torch
 
-        from tokentrim import first_argmax, unit
-
         slots = kept.clamp(min=0)
-        pivots = _picked(keys, slots)
-        if self.merge == "none" or not kept.shape[1]:
-            return pivots, _picked(values, slots)
-        spare = torch.cat([valid, valid[:, :1]], dim=1)  # takes the writes of padded slots
-        gone = spare.scatter(1, kept.masked_fill(kept < 0, valid.shape[1]), False)[:, :-1]
-        step = max(1, _AT_ONCE // max(pivots[..., 0].numel(), 1))
-        towards, none = unit(pivots).transpose(2, 3), (kept < 0)[:, None, None]
-        nearest = torch.cat(
-            [first_argmax((part @ towards).masked_fill(none, -2.0)) for part in unit(keys).split(step, dim=2)], dim=2
-        )
+        if self.merge == "none" or not kept.shape[2]:
+            return _picked(keys, slots), _picked(values, slots)
+        width = valid.shape[1]
+        gone = torch.nn.functional.pad(valid, (0, 1)).unsqueeze(1).expand(-1, keys.shape[1], -1)
+        gone = gone.scatter(2, kept.masked_fill(kept < 0, width), False)[..., :-1]
+        leaving = (~gone).byte().argsort(dim=2, stable=True)  # in front, in their order
+        goes = gone.gather(2, leaving)
+        weight, nearest = _most_alike(_picked(keys, leaving), _picked(keys, slots), kept >= 0)
+        if self.merge != "pivot":
+            alike = weight.masked_fill(~goes, 0.0)
+            mean = alike.sum(dim=(1, 2)) / goes.sum(dim=(1, 2)).clamp(min=1)
+            goes &= (alike.mean(dim=1) >= mean.unsqueeze(1)).unsqueeze(1)
+        if self.merge == "average-released":
+            leaving = leaving.gather(2, (goes.cumsum(dim=2) - 1).clamp(min=0))
+        number = torch.ones_like(kept, dtype=torch.float32).scatter_add(2, nearest, goes.float()).unsqueeze(3)
         found: list[Tensor] = []
         for whole in (keys, values):
-            own = _picked(whole, slots).float()
-            there = nearest.unsqueeze(3).expand(-1, -1, -1, whole.shape[3])
-            share = ((whole.float() + own.gather(2, there)) / 2).masked_fill(~gone[:, None, :, None], 0.0)
-            number = torch.zeros(own.shape[:3], device=own.device)
-            number.scatter_add_(2, nearest, gone[:, None].expand_as(nearest).float())
-            found.append((own.scatter_add(2, there, share) / (1 + number).unsqueeze(3)).to(whole.dtype))
+            own, share = _picked(whole, slots).float(), _picked(whole, leaving).float()
+            there = nearest.unsqueeze(3).expand_as(share)
+            if self.merge == "pivot":
+                share = (share + own.gather(2, there)) / 2
+            elif self.merge == "weighted":
+                share = share * weight.unsqueeze(3)
+            share = share.masked_fill(~goes.unsqueeze(3), 0.0)
+            found.append((own.scatter_add(2, there, share) / number).to(whole.dtype))
         return found[0], found[1]
 
 
 def _picked(whole: Tensor, slots: Tensor) -> Tensor:
-    """[B, H, n, D]: entries ``slots`` [B, n] of [B, H, N, D]."""
-    return whole.gather(2, slots[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3]))
+    """[B, H, n, D]: entries ``slots`` [B, H, n] of [B, H, N, D]."""
+    return whole.gather(2, slots.unsqueeze(3).expand(-1, -1, -1, whole.shape[3]))
+
+
+def _most_alike(keys: Tensor, pivots: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """(float32, int64) [B, H, N]: the largest cosine of ``keys`` with those of ``pivots`` that are ``there``, whose."""
+    import torch
+
+    from tokentrim import first_argmax, unit
+
+    step = max(1, _AT_ONCE // max(pivots[..., 0].numel(), 1))
+    towards, absent = unit(pivots).transpose(2, 3), ~there.unsqueeze(2)
+    weights: list[Tensor] = []
+    whose: list[Tensor] = []
+    for part in unit(keys).split(step, dim=2):
+        cosines = (part @ towards).masked_fill(absent, -2.0)
+        weights.append(cosines.amax(dim=3))
+        whose.append(first_argmax(cosines))
+    return torch.cat(weights, dim=2), torch.cat(whose, dim=2)

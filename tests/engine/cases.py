@@ -73,6 +73,7 @@ _MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "fitprune": ({}, {"counts": {2: 9, 3: 4}}),
     "pyramiddrop": ({}, {"row": "before", "boundaries": (2, 4)}),
     "scissor": ({"tau": 0.1},),
+    "lookm": ({}, {"merge": "weighted"}),
     "framefusion": ({}, {"cost": 0.6, "latest": 1}),
     "prunevid": ({"layer": 2},),
     "dycoke": ({}, {"version": "code", "layer": 1}),

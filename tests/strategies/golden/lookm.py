@@ -9,11 +9,9 @@ from tests.strategies.sites_factory import step_site
 from tokentrim import Need, top_selection
 from tokentrim_strategies.lookm import LookM
 
-LEFT_OUT = {
-    "keys": "of the variants average, whose rows do not belong to their places, and weighted, which is not there",
-    "values": "likewise",
-}
-_MERGES = {"pivot": "pivot", "drop": "none", "h2o": "none"}
+_MERGES = {
+    "pivot": "pivot", "weighted": "weighted", "average": "average-released", "drop": "none", "h2o": "none",
+}  # fmt: skip
 
 
 def outputs(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tensor]:
@@ -28,7 +26,7 @@ def outputs(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tens
     free |= params["variant"] == "h2o"
     free[length - recent :] = False
     wanted = max(0, heavy - (length - recent - int(free.sum())))
-    strategy = LookM(keep_count=wanted, merge=_MERGES.get(params["variant"], "none"))
+    strategy = LookM(keep_count=wanted, merge=_MERGES[params["variant"]])
 
     n = int(free.sum())
     site = step_site((n,) * heads, {Need.PROMPT_COLUMNS: sums[:, free].unsqueeze(1)})
@@ -37,8 +35,7 @@ def outputs(inputs: dict[str, Tensor], params: dict[str, Any]) -> dict[str, Tens
     stays = (~free).repeat(heads, 1)
     stays.scatter_(1, free.nonzero()[:, 0][chosen], True)
     kept = stays.nonzero()[:, 1].view(heads, -1)
-    found = {"kept": kept, "count": torch.tensor(kept.shape[1])}
-    if params["variant"] in _MERGES:
-        whole = strategy.merged(keys.unsqueeze(1), values.unsqueeze(1), kept, torch.ones_like(stays))
-        found |= {name: merged[:, 0] for name, merged in zip(("keys", "values"), whole, strict=True)}
-    return found
+    whole = strategy.merged_by_head(
+        keys.unsqueeze(0), values.unsqueeze(0), kept.unsqueeze(0), torch.ones(1, length, dtype=torch.bool)
+    )
+    return {"kept": kept, "count": torch.tensor(kept.shape[1]), "keys": whole[0][0], "values": whole[1][0]}
