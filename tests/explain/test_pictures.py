@@ -9,9 +9,13 @@ from PIL import Image
 
 from tests.cli.conftest import RUNNER
 from tokentrim.cli import app
+from tokentrim.config.specs import strategy_from
 from tokentrim.drawing.style import figure_style
+from tokentrim.explain import explain
 from tokentrim.explain.panels import MAP, Panel, scale
+from tokentrim.loading import load_model, prompt_inputs
 from tokentrim.runs.token_places import Cells, Plane
+from tokentrim.testbed.tasks import TASKS
 
 CELLS = Cells((Plane(0, 0, 0, 2, 3),), (0,) * 6, tuple(range(6)))
 
@@ -136,3 +140,24 @@ def test_a_foreign_folder_is_refused(tmp_path):
     done = call("--task", "where", "--model", "testbed-plain", "--out", tmp_path)
     assert done.exit_code == 2
     assert "choose another --out" in done.stderr
+
+
+@pytest.mark.parametrize("strategy", ["none", "fastv", "st3", "{name: pvtp, stride: 2}"])
+def test_the_overview_is_as_narrow_as_a_page_and_its_words_fit(strategy):
+    import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from tokentrim.explain.overview import overview_figure
+
+    loaded, asked = load_model("testbed"), TASKS["list-all"].samples("test", 1)[0]
+    inputs = prompt_inputs(loaded.processor, [asked.question], [asked.images])
+    found, images = explain(loaded, strategy_from(strategy).strategy, inputs, max_new_tokens=4), list(asked.images)
+    with figure_style():
+        figure = overview_figure(plt, [found, found], images, "where is it ? " * 30, "a long answer , " * 40)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        boxes = [text.get_window_extent(renderer) for text in figure.texts if text.get_text()]
+        width, height = figure.get_size_inches() * figure.dpi
+        plt.close("all")
+    assert width <= 6 * figure.dpi
+    assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in boxes)
+    assert not [(a, b) for place, a in enumerate(boxes) for b in boxes[:place] if a.overlaps(b)]

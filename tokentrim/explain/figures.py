@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any, Final, TypeVar
 
 from PIL import Image
 
-from tokentrim.drawing.sheet import Rect, axis_at, size_of, write
+from tokentrim.drawing.sheet import Rect, axis_at, fitted, size_of, width_of, write
 from tokentrim.drawing.style import FAINT, INK
 from tokentrim.explain.gather import DecidedStage, Eviction, Explanation
 from tokentrim.explain.panels import LIFE_MAP, Panel, color_bar, scale
 
-_SIDE: Final = 3.1  # inches of the longer side of a picture
+_SIDE: Final = 2.2  # inches of the longer side of a picture
 _GAP: Final = 0.28
 _LEFT: Final = 0.3
 _TOP: Final = 0.98
 _CAPTION: Final = 0.28
 _BAR: Final = 0.95
 _FOOT: Final = 0.42
-_TILE: Final = 1.55
+_TILE: Final = 1.5
+_BETWEEN: Final = 0.14  # tiles of decisions
 _MOST_STEPS: Final = 5
 T = TypeVar("T")
 
@@ -45,7 +47,7 @@ def stage_figure(plt: Any, explanation: Explanation, stage: DecidedStage, images
     figure_height = _TOP + _CAPTION + sum(heights) + _GAP * (len(planes) - 1) + _FOOT
     figure = plt.figure(figsize=(figure_width, figure_height))
     place = "the language model's input" if stage.boundary == 0 else f"before layer {stage.boundary}"
-    write(figure, _LEFT, 0.3, titled(explanation, stage.part), fontsize=13, fontweight="bold")
+    _title(figure, explanation, stage.part)
     write(
         figure, _LEFT, 0.58,
         f"boundary {stage.boundary}, {place}: {len(stage.kept)} of {len(stage.tokens)} visual tokens go on",
@@ -88,6 +90,20 @@ def stage_figure(plt: Any, explanation: Explanation, stage: DecidedStage, images
     return figure
 
 
+def _title(figure: Any, explanation: Explanation, part: str) -> None:
+    """As much of the title as there is room for."""
+    room = figure.get_size_inches()[0] - 2 * _LEFT
+    title = fitted(titled(explanation, part), room, 13, bold=True)
+    write(figure, _LEFT, 0.3, title, fontsize=13, fontweight="bold")
+
+
+def _note(figure: Any, words: Sequence[str]) -> None:
+    """Words on the last lines."""
+    text, (width, height) = "; ".join(words), figure.get_size_inches()
+    letters = int(len(text) * min(1.0, (width - 2 * _LEFT) / max(width_of(text, 8), 0.1)))
+    write(figure, _LEFT, height - 0.12, fill(text, max(letters, 20)), fontsize=8, color=FAINT, va="bottom")
+
+
 def titled(explanation: Explanation, part: str) -> str:
     """The strategy, and the part of it where that is another."""
     return part if part == explanation.strategy else f"{explanation.strategy} · {part}"
@@ -99,7 +115,7 @@ def no_scores(stage: DecidedStage) -> str:
 
 
 def _score_head(stage: DecidedStage) -> str:
-    return "scores" if stage.scores is None else "scores (higher is better), kept outlined"
+    return "scores" if stage.scores is None else "scores, kept outlined"
 
 
 def _kept_head(stage: DecidedStage) -> str:
@@ -112,14 +128,13 @@ def _kept_head(stage: DecidedStage) -> str:
 
 def _foot(figure: Any, explanation: Explanation, stage: DecidedStage) -> None:
     """What a reader must know beside the pictures."""
-    height = figure.get_size_inches()[1]
     words = [f"scores: {stage.about}"] if stage.about else []
     if len(stage.tokens) < explanation.n_visual:
         words.append("grey: dropped at an earlier boundary")
     if stage.into is not None:
         words.append("one colour: one group; arrows point to the token that it became")
     words += explanation.notes
-    write(figure, _LEFT, height - 0.2, "; ".join(words), fontsize=8, color=FAINT)
+    _note(figure, words)
 
 
 def decode_figure(plt: Any, explanation: Explanation, images: Sequence[Image.Image]) -> Any:
@@ -128,14 +143,14 @@ def decode_figure(plt: Any, explanation: Explanation, images: Sequence[Image.Ima
     chosen = _chosen_steps([one for one in explanation.evictions if one.layer == layer])
     number = explanation.cells.finest()
     image = images[explanation.cells.planes[number].image]
-    big, tile = size_of(image, 2.6), size_of(image, _TILE)
-    table_width = max(3.2, min(6.0, 0.24 * len(explanation.held) + 0.6))
-    width = max(_LEFT + 0.55 + table_width + 1.2 + big[0] + _BAR + 0.3, 0.3 + len(chosen) * (tile[0] + 0.95) + 0.4)
+    big, tile = size_of(image, 2.3), size_of(image, _TILE)
+    table_width = max(2.8, min(3.4, 0.2 * len(explanation.held) + 0.6))
+    width = max(_LEFT + 0.55 + table_width + 1.2 + big[0] + _BAR, 2 * _LEFT + len(chosen) * (tile[0] + _BETWEEN))
     upper = max(big[1], 2.2)
-    lower = _TOP + _CAPTION + upper + 1.05
+    lower = _TOP + _CAPTION + upper + 0.95
     height = lower + 0.72 + tile[1] + _FOOT
     figure = plt.figure(figsize=(width, height))
-    write(figure, _LEFT, 0.3, titled(explanation, explanation.evictions[0].part), fontsize=13, fontweight="bold")
+    _title(figure, explanation, explanation.evictions[0].part)
     ends = (sum(explanation.held[0]), sum(explanation.held[-1]))
     write(
         figure, _LEFT, 0.58,
@@ -156,12 +171,12 @@ def decode_figure(plt: Any, explanation: Explanation, images: Sequence[Image.Ima
     color_bar(bar, Normalize(0, 1), "share", colors=LIFE_MAP)
     write(
         figure, _LEFT, lower + 0.08,
-        f"decisions of layer {layer}: scores of what its cache held, what leaves crossed out", fontsize=9,
+        f"decisions of layer {layer}: scores of what its cache held; what leaves is crossed out", fontsize=9,
     )  # fmt: skip
     for order, eviction in enumerate(chosen):
-        rect = Rect(_LEFT + order * (tile[0] + 0.95), height - lower - 0.64 - tile[1], *tile)
+        rect = Rect(_LEFT + order * (tile[0] + _BETWEEN), height - lower - 0.64 - tile[1], *tile)
         _eviction_tile(figure, rect, explanation, eviction, image, number)
-    write(figure, _LEFT, height - 0.2, "; ".join(_decode_notes(explanation, number)), fontsize=8, color=FAINT)
+    _note(figure, _decode_notes(explanation, number))
     return figure
 
 
@@ -196,7 +211,7 @@ def _table(figure: Any, explanation: Explanation, rect: Rect) -> None:
     axis.grid(visible=False)
     axis.set_ylabel("decoder layer", fontsize=8)
     steps = list(range(counts.shape[1]))
-    stride = max(1, len(steps) // 24)
+    stride = max(1, -(-len(steps) // 16))
     names = [explanation.words[step] if step < len(explanation.words) else "" for step in steps]
     axis.set_xticks(steps[::stride], [name or "·" for name in names[::stride]], rotation=60, ha="right", fontsize=7.5,
                     rotation_mode="anchor")  # fmt: skip
@@ -224,13 +239,10 @@ def _eviction_tile(
     norm, _ = scale(eviction.scores)
     panel.heat(dict(zip(eviction.tokens, eviction.scores, strict=True)), norm)
     panel.cross_out(set(eviction.tokens) - set(eviction.kept))
-    bar = axis_at(figure, Rect(rect.left + rect.width + 0.1, rect.bottom, 0.09, rect.height))
-    color_bar(bar, norm, "")
-    bar.tick_params(labelsize=6.5)
 
 
 def _decode_notes(explanation: Explanation, number: int) -> list[str]:
-    words = ["each decision has a colour scale of its own", "grey: no longer in this layer's cache"]
+    words = ["yellow: the highest score of a decision, violet its lowest", "grey: no longer in this layer's cache"]
     if len(explanation.cells.planes) > 1:
         words.append(f"of {len(explanation.cells.planes)} planes the one with the most tokens is shown")
     if any(one.scores is None for one in explanation.evictions):

@@ -194,6 +194,12 @@ def color_bar(axis: Any, norm: Any, label: str, threshold: float | None = None, 
         )  # fmt: skip
 
 
+def scale_bar(axis: Any, colors: str) -> None:
+    """A horizontal bar of colours alone, from the lowest to the highest."""
+    axis.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=colors)
+    framed(axis, FAINT, 0.6)
+
+
 def _beside(norm: Any, value: float) -> str:
     """Write above a mark in the lower half of the bar, below one in the upper half."""
     return "bottom" if float(norm(value)) < 0.5 else "top"
