@@ -76,6 +76,16 @@ def test_names_stand_below_the_line_of_the_unpruned_run():
     assert all(label.y - 8 > chart.reference.y for label in chart.labels)
 
 
+def test_a_name_beyond_the_others_is_written_over_neither_them_nor_the_line():
+    near = [row(f"near {n}", "", 0.5, 0.9) for n in range(3)]
+    rows = [row("none", "none", None, 0.9), *near, row("far off", "", 0.7, 0.9)]
+    chart = charts_of({"cells": rows}, rows, roles_of({"cells": rows, "overall": rows}))[0]
+    far = next(label for label in chart.labels if label.method == "far off")
+    assert far.anchor == "end"
+    assert all(abs(far.y - label.y) >= 14 for label in chart.labels if label is not far)
+    assert abs(far.y - 4 - chart.reference.y) >= 7
+
+
 @pytest.mark.parametrize("metrics", [("exact",), ("exact", "f1"), ("exact", "f1", "anls")])
 def test_the_picture_has_them_all(tmp_path: Path, metrics):
     found = Summary(tmp_path, data_of(3, metrics))

@@ -27,6 +27,7 @@ _NEAR: Final = 0.62  # labels stand beside the points where these leave as much 
 _MARGIN: Final = 104.0  # for labels, where they do not
 _LETTERS: Final = 18
 _LETTER: Final = 6.4  # the width of one
+_SHIFTS: Final = (0.0, -14.0, 14.0, 28.0)  # of a name on the left of its point
 _BESIDE: Final = "random"  # what any method has to beat
 
 
@@ -215,7 +216,7 @@ def _series(method: str, rows: Sequence[Row], cost: str, look: Look, frame: _Fra
 
 def _labels(series: Sequence[Series], column: float, frame: _Frame, unpruned: float | None) -> tuple[Label, ...]:
     """Names beside the last points, moved apart where they would touch, and below the line of the unpruned run; a point
-    beyond them has its name beside it, or below it where there is no room.
+    beyond them has its name on its left, higher or lower where that is taken.
     """
     beside: list[tuple[Series, Point]] = []
     beyond: list[tuple[Series, Point]] = []
@@ -236,10 +237,15 @@ def _labels(series: Sequence[Series], column: float, frame: _Frame, unpruned: fl
         found.append(Label(one.method, _short(one.method), column, y, point.x, point.y, "start"))
     for one, point in beyond:
         text = _short(one.method)
-        if point.x - 8 - _LETTER * len(text) > room:
-            found.append(Label(one.method, text, point.x - 8, point.y + 4, point.x, point.y, "end"))
-        else:
-            found.append(Label(one.method, text, point.x, point.y + 19, point.x, point.y, "middle"))
+        crowded = point.x - 8 - _LETTER * len(text) < room
+        taken = [y - 4 for y in heights] if crowded else []
+        lines = [] if unpruned is None else [unpruned]
+
+        def free(y: float, taken: Sequence[float] = taken, lines: Sequence[float] = lines) -> bool:
+            return all(abs(y - other) >= _LINE for other in taken) and all(abs(y - line) >= _LINE / 2 for line in lines)
+
+        shift = next((shift for shift in _SHIFTS if free(point.y + shift)), 0.0)
+        found.append(Label(one.method, text, point.x - 8, point.y + shift + 4, point.x, point.y, "end"))
     return tuple(found)
 
 
