@@ -154,12 +154,12 @@ class Family(ABC):
             if isinstance(part, int):
                 parts.append(torch.randint(2, models.VIDEO, (part,), generator=generator))
                 continue
-            modality = Picture.parse(part).modality
-            token = self.image_id if modality == "image" else self.video_id
-            parts.append(self.wrap(torch.full((lengths[modality].pop(0),), token)))
+            picture = Picture.parse(part)
+            token = self.image_id if picture.modality == "image" else self.video_id
+            parts.append(self.wrap(torch.full((lengths[picture.modality].pop(0),), token), picture))
         return torch.cat(parts)
 
-    def wrap(self, placeholders: Tensor) -> Tensor:
+    def wrap(self, placeholders: Tensor, picture: Picture) -> Tensor:
         """A picture's tokens: its placeholders, with whatever the family puts around them."""
         return placeholders
 

@@ -23,6 +23,7 @@ from transformers import (
     LlavaOnevisionForConditionalGeneration,
     MistralConfig,
     Qwen2Config,
+    Qwen3Config,
     SiglipVisionConfig,
 )
 
@@ -34,10 +35,10 @@ PAD = 0
 VOCAB = 100
 PATCH = 4
 
-Backbone = Literal["llama", "mistral", "qwen2"]
+Backbone = Literal["llama", "mistral", "qwen2", "qwen3"]
 Tower = Literal["clip", "siglip"]
 
-_TEXT = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
+_TEXT = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 _VISION = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}
 
 
@@ -56,14 +57,14 @@ def tiny_llava(
     """A LLaVA with ``layers`` decoder layers of width 64, 4 heads, and side x side visual tokens per image."""
     torch.manual_seed(seed)
     config = LlavaConfig(
-        text_config=_text_config(backbone, kv_heads, layers, **text),
+        text_config=text_config(backbone, kv_heads, layers, **text),
         vision_config=_vision_config(tower, side),
         image_token_id=IMAGE,
         image_seq_length=side * side,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default" if tower == "clip" else "full",
     )
-    return _finished(LlavaForConditionalGeneration, config, attention, dtype)
+    return finished(LlavaForConditionalGeneration, config, attention, dtype)
 
 
 def tiny_llava_next(
@@ -81,14 +82,14 @@ def tiny_llava_next(
     """A LLaVA-NeXT whose images are a thumbnail and up to four tiles of side x side patches."""
     torch.manual_seed(seed)
     config = LlavaNextConfig(
-        text_config=_text_config(backbone, kv_heads, layers, **text),
+        text_config=text_config(backbone, kv_heads, layers, **text),
         vision_config=_vision_config(tower, side),
         image_token_id=IMAGE,
         image_grid_pinpoints=_pinpoints(side * PATCH, (1, 2), (2, 1), (2, 2), (3, 1), (1, 3)),
         vision_feature_layer=-2,
         vision_feature_select_strategy="default" if tower == "clip" else "full",
     )
-    return _finished(LlavaNextForConditionalGeneration, config, attention, dtype)
+    return finished(LlavaNextForConditionalGeneration, config, attention, dtype)
 
 
 def tiny_llava_next_video(
@@ -106,14 +107,14 @@ def tiny_llava_next_video(
     """A LLaVA-NeXT-Video: images like LLaVA-NeXT's, frames pooled two by two."""
     torch.manual_seed(seed)
     config = LlavaNextVideoConfig(
-        text_config=_text_config(backbone, kv_heads, layers, **text),
+        text_config=text_config(backbone, kv_heads, layers, **text),
         vision_config=_vision_config("clip", side),
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         image_grid_pinpoints=_pinpoints(side * PATCH, (1, 2), (2, 1), (2, 2), (3, 1), (1, 3)),
         spatial_pool_mode=pool,
     )
-    return _finished(LlavaNextVideoForConditionalGeneration, config, attention, dtype)
+    return finished(LlavaNextVideoForConditionalGeneration, config, attention, dtype)
 
 
 def tiny_llava_onevision(
@@ -130,19 +131,18 @@ def tiny_llava_onevision(
     """A LLaVA-OneVision: SigLIP, up to 3 x 3 tiles, planes shrunk to about ``limit`` tiles' tokens."""
     torch.manual_seed(seed)
     config = LlavaOnevisionConfig(
-        text_config=_text_config("qwen2", kv_heads, layers, **text),
+        text_config=text_config("qwen2", kv_heads, layers, **text),
         vision_config=_vision_config("siglip", side, vision_use_head=False),
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         image_grid_pinpoints=_pinpoints(side * PATCH, *((h, w) for h in (1, 2, 3) for w in (1, 2, 3))),
         vision_aspect_ratio=f"anyres_max_{limit}",
     )
-    return _finished(LlavaOnevisionForConditionalGeneration, config, attention, dtype)
+    return finished(LlavaOnevisionForConditionalGeneration, config, attention, dtype)
 
 
-def _text_config(backbone: Backbone, kv_heads: int, layers: int, **text: Any) -> Any:
+def text_config(backbone: Backbone, kv_heads: int, layers: int, **text: Any) -> Any:
     return _TEXT[backbone](
-        vocab_size=VOCAB,
         intermediate_size=96,
         num_hidden_layers=layers,
         num_key_value_heads=kv_heads,
@@ -152,7 +152,7 @@ def _text_config(backbone: Backbone, kv_heads: int, layers: int, **text: Any) ->
         bos_token_id=1,
         eos_token_id=None,
         tie_word_embeddings=False,
-        **{"hidden_size": 64, "num_attention_heads": 4, **text},
+        **{"vocab_size": VOCAB, "hidden_size": 64, "num_attention_heads": 4, **text},
     )
 
 
@@ -172,12 +172,12 @@ def _pinpoints(tile: int, *grids: tuple[int, int]) -> list[list[int]]:
     return [[rows * tile, cols * tile] for rows, cols in grids]
 
 
-def _finished(kind: type[Any], config: Any, attention: str, dtype: torch.dtype) -> Any:
+def finished(kind: type[Any], config: Any, attention: str, dtype: torch.dtype) -> Any:
     """A frozen model of a config, its weights drawn wide, which never ends a text by itself."""
     config._attn_implementation = attention
     model = kind(config)
     _spread(model)
-    if hasattr(config, "image_grid_pinpoints"):
+    if config.text_config.vocab_size > VOCAB or hasattr(config, "image_grid_pinpoints"):
         model.lm_head.weight.data[VIDEO:] = 0.0  # an answer holds no placeholder
     model = model.to(dtype).eval()
     model.requires_grad_(False)
@@ -191,7 +191,7 @@ def _spread(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
             continue
-        if "language_model" in name or "lm_head" in name:
+        if "language_model" in name or "text_model" in name or "lm_head" in name:
             torch.nn.init.normal_(parameter, std=1.0 if "embed_tokens" in name else 0.2)
         else:
             torch.nn.init.normal_(parameter, std=1.5 * parameter[0].numel() ** -0.5)

@@ -194,7 +194,7 @@ class QwenVL(Family):
         inputs = {name: pixels.to(model.dtype), f"{modality}_grid_thw": torch.tensor(grids)}
         return Encoded(inputs, lengths)
 
-    def wrap(self, placeholders: Tensor) -> Tensor:
+    def wrap(self, placeholders: Tensor, picture: Picture) -> Tensor:
         return torch.cat([torch.tensor([START]), placeholders, torch.tensor([END])])
 
     def finish(self, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -104,6 +104,7 @@ if TYPE_CHECKING:
         NOMINAL_SIZE as NOMINAL_SIZE,
         AnyResolution as AnyResolution,
         Assembled as Assembled,
+        Cut as Cut,
         FixedGrid as FixedGrid,
         NativeResolution as NativeResolution,
         Tiling as Tiling,
@@ -161,7 +162,7 @@ __getattr__, __dir__, __all__ = lazy(
         "counting.rounding": "keep_count, prune_count, resolve_count",
         "counting.schedule": "Schedule",
         "counting.shape": "ModelShape, VisionShape",
-        "counting.tilings": "NOMINAL_SIZE, AnyResolution, Assembled, FixedGrid, NativeResolution, Tiling",
+        "counting.tilings": "NOMINAL_SIZE, AnyResolution, Assembled, Cut, FixedGrid, NativeResolution, Tiling",
         "engine.recording": "recording",
         "engine.tokens.trace": "Trace",
         "errors": (

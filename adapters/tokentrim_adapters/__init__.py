@@ -37,6 +37,30 @@ def tokentrim_adapters(register: Register) -> None:
         summary="Qwen2-VL, Qwen2.5-VL, Qwen3-VL: native resolution, M-RoPE, images and videos",
     )
     register(
+        "smolvlm",
+        "tokentrim_adapters.smolvlm:SmolVLMAdapter",
+        model_types=("smolvlm", "idefics3"),
+        summary="SmolVLM, Idefics3: tiles of a scaled image and a thumbnail, tagged in the text",
+    )
+    register(
+        "internvl",
+        "tokentrim_adapters.internvl:InternVLAdapter",
+        model_types=("internvl",),
+        summary="InternVL: tiles of a stretched image and a thumbnail",
+    )
+    register(
+        "mistral3",
+        "tokentrim_adapters.mistral3:Mistral3Adapter",
+        model_types=("mistral3",),
+        summary="Mistral3 (Pixtral tower): native resolution, a break behind every row",
+    )
+    register(
+        "glm4v",
+        "tokentrim_adapters.glm4v:Glm4vAdapter",
+        model_types=("glm4v", "glm4v_moe", "glm46v"),
+        summary="GLM-4.1V, 4.5V, 4.6V: native resolution, M-RoPE, images and videos",
+    )
+    register(
         "generic",
         "tokentrim_adapters.generic:GenericAdapter",
         model_types=(),

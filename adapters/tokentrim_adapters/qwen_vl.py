@@ -71,9 +71,10 @@ class QwenVLAdapter(Adapter):
 
     def locate(self, model: nn.Module) -> Layout:
         """Find entry, decoder and vision modules."""
-        entry = submodule(model, "model", "a Qwen-VL model") if hasattr(model, "lm_head") else model
-        language = submodule(entry, "language_model", "a Qwen-VL model")
-        tower = submodule(entry, "visual", "a Qwen-VL model")
+        whose = type(model).__name__
+        entry = submodule(model, "model", whose) if hasattr(model, "lm_head") else model
+        language = submodule(entry, "language_model", whose)
+        tower = submodule(entry, "visual", whose)
         layers = tuple(submodule(language, "layers", "the language model").children())
         blocks = submodule(tower, "blocks", "the vision tower").children()
         config: Any = entry.config
@@ -90,9 +91,7 @@ class QwenVLAdapter(Adapter):
             shape=self.shape(config, bytes_per_element=next(language.parameters()).element_size()),
             full_blocks=_full_blocks(tower.config),
             mrope=True,
-            unserved={
-                Need.TOWER_GROUPS: "Qwen-VL's merger joins 2 x 2 patches of a grid that merging tokens would break"
-            },
+            unserved={Need.TOWER_GROUPS: "its merger joins 2 x 2 patches of a grid that merging tokens would break"},
         )
 
     def shape(self, config: Any, *, name: str = "", bytes_per_element: int | None = None) -> ModelShape:

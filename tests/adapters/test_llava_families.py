@@ -17,6 +17,7 @@ from tests.engine.cases import FIRST, SPECS, dealt, deviation, generate, merges,
 from tests.engine.probes import Probe
 from tests.families import FAMILIES, Family, Layout, noise
 from tests.masked import masked_logits
+from tests.oracle import TOLERANCE, check, trimmed
 from tokentrim.config.specs import strategy_from
 from tokentrim.contracts.adapter import Encoding, Layout as Located
 from tokentrim.contracts.sites import Need
@@ -24,71 +25,26 @@ from tokentrim.counting.forecast import is_static, plan, planned_layer_tokens
 from tokentrim.errors import AdapterError, ConfigError, StrategyError, UnsupportedError
 from tokentrim.session import Session, adapter_of, trim
 
-TOLERANCE = 1e-4
 NAMES = ("llava-next", "llava-next-video", "llava-onevision")
-
-
-def _trimmed(family: Family, model: Any, spec: Any, inputs: dict[str, Any], **options: Any) -> Session:
-    session = trim(model, with_weights(model, spec), **options)
-    if Need.EVIDENCE in session.strategy.needed():
-        visual = family.visual(model, inputs)
-        told = [(int(ids[~here].sum()), int(here.sum())) for ids, here in zip(inputs["input_ids"], visual, strict=True)]
-        session.annotate(evidence=[torch.rand(n, generator=torch.Generator().manual_seed(s)) for s, n in told])
-    return session
-
-
-def _check(family: Family, model: Any, spec: Any, steps: int = 5) -> None:
-    """Every row of a ragged, padded batch answers like the untouched model with masks (merging: like the row alone)."""
-    inputs = family.prompt(model, *family.ragged)
-    with _trimmed(family, model, spec, inputs) as session:
-        try:
-            ids, logits = generate(model, inputs, steps)
-        except StrategyError as error:
-            if "serves models whose pictures" not in str(error):
-                raise
-            pytest.skip(f"refused by name: {error}")
-        except UnsupportedError as error:
-            if "pooled or resized" not in str(error):
-                raise
-            pytest.skip(f"refused by name: {error}")
-        trace, strategy, shape = session.trace, session.strategy, session.layout.shape
-    visual = family.visual(model, inputs)
-    assert trace.n_visual == tuple(int(n) for n in visual.sum(1))
-    for row, n in enumerate(trace.n_visual):
-        counts = [len(trace.kept(layer, row)) for layer in range(shape.n_layers)]
-        planned = planned_layer_tokens(strategy.spatial_parts, shape, n)
-        assert all(a == b if is_static(strategy) else a <= b for a, b in zip(counts, planned, strict=True))
-        kept = [set(trace.kept(layer, row).tolist()) for layer in range(shape.n_layers)]
-        assert all(later <= earlier for earlier, later in pairwise(kept))
-        single = family.alone(model, family.ragged, row)
-        if merges(strategy):
-            with _trimmed(family, model, spec, single):
-                own_ids, own = generate(model, single, steps)
-            assert ids[row].tolist() == own_ids[0].tolist()
-            assert deviation(logits[row], own[0]) < TOLERANCE
-            continue
-        here = family.visual(model, single)[0]
-        expected = masked_logits(model, single, ids[row, :-1], trace, visual=here, sample=row)[len(here) - 1 :]
-        assert deviation(logits[row], expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("strategy", FIRST)
 @pytest.mark.parametrize("name", NAMES)
 def test_dropping_in_a_ragged_batch_is_masking_each_row(name: str, strategy: str) -> None:
     family = FAMILIES[name]
-    _check(family, family.model(), SPECS[strategy])
+    check(family, family.model(), SPECS[strategy])
 
 
 @pytest.mark.parametrize(("strategy", "name"), dealt(FIRST, NAMES))
 def test_dropping_is_masking_with_eager_attention(strategy: str, name: str) -> None:
     family = FAMILIES[name]
-    _check(family, family.model(attention="eager"), SPECS[strategy])
+    check(family, family.model(attention="eager"), SPECS[strategy])
 
 
 @pytest.mark.parametrize(("backbone", "tower"), [("mistral", "clip"), ("qwen2", "siglip")])
 def test_dropping_is_masking_on_other_backbones(backbone: str, tower: str) -> None:
     family = FAMILIES["llava-next"]
-    _check(family, family.model(backbone=backbone, tower=tower), SPECS["st3"])
+    check(family, family.model(backbone=backbone, tower=tower), SPECS["st3"])
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -108,7 +64,7 @@ def test_keeping_everything_changes_no_bit(name: str, attention: str) -> None:
     )
     for spec in everything:
         for structure in ("keep", "prune"):
-            with _trimmed(family, model, spec, inputs, structure=structure), torch.no_grad():
+            with trimmed(family, model, spec, inputs, structure=structure), torch.no_grad():
                 found_ids, found = generate(model, inputs, 4)
                 assert torch.equal(model(**inputs).logits, direct)
             assert torch.equal(found_ids, ids)

@@ -54,6 +54,7 @@ class Layout:
         tower_blocks: every vision block, in order, where they are of that plain make and one visual token is made of
             one patch; empty elsewhere.
         unserved: what strategies may not ask for on this model, with the reason of each.
+        packed: whether the tower attends to all images of a call in one row, under a mask that keeps them apart.
     """
 
     entry: nn.Module
@@ -73,6 +74,7 @@ class Layout:
     projector: nn.Module | None = None
     tower_blocks: tuple[TowerBlock, ...] = ()
     unserved: Mapping[Need, str] = field(default_factory=dict[Need, str])
+    packed: bool = False
 
     @property
     def final_norm(self) -> nn.Module | None:
@@ -104,12 +106,15 @@ class Encoding:
     Attributes:
         modality: what was encoded.
         arguments: the call's arguments by name; empty where the features were made before the context was entered.
-        lengths: placeholders of each image or video.
+        lengths: placeholders of each item, as the model hands them out: an image or video, or a tile of one, or all
+            that a row of the prompt shows.
+        facts: what the adapter noted of the pixels (see :meth:`Adapter.facts`).
     """
 
     modality: Modality
     arguments: Mapping[str, Any]
     lengths: tuple[int, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def argument(self, *names: str) -> Tensor:
         """The first of the named arguments that was given.
@@ -219,6 +224,28 @@ class Adapter(ABC):
         Raises:
             UnsupportedError: when that needs arguments of the encoding which are not known.
         """
+
+    def pictures(self, layout: Layout, encoding: Encoding, prompts: Sequence[Tensor]) -> list[Places]:
+        """Places of all placeholders of an encoding, in order, one entry per image or video of the prompts.
+
+        By default, every item of the encoding is one. Families that encode tiles on their own, and tell only in the
+        prompt's text which of them are one image, say otherwise.
+
+        Args:
+            layout: the located modules.
+            encoding: what was encoded.
+            prompts: int64 [T] on the host, the tokens of each row that the encoding serves.
+
+        Raises:
+            UnsupportedError: when that needs what is not known of the encoding.
+        """
+        return [self.places(layout, encoding, item) for item in range(len(encoding.lengths))]
+
+    def facts(self, layout: Layout, encoding: Encoding) -> Mapping[str, Any]:
+        """What :meth:`pictures` needs to know of the pixels, small: it is kept for as long as the prompt lives, while
+        pixels are not. Nothing, by default.
+        """
+        return {}
 
     def modalities(self, layout: Layout, arguments: Mapping[str, Any]) -> Tensor:
         """uint8 [B, T]: 0 for text, 1 for a placeholder of an image, 2 for one of a video.

@@ -99,8 +99,8 @@ def projector_flops(shape: ModelShape, n_visual: int) -> int:
     """FLOPs of the projector; 0 where the vision tower is unknown.
 
     ``2 n (d_v d + d^2)`` for two layers as wide as the language model; where patches are merged, ``2 n (w^2 + w d)``
-    per merger, with w the width of the patches of one visual token together. n are the tokens that pass it, of a
-    tiled image its padding among them.
+    per merger, with w the width of the patches of one visual token together; ``2 n`` times its weights, where the
+    shape says them. n are the tokens that pass it, of a tiled image its padding among them.
     """
     tower = shape.vision
     if tower is None:
@@ -109,6 +109,8 @@ def projector_flops(shape: ModelShape, n_visual: int) -> int:
     if tower.n_projected is not None and tower.n_visual:
         n = images_of(shape, n_visual) * tower.n_projected
     d = shape.hidden_size
+    if tower.projector_weights is not None:
+        return 2 * n * tower.projector_weights
     if not tower.mergers:
         return 2 * n * d * (tower.hidden_size + d)
     width = tower.hidden_size * tower.merge**2

@@ -48,6 +48,7 @@ class VisionShape:
         merge: patches along each side that the projector makes one visual token.
         mergers: 0 for a two-layer projector as wide as the language model; otherwise the number of projectors that
             are as wide as the patches they merge.
+        projector_weights: weights that a visual token passes in a projector of any other make; None in those two.
         tiling: what happens to an image's size; None where nothing is known of it.
     """
 
@@ -66,6 +67,7 @@ class VisionShape:
     window_pairs: int = 0
     merge: int = 1
     mergers: int = 0
+    projector_weights: int | None = None
     tiling: Tiling | None = None
 
     def __post_init__(self) -> None:

@@ -113,11 +113,11 @@ class Prompting:
         """Makes the prompt's placement when somebody asks for it (it costs a look at the device); None where pictures
         of unknown size were encoded outside the context, which only those are told who need to know.
         """
-        adapter, layout = self.context.adapter, self.context.layout
+        adapter, layout, tokens = self.context.adapter, self.context.layout, self.arguments.get("input_ids")
         encodings = self.context.vision.encodings(self.arguments)
 
         def place() -> Placement | None:
             known = fixed_encodings(adapter, layout, modalities) if encodings is None else encodings
-            return None if known is None else Placement.of(adapter, layout, known, modalities)
+            return None if known is None else Placement.of(adapter, layout, known, modalities, tokens)
 
         return place

@@ -75,6 +75,14 @@ class _Capture:
         return order == mine or (repeated and list(dict.fromkeys(order)) == mine)
 
 
+def _bounds(mask: Tensor) -> Tensor:
+    """int64 [pieces + 1]: where the pieces begin that a mask [..., T, T] keeps apart, and where the last ends."""
+    behind = mask.flatten(0, -3)[0].diagonal(1)  # whether a token sees the next
+    apart = ~behind if mask.dtype == torch.bool else behind < 0
+    starts = apart.nonzero()[:, 0] + 1
+    return torch.cat([starts.new_zeros(1), starts, starts.new_full((1,), len(behind) + 1)])
+
+
 def _place(item: Tensor) -> tuple[Any, int, torch.Size]:
     return item.untyped_storage(), int(item.storage_offset()), item.shape
 
@@ -247,7 +255,8 @@ class VisionCapture(Ability):
                 arrange = functools.partial(self.adapter.arrange, self.layout, encoding)
                 arranged[Need.TOWER_GROUPS, 0] = self.merging.groups(arrange)
         kept = {k: v for k, v in arguments.items() if k not in small} if self.keeps_pixels else {}
-        about, mine = replace(encoding, arguments=small), list(features)
+        facts = self.adapter.facts(self.layout, encoding)
+        about, mine = replace(encoding, arguments=small, facts=facts), list(features)
         items = [(ref(storage), offset, shape) for storage, offset, shape in map(_place, mine)]
         made = ref(output, lambda _: mine.clear())
         for number, seen in list(self._seen.items()):
@@ -279,6 +288,8 @@ class VisionCapture(Ability):
     def _pieces(self, call: attention.AttentionCall) -> list[tuple[Tensor, Tensor]]:
         """Queries and keys [pieces, H, tokens, head_dim] of what is attended to separately."""
         query, key, bounds = call.query, call.key, call.options.get("cu_seq_lens_q")
+        if self.layout.packed and bounds is None and isinstance(call.mask, Tensor):
+            bounds = _bounds(call.mask)
         if bounds is not None:  # packed: pieces lie end to end in one row
             lengths = (bounds[1:] - bounds[:-1]).tolist()
             return list(zip(query.split(lengths, dim=2), key.split(lengths, dim=2), strict=True))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokentrim.contracts.adapter import MODALITIES, PLACE, Adapter, Encoding, Layout, Modality, Places
 from tokentrim.contracts.sites import Grid
-from tokentrim.errors import EngineError, UnsupportedError, complaint
+from tokentrim.errors import AdapterError, EngineError, UnsupportedError, complaint
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Placement:
         encodings: of the prompt, images before videos.
         number: int64 [B, T]: number of each placeholder in the encodings laid end to end; -1 at text.
         repeats: how many neighbouring rows share their pictures (beams); 1 where none do.
+        tokens: int64 [B, T], the prompt's numbers in the vocabulary; None where they are not known.
     """
 
     adapter: Adapter
@@ -31,9 +32,17 @@ class Placement:
     encodings: tuple[Encoding, ...]
     number: Tensor
     repeats: int = 1
+    tokens: Tensor | None = None
 
     @classmethod
-    def of(cls, adapter: Adapter, layout: Layout, encodings: Sequence[Encoding], modalities: Tensor) -> Placement:
+    def of(
+        cls,
+        adapter: Adapter,
+        layout: Layout,
+        encodings: Sequence[Encoding],
+        modalities: Tensor,
+        tokens: Tensor | None = None,
+    ) -> Placement:
         """Number the placeholders.
 
         Rows may be repeated (beams): every row of a run of equal rows shares the images of the first.
@@ -43,6 +52,7 @@ class Placement:
             layout: the located modules.
             encodings: of the prompt, images before videos.
             modalities: uint8 [B, T], as :meth:`Adapter.modalities` gives it.
+            tokens: int64 [B, T], the prompt's numbers in the vocabulary.
 
         Raises:
             EngineError: when the placeholders are not as many as the encoded tokens, or a multiple.
@@ -55,24 +65,43 @@ class Placement:
             first = torch.tensor(starts, device=modalities.device).unsqueeze(1) + base
             number = torch.where(here, first + here.long().cumsum(1) - 1, number)
             base += sum(encoding.lengths)
-        return cls(adapter, layout, tuple(encodings), number, repeats)
+        return cls(adapter, layout, tuple(encodings), number, repeats, tokens)
 
     @cached_property
     def items(self) -> Tensor:
-        """int64 [placeholders of all encodings]: number of the image or video that each belongs to, on the host."""
-        lengths = [n for encoding in self.encodings for n in encoding.lengths]
-        return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.long))
+        """int64 [placeholders of all encodings]: number of the encoded item that each belongs to, on the host."""
+        return _numbered([n for encoding in self.encodings for n in encoding.lengths])
+
+    @cached_property
+    def _pictures(self) -> list[Places]:
+        """Places of each image and video, on the host.
+
+        Raises:
+            AdapterError: when they are not as many as the encoded tokens.
+        """
+        found: list[Places] = []
+        base = 0
+        for encoding in self.encodings:
+            end, prompts = base + sum(encoding.lengths), list[Tensor]()
+            if self.tokens is not None:
+                tokens, number = self.tokens[:: self.repeats], self.number[:: self.repeats]
+                serves = ((number >= base) & (number < end)).any(1)
+                prompts = list(tokens[serves.to(tokens.device)].cpu())
+            own = self.adapter.pictures(self.layout, encoding, prompts)
+            placed = sum(len(places.row) for places in own)
+            if placed != end - base:
+                raise AdapterError(
+                    complaint(f"the places of a prompt's {encoding.modality}s", f"be {end - base}, one per encoded token",
+                              placed, "the family has drifted from what this adapter knows; please report the version")
+                )  # fmt: skip
+            found += own
+            base = end
+        return found
 
     @cached_property
     def places(self) -> Places:
         """Places of the placeholders of all encodings, end to end, on the host."""
-        return Places.joined(
-            [
-                self.adapter.places(self.layout, encoding, item)
-                for encoding in self.encodings
-                for item in range(len(encoding.lengths))
-            ]
-        )
+        return Places.joined(self._pictures)
 
     def structure(self) -> Tensor:
         """bool [B, T]: the placeholders that are not visual tokens."""
@@ -90,11 +119,16 @@ class Placement:
         def pick(values: Tensor) -> Tensor:
             return values.to(device)[number].masked_fill(~valid, -1)
 
-        image = pick(self.items)
+        image = pick(_numbered([len(picture.row) for picture in self._pictures]))
         # Numbered from 0 in each row, whatever other rows hold.
         first = image.masked_fill(~valid, torch.iinfo(torch.int64).max).amin(dim=1, keepdim=True)
         where = {name: pick(getattr(places, name)) for name in PLACE}
         return Grid(image=(image - first).masked_fill(~valid, -1), **where)
+
+
+def _numbered(lengths: Sequence[int]) -> Tensor:
+    """int64 [sum(lengths)]: 0 ``lengths[0]`` times, then 1 ``lengths[1]`` times, and so on."""
+    return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.long))
 
 
 def fixed_encodings(adapter: Adapter, layout: Layout, modalities: Tensor) -> list[Encoding] | None:
