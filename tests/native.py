@@ -67,6 +67,7 @@ class Glm4v(Family):
     name = "glm4v"
     row = (3, "image:24x32", 5)
     ragged = ((3, "image:24x32", 5), (9,), (2, "image:16x24", 4, "image:32x16", 7))
+    video_id = models.IMAGE
 
     def build(self, *, attention: str = "sdpa", seed: int = 0, layers: int = 6, **options: Any) -> Any:
         torch.manual_seed(seed)
@@ -100,7 +101,7 @@ class Glm4v(Family):
         return Encoded(inputs, tuple(t * h * w // MERGE**2 for t, h, w in grids))
 
     def wrap(self, placeholders: Tensor, picture: Picture) -> Tensor:
-        frames = torch.full_like(placeholders, models.IMAGE).view(picture.frames, -1)
+        frames = placeholders.view(picture.frames, -1)
         start, end = (torch.full((picture.frames, 1), token) for token in (START, END))
         return torch.cat([start, frames, end], dim=1).flatten()
 

@@ -57,7 +57,9 @@ class SmolVLM(Family):
         return models.finished(model_class, config, attention, torch.float32)
 
     def encode(self, model: Any, pictures: Sequence[Picture], seeds: Sequence[int], together: Sequence[int]) -> Encoded:
-        made = [noise(seed, pieces_of(picture), 3, PIXELS, PIXELS) for seed, picture in zip(seeds, pictures, strict=True)]
+        made = [
+            noise(seed, pieces_of(picture), 3, PIXELS, PIXELS) for seed, picture in zip(seeds, pictures, strict=True)
+        ]
         left = list(made)
         rows = [torch.cat([left.pop(0) for _ in range(number)]) for number in together]
         most = max(len(row) for row in rows)

@@ -75,7 +75,8 @@ class Glm4vAdapter(QwenVLAdapter):
         """transformers' default one, with the rotary sections of the published checkpoints."""
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # only tests need it
 
-        return CONFIG_MAPPING[model_type](text_config={"rope_parameters": dict(_ROPE), "head_dim": 128})
+        config_class: Any = CONFIG_MAPPING[model_type]
+        return config_class(text_config={"rope_parameters": dict(_ROPE), "head_dim": 128})
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ _LONGEST = 4096  # pixels of the longest side, whatever the settings say
 
 
 class SmolVLMAdapter(Adapter):
-    """``SmolVLM-`` and ``Idefics3ForConditionalGeneration``: SigLIP tower, pixel shuffle, Llama decoder.
+    r"""``SmolVLM-`` and ``Idefics3ForConditionalGeneration``: SigLIP tower, pixel shuffle, Llama decoder.
 
     An image is scaled to a long side of several tiles and cut into them; a thumbnail of the whole comes last. Every
     piece has the same number of tokens, and a tag of text in front of it; a line feed follows each row of tiles. The
@@ -46,14 +46,15 @@ class SmolVLMAdapter(Adapter):
     ```bibtex
     @misc{marafioti2025smolvlm,
       title={{SmolVLM}: Redefining small and efficient multimodal models},
-      author={Marafioti, Andr{\\'e}s and Zohar, Orr and Farr{\\'e}, Miquel and Noyan, Merve and Bakouch, Elie and others},
+      author={Marafioti, Andr{\'e}s and Zohar, Orr and Farr{\'e}, Miquel and Noyan, Merve and Bakouch, Elie and
+              others},
       year={2025},
       note={arXiv:2504.05299},
       keywords={smolvlm}
     }
     @misc{laurencon2024idefics3,
       title={Building and better understanding vision-language models: insights and future directions},
-      author={Lauren{\\c{c}}on, Hugo and Marafioti, Andr{\\'e}s and Sanh, Victor and Tronchon, L{\\'e}o},
+      author={Lauren{\c{c}}on, Hugo and Marafioti, Andr{\'e}s and Sanh, Victor and Tronchon, L{\'e}o},
       year={2024},
       note={arXiv:2408.12637},
       keywords={idefics3}

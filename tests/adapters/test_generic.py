@@ -21,11 +21,11 @@ from tokentrim.session import adapter_of, trim
 
 TOLERANCE = 1e-4
 
-# One grid per image; tiles of a fixed size; images of any size; M-RoPE; another tower's grid given as shapes.
+# One grid per image, in one piece or tiles; images of any size; features pooled; another tower's grid given as shapes.
 FAMILIES = {
-    "internvl": "InternVL",
-    "smolvlm": "SmolVLM",
-    "mistral3": "Mistral3",
+    "aya_vision": "AyaVision",
+    "deepseek_vl": "DeepseekVL",
+    "lighton_ocr": "LightOnOcr",
     "vipllava": "VipLlava",
     "lfm2_vl": "Lfm2Vl",
 }
@@ -96,7 +96,7 @@ def test_keeping_everything_changes_no_bit_and_nothing_remains(name: str) -> Non
 
 
 def test_the_grid_of_an_image_that_is_no_square() -> None:
-    subject = family("mistral3")
+    subject = family("lighton_ocr")
     inputs = prompt(subject, 0, 1)
     with trim(subject.model, {"name": "random", "keep_ratio": 0.5}) as session:
         generate(subject.model, inputs, 1)
@@ -145,7 +145,7 @@ def test_what_has_another_layout_is_refused_with_the_reason(stem: str) -> None:
 
 def test_a_tower_that_is_not_read_refuses_its_readers() -> None:
     with pytest.raises(UnsupportedError, match=r"got \['vision-cls'\]. The generic adapter reads no vision tower"):
-        trim(family("internvl").model, "fastervlm")
+        trim(family("aya_vision").model, "fastervlm")
 
 
 def test_a_resampler_has_no_grid() -> None:

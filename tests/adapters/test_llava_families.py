@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -13,17 +12,16 @@ import transformers
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from tests.engine.cases import FIRST, SPECS, dealt, deviation, generate, merges, with_weights
+from tests.engine.cases import FIRST, SPECS, dealt, deviation, generate
 from tests.engine.probes import Probe
 from tests.families import FAMILIES, Family, Layout, noise
 from tests.masked import masked_logits
 from tests.oracle import TOLERANCE, check, trimmed
 from tokentrim.config.specs import strategy_from
 from tokentrim.contracts.adapter import Encoding, Layout as Located
-from tokentrim.contracts.sites import Need
-from tokentrim.counting.forecast import is_static, plan, planned_layer_tokens
-from tokentrim.errors import AdapterError, ConfigError, StrategyError, UnsupportedError
-from tokentrim.session import Session, adapter_of, trim
+from tokentrim.counting.forecast import plan
+from tokentrim.errors import AdapterError, ConfigError, UnsupportedError
+from tokentrim.session import adapter_of, trim
 
 NAMES = ("llava-next", "llava-next-video", "llava-onevision")
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings, strategies as st
 from PIL import Image
+from transformers.image_utils import ChannelDimension
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.image_utils import ChannelDimension
 from transformers.models.pixtral.image_processing_pil_pixtral import (
     PixtralImageProcessorPil,
     get_resize_output_image_size,
@@ -22,6 +22,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from tests import tiled
 from tests.native import Glm4v, Mistral3
 from tokentrim.contracts.adapter import Encoding
+from tokentrim.counting.costs import projector_flops
 from tokentrim.counting.tilings import Tiling
 from tokentrim.errors import DataError
 from tokentrim.session import adapter_of
@@ -127,3 +128,22 @@ def test_glm4v_has_the_patches_of_its_processor(size: tuple[int, int]) -> None:
 def test_impossible_sizes_are_refused(family: Any) -> None:
     with pytest.raises(DataError, match="at least 1x1"):
         _tiling(family, {}).cut(0, 5)
+
+
+_PROJECTORS = {
+    "smolvlm": ("connector",),
+    "internvl": ("multi_modal_projector",),
+    "mistral3": ("multi_modal_projector",),
+    "glm4v": ("visual.downsample", "visual.merger"),
+}
+
+
+@pytest.mark.parametrize("family", [tiled.SmolVLM(), tiled.InternVL(), Mistral3(), Glm4v()], ids=lambda f: f.name)
+def test_a_token_passes_the_weights_of_the_projector(family: Any) -> None:
+    model = family.model()
+    parts = [model.model.get_submodule(name) for name in _PROJECTORS[family.name]]
+    weights = sum(weight.numel() for part in parts for weight in part.parameters() if weight.dim() > 1)
+    shape = adapter_of(model).locate(model).shape
+    assert shape.vision is not None
+    assert shape.vision.projector_weights == weights
+    assert projector_flops(shape, shape.vision.n_visual) == 2 * weights * shape.vision.n_visual

@@ -91,7 +91,7 @@ class Placement:
             placed = sum(len(places.row) for places in own)
             if placed != end - base:
                 raise AdapterError(
-                    complaint(f"the places of a prompt's {encoding.modality}s", f"be {end - base}, one per encoded token",
+                    complaint(f"the places of a prompt's {encoding.modality}s", f"be {end - base}, as the tokens are",
                               placed, "the family has drifted from what this adapter knows; please report the version")
                 )  # fmt: skip
             found += own
