@@ -177,6 +177,8 @@ def finished(kind: type[Any], config: Any, attention: str, dtype: torch.dtype) -
     config._attn_implementation = attention
     model = kind(config)
     _spread(model)
+    if config.text_config.vocab_size > VOCAB:
+        model.lm_head.weight.data[PAD] = 0.0  # generate takes padding in what it is handed for padding
     if config.text_config.vocab_size > VOCAB or hasattr(config, "image_grid_pinpoints"):
         model.lm_head.weight.data[VIDEO:] = 0.0  # an answer holds no placeholder
     model = model.to(dtype).eval()

@@ -69,7 +69,12 @@ class Glm4vAdapter(QwenVLAdapter):
         """Placeholders by id; which are of videos, by ``mm_token_type_ids``."""
         found = super().modalities(layout, arguments).clamp(max=1)
         kinds: Tensor | None = arguments.get("mm_token_type_ids")
-        return found if kinds is None else found + found * (kinds == 2).to(found.dtype)
+        if kinds is None:
+            return found
+        # Tokens that a draft appended are text, and of a prompt that is continued only the end comes.
+        columns = found.shape[1]
+        kinds = torch.nn.functional.pad(kinds, (0, max(0, columns - kinds.shape[1])))[:, -columns:]
+        return found + found * (kinds == 2).to(found.dtype)
 
     def example_config(self, model_type: str) -> Any | None:
         """transformers' default one, with the rotary sections of the published checkpoints."""

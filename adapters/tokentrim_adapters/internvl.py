@@ -75,14 +75,14 @@ class InternVLAdapter(Adapter):
             intermediate_size=vision.intermediate_size,
             merge=merge,
             projector_weights=(joined + text.hidden_size) * text.hidden_size,
-            tiling=Canvas(vision.image_size[0], vision.image_size[0] // vision.patch_size[0], merge),
+            tiling=TiledCanvas(vision.image_size[0], vision.image_size[0] // vision.patch_size[0], merge),
         )
         return _llava.model_shape(config, tower.for_image(*NOMINAL_SIZE), name, bytes_per_element)
 
     def preprocessed(self, shape: ModelShape, settings: Mapping[str, Any]) -> ModelShape:
         """With the least and most tiles of the image processor, where it says some."""
         vision = shape.vision
-        if vision is None or not isinstance(vision.tiling, Canvas):
+        if vision is None or not isinstance(vision.tiling, TiledCanvas):
             return shape
         least, most = (settings.get(f"{word}_patches") for word in ("min", "max"))
         tiling = replace(vision.tiling, least=least or vision.tiling.least, most=most or vision.tiling.most)
@@ -124,7 +124,7 @@ class InternVLAdapter(Adapter):
 
 
 @dataclass(frozen=True)
-class Canvas(Tiling):
+class TiledCanvas(Tiling):
     """Every image is stretched to a canvas of whole tiles; a thumbnail comes last where there are several.
 
     Attributes:
@@ -178,9 +178,9 @@ class Canvas(Tiling):
         )
 
 
-def _tiling(layout: Layout) -> Canvas:
+def _tiling(layout: Layout) -> TiledCanvas:
     vision = layout.shape.vision
-    if vision is None or not isinstance(vision.tiling, Canvas):
+    if vision is None or not isinstance(vision.tiling, TiledCanvas):
         raise AdapterError(complaint("an InternVL", "have a vision config", None, "load a complete model"))
     return vision.tiling
 

@@ -695,7 +695,7 @@ FEATURES: tuple[Feature, ...] = (
         "an image and a video in one prompt",
         lambda bench: bench.generate(_mixed(bench)),
         _mixed_by_mask,
-        serves=lambda family: family.video_id is not None,
+        serves=lambda family: family.video_id not in (None, family.image_id),  # alike: the model takes one or the other
     ),
     Feature("the same rows padded on the right, in a forward", _right_padded, _unpadded),
     Feature(
