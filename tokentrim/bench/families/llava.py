@@ -80,9 +80,9 @@ VICUNA_7B: Final[Mapping[str, int]] = MappingProxyType(decoder(32, 4096, 32, 110
 CLIP_L: Final[Mapping[str, int]] = MappingProxyType(tower(24, 1024, 16, 4096))
 
 # The tower is scaled with the decoder, so that it keeps its 5 % of a prefill's FLOPs.
+SCALED: Final[Mapping[str, int]] = MappingProxyType(decoder(32, 1024, 16, 2752, 8000) | tower(24, 256, 4, 1024))
 _SCALED: Final = Llava(
-    **decoder(32, 1024, 16, 2752, 8000),
-    **tower(24, 256, 4, 1024),
+    **SCALED,
     image_size=336,
     summary="LLaVA-1.5-7B at a quarter of the width: the same 32 layers and 576 visual tokens",
 )

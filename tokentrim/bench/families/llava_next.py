@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokentrim.bench.families.base import Geometry, decoder, tower
-from tokentrim.bench.families.llava import CLIP_L, VICUNA_7B, Clip
+from tokentrim.bench.families.llava import CLIP_L, SCALED, VICUNA_7B, Clip
 
 _ACROSS: Final = 2  # tiles along each side of the picture
 
@@ -63,6 +63,11 @@ GEOMETRIES: Final[Mapping[str, Geometry]] = MappingProxyType(
             **tower(2, 16, 2, 32),
             image_size=56,
             summary="LLaVA-NeXT with 20 visual tokens and 4 line ends; its times mean nothing",
+        ),
+        "scaled-next": LlavaNext(
+            **SCALED,
+            image_size=672,
+            summary="LLaVA-NeXT-7B at a quarter of the width: 2880 visual tokens and 48 line ends, 32 layers",
         ),
         "llava-next-7b": LlavaNext(
             **VICUNA_7B,
