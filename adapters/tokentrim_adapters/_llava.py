@@ -74,10 +74,14 @@ def model_shape(config: Any, vision: VisionShape, name: str, bytes_per_element: 
     )
 
 
-def tower_of(vision: Any, tiling: Tiling) -> VisionShape:
-    """The tower's numbers, for an image of nominal size."""
+def tower_of(config: Any, tiling: Tiling) -> VisionShape:
+    """The numbers of a model's tower, for an image of nominal size."""
+    vision = config.vision_config
     layers, inner = vision.num_hidden_layers, vision.intermediate_size
-    return VisionShape(layers, vision.hidden_size, inner, tiling=tiling).for_image(*NOMINAL_SIZE)
+    blocks = layers + 1 + _features_block(config)
+    return VisionShape(
+        layers, vision.hidden_size, inner, tiling=tiling, cls=cls_of(vision), feature_blocks=blocks
+    ).for_image(*NOMINAL_SIZE)
 
 
 def side_of(vision: Any) -> int:

@@ -42,7 +42,7 @@ class LlavaAdapter(Adapter):
         vision = config.vision_config
         side, cls = _llava.side_of(vision), _llava.cls_of(vision)
         kept = cls if config.vision_feature_select_strategy == "full" else 0
-        tower = _llava.tower_of(vision, FixedGrid(vision.image_size, side, cls, kept))
+        tower = _llava.tower_of(config, FixedGrid(vision.image_size, side, cls, kept))
         return _llava.model_shape(config, tower, name, bytes_per_element)
 
     def fixed_length(self, layout: Layout, modality: Modality) -> int | None:

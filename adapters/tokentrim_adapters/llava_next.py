@@ -41,7 +41,7 @@ class LlavaNextAdapter(Adapter):
 
     def shape(self, config: Any, *, name: str = "", bytes_per_element: int | None = None) -> ModelShape:
         """Numbers of the text and vision configs, for an image of nominal size."""
-        tower = _llava.tower_of(config.vision_config, self.tiling(config))
+        tower = _llava.tower_of(config, self.tiling(config))
         return _llava.model_shape(config, tower, name, bytes_per_element)
 
     def tiling(self, config: Any) -> AnyResolution:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tokentrim import (
     LayerSite,
@@ -15,11 +16,14 @@ from tokentrim import (
     Selection,
     SpatialSelector,
     Stage,
+    StrategyError,
     TowerMerger,
+    VisionShape,
+    complaint,
     keep_count,
     top_selection,
 )
-from tokentrim_strategies._keeping import Share
+from tokentrim_strategies._keeping import ShareOrNone, one_of_two
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,11 +42,13 @@ class ToMe(TowerMerger, SpatialSelector):
     ``softmax(q k^T / sqrt(d) + log s)``. [CLS] merges with none. The next block deals even and odd anew over the
     others of the even tokens (where there is no [CLS] by falling cosine), then the odd ones.
 
-    r is the smallest at which the schedule reaches the wanted number, and what is too many is taken off the last
-    rounds: N patches, L blocks up to that of the features, ``rounds``:
+    Of N patches, in L blocks up to that of the features, merge by ``rounds`` (half of what is left at most):
 
     - ``constant``: r in each block; of 576 patches in 23 blocks, 192 are left by r = 17 and a last round of 10;
     - ``decreasing``: ``floor(2r (L-1-i) / (L-1))`` in block i = 0, 1, ...
+
+    ``r`` is the paper's parameter. Where a share is asked for, r is the smallest at which the schedule reaches it, and
+    what is too many is taken off the last rounds (ours).
 
     Follows the released code in the rounds; it classifies images, and in front of a language model these are ours:
     merging stops at the block of the features, every patch then has its group's vector, the projector sees all of
@@ -56,10 +62,10 @@ class ToMe(TowerMerger, SpatialSelector):
     or SigLIP's make: Qwen-VL, pooled videos and images so large that their plane is resized are refused by name.
 
     Cost: in each block cosines of N/2 x N/2 tokens, O(N^2 d / 4); the tower itself runs with fewer tokens, which plans
-    do not count.
+    count under the first forward.
 
-    Parameters: ``keep_ratio`` (share kept; tables of other papers have 192, 128 and 64 of 576), ``rounds`` (the paper
-    has both).
+    Parameters: ``keep_ratio`` (share kept; tables of other papers have 192, 128 and 64 of 576) or ``r`` (pairs a block;
+    the paper's are 8 and 16, of 196 patches in 12 and 24 blocks), ``rounds`` (the paper has both).
 
     ```bibtex
     @inproceedings{bolya2023tome,
@@ -79,18 +85,44 @@ class ToMe(TowerMerger, SpatialSelector):
     merges: ClassVar[bool] = True
     budget_knob: ClassVar[str | None] = "keep_ratio"
 
-    keep_ratio: Share = Field(default=0.25, description="share of the visual tokens that is kept")
+    keep_ratio: ShareOrNone = Field(default=0.25, description="share of the visual tokens that is kept")
+    r: int | None = Field(
+        default=None, ge=0, le=4096, description="pairs that merge in each block, in the mean, instead of keep_ratio"
+    )
     rounds: Rounds = Field(default="constant", description="how many pairs merge in the blocks, first to last")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_the_two(cls, data: Any) -> Any:
+        return one_of_two(data, "keep_ratio", "r", "the budget of strategy 'tome'")
+
     def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
-        """One token per group, of each picture where all are equally large."""
+        """One token per group, of each picture where all are equally large.
+
+        Raises:
+            StrategyError: when ``r`` is given and the vision tower is unknown.
+        """
         vision = shape.vision
         each = n_visual if vision is None or vision.varies or not vision.n_visual else vision.n_visual
         pictures, rest = divmod(n_visual, max(each, 1))
-        return Schedule.of({0: keep_count(self.keep_ratio, n_visual if rest else each) * (1 if rest else pictures)})
+        share = self._share(vision)
+        return Schedule.of({0: keep_count(share, n_visual if rest else each) * (1 if rest else pictures)})
+
+    def _share(self, vision: VisionShape | None) -> float | Fraction:
+        """Share of a picture's patches that is left."""
+        if self.keep_ratio is not None:
+            return self.keep_ratio
+        patches = 0 if vision is None else vision.n_tokens - vision.cls
+        if vision is None or not patches:
+            raise StrategyError(
+                complaint("r of strategy 'tome'", "meet a vision tower whose size is known", None, "give keep_ratio")
+            )
+        return Fraction(patches - sum(self.merges_in_tower(patches, vision.merging_blocks)), patches)
 
     def merges_in_tower(self, tokens: int, blocks: int) -> tuple[int, ...]:
-        """What leaves the share of ``tokens``."""
+        """``r`` in each block, or what leaves the share of ``tokens``."""
+        if self.keep_ratio is None:
+            return pairs_of(self.r or 0, 0, tokens, blocks, self.rounds)
         return pairs_to(keep_count(self.keep_ratio, tokens), tokens, blocks, self.rounds)
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
@@ -113,16 +145,21 @@ def pairs_per_block(r: int, blocks: int, rounds: Rounds) -> tuple[int, ...]:
     return tuple((first * (steps - i) + last * i) // steps for i in range(blocks))
 
 
+def pairs_of(r: int, left: int, tokens: int, blocks: int, rounds: Rounds) -> tuple[int, ...]:
+    """Pairs that merge in each block of ``tokens``: never more than half of them, nor beyond ``left``."""
+    pairs = list[int]()
+    for wanted in pairs_per_block(r, blocks, rounds):
+        pairs.append(min(wanted, tokens // 2, max(0, tokens - left)))
+        tokens -= pairs[-1]
+    return tuple(pairs)
+
+
 @lru_cache(maxsize=256)
 def pairs_to(left: int, tokens: int, blocks: int, rounds: Rounds) -> tuple[int, ...]:
     """Pairs that merge in each block so that ``left`` of ``tokens`` are left, or as few as halving reaches."""
     found: tuple[int, ...] = (0,) * blocks
     for r in range(tokens + 1):
-        now, pairs = tokens, list[int]()
-        for wanted in pairs_per_block(r, blocks, rounds):
-            pairs.append(min(wanted, now // 2, max(0, now - left)))
-            now -= pairs[-1]
-        found = tuple(pairs)
-        if now <= left:
+        found = pairs_of(r, left, tokens, blocks, rounds)
+        if tokens - sum(found) <= left:
             break
     return found

@@ -7,14 +7,18 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from pydantic import ValidationError
 from torch import Tensor
 
 from tests.engine.cases import deviation
 from tests.every_family import FAMILIES
 from tests.models import prompt, tiny_llava
-from tests.strategies.sites_factory import counts_tensor, layer_site
-from tokentrim import Need, StrategyError, UnsupportedError, trim
+from tests.strategies.sites_factory import counts_tensor, layer_site, model_shape
+from tokentrim import Need, StrategyError, UnsupportedError, plan, trim
 from tokentrim.contracts.toolkit.matching import merge_sized, soft_matching
+from tokentrim.counting.costs import vision_flops
+from tokentrim.counting.published import PRESETS
+from tokentrim.engine.report import usages
 from tokentrim_strategies.tome import ToMe, pairs_per_block, pairs_to
 
 ROWS = ([3, "image", 5], [2, "image", "image", 4])
@@ -181,3 +185,52 @@ def test_refusals():
     model = family.model()
     with trim(model, ToMe()), pytest.raises(UnsupportedError, match="pooled or resized"):
         model(**family.prompt(model, [3, "video:3", 5]))
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("llava-clip", {"r": 3}), ("llava-clip", {"keep_ratio": 0.3, "rounds": "decreasing"}), ("llava-next", {"r": 5})],
+)
+@torch.no_grad()
+def test_plans_count_what_the_tower_runs(family: str, options: dict[str, Any]):
+    """FLOPs of the tower by the tokens that enter its parts; planned and measured are equal."""
+    model = tiny_llava(side=5, tower="clip") if family == "llava-clip" else FAMILIES[family].model()
+    inputs = (
+        prompt(model, [3, "image", 5])
+        if family == "llava-clip"
+        else FAMILIES[family].prompt(model, [3, "image:20x20", 5])
+    )
+    strategy = ToMe(**options)
+    tower = model.model.vision_tower
+    seen: list[tuple[int, int, int]] = []
+    for block in tower.encoder.layers:
+        for module, kind in ((block.self_attn.q_proj, 0), (block.mlp, 1)):
+            module.register_forward_pre_hook(lambda _, args, kind=kind: seen.append((kind, *args[0].shape[:2])))
+    with trim(model, strategy) as session:
+        model(**inputs)
+        assert session._latest is not None
+        (usage,) = usages(session._latest, session.layout.shape)
+    d, inner = tower.config.hidden_size, tower.config.intermediate_size
+    queries, fed = (sum(pieces * n for one, pieces, n in seen if one == kind) for kind in range(2))
+    squares = sum(pieces * n * n for kind, pieces, n in seen if kind == 0)
+    whole = 2 * (4 * queries * d * d + 2 * fed * d * inner + 2 * squares * d)
+    shape = usage.shape
+    assert vision_flops(shape, 1, usage.tower_pairs) == whole < vision_flops(shape, 1)
+    planned = plan(strategy, shape, usage.n_visual, usage.n_text).usage
+    assert planned.tower_pairs == usage.tower_pairs
+    assert planned.layer_tokens == usage.layer_tokens
+    assert planned.prefill_flops_whole == usage.prefill_flops_whole < usage.unpruned().prefill_flops_whole
+
+
+def test_r_is_the_papers():
+    """Of 576 patches, r = 16 in 23 blocks leaves 208; r and a share are either or."""
+    shape = PRESETS["llava-1.5-7b"]
+    assert ToMe(r=16).merges_in_tower(576, 23) == (16,) * 23
+    assert ToMe(r=16).schedule(shape, 576).steps == ((0, 208),)
+    assert ToMe(r=16).schedule(shape, 2 * 576).steps == ((0, 416),)
+    assert ToMe(r=400).merges_in_tower(9, 3) == (4, 2, 1)
+    assert ToMe(r=16).label() == "tome(r=16)"
+    with pytest.raises(ValidationError, match="either keep_ratio or r"):
+        ToMe(keep_ratio=0.5, r=3)
+    with pytest.raises(StrategyError, match="vision tower whose size is known"):
+        ToMe(r=16).schedule(model_shape(), 9)

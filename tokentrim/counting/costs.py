@@ -80,11 +80,13 @@ def head_flops(shape: ModelShape, n_positions: int = 1) -> int:
     return 2 * n_positions * shape.hidden_size * shape.vocab_size
 
 
-def vision_flops(shape: ModelShape, n_images: int = 1) -> int:
+def vision_flops(shape: ModelShape, n_images: int = 1, tower_pairs: Sequence[int] = ()) -> int:
     """FLOPs of the vision tower, 0 where it is unknown: ``2 (4nd^2 + 2n^2d + fndm)`` per block and piece.
 
     n are the tokens of a piece, f the matrices of the tower's feed-forward part. In a block with windows, ``n^2``
     becomes the pairs of tokens that share a window. The patch embedding (0.2 % of a CLIP-L tower) is left out.
+    Where ``tower_pairs`` merge in the first blocks, one number each, the feed-forward part and the next block have so
+    many tokens less; behind the last of these blocks all are there again.
     """
     tower = shape.vision
     if tower is None:
@@ -92,6 +94,11 @@ def vision_flops(shape: ModelShape, n_images: int = 1) -> int:
     n, d, m = tower.n_tokens, tower.hidden_size, tower.intermediate_size
     weights = tower.n_layers * (4 * n * d * d + tower.ffn_matrices * n * d * m)
     pairs = (tower.n_layers - tower.windowed_layers) * n * n + tower.windowed_layers * tower.window_pairs
+    now = n
+    for merged in tower_pairs:
+        weights -= 4 * (n - now) * d * d + tower.ffn_matrices * (n - now + merged) * d * m
+        pairs -= n * n - now * now
+        now -= merged
     return 2 * n_images * tower.pieces * (weights + 2 * d * pairs)
 
 
@@ -145,6 +152,8 @@ class Usage:
         visual_pairs: [L] pairs of visual tokens, in the square's convention (causal attention counts them all), whose
             attention each layer computed in prefill; empty = the square of ``layer_tokens``.
         seen: [S][L] of ``cached``, those that attention saw; empty = all of them.
+        tower_pairs: pairs of tokens that merged in each block of the vision tower, up to that of the features, in each
+            piece of an image; empty = none.
     """
 
     shape: ModelShape
@@ -154,6 +163,7 @@ class Usage:
     cached: tuple[tuple[int, ...], ...] = ()
     visual_pairs: tuple[int, ...] = ()
     seen: tuple[tuple[int, ...], ...] = ()
+    tower_pairs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         layers = self.shape.n_layers
@@ -186,7 +196,9 @@ class Usage:
     def unpruned(self) -> Usage:
         """The same run with every visual token kept everywhere."""
         full = (self.n_visual,) * self.shape.n_layers
-        return replace(self, layer_tokens=full, cached=(full,) * len(self.cached), visual_pairs=(), seen=())
+        return replace(
+            self, layer_tokens=full, cached=(full,) * len(self.cached), visual_pairs=(), seen=(), tower_pairs=()
+        )
 
     @property
     def n_steps(self) -> int:
@@ -248,7 +260,7 @@ class Usage:
     @property
     def prefill_flops_whole(self) -> int:
         """FLOPs of the first forward: vision tower, projector, decoder layers, head for one position."""
-        tower = vision_flops(self.shape, images_of(self.shape, self.n_visual))
+        tower = vision_flops(self.shape, images_of(self.shape, self.n_visual), self.tower_pairs)
         projector = projector_flops(self.shape, self.n_visual)
         return tower + projector + self.prefill_flops + head_flops(self.shape)
 

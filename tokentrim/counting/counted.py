@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from tokentrim.counting.schedule import Schedule
 from tokentrim.counting.shape import ModelShape
@@ -19,6 +19,15 @@ class SpatialCounts(Protocol):
 
     def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
         """boundary -> keep_count, or upper bounds of it."""
+        ...
+
+
+@runtime_checkable
+class TowerCounts(Protocol):
+    """What a plan asks of a decider of the prompt whose tokens merge in the vision tower."""
+
+    def merges_in_tower(self, tokens: int, blocks: int) -> tuple[int, ...]:
+        """Pairs that merge in each block of the tower, of ``tokens`` patches of a piece."""
         ...
 
 

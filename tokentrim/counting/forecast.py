@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokentrim.counting.costs import Usage
-from tokentrim.counting.counted import Counted, CountedParts, SpatialCounts, TemporalCounts
+from tokentrim.counting.counted import Counted, CountedParts, SpatialCounts, TemporalCounts, TowerCounts
 from tokentrim.counting.shape import ModelShape
 from tokentrim.counting.spans import Spans
 from tokentrim.errors import StrategyError, complaint
@@ -107,11 +107,11 @@ def plan(
     layer_tokens = planned_layer_tokens(parts.spatial, shape, n_visual)
     cached, seen = planned_cached(parts.temporal, shape, layer_tokens, new_tokens)
     exact = is_static(strategy)
-    pairs = planned_pairs(parts, shape, layer_tokens)
+    pairs, merged = planned_pairs(parts, shape, layer_tokens), planned_merges(parts.spatial, shape)
     return Plan(
         strategy=strategy.label(),
         spec=strategy.spec(),
-        usage=Usage(shape, n_visual, n_text, layer_tokens, cached, pairs, seen),
+        usage=Usage(shape, n_visual, n_text, layer_tokens, cached, pairs, seen, merged),
         new_tokens=new_tokens,
         exact=exact,
         notes=() if exact else ("counts depend on the data: every number here is an upper bound",),
@@ -136,6 +136,19 @@ def planned_layer_tokens(parts: Sequence[SpatialCounts], shape: ModelShape, n_vi
         own = part.schedule(shape, n_visual).per_layer(shape.n_layers, n_visual)
         layers = [min(current, count) for current, count in zip(layers, own, strict=True)]
     return tuple(layers)
+
+
+def planned_merges(parts: Sequence[SpatialCounts], shape: ModelShape) -> tuple[int, ...]:
+    """Pairs that merge in each block of the vision tower (see :class:`tokentrim.counting.costs.Usage`)."""
+    part, vision = next((part for part in parts if isinstance(part, TowerCounts)), None), shape.vision
+    if part is None or vision is None:
+        return ()
+    now, found = vision.n_tokens - vision.cls, list[int]()
+    wanted = part.merges_in_tower(now, vision.merging_blocks)
+    for block in range(vision.merging_blocks):
+        found.append(min(wanted[block], now // 2) if block < len(wanted) else 0)
+        now -= found[-1]
+    return tuple(found)
 
 
 def planned_pairs(parts: CountedParts, shape: ModelShape, layer_tokens: tuple[int, ...]) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ def _tower(layers: int, hidden: int, inner: int, tiling: Tiling, **more: int) ->
 
 
 def _clip(tiling: Tiling) -> VisionShape:
-    return _tower(24, 1024, 4096, tiling)
+    return _tower(24, 1024, 4096, tiling, cls=1, feature_blocks=23)
 
 
 def _qwen25(inner: int) -> VisionShape:

@@ -50,6 +50,8 @@ class VisionShape:
             are as wide as the patches they merge.
         projector_weights: weights that a visual token passes in a projector of any other make; None in those two.
         tiling: what happens to an image's size; None where nothing is known of it.
+        cls: those of ``n_tokens`` that are no patches.
+        feature_blocks: blocks up to the one whose output becomes the features; None = all of them.
     """
 
     n_layers: int
@@ -69,6 +71,8 @@ class VisionShape:
     mergers: int = 0
     projector_weights: int | None = None
     tiling: Tiling | None = None
+    cls: int = 0
+    feature_blocks: int | None = None
 
     def __post_init__(self) -> None:
         whom = "a vision tower"
@@ -76,6 +80,11 @@ class VisionShape:
         _require(whom, 1, _WIDEST, hidden_size=self.hidden_size, intermediate_size=self.intermediate_size)
         _require(whom, 0, MOST_VISUAL, visual_tokens=self.n_visual, rows=self.rows, columns=self.cols,
                  pieces=self.pieces, line_ends=self.n_structure)  # fmt: skip
+
+    @property
+    def merging_blocks(self) -> int:
+        """Blocks in which tokens can merge before they become features."""
+        return self.n_layers if self.feature_blocks is None else self.feature_blocks
 
     @property
     def varies(self) -> bool:

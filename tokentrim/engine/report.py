@@ -117,7 +117,7 @@ def usages(prompt: Prompt, shape: ModelShape, new_tokens: Sequence[int] | None =
             tuple(tuple(layer[row] for layer in step) for step in steps[:last]) for steps in (prompt.held, prompt.seen)
         )
         pairs = tuple(layer[row] for layer in prompt.visual_pairs)
-        found.append(Usage(shape, n_visual, prompt.n_text[row], layer_tokens, cached, pairs, seen))
+        found.append(Usage(shape, n_visual, prompt.n_text[row], layer_tokens, cached, pairs, seen, prompt.tower_pairs))
     return found
 
 

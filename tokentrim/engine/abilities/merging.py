@@ -41,6 +41,7 @@ class _Encoding:
         slots: int64 [P, T], which of them each token went into; None before the first block.
         metric: float32 [P, now, head_dim], keys of the running block, mean over heads.
         done: int64 [P, T] per call of the tower, the number of each token's group.
+        rounds: pairs that have merged in each block of the running call.
     """
 
     pairs: tuple[int, ...] = ()
@@ -48,13 +49,15 @@ class _Encoding:
     slots: Tensor | None = None
     metric: Tensor | None = None
     done: list[Tensor] = field(default_factory=list[Tensor])
+    rounds: list[int] = field(default_factory=list[int])
 
 
 class _Thread(threading.local):
-    """What one thread encodes; None while nothing is encoded for a trimmed prompt."""
+    """What one thread encodes, None while nothing is encoded for a trimmed prompt; pairs of its last call."""
 
     def __init__(self) -> None:
         self.encoding: _Encoding | None = None
+        self.rounds: tuple[int, ...] = ()
 
 
 @dataclass
@@ -102,6 +105,11 @@ class Merging:
         """The blocks that the features come out of."""
         blocks = self.layout.tower_blocks
         return blocks[: len(blocks) + self.layout.features_block + 1]
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """Pairs that merged in each block when this thread last encoded a picture."""
+        return self._now.rounds
 
     def attach(self, undo: Undo) -> None:
         """Change the blocks' forwards, which do what they did except between :meth:`begin` and its end."""
@@ -184,6 +192,7 @@ class Merging:
 
     def _enter(self, encoding: _Encoding, hidden: Tensor) -> None:
         pieces, tokens = hidden.shape[:2]
+        encoding.rounds.clear()
         encoding.pairs = self.part.merges_in_tower(tokens - self.layout.has_cls, len(self._blocks))
         encoding.sizes = torch.ones(pieces, tokens, dtype=torch.float32, device=hidden.device)
         encoding.slots = torch.arange(tokens, device=hidden.device).expand(pieces, -1)
@@ -195,7 +204,9 @@ class Merging:
         pairs = min(pairs, most_pairs(hidden.shape[1], protected))
         metric, sizes, slots = encoding.metric, encoding.sizes, encoding.slots
         if pairs <= 0 or metric is None or sizes is None or slots is None:
+            encoding.rounds.append(0)
             return hidden
+        encoding.rounds.append(pairs)
         with self.clock.timed("selection", hidden.device):
             with torch.no_grad():
                 places = soft_matching(metric, pairs, protected)
@@ -206,6 +217,7 @@ class Merging:
     def _left(self, encoding: _Encoding, hidden: Tensor) -> Tensor:
         """Every token [P, T, D] with what its group has become."""
         slots, encoding.metric, encoding.sizes = encoding.slots, None, None
+        self._now.rounds = tuple(encoding.rounds)
         if slots is None:
             return hidden
         encoding.slots = None

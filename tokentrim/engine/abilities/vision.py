@@ -363,6 +363,11 @@ class VisionCapture(Ability):
         number = placement.number.gather(1, vis_pos).clamp(min=0).to(rows.device)
         return rows[:, number].permute(1, 0, 2)
 
+    def after_prompt(self, prompt: Prompt) -> None:
+        """Note what merged in the tower."""
+        if self.merging is not None:
+            prompt.tower_pairs = self.merging.rounds
+
     def before_prompt(self, prompt: Prompt, origin: PromptOrigin) -> None:
         """Seed the prompt's noise by its content, where noise is wanted.
 

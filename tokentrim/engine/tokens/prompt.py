@@ -65,6 +65,7 @@ class Prompt:
             but padding.
         call: the call of ``generate`` whose mask has been read.
         trace: what was kept where.
+        tower_pairs: pairs of tokens that merged in each block of the vision tower; empty = none.
         held: per decode step, per layer, visual entries of each row.
         seen: likewise, of those the ones that attention saw; empty where it sees all.
         kin: what it shares with copies of itself.
@@ -98,6 +99,7 @@ class Prompt:
     events: int = 0
     layer_counts: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
     visual_pairs: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
+    tower_pairs: tuple[int, ...] = ()
     held: list[list[tuple[int, ...]]] = field(default_factory=list[list[tuple[int, ...]]])
     seen: list[list[tuple[int, ...]]] = field(default_factory=list[list[tuple[int, ...]]])
     appended: list[int] = field(default_factory=list[int])
