@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         PromptInfo as PromptInfo,
         TowerMerger as TowerMerger,
     )
+    from tokentrim.contracts.knobs import ReplacedBy as ReplacedBy
     from tokentrim.contracts.selection import (
         Selection as Selection,
         pad_rows as pad_rows,
@@ -139,6 +140,7 @@ __getattr__, __dir__, __all__ = lazy(
         "config.specs": "TrimConfig, load_config, strategy_from",
         "contracts.adapter": "Adapter, Encoding, Layout, Modality, Places, TowerBlock, decoder_shape, submodule",
         "contracts.extras": "AttentionEdit, AttentionEditor, CacheMerger, GuideRequest, PromptInfo, TowerMerger",
+        "contracts.knobs": "ReplacedBy",
         "contracts.selection": "Selection, pad_rows, top_selection",
         "contracts.sites": "FROM_TOWER, Grid, LayerSite, Need, StepSite",
         "contracts.strategy": (

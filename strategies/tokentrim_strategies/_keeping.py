@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, Literal, TypeVar, cast
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 
 from tokentrim import (
     LayerSite,
     ModelShape,
+    ReplacedBy,
     Schedule,
     Selection,
     Spatial,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 ShareOrNone = Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)]
+RatioOrNone = Annotated[ShareOrNone, ReplacedBy("keep_count")]
 
 
 def check_boundary(strategy: Strategy, parameter: str, boundary: int, shape: ModelShape) -> None:
@@ -77,21 +79,15 @@ class Blocks(BaseModel):
         return max((boundary - 1 for boundary in self.boundaries(shape) if boundary <= layer), default=0)
 
 
-def one_of_two(data: Any, share: str, number: str, whom: str) -> Any:
-    """Parameters in which a given ``number`` takes the place of the default ``share``.
+class ReadsBlock:
+    """A spatial strategy that reads one block of the vision tower, which its parameter ``block`` names."""
 
-    Raises:
-        ValueError: when both are written, or neither is left; pydantic reports it with the place in the configuration.
-    """
-    if not isinstance(data, dict):
-        return data
-    numbered = data.get(number) is not None
-    if numbered and share not in data:
-        return {**data, share: None}
-    if numbered == (data.get(share, 0.0) is not None):
-        given = {key: data.get(key) for key in (share, number)}
-        raise ValueError(complaint(whom, f"be either {share} or {number}", given, "set exactly one of the two"))
-    return data
+    if TYPE_CHECKING:
+        block: int | None
+
+    def wants_vision_blocks(self, features: int) -> tuple[int, ...]:
+        """The one block; that of the features where it is None."""
+        return (features if self.block is None else self.block,)
 
 
 class Withdrawing(SpatialSelector, ABC):
@@ -111,15 +107,10 @@ class Keeping(Spatial, ABC):
     budget_knob: ClassVar[str | None] = "keep_ratio"
     acts_at: ClassVar[str] = "boundary"  # the parameter that says where it acts; without it, at the input
 
-    keep_ratio: ShareOrNone = Field(default=0.25, description="share of the visual tokens that is kept")
+    keep_ratio: RatioOrNone = Field(default=0.25, description="share of the visual tokens that is kept")
     keep_count: int | None = Field(
         default=None, ge=0, description="visual tokens kept per prompt, instead of keep_ratio"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_of_the_two(cls, data: Any) -> Any:
-        return one_of_two(data, "keep_ratio", "keep_count", f"the budget of strategy {cls.name!r}")
 
     def count_of(self, n_visual: int) -> int:
         """Visual tokens that stay of ``n_visual``."""
@@ -135,10 +126,6 @@ class Keeping(Spatial, ABC):
         check_boundary(self, self.acts_at, boundary, shape)
         return Schedule.of({boundary: self.count_of(n_visual)})
 
-    def label(self) -> str:
-        """As everywhere, without the ratio that a count has replaced."""
-        return super().label().replace("keep_ratio=None, ", "")
-
 
 class KeepingEntries(TemporalScorer, ABC):
     """A temporal strategy that keeps a share, or a number, of each layer's visual entries, decided once.
@@ -148,15 +135,10 @@ class KeepingEntries(TemporalScorer, ABC):
 
     budget_knob: ClassVar[str | None] = "keep_ratio"
 
-    keep_ratio: ShareOrNone = Field(default=0.25, description="share of a layer's visual entries that is kept")
+    keep_ratio: RatioOrNone = Field(default=0.25, description="share of a layer's visual entries that is kept")
     keep_count: int | None = Field(
         default=None, ge=0, description="visual entries kept per prompt and layer, instead of keep_ratio"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_of_the_two(cls, data: Any) -> Any:
-        return one_of_two(data, "keep_ratio", "keep_count", f"the budget of strategy {cls.name!r}")
 
     def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
         """The same at every step, in every layer."""
@@ -165,10 +147,6 @@ class KeepingEntries(TemporalScorer, ABC):
     def ranks_once(self) -> bool:
         """What the prompt attended to does not change."""
         return True
-
-    def label(self) -> str:
-        """As everywhere, without the ratio that a count has replaced."""
-        return super().label().replace("keep_ratio=None, ", "")
 
 
 class KeepingAtBoundary(Keeping, ABC):

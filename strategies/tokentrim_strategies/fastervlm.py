@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from tokentrim import LayerSite, Need, SpatialScorer, Stage
-from tokentrim_strategies._keeping import Keeping
+from tokentrim_strategies._keeping import Keeping, ReadsBlock
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class FasterVLM(Keeping, SpatialScorer):
+class FasterVLM(ReadsBlock, Keeping, SpatialScorer):
     """Keep the visual tokens that [CLS] attends to most in one block of the vision tower; drop the rest at boundary 0.
 
     Score of visual token j, with A the softmax in that block, over all its keys, and H heads:
@@ -57,10 +57,6 @@ class FasterVLM(Keeping, SpatialScorer):
         default=None,
         description="block of the vision tower whose attention counts, -1 = the last; None = that of the features",
     )
-
-    def wants_vision_blocks(self, features: int) -> tuple[int, ...]:
-        """The one block."""
-        return (features if self.block is None else self.block,)
 
     def score(self, site: LayerSite) -> Tensor:
         """Attention from [CLS], mean over heads."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from tokentrim import LayerSite, Need, SpatialScorer, Stage
-from tokentrim_strategies._keeping import Keeping, ShareOrNone
+from tokentrim_strategies._keeping import Keeping, RatioOrNone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +54,7 @@ class FastV(Keeping, SpatialScorer):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.LAST_ROW, Need.COLUMN_MEAN})
     acts_at: ClassVar[str] = "k"
 
-    keep_ratio: ShareOrNone = Field(default=0.5, description="share of the visual tokens kept from layer k on")
+    keep_ratio: RatioOrNone = Field(default=0.5, description="share of the visual tokens kept from layer k on")
     k: int = Field(default=2, ge=1, description="boundary of the cut: layers 0..k-1 see every token")
     query: Literal["last", "all"] = Field(default="last", description="whose attention in layer k-1 counts")
 

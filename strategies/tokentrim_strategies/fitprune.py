@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 
 from pydantic import Field, field_validator, model_validator
 
-from tokentrim import LayerSite, ModelShape, Need, Schedule, SpatialScorer, Stage, complaint, keep_count
+from tokentrim import LayerSite, ModelShape, Need, ReplacedBy, Schedule, SpatialScorer, Stage, complaint, keep_count
 from tokentrim.calibrate import MadeFor, falling, read_schedule
 from tokentrim_strategies._keeping import check_boundary
 
@@ -80,7 +80,7 @@ class FitPrune(SpatialScorer):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.HEAD_PEAKS})
     budget_knob: ClassVar[str | None] = "flops_cut"
 
-    flops_cut: Annotated[float | None, Field(ge=0, le=0.9, allow_inf_nan=False)] = Field(
+    flops_cut: Annotated[float | None, ReplacedBy(), Field(ge=0, le=0.9, allow_inf_nan=False)] = Field(
         default=0.6, description="share of the visual tokens' FLOPs that goes, by the published recipes"
     )
     file: Path | None = Field(default=None, description="schedule file (YAML) that tokentrim calibrate wrote")
@@ -151,9 +151,7 @@ class FitPrune(SpatialScorer):
 
     def label(self) -> str:
         """The file's name where there is one, since its content is long."""
-        if self.file is not None:
-            return f"{self.name}({self.file.name})"
-        return super().label().replace("flops_cut=None, ", "")
+        return super().label() if self.file is None else f"{self.name}({self.file.name})"
 
     def spec(self) -> dict[str, Any]:
         """The content of the file rather than its name: what was run stays known when the file changes."""

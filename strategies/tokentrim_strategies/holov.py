@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from pydantic import Field
 
 from tokentrim import LayerSite, ModelShape, Need, Selection, SpatialSelector, Stage
-from tokentrim_strategies._keeping import KeepingShares
+from tokentrim_strategies._keeping import KeepingShares, ReadsBlock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +17,7 @@ _FORGOTTEN: Final = 1090.0
 """By how much the code weighs a crop of several tokens more than one of a single token: 1000, and 9 % of variance."""
 
 
-class HoloV(KeepingShares, SpatialSelector):
+class HoloV(ReadsBlock, KeepingShares, SpatialSelector):
     """Cut the raster into crops; give each a share of T by its mean [CLS] attention, and keep its most attended tokens.
 
     With ``a_j = (1/H) sum_h A[h, CLS, j]``, A the softmax in block ``block`` of the vision tower, by default the one
@@ -74,10 +74,6 @@ class HoloV(KeepingShares, SpatialSelector):
         default=None,
         description="block of the vision tower whose attention counts, -1 = the last; None = that of the features",
     )
-
-    def wants_vision_blocks(self, features: int) -> tuple[int, ...]:
-        """The one block."""
-        return (features if self.block is None else self.block,)
 
     def crops_of(self, shape: ModelShape, n_visual: int, count: int) -> int:
         """Crops that ``n_visual`` tokens are cut into where ``count`` stay; none is empty."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 
 from pydantic import Field, field_validator, model_validator
 
-from tokentrim import LayerSite, ModelShape, Need, Schedule, SpatialScorer, Stage, complaint, keep_count
+from tokentrim import LayerSite, ModelShape, Need, ReplacedBy, Schedule, SpatialScorer, Stage, complaint, keep_count
 from tokentrim.calibrate import MadeFor, Query, falling, read_schedule
 from tokentrim_strategies._keeping import check_boundary
 from tokentrim_strategies._scores import text_row_mean
@@ -55,7 +55,7 @@ class LayerCounts(SpatialScorer):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.LAST_ROW, Need.TEXT_ROWS})
 
     file: Path | None = Field(default=None, description="schedule file (YAML) that tokentrim calibrate wrote")
-    rates: dict[int, float] | None = Field(
+    rates: Annotated[dict[int, float] | None, ReplacedBy()] = Field(
         default={2: 0.5}, description="boundary -> share of all visual tokens kept from there on"
     )
     counts: dict[int, int] | None = Field(
@@ -117,9 +117,7 @@ class LayerCounts(SpatialScorer):
 
     def label(self) -> str:
         """The file's name where there is one, since its content is long."""
-        return (
-            f"{self.name}({self.file.name})" if self.file is not None else super().label().replace("rates=None, ", "")
-        )
+        return super().label() if self.file is None else f"{self.name}({self.file.name})"
 
     def spec(self) -> dict[str, Any]:
         """The content of the file rather than its name: what was run stays known when the file changes."""

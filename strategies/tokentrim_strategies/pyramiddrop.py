@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tokentrim import LayerSite, ModelShape, Need, Schedule, SpatialScorer, Stage, keep_count
-from tokentrim_strategies._keeping import Share, ShareOrNone, one_of_two
+from tokentrim import LayerSite, ModelShape, Need, ReplacedBy, Schedule, SpatialScorer, Stage, keep_count
+from tokentrim_strategies._keeping import Share, ShareOrNone
 from tokentrim_strategies._stages import Staged
 
 if TYPE_CHECKING:
@@ -60,18 +60,15 @@ class PyramidDrop(Staged, SpatialScorer):
     budget_knob: ClassVar[str | None] = "keep_ratio"
     published: ClassVar[tuple[int, ...]] = (8, 16, 24)
 
-    keep_ratio: ShareOrNone = Field(default=0.5, description="share that each cut keeps of what the one before kept")
+    keep_ratio: Annotated[ShareOrNone, ReplacedBy("shares")] = Field(
+        default=0.5, description="share that each cut keeps of what the one before kept"
+    )
     shares: tuple[Share, ...] | None = Field(
         default=None, description="shares of the original tokens kept from each cut on, instead of keep_ratio"
     )
     row: Literal["own", "before"] = Field(
         default="own", description="whose attention row ranks: that of the layer behind the cut, or of the one before"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_of_the_two(cls, data: Any) -> Any:
-        return one_of_two(data, "keep_ratio", "shares", f"the budget of strategy {cls.name!r}")
 
     @model_validator(mode="after")
     def _one_share_each(self) -> PyramidDrop:
@@ -93,7 +90,3 @@ class PyramidDrop(Staged, SpatialScorer):
     def score(self, site: LayerSite) -> Tensor:
         """Attention of the last prompt token, mean over heads."""
         return (site.next_row if self.row == "own" else site.last_row).mean(dim=1)
-
-    def label(self) -> str:
-        """As everywhere, without the ratio that shares have replaced."""
-        return super().label().replace("keep_ratio=None, ", "")

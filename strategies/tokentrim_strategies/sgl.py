@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 from pydantic import Field
 
 from tokentrim import GuideRequest, LayerSite, ModelShape, Need, SpatialScorer, Stage, keep_count
-from tokentrim_strategies._keeping import Keeping, Share, ShareOrNone
+from tokentrim_strategies._keeping import Keeping, RatioOrNone, Share, ShareOrNone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,7 @@ class SGL(Keeping, SpatialScorer):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GUIDE})
     acts_at: ClassVar[str] = "k"
 
-    keep_ratio: ShareOrNone = Field(default=0.4, description="share of the visual tokens kept from layer k on")
+    keep_ratio: RatioOrNone = Field(default=0.4, description="share of the visual tokens kept from layer k on")
     k: int | None = Field(
         default=None, ge=0, description="boundary of the cut: layers 0..k-1 see every token; None = 40 % of the layers"
     )

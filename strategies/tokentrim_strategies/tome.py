@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tokentrim import (
     LayerSite,
     ModelShape,
     Need,
+    ReplacedBy,
     Schedule,
     Selection,
     SpatialSelector,
@@ -23,7 +24,7 @@ from tokentrim import (
     keep_count,
     top_selection,
 )
-from tokentrim_strategies._keeping import ShareOrNone, one_of_two
+from tokentrim_strategies._keeping import ShareOrNone
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,16 +86,13 @@ class ToMe(TowerMerger, SpatialSelector):
     merges: ClassVar[bool] = True
     budget_knob: ClassVar[str | None] = "keep_ratio"
 
-    keep_ratio: ShareOrNone = Field(default=0.25, description="share of the visual tokens that is kept")
+    keep_ratio: Annotated[ShareOrNone, ReplacedBy("r")] = Field(
+        default=0.25, description="share of the visual tokens that is kept"
+    )
     r: int | None = Field(
         default=None, ge=0, le=4096, description="pairs that merge in each block, in the mean, instead of keep_ratio"
     )
     rounds: Rounds = Field(default="constant", description="how many pairs merge in the blocks, first to last")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_of_the_two(cls, data: Any) -> Any:
-        return one_of_two(data, "keep_ratio", "r", "the budget of strategy 'tome'")
 
     def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
         """One token per group, of each picture where all are equally large.

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tokentrim import LayerSite, Need, Selection, SpatialSelector, Stage, complaint, resolve_count
-from tokentrim_strategies._keeping import Keeping, ShareOrNone, one_of_two
+from tokentrim import LayerSite, Need, ReplacedBy, Selection, SpatialSelector, Stage, complaint, resolve_count
+from tokentrim_strategies._keeping import Keeping, ReadsBlock, ShareOrNone
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class VisionZip(Keeping, SpatialSelector):
+class VisionZip(ReadsBlock, Keeping, SpatialSelector):
     """Keep what [CLS] attends to most in one block of the vision tower; merge the rest into C contextual tokens.
 
     Of T tokens that are kept, C are contextual and D = T - C dominant.
@@ -61,7 +61,9 @@ class VisionZip(Keeping, SpatialSelector):
     )
     merges: ClassVar[bool] = True
 
-    contextual: ShareOrNone = Field(default=0.15625, description="share of the kept tokens that others merge into")
+    contextual: Annotated[ShareOrNone, ReplacedBy("contextual_count", "split")] = Field(
+        default=0.15625, description="share of the kept tokens that others merge into"
+    )
     contextual_count: int | None = Field(
         default=None, ge=0, description="kept tokens per prompt that others merge into, instead of contextual"
     )
@@ -75,25 +77,12 @@ class VisionZip(Keeping, SpatialSelector):
         default=None, description="block of the vision tower that is read, -1 = the last; None = that of the features"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_split(cls, data: Any) -> Any:
-        return one_of_two(data, "contextual", "contextual_count", "the split of strategy 'visionzip'")
-
     @model_validator(mode="after")
     def _consistent(self) -> VisionZip:
         if self.merged == "behind" and self.positions != "renumber":
             what, must = "merged of strategy 'visionzip'", "be 'centre' where positions are kept"
             raise ValueError(complaint(what, must, self.merged, "set positions: renumber as well"))
         return self
-
-    def label(self) -> str:
-        """As everywhere, without the share that a count has replaced."""
-        return super().label().replace("contextual=None, ", "")
-
-    def wants_vision_blocks(self, features: int) -> tuple[int, ...]:
-        """The one block."""
-        return (features if self.block is None else self.block,)
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
         """The dominant tokens, and targets with what joined them."""

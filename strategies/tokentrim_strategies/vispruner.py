@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from tokentrim import LayerSite, Need, Selection, SpatialSelector, Stage, keep_count
-from tokentrim_strategies._keeping import Keeping, Share
+from tokentrim_strategies._keeping import Keeping, ReadsBlock, Share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class VisPruner(Keeping, SpatialSelector):
+class VisPruner(ReadsBlock, Keeping, SpatialSelector):
     """Keep T tokens at boundary 0: some because [CLS] attends to them, the others because they are unlike each other.
 
     - Important: the ``floor(T important)`` tokens with the highest ``(1/H) sum_h A[h, CLS, j]``, A the softmax in block
@@ -63,10 +63,6 @@ class VisPruner(Keeping, SpatialSelector):
         default=None,
         description="block of the vision tower whose attention counts, -1 = the last; None = that of the features",
     )
-
-    def wants_vision_blocks(self, features: int) -> tuple[int, ...]:
-        """The one block."""
-        return (features if self.block is None else self.block,)
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
         """The important tokens, and what is left of the others when near-duplicates are gone."""

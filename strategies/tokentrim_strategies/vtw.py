@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from tokentrim import ModelShape, Schedule, Stage, StrategyError, complaint, keep_count
-from tokentrim_strategies._keeping import ShareOrNone, Withdrawing, check_boundary, one_of_two
+from tokentrim import ModelShape, ReplacedBy, Schedule, Stage, StrategyError, complaint, keep_count
+from tokentrim_strategies._keeping import ShareOrNone, Withdrawing, check_boundary
 
 
 class Withdrawal(Withdrawing):
@@ -51,13 +51,10 @@ class Withdrawal(Withdrawing):
     stage: ClassVar[Stage] = "prefill"
     budget_knob: ClassVar[str | None] = "depth"
 
-    depth: ShareOrNone = Field(default=0.5, description="share of the layers that see the image")
+    depth: Annotated[ShareOrNone, ReplacedBy("k", "boundary")] = Field(
+        default=0.5, description="share of the layers that see the image"
+    )
     k: int | None = Field(default=None, ge=0, description="boundary at which every visual token goes, instead of depth")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_of_the_two(cls, data: Any) -> Any:
-        return one_of_two(data, "depth", "k", f"the boundary of strategy {cls.name!r}")
 
     def boundary_of(self, n_layers: int) -> int:
         """K for a model with ``n_layers`` decoder layers; ``n_layers`` itself where nothing is withdrawn."""
@@ -74,7 +71,3 @@ class Withdrawal(Withdrawing):
         boundary = self.boundary_of(shape.n_layers)
         check_boundary(self, "k", boundary, shape)
         return Schedule.of({boundary: 0})
-
-    def label(self) -> str:
-        """As everywhere, without the depth that ``k`` has replaced."""
-        return super().label().replace("depth=None, ", "")

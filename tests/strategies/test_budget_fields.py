@@ -117,3 +117,14 @@ def test_boundary_past_the_last_layer_is_refused(strategy: Strategy, whom: str):
     (part,) = strategy.spatial_parts
     with pytest.raises(StrategyError, match=rf"^{whom} must be below 8, the number of decoder layers; got [89]\. "):
         part.schedule(model_shape(n_layers=8), 64)
+
+
+def test_budgets_take_a_replaced_parameter_back():
+    """Matching turns the declared parameter, whatever stood in its place."""
+    from tokentrim.contracts.knobs import turned
+    from tokentrim_strategies.tome import ToMe
+    from tokentrim_strategies.vtw import Withdrawal
+
+    assert turned(ToMe(r=3), "keep_ratio", 0.5, "tome") == ToMe(keep_ratio=0.5)
+    assert turned(Withdrawal(k=3), "depth", 0.25, "vtw") == Withdrawal(depth=0.25)
+    assert Withdrawal(k=3).label() == "vtw(k=3)"

@@ -258,9 +258,11 @@ def _fitprune(search: _Search, options: FitSearch) -> ScheduleFile:
             complaint("flops_cut of calibrate fitprune", f"be at most {most:.3g}, where nearly all attention may go",
                       options.flops_cut, "lower --flops-cut, or --first")
         )  # fmt: skip
-    layers = fitprune.counts_of(taken[alpha].until(options.flops_cut)[0], n_visual)
+    gone, met = taken[alpha].until(options.flops_cut)
+    layers = fitprune.counts_of(gone, n_visual)
     result = {
         "alpha": alpha,
+        "flops_cut_of_questions": round(met, 6),
         "flops_cut": round(1 - prefill_flops(layers, shape) / prefill_flops([n_visual] * shape.n_layers, shape), 6),
         "tokens_per_layer": list(layers),
         "layer_mean_ratio": sum(layers) / (shape.n_layers * n_visual),

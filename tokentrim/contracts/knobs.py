@@ -1,11 +1,12 @@
-"""Knobs: the parameter that budget matching turns, found and set on a strategy's fields."""
+"""Parameters that take each other's place, and knobs: the parameter that budget matching turns."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from tokentrim.counting.solve import DECIMALS, Knob
 from tokentrim.errors import StrategyError, complaint
@@ -14,6 +15,58 @@ _COUNT_OF_RATIO: Final = {"keep_ratio": "keep_count"}  # the pair that tokentrim
 _BOUNDS: Final = ("gt", "ge", "lt", "le")
 
 Fields = TypeVar("Fields", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class ReplacedBy:
+    """Metadata of a parameter with a default, which is None where another one is given.
+
+    ``keep_ratio: Annotated[float | None, ReplacedBy("keep_count")] = 0.25``: writing both is an error, labels leave the
+    None out, and budget matching takes the other back.
+
+    Attributes:
+        parameter: the other one; "" where a validator of the class sees to several.
+        what: they set, in the words of an error.
+    """
+
+    parameter: str = ""
+    what: str = "budget"
+
+
+class Replacing(BaseModel):
+    """A model whose parameters may say :class:`ReplacedBy`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_two(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        given: dict[str, Any] = {**data}
+        for name, other in _replaced(cls).items():
+            if not other.parameter:
+                continue
+            replaced = given.get(other.parameter) is not None
+            if replaced and name not in given:
+                given[name] = None
+            elif replaced == (given.get(name, 0.0) is not None):
+                both = {key: given.get(key) for key in (name, other.parameter)}
+                whom = f"the {other.what} of strategy {getattr(cls, 'name', '')!r}"
+                raise ValueError(complaint(whom, f"be either {name} or {other.parameter}", both,
+                                           "set exactly one of the two"))  # fmt: skip
+        return given
+
+
+def _replaced(cls: type[BaseModel]) -> dict[str, ReplacedBy]:
+    """Parameters that another one may take the place of."""
+    fields = cls.model_fields.items()
+    return {name: other for name, field in fields for other in field.metadata if isinstance(other, ReplacedBy)}
+
+
+def changed(strategy: BaseModel) -> dict[str, Any]:
+    """Parameters that differ from their defaults, without those that others have replaced."""
+    replaced = _replaced(type(strategy))
+    values = strategy.model_dump(exclude_defaults=True)
+    return {name: value for name, value in values.items() if value is not None or name not in replaced}
 
 
 def knob_of(strategy: Fields, name: str | None, label: str, largest_count: int) -> Knob[Fields]:
@@ -62,7 +115,7 @@ def turned(strategy: Fields, name: str, value: Any, label: str) -> Fields:
         StrategyError: when the strategy's own validation refuses the value.
     """
     given = {field: getattr(strategy, field) for field in strategy.model_fields_set}
-    rival = _COUNT_OF_RATIO.get(name)
+    rival = _replaced(type(strategy)).get(name, ReplacedBy()).parameter or _COUNT_OF_RATIO.get(name)
     if rival in type(strategy).model_fields:
         given[rival] = None
     try:

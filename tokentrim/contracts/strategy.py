@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 
 from tokentrim.contracts.answers import Checked
 from tokentrim.contracts.extras import AttentionEditor, GuideRequest, PromptInfo
-from tokentrim.contracts.knobs import knob_of
+from tokentrim.contracts.knobs import Replacing, changed, knob_of
 from tokentrim.contracts.sites import LayerSite, Need, StepSite
 from tokentrim.counting.forecast import NEW_TOKENS, TEXT_TOKENS
 from tokentrim.counting.schedule import Schedule
@@ -46,7 +46,7 @@ class Parts:
         return self.spatial if self.temporal is None else (*self.spatial, self.temporal)
 
 
-class Strategy(Checked, ABC):
+class Strategy(Checked, Replacing, ABC):
     """Anything that ``trim`` accepts: frozen configuration, equal when its parameters are equal."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -87,8 +87,7 @@ class Strategy(Checked, ABC):
 
     def label(self) -> str:
         """Short text for tables: the name and the parameters that differ from their defaults."""
-        changed = self.model_dump(exclude_defaults=True)
-        inner = ", ".join(f"{key}={value}" for key, value in changed.items())
+        inner = ", ".join(f"{key}={value}" for key, value in changed(self).items())
         return f"{self.name}({inner})" if inner else self.name
 
     def spec(self) -> dict[str, Any]:
