@@ -50,7 +50,9 @@ class Inheritance:
         # One more column, into which padding is written.
         scattered = scores.new_zeros(len(self.n_visual), width + 1).scatter(1, ids.masked_fill(ids < 0, width), scores)
         chosen = torch.tensor([[row in rows] for row in range(len(self.n_visual))], device=scores.device)
-        self.scores = scattered if self.scores is None else torch.where(chosen, scattered, self.scores)
+        # Boundaries may lie on several devices.
+        before = None if self.scores is None else self.scores.to(scores.device)
+        self.scores = scattered if before is None else torch.where(chosen, scattered, before)
         self.ranked |= rows
 
     def inherited(self, fresh: Callable[[], Tensor], ids: Tensor) -> Tensor:
@@ -59,7 +61,7 @@ class Inheritance:
 
         if self.scores is None:
             return fresh()
-        found = self.scores.gather(1, ids.masked_fill(ids < 0, max(self.n_visual)))
+        found = self.scores.to(ids.device).gather(1, ids.masked_fill(ids < 0, max(self.n_visual)))
         if len(self.ranked) == len(self.n_visual):
             return found
         known = torch.tensor([[row in self.ranked] for row in range(len(self.n_visual))], device=found.device)

@@ -275,6 +275,7 @@ class SparseVLM(SpatialSelector):
             behind = unseen.masked_fill(~site.valid, 0).amax(dim=1, keepdim=True)
             after = real & (torch.arange(real.shape[1], device=site.device) >= behind)
             state.raters = self._raters(site, after)
+        state.raters = state.raters.to(site.device)  # boundaries may lie on several devices
         if self.version == "plus":
             rows = rows / self._distances(site, unseen, rows.shape[2]).unsqueeze(1)
         weight = state.raters.unsqueeze(1).to(rows.dtype)  # [B, 1, T]

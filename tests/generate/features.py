@@ -553,13 +553,6 @@ def _offloaded(family: Family, kept: dict[str, Any]) -> Any:
     return accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
 
 
-def _on_two_devices(family: Family, kept: dict[str, Any]) -> Any:
-    """As far as that can be had without a second device: the last layer's weights are nowhere."""
-    model = copy.deepcopy(family.model())
-    model.model.language_model.layers[-1].to("meta")
-    return model
-
-
 def _in_place(bench: Bench) -> Found:
     with bench.other(bench.kept["plain"]) as model:
         return bench.generate(bench.one(), model=model)
@@ -834,14 +827,9 @@ FEATURES: tuple[Feature, ...] = (
         recent=True,
     ),
     Feature(
-        "decoder layers on several devices",
-        lambda bench: [],
-        build=_on_two_devices,
-        refused=dict.fromkeys(PRUNED, "run on one device"),
-        instead="give the language model one device, offload weights, or use tensor parallel",
-        leaves_out=("none",),
-        unproven=("none",),
-        serves=_llava,
+        "decoder layers on several devices (`device_map`)",
+        _PLAIN,
+        elsewhere="tests/engine/test_devices.py",
     ),
     Feature(
         'tensor parallel (`tp_plan="auto"`)',

@@ -24,7 +24,7 @@ from tokentrim.engine.seams.undo import Undo, hook
 from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.eviction import evict, evict_first, fronted
 from tokentrim.engine.tokens.prompt import TEMPORAL, Prompt
-from tokentrim.engine.tokens.stream import Stream, spread
+from tokentrim.engine.tokens.stream import Stream, moved, spread
 
 _MASKLESS = ("sdpa", "flash")
 """Kernels that take no mask for one query over unpadded keys, whatever the length of each layer."""
@@ -169,9 +169,9 @@ class Decode:
         def make(shift: Tensor) -> Callable[..., Any]:
             def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                 if id(shift) not in made:
-                    hidden = args[0] if args else kwargs["hidden_states"]
-                    ids = position_ids - shift.unsqueeze(1)
-                    embeddings = self.context.layout.rotary(hidden, positions.of_rotary(ids))
+                    hidden = (args[0] if args else kwargs["hidden_states"]).to(shift.device)
+                    ids = position_ids.to(shift.device) - shift.unsqueeze(1)
+                    embeddings = moved(self.context.layout.rotary(hidden, positions.of_rotary(ids)), shift.device)
                     made[id(shift)] = (positions.of_layers(ids), embeddings)
                 ids, embeddings = made[id(shift)]
                 return args, {**kwargs, "position_ids": ids, "position_embeddings": embeddings}
@@ -258,7 +258,8 @@ class Decode:
 
     def _borrowed(self, source: int, stream: Stream) -> Tensor:
         """The row of layer ``source`` at the entries of ``stream``; 0 where that layer does not have them."""
-        lent, ids = self.lent[source], stream.vis_ids
+        ids = stream.vis_ids
+        lent = self.lent[source].to(ids.device)  # the layer that lends may run elsewhere
         places = ids.masked_fill(ids < 0, lent.shape[2] - 1)
         return lent.gather(2, places.unsqueeze(1).expand(-1, lent.shape[1], -1))
 
@@ -302,7 +303,7 @@ class Decode:
             valid=stream.vis_valid,
             state=prompt.state_of(TEMPORAL),
             notes=recording.notes(),
-            keys_of_rows=prompt.sample_keys.clone(),
+            keys_of_rows=prompt.sample_keys.to(stream.device, copy=True),
             needs=part.needed(),
             providers={
                 Need.PROMPT_ROW: lambda: held.rows[Need.PROMPT_ROW].clone(),
@@ -320,10 +321,10 @@ class Decode:
 
     def _valid(self, stream: Stream, keys: int) -> Tensor | None:
         """bool [B, keys]: this layer's columns that may be seen, appended ones included; None when all may."""
-        appended, shown, front = self.prompt.appended_valid, self.prompt.shown, stream.valid
+        device, rows, front = stream.device, stream.rows, stream.valid
+        appended, shown = moved((self.prompt.appended_valid, self.prompt.shown), device)
         if front is None and appended is None and shown is None:
             return None
-        device, rows = stream.vis_pos.device, stream.rows
         if shown is not None:
             shown = shown.gather(1, stream.columns)
             front = shown if front is None else front & shown

@@ -67,7 +67,7 @@ class Engine:
         """Prepare to apply ``strategy`` to ``host``, laid out as ``layout`` says; ``on_prompt`` sees what has run."""
         fits.check(strategy, layout)
         spatial, temporal, editor = strategy.spatial_parts, strategy.temporal_part, strategy.attention_part
-        clock, heads, needs = Clock(), SharedHeads.of(host), strategy.needed()
+        clock, heads, needs = Clock.of(layout.layers), SharedHeads.of(host), strategy.needed()
         self.evidence, self._passes = GivenEvidence(), Passes(clock, layout.text_config)
         vision = VisionCapture.of(adapter, layout, clock, spatial, needs, keeps_pixels=guide is not None)
         abilities = (
@@ -112,11 +112,11 @@ class Engine:
         """Hook the model, and ``generate`` and the labels of the host around it; what fails half-way is to be removed.
 
         Raises:
-            UnsupportedError: when the strategy prunes, and the model runs compiled or on several devices.
+            UnsupportedError: when the strategy prunes, and the model runs compiled, or steps would on several devices.
         """
         layout, undo, self._mark = self.context.layout, self._undo, uuid4().hex
         if self.context.acts:
-            refusals.of_model(self._host, layout)
+            refusals.of_model(self._host, layout, compiles=self.context.compiles)
         self._generating.watch(self._host, undo)
         for ability in self.context.abilities:
             undo.note(ability.detach)
@@ -194,7 +194,7 @@ class Engine:
     ) -> dict[str, Any]:
         context, mask = self.context, arguments.get("attention_mask")
         refusals.of_mask(mask, *embeds.shape[:2])
-        prompt = self._prompting.begin(modalities, mask)
+        prompt = self._prompting.begin(modalities, mask, embeds.device)
         stream = prompt.start
         use_cache = arguments.get("use_cache")
         use_cache = context.layout.text_config.use_cache if use_cache is None else use_cache

@@ -25,7 +25,7 @@ from tokentrim.engine.seams.calls import GenerateOptions
 from tokentrim.engine.session import Session
 from tokentrim.engine.tokens.placement import encoded_elsewhere
 from tokentrim.engine.tokens.prompt import Prompt
-from tokentrim.engine.tokens.stream import Stream
+from tokentrim.engine.tokens.stream import Stream, moved
 from tokentrim.errors import UnsupportedError, complaint
 
 _TEXTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
@@ -221,28 +221,29 @@ class _Watch:
                 if query.shape[2] > 1:
                     if self.reads_prompt:
                         read = self._prompt_rows(query, key, scaling)
-                        self.prompt = read if self.prompt is None else self.prompt + read
+                        self.prompt = read if self.prompt is None else self.prompt.to(read.device) + read
                 elif self.reads_steps:
                     read = self._step_row(query, key, scaling)
                     if first:
                         self.steps.append(read)
                     else:
-                        self.steps[-1] = self.steps[-1] + read
+                        self.steps[-1] = self.steps[-1].to(read.device) + read
             return call.run()
 
         return look
 
     def _prompt_rows(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
-        stream = self.stream
+        stream = self.stream.on(query.device)
         if self.request.rows == "last":
             row = attention_rows.last_row(query, key, scaling, stream.last_columns(), stream.valid)
             return attention_rows.pick_visual(row, stream.vis_pos)[:, :, 0].sum(1)
-        visible = attention_rows.causal_visible(self.columns, key.shape[2], stream.valid, self.behind)
-        rows = attention_rows.attention_rows(attention_rows.pick_rows(query, self.columns), key, scaling, visible)
+        columns, behind = moved((self.columns, self.behind), query.device)
+        visible = attention_rows.causal_visible(columns, key.shape[2], stream.valid, behind)
+        rows = attention_rows.attention_rows(attention_rows.pick_rows(query, columns), key, scaling, visible)
         return attention_rows.pick_visual(rows, stream.vis_pos).sum((1, 2))
 
     def _step_row(self, query: Tensor, key: Tensor, scaling: float) -> Tensor:
-        stream, valid = self.stream, None
+        stream, valid = self.stream.on(query.device), None
         if stream.valid is not None:
             new = stream.valid.new_ones(stream.rows, key.shape[2] - stream.length)
             valid = torch.cat([stream.valid, new], dim=1)
@@ -251,13 +252,13 @@ class _Watch:
 
     def total(self, lengths: list[int]) -> Tensor:
         """The sums; of generated tokens only those up to each row's own end."""
-        stream = self.stream
-        total = self.prompt
+        stream, total = self.stream, self.prompt
         if total is None:
-            total = torch.zeros(stream.vis_ids.shape, dtype=torch.float32, device=stream.vis_ids.device)
+            total = torch.zeros(stream.vis_ids.shape, dtype=torch.float32, device=stream.device)
+        total = total.to(stream.device)
         ends = torch.tensor(lengths, device=total.device)
         for step, read in enumerate(self.steps, start=1):
-            total = total + read * (step < ends).unsqueeze(1)
+            total = total + read.to(stream.device) * (step < ends).unsqueeze(1)
         return total.masked_fill(~stream.vis_valid, 0.0)
 
 

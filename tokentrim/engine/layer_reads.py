@@ -15,7 +15,7 @@ from tokentrim.engine.seams import attention, attention_rows
 from tokentrim.engine.seams.attention import AttentionCall
 from tokentrim.engine.seams.private import device_of
 from tokentrim.engine.seams.sharding import SharedHeads
-from tokentrim.engine.tokens.stream import Stream
+from tokentrim.engine.tokens.stream import Stream, moved
 from tokentrim.errors import UnsupportedError, complaint
 
 _TOKENS_AT = {Need.KEYS: 2, Need.VALUES: 2, Need.HIDDEN_BEFORE: 1}
@@ -94,7 +94,8 @@ def next_row(
         found.append(_last_row(call, stream))
         raise _Enough
 
-    given: dict[str, Any] = {**kwargs, **dict.fromkeys(_CACHES & kwargs.keys()), "hidden_states": hidden}
+    given: dict[str, Any] = {name: moved(what, hidden.device) for name, what in kwargs.items() if name not in _CACHES}
+    given |= {**dict.fromkeys(_CACHES & kwargs.keys()), "hidden_states": hidden}
     if not rotary:
         cos, sin = given["position_embeddings"]
         given["position_embeddings"] = torch.ones_like(cos), torch.zeros_like(sin)

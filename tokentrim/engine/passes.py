@@ -55,7 +55,7 @@ class Passes:
                 run.leave()
             finally:
                 self.end()
-            self._clock.stop("prefill" if isinstance(run, Prefill) else "decode", self._mark)
+            self._clock.stop("prefill" if isinstance(run, Prefill) else "decode", self._mark, everywhere=True)
         return run
 
     def end(self) -> None:

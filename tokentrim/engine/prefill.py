@@ -19,10 +19,11 @@ from tokentrim.engine.providers import Providers, projecting
 from tokentrim.engine.seams import outputs, positions
 from tokentrim.engine.seams.attention import Attended, AttentionCall
 from tokentrim.engine.seams.masks import causal_mask
+from tokentrim.engine.seams.private import device_of
 from tokentrim.engine.seams.undo import Undo, hook
 from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.prompt import Prompt
-from tokentrim.engine.tokens.stream import Stream, gather_columns, merge_features, place, spread
+from tokentrim.engine.tokens.stream import Stream, gather_columns, merge_features, moved, place, spread
 from tokentrim.errors import AdapterError, EngineError, UnsupportedError, complaint
 
 _FOR_STEPS = {Need.LAST_ROW: FROM_LAST_ROW, Need.COLUMN_MEAN: frozenset({Need.PROMPT_COLUMNS})}
@@ -31,7 +32,7 @@ _FOR_STEPS = {Need.LAST_ROW: FROM_LAST_ROW, Need.COLUMN_MEAN: frozenset({Need.PR
 
 @dataclass
 class Prefill:
-    """One pass over a prompt.
+    """One pass over a prompt. Whatever is kept from one layer to another is used on the device of the layer that runs.
 
     Attributes:
         handed: what every layer after a boundary is handed instead of what the model's loop hands it, by name.
@@ -106,8 +107,9 @@ class Prefill:
         """
         if isinstance(hidden, tuple):
             return (self._with_features(flat, number, hidden[0]), *hidden[1:])
-        stream = self.stream
-        chosen = flat.to(hidden.device, hidden.dtype)[number.gather(1, stream.vis_ids.clamp(min=0))]
+        stream = self.stream.on(hidden.device)
+        where = number.to(hidden.device).gather(1, stream.vis_ids.clamp(min=0))
+        chosen = flat.to(hidden.device, hidden.dtype)[where]
         chosen = chosen.masked_fill(~stream.vis_valid.unsqueeze(-1), 0.0)
         return hidden.scatter_add(1, stream.vis_pos.unsqueeze(-1).expand_as(chosen), chosen)
 
@@ -123,17 +125,18 @@ class Prefill:
 
     def _layer_hook(self, index: int) -> Callable[..., Any]:
         def before_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hidden = before = args[0] if args else kwargs["hidden_states"]
+            before = args[0] if args else kwargs["hidden_states"]
+            hidden = before.to(device_of(module))  # accelerate, whose hooks come later, moves what is left
             if index in self.deeper:
                 hidden = self.deeper[index](hidden)
             if index in self.at and index > 0:  # what leaves at the input has left before the first layer
                 hidden = self._prune(index, hidden, kwargs)
                 self._record(index)
             if Need.HIDDEN_BEFORE in self.wanted.get(index, ()):
-                self.read[Need.HIDDEN_BEFORE] = gather_columns(hidden, self.stream.vis_pos).detach()
+                self.read[Need.HIDDEN_BEFORE] = gather_columns(hidden, self.stream.on(hidden.device).vis_pos).detach()
             if hidden is before and self.handed is None:
                 return None
-            kwargs = {**kwargs, **(self.handed or {})}
+            kwargs = {**kwargs, **{name: moved(what, hidden.device) for name, what in (self.handed or {}).items()}}
             if args:
                 return (hidden, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": hidden}
@@ -144,12 +147,14 @@ class Prefill:
         """Take every decision of ``boundary``; returns the hidden states that go on."""
         clock = self.context.clock
         before = self.stream
+        self.read = {need: moved(what, hidden.device) for need, what in self.read.items()}
         with clock.timed("selection", hidden.device):
             wanted = frozenset().union(*(d.part.needed_at(boundary) for d in self.at[boundary] if self._drops(d)))
             given = {**(kwargs or {}), **(self.handed or {})}
+            here = before.on(hidden.device)
             for need, rotary in ((Need.NEXT_ROW, True), (Need.NEXT_ROW_PLAIN, False)):
                 if need in wanted:
-                    row = layer_reads.next_row(self.context.layout, boundary, hidden, given, before, rotary=rotary)
+                    row = layer_reads.next_row(self.context.layout, boundary, hidden, given, here, rotary=rotary)
                     self.read[need] = self.context.heads.whole(row)
             for decision in self.at[boundary]:
                 hidden = self._apply(decision, hidden)
@@ -162,7 +167,7 @@ class Prefill:
         return hidden
 
     def _apply(self, decision: Decision, hidden: Tensor) -> Tensor:
-        stream, part = self.stream, decision.part
+        stream, part = self.stream.on(hidden.device), decision.part
         if not self._drops(decision):
             return hidden  # everything stays: nothing to decide
         counts = tuple(min(c, n) for c, n in zip(decision.counts, stream.n_visual, strict=True))
@@ -172,7 +177,7 @@ class Prefill:
             ids=stream.vis_ids.clone(),  # whoever writes there changes nothing but what he sees himself
             valid=stream.vis_valid,
             state=self.prompt.state_of(decision.place),
-            keys_of_rows=self.prompt.sample_keys.clone(),
+            keys_of_rows=self.prompt.sample_keys.to(hidden.device, copy=True),
             needs=part.needed_at(decision.boundary),
             providers=Providers(
                 decision,
@@ -186,7 +191,7 @@ class Prefill:
             ).by_need(),
             boundary=decision.boundary,
             n_original=self.prompt.start.n_visual,
-            projector=projecting(self.context.layout, self.embeds),
+            projector=projecting(self.context.layout, hidden.device, self.embeds.dtype),
             notes=recording.notes(),
         )
         selection = decide(part, counts, site, self.context.doubts)
@@ -241,11 +246,13 @@ class Prefill:
     def _rebuild(self, boundary: int, hidden: Tensor, before: Stream, kwargs: dict[str, Any] | None) -> None:
         """Positions and mask for the shorter sequence."""
         renumber = self.at[boundary][0].part.positions == "renumber"
-        original, orders, self._orders = self.position_ids, self._orders, []
+        device = hidden.device
+        self.position_ids = original = self.position_ids.to(device)
+        orders, self._orders = self._orders, []
         for order in orders:
             self.position_ids = positions.take_columns(self.position_ids, order)
         if renumber:
-            self.position_ids = positions.renumbered(self.position_ids, original, before, self.stream)
+            self.position_ids = positions.renumbered(self.position_ids, original, before.on(device), self.stream)
         if kwargs is None:  # boundary 0: the language model makes embeddings and mask itself
             return
         if "position_embeddings" not in kwargs:
@@ -254,9 +261,10 @@ class Prefill:
                           "this family needs an adapter of its own")
             )  # fmt: skip
         if renumber:
-            embeddings = self.context.layout.rotary(hidden, positions.of_rotary(self.position_ids))
+            made = self.context.layout.rotary(hidden, positions.of_rotary(self.position_ids))
+            embeddings = moved(made, device)  # where accelerate has a device for the rotary module
         else:
-            cos, sin = (self.handed or kwargs)["position_embeddings"]
+            cos, sin = moved((self.handed or kwargs)["position_embeddings"], device)
             for order in orders:
                 cos, sin = gather_columns(cos, order), gather_columns(sin, order)
             embeddings = (cos, sin)
@@ -268,7 +276,7 @@ class Prefill:
             keys=self.stream.length,
             valid=self.stream.valid,
             dtype=hidden.dtype,
-            device=hidden.device,
+            device=device,
         )
         position_ids = positions.of_layers(self.position_ids)
         self.handed = {"position_embeddings": embeddings, "position_ids": position_ids, "attention_mask": mask}
@@ -300,21 +308,22 @@ class Prefill:
         if wanted or self.context.prompt_rows:
             with self.context.clock.timed("selection", call.query.device), torch.no_grad():
                 self._read(layer, wanted, call)
-        return replace(call, kernel=self.context.around_attention(layer, call.kernel, self.stream, self.prompt)).run()
+        stream = self.stream.on(call.query.device)
+        return replace(call, kernel=self.context.around_attention(layer, call.kernel, stream, self.prompt)).run()
 
     def _read(self, layer: int, wanted: frozenset[Need], call: AttentionCall) -> None:
-        rows = self.context.prompt_rows
-        window = 0
+        rows, device = self.context.prompt_rows, call.query.device
+        stream, start, window = self.stream.on(device), self.prompt.start.on(device), 0
         if Need.WINDOW_ROWS in wanted:
             here = [d.part for d in self.at[layer + 1] if Need.WINDOW_ROWS in d.part.needed_at(layer + 1)]
             window = max(part.wants_window() for part in here)
         needs = wanted | {need for need, kin in _FOR_STEPS.items() if rows & kin}
-        found = layer_reads.read(needs, call, self.stream, self.prompt.start, self.context.heads, window)
+        found = layer_reads.read(needs, call, stream, start, self.context.heads, window)
         if rows and self.cache is not None:
             held: TrimLayer = self.cache.layers[layer]
             held.rows = dict.fromkeys(rows & FROM_LAST_ROW, found.get(Need.LAST_ROW))
             if self.context.temporal is not None and Need.PROMPT_WINDOW in rows:
-                mean = layer_reads.window_mean(call, self.stream, self.context.temporal.wants_window())
+                mean = layer_reads.window_mean(call, stream, self.context.temporal.wants_window())
                 held.rows[Need.PROMPT_WINDOW] = self.context.heads.whole(mean)
             if Need.PROMPT_COLUMNS in rows:
                 held.rows[Need.PROMPT_COLUMNS] = found[Need.COLUMN_MEAN]
@@ -329,7 +338,8 @@ class Prefill:
         if self.cache is not None:
             for layer in layers:
                 held: TrimLayer = self.cache.layers[layer]
-                held.stream = self.stream_of(layer)
+                ran = self.stream_of(layer)
+                held.stream = ran.on(held.device) if held.is_initialized else ran
                 held.prefill_counts = held.stream.n_visual
                 held.shift = self._shift(held.stream)
 
@@ -357,7 +367,8 @@ class Prefill:
             return gone
         key = id(stream)
         if key not in self._shifts:  # layers that share a stream share a shift
-            self._shifts[key] = gone + self.surplus * (gone > 0)  # a row that lost nothing counts on as it did
+            # A row that lost nothing counts on as it did.
+            self._shifts[key] = gone + self.surplus.to(gone.device) * (gone > 0)
         return self._shifts[key]
 
     _shifts: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
@@ -371,7 +382,9 @@ class Prefill:
 
         def whole(axes: tuple[int, ...], layer: int, tensor: Tensor) -> Tensor:
             stream, length = self.stream_of(max(layer, 0)), self.prompt.length
-            return tensor if stream is self.prompt.start else spread(tensor, stream.places(length), length, *axes)
+            if stream is self.prompt.start:
+                return tensor
+            return spread(tensor, stream.on(tensor.device).places(length), length, *axes)
 
         return outputs.changed(
             output,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tokentrim.contracts.extras import PromptInfo
@@ -16,7 +17,7 @@ from tokentrim.engine.context import Context
 from tokentrim.engine.generate import Generating
 from tokentrim.engine.tokens.placement import Placement, encoded_elsewhere, fixed_encodings
 from tokentrim.engine.tokens.prompt import TEMPORAL, Prompt
-from tokentrim.engine.tokens.stream import Stream
+from tokentrim.engine.tokens.stream import Stream, moved
 from tokentrim.engine.tokens.trace import Trace
 
 
@@ -40,13 +41,20 @@ class Prompting:
     record: bool
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
-    def begin(self, modalities: Tensor, mask: Tensor | None) -> Prompt:
+    def begin(self, modalities: Tensor, mask: Tensor | None, device: torch.device | None = None) -> Prompt:
         """A prompt of ``modalities`` uint8 [B, T] under ``mask`` [B, T], shown to all abilities.
+
+        Args:
+            modalities: of every column.
+            mask: 0 in padding.
+            device: where its embeddings are; None = where ``modalities`` are.
 
         Raises:
             Exited: when a guide answers every row, so that the prompt need not run.
         """
         context = self.context
+        if device is not None:
+            modalities, mask = moved((modalities, mask), device)
         stream, place = self._stream(modalities, mask)
         info, call = PromptInfo(stream.n_visual, context.shape), self.generating.call
         new_tokens = None if call is None else call.new_tokens

@@ -18,7 +18,7 @@ from tokentrim.engine.abilities.merging import first_of_groups
 from tokentrim.engine.context import Context
 from tokentrim.engine.seams.private import device_of
 from tokentrim.engine.tokens.prompt import Prompt
-from tokentrim.engine.tokens.stream import Stream, gather_columns
+from tokentrim.engine.tokens.stream import Stream, gather_columns, moved
 from tokentrim.errors import EngineError, UnsupportedError, complaint
 
 
@@ -72,6 +72,11 @@ class Providers:
     def _ids(self) -> Tensor:
         return self.stream.vis_ids.clamp(min=0)
 
+    @property
+    def _start(self) -> Stream:
+        """The whole prompt's columns, where the layer behind the boundary runs."""
+        return self.prompt.start.on(self.stream.device)
+
     def _of_layers(self, need: Need) -> Any:
         return _copied(self.read[need]) if self.shared else self.read[need]
 
@@ -89,10 +94,12 @@ class Providers:
         return stacked.transpose(2, 3) if need == Need.VISION_KEYS else stacked
 
     def _read_in_tower(self, need: Need, block: int) -> Tensor:
-        return self.context.vision.read_of((need, block), self.prompt.placement, self.prompt.start.vis_pos)
+        return self.context.vision.read_of((need, block), self.prompt.placement, self._start.vis_pos)
 
     def _features(self) -> Tensor:
-        return gather_columns(gather_columns(self.embeds, self.prompt.start.vis_pos), self._ids).detach()
+        start = self.prompt.start.on(self.embeds.device)
+        visual = gather_columns(self.embeds, start.vis_pos).to(self.stream.device)
+        return gather_columns(visual, self._ids).detach()
 
     def _vision_hidden(self) -> Tensor:
         if self.context.layout.projector is None:
@@ -105,22 +112,22 @@ class Providers:
         return first_of_groups(seen[:, 0].gather(1, self._ids), self.stream.vis_valid)
 
     def _text_embeds(self) -> tuple[Tensor, Tensor]:
-        columns, real = self.prompt.start.text()
-        return gather_columns(self.embeds, columns), real
+        columns, real = self.prompt.start.on(self.embeds.device).text()
+        return moved((gather_columns(self.embeds, columns), real), self.stream.device)
 
     def _text_hidden(self) -> tuple[Tensor, Tensor, Tensor]:
         columns, real = self.stream.text()
-        behind = layer_reads.behind(self.stream, self.prompt.start, columns, real)
+        behind = layer_reads.behind(self.stream, self._start, columns, real)
         return gather_columns(self.hidden, columns).detach(), real, behind
 
     def _text_ids(self) -> tuple[Tensor, Tensor, Tensor]:
-        columns, real = self.prompt.start.text()
+        columns, real = self._start.text()
         if self.prompt.tokens is None:
             raise UnsupportedError(
                 complaint("a prompt", "be made of token ids where a strategy reads its text", "embeddings alone",
                           "call the model with input_ids")
             )  # fmt: skip
-        behind = real & (columns > self.prompt.start.last_visual())
+        behind = real & (columns > self._start.last_visual())
         return self.prompt.tokens.to(columns.device).gather(1, columns), real, behind
 
     def _text(self, chosen: Tensor) -> tuple[tuple[str, ...], ...]:
@@ -131,18 +138,18 @@ class Providers:
         return tuple(words.pieces([token for token in row if token >= 0]) for row in rows)
 
 
-def projecting(layout: Layout, like: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """The model's projector as a function, in dtype and device of ``like``; None where it joins tokens."""
-    return None if layout.projector is None else partial(_projected, layout.projector, like)
+def projecting(layout: Layout, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+    """The model's projector as a function whose results have this device and dtype; None where it joins tokens."""
+    return None if layout.projector is None else partial(_projected, layout.projector, device, dtype)
 
 
-def _projected(projector: nn.Module, like: Tensor, vectors: Tensor) -> Tensor:
+def _projected(projector: nn.Module, device: torch.device, dtype: torch.dtype, vectors: Tensor) -> Tensor:
     """Vectors of the vision tower as the language model takes them; the projector may have a device and a dtype of its
     own.
     """
     weights = (weight.dtype for weight in projector.parameters() if weight.is_floating_point())
     with torch.no_grad():
-        return projector(vectors.to(device_of(projector), next(weights, like.dtype))).to(like.device, like.dtype)
+        return projector(vectors.to(device_of(projector), next(weights, dtype))).to(device, dtype)
 
 
 def _copied(what: Any) -> Any:

@@ -228,26 +228,28 @@ def of_continued(past: Any, is_active: Callable[[], bool], *, pictures: bool) ->
     return layers
 
 
-def of_model(host: nn.Module, layout: Layout) -> None:
+def of_model(host: nn.Module, layout: Layout, *, compiles: bool) -> None:
     """Refuse a model that cannot be pruned as it is.
 
+    Args:
+        host: the model.
+        layout: its located modules.
+        compiles: whether decode steps are to run compiled.
+
     Raises:
-        UnsupportedError: when it runs compiled, or its decoder layers run on several devices.
+        UnsupportedError: when it runs compiled, or when compiled steps are wanted of layers on several devices.
     """
     for module in (host, layout.entry, layout.language_model, *layout.layers, *layout.attentions):
         if is_compiled(module):  # its code runs past the hooks
             refuse_compiled(type(module).__name__)
-    # What is chosen on one device would have to follow the states to the next. Weights that accelerate brings to one
-    # device layer by layer are fine.
-    devices = sorted({str(device_of(layer)) for layer in layout.layers})
+    devices = sorted({str(device_of(layer)) for layer in layout.layers}) if compiles else []
     if len(devices) > 1:
         raise UnsupportedError(
             complaint(
-                "the decoder layers of a model that is pruned",
-                "run on one device",
+                "the decoder layers of a model whose decode steps run compiled",
+                "run on one device: a step is one graph, over buffers whose places it keeps in one tensor",
                 devices,
-                "give device_map one device for the language model (the vision tower may have another), let accelerate"
-                " offload weights, or load with tp_plan='auto' in one process per device",
+                "leave compile=True out, or give device_map one device for the language model",
             )
         )
 

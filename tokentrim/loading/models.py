@@ -272,7 +272,7 @@ def load_model(
         device: auto takes a GPU where there is one.
         dtype: auto takes the one that the model was saved in.
         attn_implementation: of transformers; None leaves the choice to the model.
-        device_map: of transformers, instead of a device. Decoder layers of a model that is pruned lie on one device.
+        device_map: of transformers, instead of a device; layers may lie on several, or be offloaded.
 
     Raises:
         UnknownNameError: when there is no such model.

@@ -34,7 +34,7 @@ class Editing(Ability):
     edits: Mapping[int, AttentionEdit]
     edits_attention: ClassVar[bool] = True
     _stream: Stream | None = None
-    _bands: dict[int, Bands] = field(default_factory=dict[int, Bands])
+    _bands: dict[tuple[int, torch.device], Bands] = field(default_factory=dict[tuple[int, torch.device], Bands])
 
     @classmethod
     def of(cls, editor: AttentionEditor | None, shape: ModelShape, implementation: str) -> Editing | None:
@@ -113,17 +113,19 @@ class Editing(Ability):
         All visual tokens of the prompt reach the layers that are edited.
         """
         if self._stream is prompt.start and self._bands:
-            found = {n: self._bands[edit.radius].pairs for n, edit in self.edits.items() if edit.radius is not None}
+            pairs = {radius: bands.pairs for (radius, _), bands in self._bands.items()}
+            found = {n: pairs[edit.radius] for n, edit in self.edits.items() if edit.radius is not None}
             counts = enumerate(prompt.layer_counts)
             prompt.visual_pairs = [found.get(layer, tuple(n * n for n in rows)) for layer, rows in counts]
 
     def _bands_of(self, radius: int, stream: Stream, prompt: Prompt) -> Bands:
         """Who sees whom in this prompt; a visual query sees earlier and later neighbours alike, as in released code."""
-        if self._stream is not stream:
-            self._stream, self._bands = stream, {}
-        if radius not in self._bands:
-            self._bands[radius] = Bands.of(radius, stream, prompt.grid(stream.vis_ids.clamp(min=0), stream.vis_valid))
-        return self._bands[radius]
+        home, where = stream.on(prompt.start.device), (radius, stream.device)
+        if self._stream is not home:
+            self._stream, self._bands = home, {}
+        if where not in self._bands:
+            self._bands[where] = Bands.of(radius, stream, prompt.grid(stream.vis_ids.clamp(min=0), stream.vis_valid))
+        return self._bands[where]
 
 
 def _silent(value: Tensor, visual: Tensor) -> Tensor:

@@ -360,7 +360,7 @@ class VisionCapture(Ability):
                           "please report this model")
             )  # fmt: skip
         rows = torch.cat(pieces, dim=1).to(vis_pos.device)  # the tower may have a device of its own
-        number = placement.number.gather(1, vis_pos).clamp(min=0).to(rows.device)
+        number = placement.number.to(rows.device).gather(1, vis_pos).clamp(min=0)
         return rows[:, number].permute(1, 0, 2)
 
     def after_prompt(self, prompt: Prompt) -> None:

@@ -20,7 +20,7 @@ _AXES_WITH_TEXT = 4
 def of_call(arguments: Mapping[str, Any], start: int, columns: int, device: torch.device) -> Tensor:
     """The position ids that a forward was given; else what it would count for ``columns`` columns behind ``start``."""
     given: Tensor | None = arguments.get("position_ids")
-    return torch.arange(start, start + columns, device=device).unsqueeze(0) if given is None else given
+    return torch.arange(start, start + columns, device=device).unsqueeze(0) if given is None else given.to(device)
 
 
 def take_columns(position_ids: Tensor, order: Tensor) -> Tensor:

@@ -113,8 +113,8 @@ class Placement:
 
     def grid(self, vis_pos: Tensor, valid: Tensor) -> Grid:
         """The grid of the visual tokens at columns ``vis_pos`` [B, N]; ``valid`` bool [B, N] is False in padding."""
-        number = self.number.gather(1, vis_pos).clamp(min=0)
-        places, device = self.places, number.device
+        places, device = self.places, vis_pos.device
+        number = self.number.to(device).gather(1, vis_pos).clamp(min=0)
 
         def pick(values: Tensor) -> Tensor:
             return values.to(device)[number].masked_fill(~valid, -1)

@@ -138,8 +138,9 @@ class Prompt:
         """
         if self.placement is None:
             raise encoded_elsewhere("the visual grid")
-        where = self.start.vis_pos if ids is None else self.start.vis_pos.gather(1, ids)
-        return self.placement.grid(where, self.start.vis_valid if valid is None else valid)
+        start = self.start if ids is None else self.start.on(ids.device)
+        where = start.vis_pos if ids is None else start.vis_pos.gather(1, ids)
+        return self.placement.grid(where, start.vis_valid if valid is None else valid)
 
     def state_of(self, place: int) -> Any:
         """What the part at ``place`` of the strategy (or ``TEMPORAL``) remembers.
@@ -164,7 +165,7 @@ class Prompt:
             raise StrategyError(
                 complaint("a strategy that reads a guide", "name one", None, "return a GuideRequest from wants_guide()")
             )
-        return self.guided.gather(1, ids)
+        return self.guided.to(ids.device).gather(1, ids)
 
     def evidence_at(self, ids: Tensor) -> Tensor:
         """float [B, N]: relevance of the current tokens ``ids`` [B, N].
@@ -177,7 +178,7 @@ class Prompt:
                 complaint("a strategy that reads evidence", "be given it before each prompt", None,
                           "call session.annotate(evidence=...); only tasks that know the answer's place can")
             )  # fmt: skip
-        return self.evidence.gather(1, ids)
+        return self.evidence.to(ids.device).gather(1, ids)
 
     def exit(self, rows: tuple[int, ...], scores: Sequence[float], *, skipped: bool) -> None:
         """Note the rows that a guide answers; where it answers all of them, no layer sees a token."""

@@ -7,7 +7,8 @@ only what the device needs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,26 @@ class Stream:
     structure: Tensor | None = None
     n_structure: tuple[int, ...] = ()
     flush: bool = False
+    _on: dict[torch.device, Stream] = field(
+        init=False, default_factory=dict[torch.device, "Stream"], repr=False, compare=False
+    )
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.vis_pos.device
+
+    def on(self, device: torch.device) -> Stream:
+        """The same stream for layers that run on ``device``: one object per device, whichever of them is asked."""
+        if device == self.device:
+            return self
+        self._on.setdefault(self.device, self)
+        if device not in self._on:
+            own = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+            there = Stream(**{name: moved(value, device) for name, value in own.items()})
+            object.__setattr__(there, "_on", self._on)
+            self._on[device] = there
+        return self._on[device]
 
     @property
     def rows(self) -> int:
@@ -233,6 +254,14 @@ class Stream:
             n_structure=tuple(self.n_structure[i] for i in host) if self.structure is not None else (),
             flush=self.flush,
         )
+
+
+def moved(what: Any, device: torch.device) -> Any:
+    """``what`` with the tensors in it on ``device``; what is there, and what is no tensor, stays the same object."""
+    if isinstance(what, tuple):
+        parts: tuple[Any, ...] = what
+        return tuple(moved(part, device) for part in parts)
+    return what.to(device) if isinstance(what, Tensor) else what
 
 
 def gather_columns(tensor: Tensor, order: Tensor) -> Tensor:
