@@ -12,10 +12,10 @@ from PIL import Image
 from tokentrim.compare.gallery import opened, stored
 from tokentrim.compare.report import FORMATS, publish, require_formats
 from tokentrim.compare.summary import Summary
+from tokentrim.contracts.token_places import Cells, Plane
 from tokentrim.engine.tokens.trace import Trace
 from tokentrim.errors import ConfigError
 from tokentrim.runs.kept import Kept, from_runs, pieces, to_runs
-from tokentrim.runs.token_places import Cells, Plane
 
 
 @given(st.sets(st.integers(0, 600)))

@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console
 from torch import Tensor
 
-from tokentrim.cli.plan import layer_runs, plan_table
+from tokentrim.cli.plan import plan_table
 from tokentrim.config.specs import strategy_from
 from tokentrim.contracts.selection import Selection, top_selection
 from tokentrim.contracts.sites import LayerSite
 from tokentrim.contracts.strategy import SpatialSelector
-from tokentrim.counting.forecast import Plan, plan
+from tokentrim.counting.forecast import Plan, layer_runs, plan
 from tokentrim.counting.published import PRESETS
 from tokentrim.counting.schedule import Schedule
 from tokentrim.counting.shape import ModelShape

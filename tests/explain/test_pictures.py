@@ -10,11 +10,11 @@ from PIL import Image
 from tests.cli.conftest import RUNNER
 from tokentrim.cli import app
 from tokentrim.config.specs import strategy_from
+from tokentrim.contracts.token_places import Cells, Plane
 from tokentrim.drawing.style import figure_style
 from tokentrim.explain import explain
 from tokentrim.explain.panels import MAP, Panel, scale
 from tokentrim.loading import load_model, prompt_inputs
-from tokentrim.runs.token_places import Cells, Plane
 from tokentrim.testbed.tasks import TASKS
 
 CELLS = Cells((Plane(0, 0, 0, 2, 3),), (0,) * 6, tuple(range(6)))

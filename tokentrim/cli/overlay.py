@@ -12,7 +12,7 @@ from tokentrim.drawing.shade import shade
 from tokentrim.errors import ResultsError, complaint
 
 if TYPE_CHECKING:
-    from tokentrim.runs.token_places import Cells
+    from tokentrim.contracts.token_places import Cells
 
 _TILE: Final = 288
 _GAP: Final = 16

@@ -9,15 +9,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from tokentrim.cli.output import AsJson, StrategyOption, console, emit
-from tokentrim.counting.costs import Usage
-from tokentrim.counting.forecast import NEW_TOKENS, TEXT_TOKENS, Plan, plan as make_plan
+from tokentrim.counting.forecast import HEADER, NEW_TOKENS, TEXT_TOKENS, Plan, plan as make_plan
 from tokentrim.counting.tilings import NOMINAL_SIZE
-from tokentrim.counting.units import in_bytes, in_operations
 from tokentrim.errors import ConfigError, UnsupportedError, complaint
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.table import Table
 
     from tokentrim.counting.shape import VisionShape
@@ -103,59 +99,13 @@ def plan_table(made: Plan) -> Table:
     """The plan for a terminal: runs of equal layers, then the totals against the unpruned run."""
     from rich.table import Table  # only a terminal needs it
 
-    usage, model = made.usage, made.shape.name or "this model"
-    bound = "" if made.exact else "at most "
-    tokens = f"{usage.n_visual} visual + {usage.n_text} text tokens, {made.new_tokens} new"
-    table = Table(title=f"{made.strategy} on {model}: {tokens}", caption="; ".join(made.notes) or None)
-    for name in ("what", "planned", "unpruned", "share"):
-        table.add_column(name, justify="left" if name == "what" else "right")
-    for first, end, count in layer_runs(usage.layer_tokens):
-        layers = f"layer {first}" if first == end else f"layers {first}-{end}"
-        share = f"{count / usage.n_visual:.1%}" if usage.n_visual else "-"
-        table.add_row(f"visual tokens in {layers}", f"{bound}{count}", str(usage.n_visual), share)
+    table = Table(title=made.title, caption="; ".join(made.notes) or None)
+    for name in HEADER:
+        table.add_column(name, justify="left" if name == HEADER[0] else "right")
+    by_layer, totals = made.lines()
+    for line in by_layer:
+        table.add_row(*line)
     table.add_section()
-    for name, planned, unpruned, share in _totals(usage):
-        table.add_row(name, bound + planned, unpruned, f"{share:.1%}")
+    for line in totals:
+        table.add_row(*line)
     return table
-
-
-def _totals(usage: Usage) -> list[tuple[str, str, str, float]]:
-    """Rows ``(what, planned, unpruned, share)`` of the figures that sum over layers."""
-    full, last = usage.unpruned(), usage.n_steps
-
-    def row(name: str, values: Sequence[str], share: float) -> tuple[str, str, str, float]:
-        planned, unpruned = values
-        return name, planned, unpruned, share
-
-    def held(name: str, planned: float, unpruned: float, share: float) -> tuple[str, str, str, float]:
-        return row(name, in_bytes(planned, unpruned), share)
-
-    peak, visual = usage.kv_visual_bytes(0), full.kv_visual_bytes(0)
-    mean, end = usage.kv_mean_ratio, usage.kv_visual_bytes(last)
-    tokens = [f"{mean_tokens:,.2f}" for mean_tokens in (usage.layer_mean_tokens, full.layer_mean_tokens)]
-    macs = in_operations(usage.macs_per_layer, full.macs_per_layer)
-    flops = in_operations(usage.prefill_flops, full.prefill_flops)
-    seen = usage.kv_read_ratio
-    # Where nothing is hidden, what is seen is what is held.
-    hidden = [held("visual KV seen, mean over decoding", seen * visual, visual, seen)] if usage.seen else []
-    return [
-        row("layer-mean visual tokens", tokens, usage.layer_mean_ratio),
-        row("MACs per layer, field", macs, usage.flops_ratio_field),
-        row("prefill FLOPs, physical", flops, usage.flops_ratio),
-        held("visual KV, end of prefill", peak, visual, usage.kv_peak_ratio),
-        held("visual KV, mean over decoding", mean * visual, visual, mean),
-        *hidden,
-        held("visual KV, last forward", end, visual, usage.kv_end_ratio),
-        held("all KV, mean over decoding", usage.kv_bytes_mean, full.kv_bytes_mean, usage.kv_total_mean_ratio),
-    ]
-
-
-def layer_runs(counts: tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """``(first layer, last layer, count)`` for every run of neighbouring layers with equal counts."""
-    runs: list[tuple[int, int, int]] = []
-    for layer, count in enumerate(counts):
-        if runs and runs[-1][2] == count:
-            runs[-1] = (runs[-1][0], layer, count)
-        else:
-            runs.append((layer, layer, count))
-    return runs

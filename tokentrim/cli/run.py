@@ -103,7 +103,7 @@ def run(
     answer = _answer(loaded, inputs, solved, max_new_tokens, ends)
     if overlay is not None:
         from tokentrim.cli.overlay import write_overlay
-        from tokentrim.runs.token_places import Cells
+        from tokentrim.contracts.token_places import Cells
 
         write_overlay(overlay, pictures, answer.stages, Cells.of(answer.session.grid))
     if as_json:

@@ -11,13 +11,13 @@ import numpy as np
 from PIL import Image
 
 from tokentrim.compare.gallery import Gallery, Question, opened
+from tokentrim.contracts.token_places import Cells
 from tokentrim.drawing.shade import shade
 from tokentrim.drawing.sheet import Rect, axis_at, fitted, framed, width_of, write
 from tokentrim.drawing.style import FAINT, INK, Look, figure_style, looks
 from tokentrim.runs.cells import REFERENCE, TEXT_ONLY
 from tokentrim.runs.files import write_atomic
 from tokentrim.runs.kept import Kept
-from tokentrim.runs.token_places import Cells
 
 _TILE: Final = 0.86  # inches
 _HEAD: Final = 0.98  # above the tiles: question, right answer, layers

@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from tokentrim.compare.folder import TimingRow
 from tokentrim.compare.gallery import SCHEMA, Gallery, require_stored
+from tokentrim.contracts.token_places import GridRecord
 from tokentrim.errors import ResultsError, complaint
 from tokentrim.runs.figures import TYPES, Rows, figures_of
 from tokentrim.runs.files import read_json, reading
 from tokentrim.runs.kept import KeptRecord
-from tokentrim.runs.token_places import GridRecord
 
 _STRICT: Final = ConfigDict(strict=True, extra="allow")
 _FINISHED: Final = "name a folder that 'tokentrim compare' has finished"

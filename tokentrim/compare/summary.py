@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tokentrim.compare import stats
 from tokentrim.compare.config import Correction
 from tokentrim.compare.index import Index
 from tokentrim.compare.rows import cell_row, overall_rows, set_units
+from tokentrim.drawing.notebook import table
+from tokentrim.errors import ConfigError, UnsupportedError, complaint
 from tokentrim.runs.cells import CONTROL, TEXT_ONLY, Cell
-from tokentrim.runs.figures import TIMED, Row
+from tokentrim.runs.figures import TIMED, Row, Rows, figures_of
 from tokentrim.runs.results import CellResult
 from tokentrim.runs.specs import DOWNSCALE
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from rich.table import Table
 
+_KINDS: Final[dict[str, Rows]] = {"cells": "cells", "overall": "means"}
 _MET: Final = 0.02  # a budget is met when what was realised is this near
 _CORRECTIONS: Final = {"holm": "Holm", "bonferroni": "Bonferroni", "fdr_bh": "Benjamini and Hochberg"}
 
@@ -46,6 +50,44 @@ class Summary:
     def overall(self) -> list[Row]:
         """One row per method, budget and kind of answer: means over tasks."""
         return self.data["overall"]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Summary:
+        """What a finished comparison left in its folder.
+
+        Raises:
+            ResultsError: when there is none, or it is not what tokentrim wrote.
+        """
+        from tokentrim.compare.readback import read_runs  # its checks are of whole files
+
+        found = read_runs([Path(folder)])[0]
+        return cls(found.folder, found.data)
+
+    def frame(self, rows: Literal["cells", "overall"] = "cells") -> DataFrame:
+        """The rows as a pandas DataFrame, a column per figure.
+
+        Args:
+            rows: one per cell, or per method, budget and kind of answer: means over tasks.
+
+        Raises:
+            ConfigError: for other rows.
+            UnsupportedError: when pandas is not installed.
+        """
+        if rows not in ("cells", "overall"):
+            raise ConfigError(complaint("the rows of a frame", "be cells or overall", rows))
+        try:
+            import pandas as pd
+        except ImportError as cause:
+            raise UnsupportedError(
+                complaint("results as a DataFrame", "find pandas", hint="pip install 'tokentrim[report]'")
+            ) from cause
+        return pd.DataFrame(self.data[rows], columns=[figure.name for figure in figures_of(_KINDS[rows])])
+
+    def _repr_html_(self) -> str:
+        """In a notebook: every model's overall rows, as in ``report.md``."""
+        from tokentrim.compare.tables import overall_grid
+
+        return "".join(table(*overall_grid(self.data, model), model) for model in self.data["models"])
 
     @property
     def failures(self) -> int:

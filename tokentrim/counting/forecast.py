@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from tokentrim.counting.costs import Usage
 from tokentrim.counting.counted import Counted, CountedParts, SpatialCounts, TemporalCounts, TowerCounts
 from tokentrim.counting.shape import ModelShape
 from tokentrim.counting.spans import Spans
+from tokentrim.counting.units import in_bytes, in_operations
+from tokentrim.drawing.notebook import notes, table
 from tokentrim.errors import StrategyError, complaint
 
 TEXT_TOKENS = 35
 """Text tokens of a prompt where nobody says otherwise: what the published FLOPs columns assume."""
 NEW_TOKENS = 64
 """New tokens where nobody says otherwise: the usual limit for a caption."""
+
+
+Line = tuple[str, str, str, str]
+HEADER: Final = ("what", "planned", "unpruned", "share")
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,28 @@ class Plan:
     def layer_macs(self) -> tuple[int, ...]:
         """[L] MACs of each layer in prefill, field convention."""
         return self.usage.layer_macs
+
+    @property
+    def title(self) -> str:
+        """What is planned, in one line."""
+        tokens = f"{self.usage.n_visual} visual + {self.usage.n_text} text tokens, {self.new_tokens} new"
+        return f"{self.strategy} on {self.shape.name or 'this model'}: {tokens}"
+
+    def lines(self) -> tuple[list[Line], list[Line]]:
+        """Lines of a table under ``HEADER``: of runs of equal layers, and of totals against the unpruned run."""
+        usage, bound = self.usage, "" if self.exact else "at most "
+        layers: list[Line] = []
+        for first, end, count in layer_runs(usage.layer_tokens):
+            where = f"layer {first}" if first == end else f"layers {first}-{end}"
+            share = f"{count / usage.n_visual:.1%}" if usage.n_visual else "-"
+            layers.append((f"visual tokens in {where}", f"{bound}{count}", str(usage.n_visual), share))
+        totals = [(name, bound + planned, full, f"{share:.1%}") for name, planned, full, share in _totals(usage)]
+        return layers, totals
+
+    def _repr_html_(self) -> str:
+        """The same table in a notebook."""
+        layers, totals = self.lines()
+        return table(HEADER, [*layers, *totals], self.title) + notes(self.notes)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data; MACs and FLOPs are counts, KV is in bytes."""
@@ -190,3 +218,45 @@ def planned_cached(
         current = tuple(min(count, limit) for count, limit in zip(wanted, limits, strict=True))
         rows.append(current)
     return (tuple(rows), ()) if part.evicts() else (unchanged, tuple(rows))
+
+
+def _totals(usage: Usage) -> list[tuple[str, str, str, float]]:
+    """Rows ``(what, planned, unpruned, share)`` of the figures that sum over layers."""
+    full, last = usage.unpruned(), usage.n_steps
+
+    def row(name: str, values: Sequence[str], share: float) -> tuple[str, str, str, float]:
+        planned, unpruned = values
+        return name, planned, unpruned, share
+
+    def held(name: str, planned: float, unpruned: float, share: float) -> tuple[str, str, str, float]:
+        return row(name, in_bytes(planned, unpruned), share)
+
+    peak, visual = usage.kv_visual_bytes(0), full.kv_visual_bytes(0)
+    mean, end = usage.kv_mean_ratio, usage.kv_visual_bytes(last)
+    tokens = [f"{mean_tokens:,.2f}" for mean_tokens in (usage.layer_mean_tokens, full.layer_mean_tokens)]
+    macs = in_operations(usage.macs_per_layer, full.macs_per_layer)
+    flops = in_operations(usage.prefill_flops, full.prefill_flops)
+    seen = usage.kv_read_ratio
+    # Where nothing is hidden, what is seen is what is held.
+    hidden = [held("visual KV seen, mean over decoding", seen * visual, visual, seen)] if usage.seen else []
+    return [
+        row("layer-mean visual tokens", tokens, usage.layer_mean_ratio),
+        row("MACs per layer, field", macs, usage.flops_ratio_field),
+        row("prefill FLOPs, physical", flops, usage.flops_ratio),
+        held("visual KV, end of prefill", peak, visual, usage.kv_peak_ratio),
+        held("visual KV, mean over decoding", mean * visual, visual, mean),
+        *hidden,
+        held("visual KV, last forward", end, visual, usage.kv_end_ratio),
+        held("all KV, mean over decoding", usage.kv_bytes_mean, full.kv_bytes_mean, usage.kv_total_mean_ratio),
+    ]
+
+
+def layer_runs(counts: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """``(first layer, last layer, count)`` for every run of neighbouring layers with equal counts."""
+    runs: list[tuple[int, int, int]] = []
+    for layer, count in enumerate(counts):
+        if runs and runs[-1][2] == count:
+            runs[-1] = (runs[-1][0], layer, count)
+        else:
+            runs.append((layer, layer, count))
+    return runs

@@ -9,6 +9,7 @@ from typing import Any
 from tokentrim.counting.costs import Usage
 from tokentrim.counting.shape import ModelShape
 from tokentrim.counting.units import in_bytes
+from tokentrim.drawing.notebook import table
 from tokentrim.engine.seams.attention import implementation_of
 from tokentrim.engine.tokens.prompt import Prompt
 
@@ -81,27 +82,52 @@ class Report:
         """Plain data for JSON."""
         return asdict(self)
 
-    def __str__(self) -> str:
-        """A few lines for people."""
+    def lines(self) -> list[tuple[str, str]]:
+        """What it says to people, by what of."""
         first, last = (self.tokens_per_layer[0], self.tokens_per_layer[-1]) if self.tokens_per_layer else (0, 0)
+        cache = (
+            f"{self.kv_peak_ratio:.1%} after prefill, {self.kv_mean_ratio:.1%} mean, {self.kv_end_ratio:.1%} at the "
+            f"end; {in_bytes(self.kv_mean_bytes)[0]} mean with text"
+        )
         lines = [
-            f"strategy       {self.strategy}",
-            f"samples        {self.rows} in {self.prompts} prompts, {self.pruning_events} selections applied",
-            f"visual tokens  {self.n_visual:g} -> {self.layer_mean_tokens:.1f} per layer on average "
-            f"({self.layer_mean_ratio:.1%}; first layer {first:g}, last {last:g})",
-            f"prefill FLOPs  {self.flops_ratio:.1%} of unpruned ({self.flops_ratio_field:.1%} by the field's formula)",
-            f"visual KV      {self.kv_peak_ratio:.1%} after prefill, {self.kv_mean_ratio:.1%} mean, "
-            f"{self.kv_end_ratio:.1%} at the end; {in_bytes(self.kv_mean_bytes)[0]} mean with text"
-            + (f"; {self.kv_read_ratio:.1%} seen" if self.kv_read_ratio != self.kv_mean_ratio else ""),
-            f"time           prefill {self.prefill_seconds:.3f} s; decode {self.decode_seconds:.3f} s in "
-            f"{self.decode_steps} forwards; of both, selecting {self.selection_seconds:.4f} s",
+            ("strategy", self.strategy),
+            ("samples", f"{self.rows} in {self.prompts} prompts, {self.pruning_events} selections applied"),
+            (
+                "visual tokens",
+                f"{self.n_visual:g} -> {self.layer_mean_tokens:.1f} per layer on average ({self.layer_mean_ratio:.1%}; "
+                f"first layer {first:g}, last {last:g})",
+            ),
+            (
+                "prefill FLOPs",
+                f"{self.flops_ratio:.1%} of unpruned ({self.flops_ratio_field:.1%} by the field's formula)",
+            ),
+            (
+                "visual KV",
+                cache + (f"; {self.kv_read_ratio:.1%} seen" if self.kv_read_ratio != self.kv_mean_ratio else ""),
+            ),
+            (
+                "time",
+                f"prefill {self.prefill_seconds:.3f} s; decode {self.decode_seconds:.3f} s in "
+                f"{self.decode_steps} forwards; of both, selecting {self.selection_seconds:.4f} s",
+            ),
         ]
         if self.guide_flops_ratio:
             lines.append(
-                f"guide          {self.guide_flops_ratio:.1%} of the unpruned prefill's FLOPs, on top; its answer is "
-                f"returned for {self.early_exits} of {self.rows} samples"
+                (
+                    "guide",
+                    f"{self.guide_flops_ratio:.1%} of the unpruned prefill's FLOPs, on top; its answer is "
+                    f"returned for {self.early_exits} of {self.rows} samples",
+                )
             )
-        return "\n".join([*lines, *(f"note           {note}" for note in self.notes)])
+        return [*lines, *(("note", note) for note in self.notes)]
+
+    def __str__(self) -> str:
+        """A few lines for people."""
+        return "\n".join(f"{name:<14} {said}" for name, said in self.lines())
+
+    def _repr_html_(self) -> str:
+        """The same lines in a notebook."""
+        return table((), self.lines())
 
 
 def usages(prompt: Prompt, shape: ModelShape, new_tokens: Sequence[int] | None = None) -> list[Usage]:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
@@ -14,14 +14,19 @@ from torch import Tensor, nn
 from tokentrim.contracts.adapter import Adapter, Layout
 from tokentrim.contracts.sites import Grid
 from tokentrim.contracts.strategy import Strategy
+from tokentrim.drawing.notebook import heading, notes, table
 from tokentrim.engine import refusals
 from tokentrim.engine.ability import Ability
 from tokentrim.engine.engine import Engine
 from tokentrim.engine.report import Report, Tally, make_report
 from tokentrim.engine.seams.private import unwrapped
 from tokentrim.engine.tokens.prompt import Prompt
+from tokentrim.engine.tokens.shown import kept_html
 from tokentrim.engine.tokens.trace import Trace
-from tokentrim.errors import DataError, UnsupportedError, complaint
+from tokentrim.errors import DataError, TokentrimError, UnsupportedError, complaint
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +102,7 @@ class Session:
             refusals.refuse_compiled(type(model).__name__)
         self._tally = Tally(layout.shape)
         self._latest: Prompt | None = None
+        self._images: tuple[Prompt | None, tuple[Image.Image, ...]] = None, ()
         self._open: list[Prompt] = []
 
     # ------------------------------------------------------------------ on and off
@@ -154,7 +160,13 @@ class Session:
 
     # ------------------------------------------------------------------ what the caller may say and ask
 
-    def annotate(self, *, evidence: Any = None, new_tokens: Sequence[int] | None = None) -> None:
+    def annotate(
+        self,
+        *,
+        evidence: Any = None,
+        new_tokens: Sequence[int] | None = None,
+        images: Sequence[Image.Image] | None = None,
+    ) -> None:
         """Tell the session what only the caller knows.
 
         Args:
@@ -163,6 +175,7 @@ class Session:
                 :class:`~tokentrim.contracts.sites.Grid`.
             new_tokens: for the *latest* prompt: tokens that each row's answer really has. In a batch, rows that end
                 early are decoded on with the others; with this their cache figures count their own steps only.
+            images: for the *latest* prompt: the pictures of its first row, which notebooks draw what was kept on.
 
         Raises:
             DataError: when ``new_tokens`` does not have one entry per row of the latest prompt.
@@ -181,6 +194,23 @@ class Session:
                     )
                 )
             self._latest.new_lengths = list(new_tokens)  # type: ignore[union-attr]
+        if images is not None:
+            self._images = self._latest, tuple(images)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: what the latest prompt kept, stage by stage, and the report."""
+        prompt, images = self._images
+        found = [heading(f"{self.strategy.label()} on {type(self.model).__name__}")]
+        shown = images if prompt is self._latest else ()
+        for part in (
+            lambda: kept_html(self.trace, self.grid, shown),
+            lambda: table((), self.report().lines()),
+        ):
+            try:
+                found.append(part())
+            except TokentrimError as cause:  # nothing has run, or no token has a place
+                found.append(notes([str(cause)]))
+        return "".join(found)
 
     @property
     def trace(self) -> Trace:

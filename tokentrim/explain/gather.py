@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokentrim.runs.token_places import Cells
+from tokentrim.contracts.token_places import Cells
 
 if TYPE_CHECKING:
     from tokentrim.config.specs import Structure

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from tokentrim.contracts.token_places import Cells, Plane
 from tokentrim.drawing.shade import shade
 from tokentrim.drawing.sheet import framed, size_of
 from tokentrim.drawing.style import FAINT, INK
-from tokentrim.runs.token_places import Cells, Plane
 
 MAP: Final = "viridis"
 LIFE_MAP: Final = "magma"

@@ -14,7 +14,7 @@ from tokentrim.runs.downscale import ratios, smaller
 from tokentrim.runs.costs import Costs
 from tokentrim.runs.figures import CLOCKED, REPORTED
 from tokentrim.runs.kept import Kept, pieces
-from tokentrim.runs.token_places import Cells
+from tokentrim.contracts.token_places import Cells
 from tokentrim.runs.questions import aggregate_of, require_text, score_of
 from tokentrim.runs.ranks import ALONE, Ranks
 from tokentrim.runs.results import CellResult

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BaseModel, Field, model_validator
 
-from tokentrim.runs.token_places import Count
+from tokentrim.contracts.token_places import Count
 
 if TYPE_CHECKING:
     from tokentrim.engine.tokens.trace import Trace

@@ -13,7 +13,7 @@ from tokentrim.runs.cells import Cell
 from tokentrim.runs.figures import CLOCKED, FIGURES, TYPES
 from tokentrim.runs.kept import KeptRecord
 from tokentrim.runs.questions import checked_score
-from tokentrim.runs.token_places import GridRecord
+from tokentrim.contracts.token_places import GridRecord
 
 _CLOSED: Final = ConfigDict(strict=True, extra="allow")
 

@@ -178,6 +178,12 @@ class Trace:
                 held.exist() and held.within(layers, 0), f"hold tokens in layer {layer} that it processed", "others"
             )
 
+    def _repr_html_(self) -> str:
+        """In a notebook: what each sample kept where. A session shows the places, too."""
+        from tokentrim.engine.tokens.shown import trace_html  # it draws
+
+        return trace_html(self)
+
     def rows_equal(self, other: Trace) -> bool:
         """Whether both traces kept and cached the same tokens everywhere."""
         if self._outline != other._outline:

@@ -1,0 +1,65 @@
+"""What traces look like in a notebook: what every stage kept, on the picture where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from tokentrim.contracts.token_places import Cells
+from tokentrim.drawing.notebook import folded, kept_patches, notes, table
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from tokentrim.contracts.sites import Grid
+    from tokentrim.engine.tokens.trace import Trace
+
+_PLANES: Final = 12  # pictures, tiles and frames that a stage shows
+_ROWS: Final = 8
+
+
+def stages_of(trace: Trace, row: int = 0) -> list[tuple[str, list[int]]]:
+    """What a row kept, by where, wherever it changes: at prefill, and in the last layer's cache at the end."""
+    found: list[tuple[str, list[int]]] = []
+    for first, _ in trace.prefill:
+        kept: list[int] = trace.kept(first, row).tolist()
+        if not found or found[-1][1] != kept:
+            found.append((f"from layer {first}", kept))
+    if trace.evictions and trace.steps:
+        kept = trace.cached(trace.n_layers - 1, trace.steps, row).tolist()
+        found.append((f"last layer's cache at the end, step {trace.steps}", kept))
+    return found
+
+
+def trace_html(trace: Trace) -> str:
+    """A table of what each sample kept; the places are the session's to know."""
+    lines: list[tuple[str, ...]] = []
+    for row, n_visual in enumerate(trace.n_visual[:_ROWS]):
+        shares = (f"{where}: {len(kept)}" for where, kept in stages_of(trace, row))
+        lines.append((f"sample {row}", str(n_visual), "; ".join(shares) or "a guide answered"))
+    title = f"trace: {len(trace.n_visual)} samples, {trace.n_layers} layers, {trace.steps} decode forwards"
+    left = len(trace.n_visual) - _ROWS
+    return table(("", "visual tokens", "kept"), lines, title) + notes([f"and {left} more"] if left > 0 else [])
+
+
+def kept_html(trace: Trace, grid: Grid, images: Sequence[Image.Image]) -> str:
+    """A fold per stage of a prompt's first sample, on its pictures where they are known."""
+    cells, total = Cells.of(grid), trace.n_visual[0]
+    stages, drawn = stages_of(trace), list(cells.planes)[:_PLANES]
+    known = len(images) > max((plane.image for plane in cells.planes), default=-1)
+    said = [f"the first of {len(trace.n_visual)} samples"] if len(trace.n_visual) > 1 else []
+    if len(cells.planes) > _PLANES:
+        said.append(f"{_PLANES} of {len(cells.planes)} pictures, tiles and frames are drawn")
+    if not known:
+        said.append("squares for patches: session.annotate(images=[...]) says what pictures the latest prompt had")
+    found = [
+        (
+            f"{where}: {len(kept)} of {total} visual tokens",
+            [
+                kept_patches(images[plane.image] if known else None, cells.inside(number, kept), plane.rows, plane.cols)
+                for number, plane in enumerate(drawn)
+            ],
+        )
+        for where, kept in stages
+    ]
+    return folded(found, f"tokentrim-{id(trace)}") + notes(said)
