@@ -51,6 +51,7 @@ class InternVLAdapter(Adapter):
 
     name: ClassVar[str] = "internvl"
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    reads_prompts: ClassVar[bool] = True
     decoders: ClassVar[tuple[str, ...]] = ("llama", "qwen2", "qwen3")
 
     def locate(self, model: nn.Module) -> Layout:

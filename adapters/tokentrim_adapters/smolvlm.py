@@ -64,6 +64,7 @@ class SmolVLMAdapter(Adapter):
 
     name: ClassVar[str] = "smolvlm"
     model_types: ClassVar[tuple[str, ...]] = ("smolvlm", "idefics3")
+    reads_prompts: ClassVar[bool] = True
     decoders: ClassVar[tuple[str, ...]] = ("llama",)
 
     def locate(self, model: nn.Module) -> Layout:

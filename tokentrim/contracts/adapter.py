@@ -195,6 +195,8 @@ class Adapter(ABC):
     """``config.model_type`` values of this family."""
     needs_proof: ClassVar[bool] = False
     """Whether a model must pass the self-test before it is trimmed, because the adapter assumes what it cannot know."""
+    reads_prompts: ClassVar[bool] = False
+    """Whether :meth:`pictures` reads the prompts, which costs reads of the device; else it is given none."""
     decoders: ClassVar[tuple[str, ...]] = ()
     """Families of transformers whose decoders this adapter was made for, such as ``llama``: a model with any other
     decoder, or with decoder layers of somebody's own code, must pass the self-test too. Empty: it trusts them all."""
@@ -234,7 +236,8 @@ class Adapter(ABC):
         Args:
             layout: the located modules.
             encoding: what was encoded.
-            prompts: int64 [T] on the host, the tokens of each row that the encoding serves.
+            prompts: int64 [T] on the host, the tokens of each row that the encoding serves; none without
+                ``reads_prompts``.
 
         Raises:
             UnsupportedError: when that needs what is not known of the encoding.

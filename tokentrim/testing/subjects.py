@@ -39,7 +39,8 @@ def small_model(family: str | None = None) -> Subject:
     two pictures of a prompt are encoded otherwise than each alone), 2 none.
 
     Args:
-        family: a ``config.model_type``; None = the first family whose pictures all have the same number of tokens.
+        family: a ``config.model_type``; None = of those whose pictures all have the same number of tokens, the first that
+            serves the most needs.
 
     Raises:
         UnknownNameError: when no registered adapter serves the family.
@@ -65,12 +66,17 @@ def forget_small_models() -> None:
 
 @functools.cache
 def _plainest() -> str:
+    unserved: dict[str, int] = {}
     for family, name in known_model_types().items():
         adapter: Adapter = registry("adapter").get(name)()
         if adapter.example_config(family) is not None:
             subject = _small(family)
             if adapter.fixed_length(subject.layout, "image") is not None:
-                return family
+                unserved[family] = len(subject.layout.unserved)
+                if not unserved[family]:
+                    break
+    if unserved:
+        return min(unserved, key=unserved.__getitem__)
     raise UnknownNameError(
         complaint("a model family for the checks", "be served by a registered adapter", sorted(known_model_types()),
                   "pass families=[...], or load the built-in adapters")

@@ -83,7 +83,7 @@ class Placement:
         base = 0
         for encoding in self.encodings:
             end, prompts = base + sum(encoding.lengths), list[Tensor]()
-            if self.tokens is not None:
+            if self.tokens is not None and self.adapter.reads_prompts:
                 tokens, number = self.tokens[:: self.repeats], self.number[:: self.repeats]
                 serves = ((number >= base) & (number < end)).any(1)
                 prompts = list(tokens[serves.to(tokens.device)].cpu())
