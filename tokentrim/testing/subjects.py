@@ -39,8 +39,8 @@ def small_model(family: str | None = None) -> Subject:
     two pictures of a prompt are encoded otherwise than each alone), 2 none.
 
     Args:
-        family: a ``config.model_type``; None = of those whose pictures all have the same number of tokens, the first that
-            serves the most needs.
+        family: a ``config.model_type``; None = the first that serves the most needs, of those whose pictures all have
+            the same number of tokens.
 
     Raises:
         UnknownNameError: when no registered adapter serves the family.
