@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.engine.cases import deviation, generate, merges, with_weights
-from tests.families import Family
+from tests.families import Family, Layout
 from tests.masked import masked_logits
 from tokentrim.config.specs import strategy_from
 from tokentrim.contracts.sites import Need
@@ -27,6 +29,23 @@ def trimmed(family: Family, model: Any, spec: Any, inputs: dict[str, Any], **opt
         told = [(int(ids[~here].sum()), int(here.sum())) for ids, here in zip(inputs["input_ids"], visual, strict=True)]
         session.annotate(evidence=[torch.rand(n, generator=torch.Generator().manual_seed(s)) for s, n in told])
     return session
+
+
+def beams(model: Any, inputs: dict[str, Any]) -> Tensor:
+    found = model.generate(**inputs, max_new_tokens=4, num_beams=2, do_sample=False)
+    return found[:, inputs["input_ids"].shape[1] :]
+
+
+def check_beams(family: Family, spec: Any, layouts: Sequence[Layout]) -> None:
+    """The beams of a batch are those of each row alone, and those of the untouched model where nothing is pruned."""
+    model = family.model()
+    inputs = family.prompt(model, *layouts)
+    plain = beams(model, inputs) if spec == "none" else None
+    with trim(model, spec):
+        found = beams(model, inputs)
+        rows = [beams(model, family.alone(model, layouts, row))[0] for row in range(len(layouts))]
+    assert found.tolist() == [row.tolist() for row in rows]
+    assert plain is None or torch.equal(found, plain)
 
 
 def check(family: Family, model: Any, spec: Any, steps: int = 5) -> None:

@@ -38,18 +38,13 @@ def locate(model: nn.Module, shape: ModelShape, *, structured: bool = False) -> 
     """
     entry = entry_of(model)
     language = submodule(entry, "language_model", type(entry).__name__)
-    layers = tuple(submodule(language, "layers", "the language model").children())
     tower = submodule(entry, "vision_tower", type(entry).__name__)
     config: Any = entry.config
     blocks = _plain_blocks(tower) if isinstance(config.vision_feature_layer, int) else ()
     embeddings = [module for name, module in tower.named_modules() if name.endswith("embeddings")]
-    return Layout(
-        entry=entry,
-        language_model=language,
-        layers=layers,
-        attentions=tuple(submodule(layer, "self_attn", "a decoder layer") for layer in layers),
-        text_config=language.config,
-        rotary=submodule(language, "rotary_emb", "the language model"),
+    return Layout.around(
+        entry,
+        language,
         vision_attentions=_vision_attentions(tower),
         vision_config=tower.config,
         has_cls=any(hasattr(module, "class_embedding") or hasattr(module, "cls_token") for module in embeddings),

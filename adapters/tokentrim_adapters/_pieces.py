@@ -6,11 +6,77 @@ The tower sees squares of patches; so many patches along each side become one vi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from tokentrim import AdapterError, Places, complaint
+from tokentrim import Adapter, AdapterError, Cut, Encoding, Layout, Modality, Places, Tiling, complaint
+
+
+@dataclass(frozen=True)
+class CutUp(Tiling):
+    """What these families do with an image's size have in common.
+
+    Attributes:
+        pixels: height and width of a tile, and of the thumbnail.
+        side: patches along each side of a tile.
+        merge: patches along each side that become one visual token.
+    """
+
+    pixels: int
+    side: int
+    merge: int
+    cls: ClassVar[int] = 0
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens along each side of a piece."""
+        return self.side // self.merge
+
+    def cut_into(self, rows: int, cols: int, size: str, how: str) -> Cut:
+        """What an image of ``size`` becomes: rows x cols tiles and a thumbnail, or, where (0, 0), one piece."""
+        pieces, each = rows * cols + 1, self.tokens**2
+        n = pieces * each
+        return Cut(
+            pieces=pieces,
+            tokens=self.side**2 + self.cls,
+            n_visual=n,
+            n_structure=0,
+            rows=max(rows, 1) * self.tokens,
+            cols=max(cols, 1) * self.tokens,
+            projected=n,
+            note=f"{size} pixels become {how} of {self.pixels}x{self.pixels} pixels: {pieces} x {each} = {n} visual "
+            "tokens",
+        )
+
+
+def tiling_of(layout: Layout) -> CutUp:
+    """How a model's images are cut.
+
+    Raises:
+        AdapterError: when that is not known.
+    """
+    vision = layout.shape.vision
+    if vision is None or not isinstance(vision.tiling, CutUp):
+        whom = type(layout.entry).__name__
+        raise AdapterError(complaint(whom, "have a vision config", None, "load a complete model"))
+    return vision.tiling
+
+
+class PiecesAdapter(Adapter):
+    """What adapters of these families have in common."""
+
+    reads_prompts: ClassVar[bool] = True
+
+    def fixed_length(self, layout: Layout, modality: Modality) -> int | None:
+        """Every piece becomes the same number of tokens."""
+        return tiling_of(layout).tokens ** 2 if modality == "image" else None
+
+    def arrange(self, layout: Layout, encoding: Encoding, rows: Sequence[Tensor]) -> Tensor:
+        """Mean over the patches of each visual token, piece by piece."""
+        return arrange(rows, tiling_of(layout).tokens, tiling_of(layout).merge)
 
 
 def arrange(rows: Sequence[Tensor], side: int, merge: int) -> Tensor:

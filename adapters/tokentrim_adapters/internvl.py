@@ -11,16 +11,11 @@ from torch import Tensor, nn
 
 from tokentrim import (
     NOMINAL_SIZE,
-    Adapter,
-    AdapterError,
     Cut,
-    DataError,
     Encoding,
     Layout,
-    Modality,
     ModelShape,
     Places,
-    Tiling,
     UnsupportedError,
     VisionShape,
     complaint,
@@ -31,7 +26,7 @@ from tokentrim_adapters import _llava, _pieces
 _GLIMPSE = 16  # cells along each side of what is remembered of a piece
 
 
-class InternVLAdapter(Adapter):
+class InternVLAdapter(_pieces.PiecesAdapter):
     """``InternVLForConditionalGeneration``: InternViT tower with [CLS], pixel shuffle, Qwen2, Qwen3 or Llama decoder.
 
     An image is stretched to the canvas of tiles whose shape is nearest to its own, and a thumbnail of the whole comes
@@ -51,7 +46,6 @@ class InternVLAdapter(Adapter):
 
     name: ClassVar[str] = "internvl"
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
-    reads_prompts: ClassVar[bool] = True
     decoders: ClassVar[tuple[str, ...]] = ("llama", "qwen2", "qwen3")
 
     def locate(self, model: nn.Module) -> Layout:
@@ -89,13 +83,9 @@ class InternVLAdapter(Adapter):
         tiling = replace(vision.tiling, least=least or vision.tiling.least, most=most or vision.tiling.most)
         return replace(shape, vision=replace(vision, tiling=tiling).for_image(*NOMINAL_SIZE))
 
-    def fixed_length(self, layout: Layout, modality: Modality) -> int | None:
-        """Every piece becomes the same number of tokens."""
-        return _tiling(layout).tokens ** 2 if modality == "image" else None
-
     def places(self, layout: Layout, encoding: Encoding, item: int) -> Places:
         """One piece, as a picture of its own: which pieces are one image, the prompt tells (see :meth:`pictures`)."""
-        side = _tiling(layout).tokens
+        side = _pieces.tiling_of(layout).tokens
         return Places.raster(side, side)
 
     def facts(self, layout: Layout, encoding: Encoding) -> Mapping[str, Any]:
@@ -110,7 +100,7 @@ class InternVLAdapter(Adapter):
             UnsupportedError: when tiles were encoded outside the context, where nobody saw them.
         """
         config: Any = layout.entry.config
-        side, found, first = _tiling(layout).tokens, list[Places](), 0
+        side, found, first = _pieces.tiling_of(layout).tokens, list[Places](), 0
         for prompt in prompts:
             for start, end in _pieces.runs(prompt, config.image_token_id):
                 pieces = (end - start) // side**2
@@ -119,33 +109,19 @@ class InternVLAdapter(Adapter):
                 first += pieces
         return found
 
-    def arrange(self, layout: Layout, encoding: Encoding, rows: Sequence[Tensor]) -> Tensor:
-        """Mean over the patches of each visual token, piece by piece."""
-        return _pieces.arrange(rows, _tiling(layout).tokens, _tiling(layout).merge)
-
 
 @dataclass(frozen=True)
-class TiledCanvas(Tiling):
+class TiledCanvas(_pieces.CutUp):
     """Every image is stretched to a canvas of whole tiles; a thumbnail comes last where there are several.
 
     Attributes:
-        pixels: height and width of a tile, and of the thumbnail.
-        side: patches along each side of a tile.
-        merge: patches along each side that become one visual token.
         least: tiles of a canvas, at least.
         most: tiles of a canvas, at most.
     """
 
-    pixels: int
-    side: int
-    merge: int
+    cls: ClassVar[int] = 1
     least: int = 1
     most: int = 12
-
-    @property
-    def tokens(self) -> int:
-        """Visual tokens along each side of a piece."""
-        return self.side // self.merge
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tiles: nearest to the image's proportions; of equals, more where it has the pixels."""
@@ -161,29 +137,11 @@ class TiledCanvas(Tiling):
 
     def cut(self, height: int, width: int, images: int = 1) -> Cut:
         """Tiles and a thumbnail, or one piece."""
-        if height < 1 or width < 1:
-            raise DataError(complaint("the size of an image", "be at least 1x1 pixels", f"{height}x{width}", ""))
+        self.require_size(height, width)
         rows, cols = self.grid(height, width)
-        pieces, each = rows * cols + (rows * cols > 1), self.tokens**2
-        cut = f"{rows}x{cols} tiles and a thumbnail" if pieces > 1 else "one piece"
-        return Cut(
-            pieces=pieces,
-            tokens=self.side**2 + 1,
-            n_visual=pieces * each,
-            n_structure=0,
-            rows=rows * self.tokens,
-            cols=cols * self.tokens,
-            projected=pieces * each,
-            note=f"{height}x{width} pixels become {cut} of {self.pixels}x{self.pixels} pixels: {pieces} x {each} = "
-            f"{pieces * each} visual tokens",
-        )
-
-
-def _tiling(layout: Layout) -> TiledCanvas:
-    vision = layout.shape.vision
-    if vision is None or not isinstance(vision.tiling, TiledCanvas):
-        raise AdapterError(complaint("an InternVL", "have a vision config", None, "load a complete model"))
-    return vision.tiling
+        if rows * cols == 1:
+            return self.cut_into(0, 0, f"{height}x{width}", "one piece")
+        return self.cut_into(rows, cols, f"{height}x{width}", f"{rows}x{cols} tiles and a thumbnail")
 
 
 def _canvas(encoding: Encoding, first: int, pieces: int) -> tuple[int, int]:

@@ -14,14 +14,12 @@ from tokentrim import (
     NOMINAL_SIZE,
     Adapter,
     Cut,
-    DataError,
     Encoding,
     Layout,
     ModelShape,
     Places,
     Tiling,
     VisionShape,
-    complaint,
     submodule,
 )
 from tokentrim_adapters import _anyres, _llava
@@ -118,20 +116,15 @@ class Fitted(Tiling):
 
     def cut(self, height: int, width: int, images: int = 1) -> Cut:
         """One piece of as many tokens as cover the image."""
-        if height < 1 or width < 1:
-            raise DataError(complaint("the size of an image", "be at least 1x1 pixels", f"{height}x{width}", ""))
+        self.require_size(height, width)
         ratio, unit = max(height / self.longest, width / self.longest), self.patch * self.merge
         tall, wide = (math.floor(height / ratio), math.floor(width / ratio)) if ratio > 1 else (height, width)
         rows, cols = (tall - 1) // unit + 1, (wide - 1) // unit + 1
-        return Cut(
-            pieces=1,
-            tokens=rows * cols * self.merge**2,
-            n_visual=rows * cols,
-            n_structure=0,
-            rows=rows,
-            cols=cols,
-            projected=rows * cols,
-            note=f"{height}x{width} pixels are resized to {rows * unit}x{cols * unit}: {rows}x{cols} = {rows * cols} "
+        return Cut.whole(
+            rows,
+            cols,
+            self.merge,
+            f"{height}x{width} pixels are resized to {rows * unit}x{cols * unit}: {rows}x{cols} = {rows * cols} "
             f"visual tokens of {unit}x{unit} pixels (longest side {self.longest} pixels)",
         )
 

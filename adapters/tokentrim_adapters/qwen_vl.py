@@ -75,16 +75,11 @@ class QwenVLAdapter(Adapter):
         entry = submodule(model, "model", whose) if hasattr(model, "lm_head") else model
         language = submodule(entry, "language_model", whose)
         tower = submodule(entry, "visual", whose)
-        layers = tuple(submodule(language, "layers", "the language model").children())
         blocks = submodule(tower, "blocks", "the vision tower").children()
         config: Any = entry.config
-        return Layout(
-            entry=entry,
-            language_model=language,
-            layers=layers,
-            attentions=tuple(submodule(layer, "self_attn", "a decoder layer") for layer in layers),
-            text_config=language.config,
-            rotary=submodule(language, "rotary_emb", "the language model"),
+        return Layout.around(
+            entry,
+            language,
             vision_attentions=tuple(submodule(block, "attn", "a vision block") for block in blocks),
             vision_config=tower.config,
             has_cls=False,

@@ -12,19 +12,13 @@ from torch import Tensor, nn
 
 from tokentrim import (
     NOMINAL_SIZE,
-    Adapter,
-    AdapterError,
     Cut,
-    DataError,
     Encoding,
     Layout,
-    Modality,
     ModelShape,
     Need,
     Places,
-    Tiling,
     VisionShape,
-    complaint,
     decoder_shape,
     submodule,
 )
@@ -34,7 +28,7 @@ _GAP = 2  # text tokens between neighbouring tiles of a row: the mark of a pictu
 _LONGEST = 4096  # pixels of the longest side, whatever the settings say
 
 
-class SmolVLMAdapter(Adapter):
+class SmolVLMAdapter(_pieces.PiecesAdapter):
     r"""``SmolVLM-`` and ``Idefics3ForConditionalGeneration``: SigLIP tower, pixel shuffle, Llama decoder.
 
     An image is scaled to a long side of several tiles and cut into them; a thumbnail of the whole comes last. Every
@@ -64,7 +58,6 @@ class SmolVLMAdapter(Adapter):
 
     name: ClassVar[str] = "smolvlm"
     model_types: ClassVar[tuple[str, ...]] = ("smolvlm", "idefics3")
-    reads_prompts: ClassVar[bool] = True
     decoders: ClassVar[tuple[str, ...]] = ("llama",)
 
     def locate(self, model: nn.Module) -> Layout:
@@ -73,16 +66,11 @@ class SmolVLMAdapter(Adapter):
         entry = submodule(model, "model", whose) if hasattr(model, "lm_head") else model
         language = submodule(entry, "text_model", whose)
         tower = submodule(entry, "vision_model", whose)
-        layers = tuple(submodule(language, "layers", "the language model").children())
         blocks = submodule(submodule(tower, "encoder", "the vision tower"), "layers", "its encoder").children()
         config: Any = entry.config
-        return Layout(
-            entry=entry,
-            language_model=language,
-            layers=layers,
-            attentions=tuple(submodule(layer, "self_attn", "a decoder layer") for layer in layers),
-            text_config=language.config,
-            rotary=submodule(language, "rotary_emb", "the language model"),
+        return Layout.around(
+            entry,
+            language,
             vision_attentions=tuple(submodule(block, "self_attn", "a vision block") for block in blocks),
             vision_config=tower.config,
             has_cls=False,
@@ -124,19 +112,15 @@ class SmolVLMAdapter(Adapter):
         changed = replace(vision, tiling=replace(vision.tiling, longest=longest, cuts=cuts))
         return replace(shape, vision=changed.for_image(*NOMINAL_SIZE))
 
-    def fixed_length(self, layout: Layout, modality: Modality) -> int | None:
-        """Every piece becomes the same number of tokens."""
-        return _tiling(layout).tokens ** 2 if modality == "image" else None
-
     def places(self, layout: Layout, encoding: Encoding, item: int) -> Places:
         """One plane per piece: which of them are one image, the text alone tells (see :meth:`pictures`)."""
-        side = _tiling(layout).tokens
+        side = _pieces.tiling_of(layout).tokens
         return Places.raster(side, side, frames=encoding.lengths[item] // side**2)
 
     def pictures(self, layout: Layout, encoding: Encoding, prompts: Sequence[Tensor]) -> list[Places]:
         """Tiles and thumbnail of each image, by the text around its pieces."""
         config: Any = layout.entry.config
-        side = _tiling(layout).tokens
+        side = _pieces.tiling_of(layout).tokens
         grids = [grid for prompt in prompts for grid in _grids(prompt, config.image_token_id, side**2)]
         return [_pieces.cut_up(rows, cols, side) for rows, cols in grids]
 
@@ -144,35 +128,20 @@ class SmolVLMAdapter(Adapter):
         """A row's own pieces, without the black ones that pad a batch."""
         given = encoding.argument("pixel_values")
         own = given[item] if len(given) == len(encoding.lengths) else given.flatten(0, 1)
-        return own[: max(1, encoding.lengths[item] // _tiling(layout).tokens ** 2)]
-
-    def arrange(self, layout: Layout, encoding: Encoding, rows: Sequence[Tensor]) -> Tensor:
-        """Mean over the patches of each visual token, piece by piece."""
-        return _pieces.arrange(rows, _tiling(layout).tokens, _tiling(layout).merge)
+        return own[: max(1, encoding.lengths[item] // _pieces.tiling_of(layout).tokens ** 2)]
 
 
 @dataclass(frozen=True)
-class SplitImage(Tiling):
+class SplitImage(_pieces.CutUp):
     """Every image is scaled to one long side, then to whole tiles, and cut; a thumbnail comes last.
 
     Attributes:
-        pixels: height and width of a tile, and of the thumbnail.
-        side: patches along each side of a tile.
-        merge: patches along each side that become one visual token.
         longest: pixels of the long side; 0 = four tiles.
         cuts: whether images are cut; else each is one piece.
     """
 
-    pixels: int
-    side: int
-    merge: int
     longest: int = 0
     cuts: bool = True
-
-    @property
-    def tokens(self) -> int:
-        """Visual tokens along each side of a piece."""
-        return self.side // self.merge
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tiles; (0, 0) for an image of one piece."""
@@ -198,33 +167,14 @@ class SplitImage(Tiling):
 
     def cut(self, height: int, width: int, images: int = 1) -> Cut:
         """Tiles and a thumbnail, or one piece."""
-        if height < 1 or width < 1:
-            raise DataError(complaint("the size of an image", "be at least 1x1 pixels", f"{height}x{width}", ""))
+        self.require_size(height, width)
         rows, cols = self.grid(height, width)
-        pieces, each = rows * cols + 1, self.tokens**2
-        cut = f"cut into {rows}x{cols} tiles and a thumbnail" if rows else "one piece"
-        return Cut(
-            pieces=pieces,
-            tokens=self.side**2,
-            n_visual=pieces * each,
-            n_structure=0,
-            rows=max(rows, 1) * self.tokens,
-            cols=max(cols, 1) * self.tokens,
-            projected=pieces * each,
-            note=f"{height}x{width} pixels become {cut} of {self.pixels}x{self.pixels} pixels: {pieces} x {each} = "
-            f"{pieces * each} visual tokens",
-        )
+        how = f"cut into {rows}x{cols} tiles and a thumbnail" if rows else "one piece"
+        return self.cut_into(rows, cols, f"{height}x{width}", how)
 
 
 def _even(pixels: int) -> int:
     return max(1, pixels + pixels % 2)
-
-
-def _tiling(layout: Layout) -> SplitImage:
-    vision = layout.shape.vision
-    if vision is None or not isinstance(vision.tiling, SplitImage):
-        raise AdapterError(complaint("a SmolVLM", "have a vision config", None, "load a complete model"))
-    return vision.tiling
 
 
 def _grids(prompt: Tensor, placeholder: int, length: int) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ from tests.engine.cases import FIRST, SPECS, dealt, deviation, generate
 from tests.engine.probes import Probe
 from tests.families import FAMILIES, Family, Layout, noise
 from tests.masked import masked_logits
-from tests.oracle import TOLERANCE, check, trimmed
+from tests.oracle import TOLERANCE, check, check_beams, trimmed
 from tokentrim.config.specs import strategy_from
 from tokentrim.contracts.adapter import Encoding, Layout as Located
 from tokentrim.counting.forecast import plan
@@ -73,16 +73,8 @@ def test_keeping_everything_changes_no_bit(name: str, attention: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_beams_of_a_batch_are_the_beams_of_each_row(name: str, spec: Any) -> None:
     """Pictures of different sizes, several in a row, videos, each for two beams; noise follows the content."""
-    family = FAMILIES[name]
-    model = family.model()
-    layouts = [layout for layout in family.ragged if _EXPANDS_ALL or _is_simple(layout)]
-    inputs = family.prompt(model, *layouts)
-    plain = _beams(model, inputs) if spec == "none" else None
-    with trim(model, spec):
-        found = _beams(model, inputs)
-        rows = [_beams(model, family.alone(model, layouts, row))[0] for row in range(len(layouts))]
-    assert found.tolist() == [row.tolist() for row in rows]
-    assert plain is None or torch.equal(found, plain)
+    layouts = [layout for layout in FAMILIES[name].ragged if _EXPANDS_ALL or _is_simple(layout)]
+    check_beams(FAMILIES[name], spec, layouts)
 
 
 _EXPANDS_ALL = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (5, 23)
@@ -92,11 +84,6 @@ _EXPANDS_ALL = tuple(int(part) for part in transformers.__version__.split(".")[:
 def _is_simple(layout: Layout) -> bool:
     pictures = [part for part in layout if not isinstance(part, int)]
     return len(pictures) <= 1 and all(part.startswith("image") for part in pictures)
-
-
-def _beams(model: Any, inputs: dict[str, Any]) -> Tensor:
-    found = model.generate(**inputs, max_new_tokens=4, num_beams=2, do_sample=False)
-    return found[:, inputs["input_ids"].shape[1] :]
 
 
 # ---------------------------------------------------------------------- geometry

@@ -15,7 +15,7 @@ from tests import models
 from tests.engine.cases import FIRST, SPECS, dealt, deviation, generate
 from tests.engine.probes import Probe
 from tests.families import Picture, noise
-from tests.oracle import check
+from tests.oracle import check, check_beams
 from tests.tiled import EACH, MERGE, PIXELS, SIDE, Idefics3, InternVL, SmolVLM, tiles_of
 from tokentrim.contracts.adapter import Encoding
 from tokentrim.contracts.sites import Need
@@ -58,18 +58,7 @@ def test_keeping_everything_changes_no_bit(name: str) -> None:
 @pytest.mark.parametrize("spec", ["none", {"name": "random", "keep_ratio": 0.4, "boundary": 0}, SPECS["st3"]])
 @pytest.mark.parametrize("name", NAMES)
 def test_beams_of_a_batch_are_the_beams_of_each_row(name: str, spec: Any) -> None:
-    family = FAMILIES[name]
-    model = family.model()
-    inputs = family.prompt(model, *family.ragged)
-    with trim(model, spec):
-        found = _beams(model, inputs)
-        rows = [_beams(model, family.alone(model, family.ragged, row))[0] for row in range(len(family.ragged))]
-    assert found.tolist() == [row.tolist() for row in rows]
-
-
-def _beams(model: Any, inputs: dict[str, Any]) -> Tensor:
-    found = model.generate(**inputs, max_new_tokens=4, num_beams=2, do_sample=False)
-    return found[:, inputs["input_ids"].shape[1] :]
+    check_beams(FAMILIES[name], spec, FAMILIES[name].ragged)
 
 
 # ---------------------------------------------------------------------- where things are

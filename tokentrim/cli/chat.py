@@ -20,7 +20,7 @@ from tokentrim.cli.output import (
     quiet_libraries,
     started,
 )
-from tokentrim.cli.run import check_fit, check_words, chosen, refuse_evidence, stages_of
+from tokentrim.cli.run import check_fit, check_words, chosen, refuse_evidence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,6 +91,7 @@ def chat(
     """
     name, spec = chosen(strategy, config, model)
     from tokentrim.config.specs import resolve
+    from tokentrim.engine.tokens.shown import stages_of
     from tokentrim.loading import load_image, load_model, shape_of
     from tokentrim.runs.batches import visual_tokens
     from tokentrim.runs.dialogue import Dialogue, asks
@@ -111,7 +112,7 @@ def chat(
     with started(f"the conversation under strategy {solved.label()!r}"), trim(loaded.model, solved) as session:
         for question in _questions(prompt, people):
             answer = talk.ask(question)
-            stages = [(layer, len(tokens)) for layer, tokens in stages_of(session)]
+            stages = [(layer, len(tokens)) for layer, tokens in stages_of(session.trace)]
             turns.append(Turn(question, answer, n_visual, stages))
             _print(people, turns[-1], echo=prompt is not None or not sys.stdin.isatty())
             if not anew and not note and min(count for _, count in stages) < n_visual:

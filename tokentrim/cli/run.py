@@ -220,6 +220,7 @@ def _answer(
     """
     import torch
 
+    from tokentrim.engine.tokens.shown import stages_of
     from tokentrim.session import trim
 
     with (
@@ -230,17 +231,7 @@ def _answer(
         output = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     new = output[0, inputs["input_ids"].shape[1] :]
     text = loaded.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
-    return RunAnswer(text, session.report(), stages_of(session), session)
-
-
-def stages_of(session: Session) -> list[tuple[int | None, list[int]]]:
-    """What was kept, wherever it changes."""
-    from tokentrim.runs.kept import Kept
-
-    trace = session.trace
-    kept = Kept.of(trace, 0, trace.steps)
-    ended = [(None, kept.end)] if trace.evictions and trace.steps else []
-    return [*((layer, list(tokens)) for layer, tokens in kept.prefill), *ended]
+    return RunAnswer(text, session.report(), stages_of(session.trace), session)
 
 
 def _as_dict(answer: RunAnswer, reference: RunAnswer | None, model: str, overlay: Path | None) -> dict[str, Any]:

@@ -76,6 +76,29 @@ class Layout:
     unserved: Mapping[Need, str] = field(default_factory=dict[Need, str])
     packed: bool = False
 
+    @classmethod
+    def around(cls, entry: nn.Module, language_model: nn.Module, **more: Any) -> Layout:
+        """A layout whose decoder is of the usual make: ``layers`` with ``self_attn`` each, beside ``rotary_emb``.
+
+        Args:
+            entry: as the attribute.
+            language_model: as the attribute.
+            **more: the attributes that the decoder does not tell.
+
+        Raises:
+            AdapterError: when the decoder is of another make.
+        """
+        layers = tuple(submodule(language_model, "layers", "the language model").children())
+        return cls(
+            entry=entry,
+            language_model=language_model,
+            layers=layers,
+            attentions=tuple(submodule(layer, "self_attn", "a decoder layer") for layer in layers),
+            text_config=language_model.config,
+            rotary=submodule(language_model, "rotary_emb", "the language model"),
+            **more,
+        )
+
     @property
     def final_norm(self) -> nn.Module | None:
         """What normalises the states behind the last decoder layer: the language model's one part whose weights are

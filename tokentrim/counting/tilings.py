@@ -48,6 +48,12 @@ class Cut:
     window_pairs: int = 0
     note: str = ""
 
+    @classmethod
+    def whole(cls, rows: int, cols: int, merge: int, note: str, window_pairs: int = 0) -> Cut:
+        """An image of one piece, of rows x cols visual tokens of merge x merge patches."""
+        n = rows * cols
+        return cls(1, n * merge**2, n, 0, rows, cols, n, window_pairs, note)
+
 
 class Tiling(ABC):
     """What one model family does with the size of an image."""
@@ -67,6 +73,16 @@ class Tiling(ABC):
         Raises:
             DataError: when no image of this size is accepted.
         """
+
+    @staticmethod
+    def require_size(height: int, width: int) -> None:
+        """Refuse an image without pixels.
+
+        Raises:
+            DataError: when a side is shorter than a pixel.
+        """
+        if height < 1 or width < 1:
+            raise DataError(complaint("the size of an image", "be at least 1x1 pixels", f"{height}x{width}", ""))
 
 
 @dataclass(frozen=True)
@@ -88,7 +104,7 @@ class FixedGrid(Tiling):
 
     def cut(self, height: int, width: int, images: int = 1) -> Cut:
         """The same for every size."""
-        _check_size(height, width)
+        self.require_size(height, width)
         n = self.side * self.side + self.kept_cls
         return Cut(
             pieces=1,
@@ -157,7 +173,7 @@ class AnyResolution(Tiling):
 
     def resolution(self, height: int, width: int) -> tuple[int, int]:
         """The resolution that an image is brought to: most of its pixels kept, then least padding, first in order."""
-        _check_size(height, width)
+        self.require_size(height, width)
 
         def merit(target: tuple[int, int]) -> tuple[int, int]:
             scale = min(target[1] / width, target[0] / height)
@@ -249,7 +265,7 @@ class NativeResolution(Tiling):
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """The size that an image is brought to: multiples of a token's pixels, area within the limits."""
-        _check_size(height, width)
+        self.require_size(height, width)
         if max(height, width) / min(height, width) > _MAX_ASPECT:
             raise DataError(
                 complaint("an image", f"be at most {_MAX_ASPECT} times as long as wide", f"{height}x{width}",
@@ -273,17 +289,13 @@ class NativeResolution(Tiling):
         tall, wide = self.resized(height, width)
         unit = self.patch * self.merge
         rows, cols = tall // unit, wide // unit
-        return Cut(
-            pieces=1,
-            tokens=rows * cols * self.merge**2,
-            n_visual=rows * cols,
-            n_structure=0,
-            rows=rows,
-            cols=cols,
-            projected=rows * cols,
-            window_pairs=self._pairs(rows) * self._pairs(cols),
-            note=f"{height}x{width} pixels are resized to {tall}x{wide}: {rows}x{cols} = {rows * cols} visual tokens "
+        return Cut.whole(
+            rows,
+            cols,
+            self.merge,
+            f"{height}x{width} pixels are resized to {tall}x{wide}: {rows}x{cols} = {rows * cols} visual tokens "
             f"of {unit}x{unit} pixels (limits {self.min_pixels} and {self.max_pixels} pixels)",
+            self._pairs(rows) * self._pairs(cols),
         )
 
     def _pairs(self, tokens: int) -> int:
@@ -293,8 +305,3 @@ class NativeResolution(Tiling):
         span = self.window // (self.patch * self.merge)
         full, rest = divmod(tokens, span)
         return self.merge**2 * (full * span**2 + rest**2)
-
-
-def _check_size(height: int, width: int) -> None:
-    if height < 1 or width < 1:
-        raise DataError(complaint("the size of an image", "be at least 1x1 pixels", f"{height}x{width}", ""))

@@ -18,24 +18,31 @@ _PLANES: Final = 12  # pictures, tiles and frames that a stage shows
 _ROWS: Final = 8
 
 
-def stages_of(trace: Trace, row: int = 0) -> list[tuple[str, list[int]]]:
-    """What a row kept, by where, wherever it changes: at prefill, and in the last layer's cache at the end."""
-    found: list[tuple[str, list[int]]] = []
+def stages_of(trace: Trace, row: int = 0) -> list[tuple[int | None, list[int]]]:
+    """What a row kept, wherever it changes: (first layer, tokens) at prefill, and where entries left the cache while
+    the answer grew, (None, what the last layer's cache held at the end).
+    """
+    found: list[tuple[int | None, list[int]]] = []
     for first, _ in trace.prefill:
         kept: list[int] = trace.kept(first, row).tolist()
         if not found or found[-1][1] != kept:
-            found.append((f"from layer {first}", kept))
+            found.append((first, kept))
     if trace.evictions and trace.steps:
-        kept = trace.cached(trace.n_layers - 1, trace.steps, row).tolist()
-        found.append((f"last layer's cache at the end, step {trace.steps}", kept))
+        found.append((None, trace.cached(trace.n_layers - 1, trace.steps, row).tolist()))
     return found
+
+
+def _named(trace: Trace, row: int = 0) -> list[tuple[str, list[int]]]:
+    """The same, each by its name."""
+    end = f"last layer's cache at the end, step {trace.steps}"
+    return [(end if first is None else f"from layer {first}", kept) for first, kept in stages_of(trace, row)]
 
 
 def trace_html(trace: Trace) -> str:
     """A table of what each sample kept; the places are the session's to know."""
     lines: list[tuple[str, ...]] = []
     for row, n_visual in enumerate(trace.n_visual[:_ROWS]):
-        shares = (f"{where}: {len(kept)}" for where, kept in stages_of(trace, row))
+        shares = (f"{where}: {len(kept)}" for where, kept in _named(trace, row))
         lines.append((f"sample {row}", str(n_visual), "; ".join(shares) or "a guide answered"))
     title = f"trace: {len(trace.n_visual)} samples, {trace.n_layers} layers, {trace.steps} decode forwards"
     left = len(trace.n_visual) - _ROWS
@@ -45,7 +52,7 @@ def trace_html(trace: Trace) -> str:
 def kept_html(trace: Trace, grid: Grid, images: Sequence[Image.Image]) -> str:
     """A fold per stage of a prompt's first sample, on its pictures where they are known."""
     cells, total = Cells.of(grid), trace.n_visual[0]
-    stages, drawn = stages_of(trace), list(cells.planes)[:_PLANES]
+    stages, drawn = _named(trace), list(cells.planes)[:_PLANES]
     known = len(images) > max((plane.image for plane in cells.planes), default=-1)
     said = [f"the first of {len(trace.n_visual)} samples"] if len(trace.n_visual) > 1 else []
     if len(cells.planes) > _PLANES:
