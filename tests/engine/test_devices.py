@@ -185,7 +185,7 @@ def test_tensors_that_meet_on_two_devices_are_told() -> None:
     with Pretending():
         here, there = torch.ones(2, device="cpu:1"), torch.ones(2, device="cpu:2")
         with pytest.raises(RuntimeError, match="add"):
-            here + there
+            _ = here + there
         assert torch.equal((here + there.to("cpu:1")).cpu(), torch.full((2,), 2.0))
 
 
