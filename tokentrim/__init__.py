@@ -67,7 +67,6 @@ if TYPE_CHECKING:
     from tokentrim.contracts.toolkit.cells import windows_of as windows_of
     from tokentrim.contracts.toolkit.clip import ClipSpace as ClipSpace
     from tokentrim.contracts.toolkit.clustering import (
-        cluster_means as cluster_means,
         clustered as clustered,
         connected as connected,
         density_peaks as density_peaks,
@@ -86,6 +85,14 @@ if TYPE_CHECKING:
         marked as marked,
     )
     from tokentrim.contracts.toolkit.groups import Groups as Groups
+    from tokentrim.contracts.toolkit.merging import (
+        added as added,
+        cluster_means as cluster_means,
+        merge_into as merge_into,
+        most_alike as most_alike,
+        rows_at as rows_at,
+        written as written,
+    )
     from tokentrim.contracts.toolkit.pictures import Pictures as Pictures
     from tokentrim.contracts.toolkit.ranking import (
         grouped_order as grouped_order,
@@ -151,12 +158,13 @@ __getattr__, __dir__, __all__ = lazy(
         "contracts.toolkit.cells": "windows_of",
         "contracts.toolkit.clip": "ClipSpace",
         "contracts.toolkit.clustering": (
-            "cluster_means, clustered, connected, density_peaks, first_argmax, like_sizes, thin_similar, unit, within"
+            "clustered, connected, density_peaks, first_argmax, like_sizes, thin_similar, unit, within"
         ),
         "contracts.toolkit.greedy": (
             "farthest_first, greedy_cover, greedy_diverse, greedy_order, greedy_volume, marked"
         ),
         "contracts.toolkit.groups": "Groups",
+        "contracts.toolkit.merging": "added, cluster_means, merge_into, most_alike, rows_at, written",
         "contracts.toolkit.pictures": "Pictures",
         "contracts.toolkit.ranking": "grouped_order, numbered, ranks_within",
         "contracts.trained.trainable": "Trainable",

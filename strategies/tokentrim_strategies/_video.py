@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from tokentrim import Grid
+from tokentrim import Grid, LayerSite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,19 +25,20 @@ def place_keys(grid: Grid, placed: Tensor) -> Tensor:
     return keys.masked_fill(~placed, -1)
 
 
-def earlier(grid: Grid, placed: Tensor, back: Tensor | int) -> tuple[Tensor, Tensor]:
-    """(int64 [B, N], bool [B, N]): the token at each token's place ``back`` frames before, and whether it is there.
-
-    Where it is not, the number is that of any other token.
-    """
+def like_earlier(site: LayerSite, back: Tensor | int) -> Tensor:
+    """float32 [B, N]: cosine of each token's features with those at its place ``back`` frames before; -2 without."""
     import torch
 
-    keys = place_keys(grid, placed)
+    from tokentrim import rows_at, unit
+
+    keys = place_keys(site.grid, site.valid & (site.grid.row >= 0))
     ordered, order = keys.sort(dim=1)
     wanted = keys - back
     found = torch.searchsorted(ordered, wanted).clamp(max=keys.shape[1] - 1)
     # Before the first place of all lies the key of what is not placed.
-    return order.gather(1, found), (ordered.gather(1, found) == wanted) & (wanted >= 0)
+    there = (ordered.gather(1, found) == wanted) & (wanted >= 0)
+    towards = unit(site.features)
+    return (towards * rows_at(towards, order.gather(1, found))).sum(dim=2).masked_fill(~there, -2.0)
 
 
 def scenes_of(labels: Sequence[int]) -> tuple[int, ...]:

@@ -77,13 +77,13 @@ class DART(Keeping, SpatialSelector):
         """Image pivots, then turn by turn what resembles a pivot least."""
         import torch
 
-        from tokentrim import unit
+        from tokentrim import rows_at, unit
 
         counts: list[int] = count.tolist()
         image, text, behind = self.by_norm(site)
         states, words = unit(site.final_norm(site.hidden)), unit(site.final_norm(site.text_hidden[0]))
         pool = torch.cat([states, words], dim=1)
-        rows = torch.matmul(_at(pool, self.in_turn(site, image, text, behind)), states.transpose(1, 2))  # [B, P, N]
+        rows = torch.matmul(rows_at(pool, self.in_turn(site, image, text, behind)), states.transpose(1, 2))  # [B, P, N]
         first = [min(self.image_pivots, kept) for kept in counts]
         turns = [-(-(kept - pivots) // self.pivots) for kept, pivots in zip(counts, first, strict=True)]
         here = torch.tensor([first, turns, counts], device=site.device).unsqueeze(2)  # [3, B, 1]
@@ -124,8 +124,3 @@ class DART(Keeping, SpatialSelector):
         pivots = torch.cat(found, dim=1).sort(dim=1).values
         there = (pivots < last).sum(dim=1, keepdim=True).clamp(min=1)
         return pivots.gather(1, torch.arange(self.pivots, device=device) % there).clamp(max=last - 1)
-
-
-def _at(vectors: Tensor, index: Tensor) -> Tensor:
-    """[B, P, D]: rows ``index`` [B, P] of ``vectors`` [B, N, D]."""
-    return vectors.gather(1, index.unsqueeze(-1).expand(-1, -1, vectors.shape[-1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from pydantic import BaseModel, Field
 
@@ -23,8 +23,8 @@ from tokentrim import (
     TemporalSelector,
     keep_count,
 )
-from tokentrim_strategies._keeping import Share, check_boundary
-from tokentrim_strategies._video import earlier
+from tokentrim_strategies._keeping import Flag, Share, check_boundary
+from tokentrim_strategies._video import like_earlier
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,34 +55,26 @@ class FrameThinning(_ThinningParameters, SpatialSelector):
         """Rank within each thinned frame, the least similar first."""
         import torch
 
-        from tokentrim import ranks_within, unit
+        from tokentrim import Groups
 
-        grid, width = site.grid, site.ids.shape[1]
-        placed = site.valid & (grid.row >= 0)
-        back, lost = self._references(site, placed)
-        thinned = back > 0
-        if not width:
+        if not site.ids.shape[1]:
             return Selection.everything(site.n_visual, site.device)
-
-        reference, there = earlier(grid, placed, back)
-        towards = unit(site.features)
-        reference = reference.unsqueeze(-1).expand_as(towards)
-        similar = (towards * towards.gather(1, reference)).sum(dim=-1).masked_fill(~there, -2.0)
-        site.note(-similar.masked_fill(~thinned, -1.0), "chooses within each frame that is thinned")
-
-        frame = ((grid.image << 16) + grid.frame).masked_fill(~thinned, -1)
-        frames = frame.sort(dim=1).values
-        group, ends = torch.searchsorted(frames, frame), torch.searchsorted(frames, frame, right=True)
-        sizes = (ends - group).masked_fill(~thinned, 0)
+        back, lost = self._references(site)
+        thinned = back > 0
+        differs = -like_earlier(site, back)
+        site.note(differs.masked_fill(~thinned, 1.0), "chooses within each frame that is thinned")
+        frames = Groups.pictures(site.grid, thinned)
+        sizes = frames.size.masked_fill(~thinned, 0)
         quota = torch.tensor([keep_count(self.keep_ratio, size) for size in range(int(sizes.max()) + 1)])
-        best = ranks_within(-similar, group) < quota.to(site.device)[sizes]
+        best = frames.rank(differs) < quota.to(site.device)[sizes]
         mask = site.valid & ~lost & (~thinned | best)
         return Selection.from_mask(mask, tuple(mask.sum(dim=1).tolist()))
 
-    def _references(self, site: LayerSite, placed: Tensor) -> tuple[Tensor, Tensor]:
+    def _references(self, site: LayerSite) -> tuple[Tensor, Tensor]:
         """How many frames before a token's own the one that it is compared with is (0: none); tokens that are lost."""
         import torch
 
+        placed = site.valid & (site.grid.row >= 0)
         frame, image = site.grid.frame.masked_fill(~placed, 0), site.grid.image.masked_fill(~placed, 0)
         phase = frame % 4
         back = torch.where(phase == 2, 2, phase % 2).masked_fill(~placed, 0)
@@ -127,6 +119,9 @@ class StepReads(_ReadingParameters, TemporalSelector):
 
     name: ClassVar[str] = "dycoke-reads"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.LAST_ROW})
+    count_is_static: ClassVar[bool] = cast(bool, Flag["StepReads"](False, lambda own: own.version == "paper"))
+
+    version: Version = Field(default="paper", description="what is read where rows are alike: the same, or everything")
 
     def prepare(self, shape: ModelShape) -> None:
         """Refuse a layer that is not there."""
@@ -145,8 +140,9 @@ class StepReads(_ReadingParameters, TemporalSelector):
         return self.layer - 1 if layer >= self.layer else layer
 
     def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
-        """The share, from ``layer`` on."""
-        return keep_count(self.read_ratio, n_prefill) if layer >= self.layer else n_prefill
+        """The share, from ``layer`` on; as released at most everything."""
+        reads_all = layer < self.layer or self.version == "code"
+        return n_prefill if reads_all else keep_count(self.read_ratio, n_prefill)
 
     def select(self, site: StepSite, count: Tensor) -> Selection:
         """One choice for all layers of a step."""
@@ -154,54 +150,27 @@ class StepReads(_ReadingParameters, TemporalSelector):
         if site.layer < self.layer:
             return Selection.everything(site.n_visual, site.device)
         if state.step != site.step or state.chosen is None:
-            self._choose(site, state, tuple(count.tolist()))
+            self._choose(site, state, count.tolist())
         return Selection.from_mask(state.chosen.to(site.device), state.counts)  # type: ignore[union-attr]
 
-    def _choose(self, site: StepSite, state: _Reads, counts: tuple[int, ...]) -> None:
+    def _choose(self, site: StepSite, state: _Reads, counts: list[int]) -> None:
+        """Anew, but in rows that look where they looked before."""
         import torch
 
+        from tokentrim import marked, top_selection
+
+        released = self.version == "code"
+        wanted = tuple(keep_count(self.read_ratio, n) if released else n for n in counts)
         row = site.last_row.float().mean(dim=1).masked_fill(~site.valid, 0.0)
-        order = row.masked_fill(~site.valid, -1.0).argsort(dim=1, descending=True, stable=True)
-        first = torch.tensor(counts, device=site.device).unsqueeze(1)
-        best = torch.arange(row.shape[1], device=site.device) < first
-        chosen = torch.zeros_like(site.valid).scatter(1, order, best.expand_as(order))
+        chosen = marked(top_selection(row, wanted, site.n_visual).kept, row.shape[1])
         if state.row is not None and state.chosen is not None:
-            similar = torch.cosine_similarity(row, state.row.to(row.device), dim=1)
-            chosen, counts = self._kept_up(site, similar >= self.stable, chosen, state.chosen.to(row.device), counts)
-        state.step, state.row, state.chosen, state.counts = site.step, row, chosen, counts
-
-    def _kept_up(
-        self, site: StepSite, stable: Tensor, new: Tensor, old: Tensor, counts: tuple[int, ...]
-    ) -> tuple[Tensor, tuple[int, ...]]:
-        """What is read, and how much, where ``stable`` [B] says which rows look where they looked before."""
-        import torch
-
-        return torch.where(stable.unsqueeze(1), old, new), counts
-
-
-class StepReadsAsReleased(StepReads):
-    """As :class:`StepReads`, but where a row is like that of the step before, everything is read."""
-
-    name: ClassVar[str] = "dycoke-reads-as-released"
-    count_is_static: ClassVar[bool] = False
-
-    def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
-        """Everything, at most."""
-        return n_prefill
-
-    def select(self, site: StepSite, count: Tensor) -> Selection:
-        """The share, where it is not everything."""
-        import torch
-
-        return super().select(site, torch.tensor([keep_count(self.read_ratio, n) for n in count.tolist()]))
-
-    def _kept_up(
-        self, site: StepSite, stable: Tensor, new: Tensor, old: Tensor, counts: tuple[int, ...]
-    ) -> tuple[Tensor, tuple[int, ...]]:
-        import torch
-
-        rows = zip(stable.tolist(), site.n_visual, counts, strict=True)
-        return torch.where(stable.unsqueeze(1), site.valid, new), tuple(n if whole else some for whole, n, some in rows)
+            stable = torch.cosine_similarity(row, state.row.to(row.device), dim=1) >= self.stable
+            again = site.valid if released else state.chosen.to(row.device)
+            chosen = torch.where(stable.unsqueeze(1), again, chosen)
+            if released:
+                rows = zip(stable.tolist(), site.n_visual, wanted, strict=True)
+                wanted = tuple(n if whole else some for whole, n, some in rows)
+        state.step, state.row, state.chosen, state.counts = site.step, row, chosen, wanted
 
 
 class DyCoke(_ThinningParameters, _ReadingParameters, Strategy):
@@ -256,8 +225,7 @@ class DyCoke(_ThinningParameters, _ReadingParameters, Strategy):
 
     def parts(self) -> Parts:
         """The frames' half and the steps' half with these parameters."""
-        reads = StepReads if self.version == "paper" else StepReadsAsReleased
         return Parts(
             (FrameThinning(**self.model_dump(include={"positions", *_ThinningParameters.model_fields})),),
-            reads(**self.model_dump(include={*_ReadingParameters.model_fields})),
+            StepReads(version=self.version, **self.model_dump(include={*_ReadingParameters.model_fields})),
         )

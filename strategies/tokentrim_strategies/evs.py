@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from tokentrim import LayerSite, ModelShape, Need, Schedule, Selection, SpatialSelector, Stage, keep_count
 from tokentrim_strategies._keeping import Share
-from tokentrim_strategies._video import earlier
+from tokentrim_strategies._video import like_earlier
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tokentrim import Pictures
-
-_NEW: Final = 3.0
-"""What is new differs by more than anything can, which is 2."""
 
 
 class EVS(SpatialSelector):
@@ -74,14 +71,10 @@ class EVS(SpatialSelector):
         """The tokens of every video that changed most."""
         import torch
 
-        from tokentrim import Pictures, ranks_within, unit
+        from tokentrim import Pictures, ranks_within
 
         grid, width = site.grid, site.ids.shape[1]
-        placed = site.valid & (grid.row >= 0)
-        index, known = earlier(grid, placed, 1)
-        tokens = unit(site.features)
-        before = tokens.gather(1, index.unsqueeze(2).expand_as(tokens))
-        change = torch.where(known, 1 - (tokens * before).sum(dim=2), _NEW)
+        change = 1 - like_earlier(site, 1)
         site.note(change, "unlike the frame before; the first frame stays")
 
         pictures = Pictures.of(site)

@@ -127,7 +127,7 @@ class FrameFusion(SpatialSelector):
         """One round of each row that is not done."""
         import torch
 
-        from tokentrim import ranks_within
+        from tokentrim import merge_into, ranks_within
 
         rows: list[Fused] = site.state
         if all(row.done for row in rows):
@@ -160,8 +160,7 @@ class FrameFusion(SpatialSelector):
         places = torch.arange(mask.shape[1], device=site.device)
         into = torch.where(merged.gather(1, order), -1, places).cummax(dim=1).values
         into = torch.empty_like(order).scatter(1, order, order.gather(1, into))
-        slot = (mask.cumsum(dim=1) - 1).gather(1, into).masked_fill(~mask.gather(1, into), -1)
-        return Selection(Selection.from_mask(mask, tuple(kept)).kept, tuple(kept), target=slot)
+        return merge_into(into.masked_fill(~mask.gather(1, into), -1), tuple(kept))
 
     def _similar(self, site: LayerSite) -> tuple[Tensor, Tensor]:
         """[B, N], each token's cosine with that of its place in the frame before, -2 without one; and an order in
@@ -169,11 +168,10 @@ class FrameFusion(SpatialSelector):
         """
         import torch
 
-        from tokentrim import unit
+        from tokentrim import rows_at, unit
 
         keys, order = place_keys(site.grid, site.valid & (site.grid.row >= 0)).sort(dim=1, stable=True)
-        directions = unit(site.hidden)
-        directions = directions.gather(1, order.unsqueeze(-1).expand_as(directions))
+        directions = rows_at(unit(site.hidden), order)
         cosine = (directions[:, 1:] * directions[:, :-1]).sum(dim=-1)
         place = keys >> FRAME_BITS
         beside = (place[:, 1:] == place[:, :-1]) & (keys[:, 1:] >= 0)

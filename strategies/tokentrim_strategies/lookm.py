@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,10 +11,6 @@ from tokentrim_strategies._keeping import KeepingEntries
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-_AT_ONCE: Final = 1 << 25
-"""Cosines that are held at once (float32: 134 MB)."""
 
 
 class LookM(CacheMerger, KeepingEntries):
@@ -82,15 +78,15 @@ class LookM(CacheMerger, KeepingEntries):
         """As :meth:`merged`, of sets ``kept`` int64 [B, H_kv, n] of each head, of one size in each row."""
         import torch
 
-        slots = kept.clamp(min=0)
+        from tokentrim import most_alike, rows_at, written
+
         if self.merge == "none" or not kept.shape[2]:
-            return _picked(keys, slots), _picked(values, slots)
-        width = valid.shape[1]
-        gone = torch.nn.functional.pad(valid, (0, 1)).unsqueeze(1).expand(-1, keys.shape[1], -1)
-        gone = gone.scatter(2, kept.masked_fill(kept < 0, width), False)[..., :-1]
+            return rows_at(keys, kept), rows_at(values, kept)
+        gone = written(valid.unsqueeze(1).expand(-1, keys.shape[1], -1), kept, torch.zeros_like(kept, dtype=torch.bool))
         leaving = (~gone).byte().argsort(dim=2, stable=True)  # in front, in their order
         goes = gone.gather(2, leaving)
-        weight, nearest = _most_alike(_picked(keys, leaving), _picked(keys, slots), kept >= 0)
+        one = torch.zeros_like(leaving), kept.clamp(max=0)  # any may go to any that is there
+        weight, nearest = most_alike(rows_at(keys, leaving), rows_at(keys, kept), *one)
         if self.merge != "pivot":
             alike = weight.masked_fill(~goes, 0.0)
             mean = alike.sum(dim=(1, 2)) / goes.sum(dim=(1, 2)).clamp(min=1)
@@ -100,7 +96,7 @@ class LookM(CacheMerger, KeepingEntries):
         number = torch.ones_like(kept, dtype=torch.float32).scatter_add(2, nearest, goes.float()).unsqueeze(3)
         found: list[Tensor] = []
         for whole in (keys, values):
-            own, share = _picked(whole, slots).float(), _picked(whole, leaving).float()
+            own, share = rows_at(whole, kept).float(), rows_at(whole, leaving).float()
             there = nearest.unsqueeze(3).expand_as(share)
             if self.merge == "pivot":
                 share = (share + own.gather(2, there)) / 2
@@ -109,25 +105,3 @@ class LookM(CacheMerger, KeepingEntries):
             share = share.masked_fill(~goes.unsqueeze(3), 0.0)
             found.append((own.scatter_add(2, there, share) / number).to(whole.dtype))
         return found[0], found[1]
-
-
-def _picked(whole: Tensor, slots: Tensor) -> Tensor:
-    """[B, H, n, D]: entries ``slots`` [B, H, n] of [B, H, N, D]."""
-    return whole.gather(2, slots.unsqueeze(3).expand(-1, -1, -1, whole.shape[3]))
-
-
-def _most_alike(keys: Tensor, pivots: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """(float32, int64) [B, H, N]: the largest cosine of ``keys`` with those of ``pivots`` that are ``there``, whose."""
-    import torch
-
-    from tokentrim import first_argmax, unit
-
-    step = max(1, _AT_ONCE // max(pivots[..., 0].numel(), 1))
-    towards, absent = unit(pivots).transpose(2, 3), ~there.unsqueeze(2)
-    weights: list[Tensor] = []
-    whose: list[Tensor] = []
-    for part in unit(keys).split(step, dim=2):
-        cosines = (part @ towards).masked_fill(absent, -2.0)
-        weights.append(cosines.amax(dim=3))
-        whose.append(first_argmax(cosines))
-    return torch.cat(weights, dim=2), torch.cat(whose, dim=2)

@@ -180,23 +180,21 @@ class PruMerge(Keeping, SpatialSelector):
         """[B, n, D]: the kept tokens with their neighbours; at ``extra`` the sum of all that is ``left``."""
         import torch
 
-        def at(values: Tensor, index: Tensor) -> Tensor:
-            if values.dim() == 2:
-                return values.gather(1, index)
-            return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+        from tokentrim import rows_at
 
         vectors, place = site.vision_hidden.float(), torch.arange(score.shape[1], device=site.device)
         keys = torch.nn.functional.normalize(site.vision_keys[:, 0].float(), dim=-1)
         slots, made = kept.clamp(min=0), [vectors[:, :0]]
         for index in slots.split(_AT_ONCE, dim=1):
-            same = at(pictures.before, index).unsqueeze(2) == pictures.before.unsqueeze(1)
+            same = pictures.before.gather(1, index).unsqueeze(2) == pictures.before.unsqueeze(1)
             other = same & (index.unsqueeze(2) != place)
-            cosines = torch.matmul(at(keys, index), keys.transpose(1, 2)).masked_fill(~other, float("-inf"))
+            cosines = torch.matmul(rows_at(keys, index), keys.transpose(1, 2)).masked_fill(~other, float("-inf"))
             near = cosines.argsort(dim=2, descending=True, stable=True)[..., :32]
             joins = torch.zeros_like(other).scatter(2, near, True) & other
-            sums = at(extra, index).unsqueeze(2)
+            sums = extra.gather(1, index).unsqueeze(2)
             weight = score.unsqueeze(1) * torch.where(sums, left.unsqueeze(1) & same, joins)
             if self.reduce == "mean":
                 weight = weight / weight.sum(dim=2, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
-            made.append(at(vectors, index).masked_fill(sums, 0.0) + torch.matmul(weight, vectors))
-        return torch.where(at(whole, slots).unsqueeze(2), at(site.hidden, slots), site.project(torch.cat(made, dim=1)))
+            made.append(rows_at(vectors, index).masked_fill(sums, 0.0) + torch.matmul(weight, vectors))
+        as_it_is = whole.gather(1, slots).unsqueeze(2)
+        return torch.where(as_it_is, rows_at(site.hidden, slots), site.project(torch.cat(made, dim=1)))

@@ -173,20 +173,16 @@ class PruneVid(SpatialSelector):
         """What is left of each group, and the tokens that have no place."""
         import torch
 
+        from tokentrim import merge_into, written
+
         state: Chosen = site.state
         found, (batch, width) = self.merged(site), site.ids.shape
         at, line = found.at.to(site.device), torch.arange(batch * width, device=site.device)
         number = torch.full_like(line, len(at) + 1).index_put((at,), found.group.to(site.device) + 1)
-        # By raster number, a place more for padding.
-        ids = site.ids.masked_fill(~site.valid, state.width)
-        state.number = number.new_zeros(batch, state.width + 1).scatter(1, ids, number.view(batch, width))[:, :-1]
-        goes = line.index_put((at,), at[found.target]).view(batch, width) % width
-        mask = site.valid & (goes == line[:width])
-        counts = tuple(mask.sum(dim=1).tolist())
-        if counts == site.n_visual:
-            return Selection.everything(site.n_visual, site.device)
-        slot = (mask.cumsum(dim=1) - 1).gather(1, goes).masked_fill(~site.valid, -1)
-        return Selection(Selection.from_mask(mask, counts).kept, counts, target=slot)
+        state.number = written(number.new_zeros(batch, state.width), site.ids, number.view(batch, width))
+        into = (line.index_put((at,), at[found.target]).view(batch, width) % width).masked_fill(~site.valid, -1)
+        counts = tuple((into == line[:width]).sum(dim=1).tolist())
+        return Selection.everything(site.n_visual, site.device) if counts == site.n_visual else merge_into(into, counts)
 
     def merged(self, site: LayerSite) -> Merged:
         """Scenes, what stands still in them, and clusters. What is known of the grid alone is numbered on the host."""

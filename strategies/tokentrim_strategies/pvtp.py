@@ -46,9 +46,9 @@ class Inheritance:
         """Remember new ``scores`` [B, N] of the tokens ``ids`` [B, N] (-1: padding), for ``rows`` alone."""
         import torch
 
-        width = max(self.n_visual)
-        # One more column, into which padding is written.
-        scattered = scores.new_zeros(len(self.n_visual), width + 1).scatter(1, ids.masked_fill(ids < 0, width), scores)
+        from tokentrim import written
+
+        scattered = written(scores.new_zeros(len(self.n_visual), max(self.n_visual)), ids, scores)
         chosen = torch.tensor([[row in rows] for row in range(len(self.n_visual))], device=scores.device)
         # Boundaries may lie on several devices.
         before = None if self.scores is None else self.scores.to(scores.device)
@@ -61,7 +61,7 @@ class Inheritance:
 
         if self.scores is None:
             return fresh()
-        found = self.scores.to(ids.device).gather(1, ids.masked_fill(ids < 0, max(self.n_visual)))
+        found = self.scores.to(ids.device).gather(1, ids.clamp(min=0))
         if len(self.ranked) == len(self.n_visual):
             return found
         known = torch.tensor([[row in self.ranked] for row in range(len(self.n_visual))], device=found.device)

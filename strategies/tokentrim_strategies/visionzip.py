@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -88,7 +89,7 @@ class VisionZip(ReadsBlock, Keeping, SpatialSelector):
         """The dominant tokens, and targets with what joined them."""
         import torch
 
-        from tokentrim import Groups, pad_rows
+        from tokentrim import Groups, merge_into
 
         counts: tuple[int, ...] = tuple(count.tolist())
         split = tuple(resolve_count(kept, self.contextual, self.contextual_count) for kept in counts)
@@ -104,33 +105,21 @@ class VisionZip(ReadsBlock, Keeping, SpatialSelector):
         stride = ((pictures.size - first) // room.clamp(min=1)).clamp(min=1)
         target = rest & (turn % stride == 0) & (turn // stride < room)
 
-        stays = dominant | target
-        line = (place + width * target if self.merged == "behind" else place).masked_fill(~stays, 2 * width)
-        kept = pad_rows(line.argsort(dim=1)[:, : max(counts, default=0)], counts)
+        stays, behind = dominant | target, self.merged == "behind"
         keys = site.vision_keys[:, 0].float().unflatten(-1, (site.vision_rows.shape[2], -1)).mean(dim=-2)
-        own = torch.where(stays, place, pictures.nearest(keys, target, max(split, default=0)))
-        slot = torch.arange(kept.shape[1], device=site.device).expand_as(kept)
-        slots = torch.full((len(counts), width + 2), -1, device=site.device)  # one for what merges nowhere, one spare
-        slots = slots.scatter(1, kept.masked_fill(kept < 0, width + 1), slot)
-        goes = slots.gather(1, own.masked_fill(~site.valid, width))
-        features = self._merged(site, kept, goes.masked_fill(stays, -1))
-        return Selection(kept, counts, goes, features=features, behind=split if self.merged == "behind" else None)
+        into = torch.where(stays, place, pictures.nearest(keys, target, max(split, default=0)))
+        into = into.masked_fill(~site.valid | (into == width), -1)
+        found = merge_into(into, counts, place + width * target, behind=split) if behind else merge_into(into, counts)
+        return replace(found, features=self._merged(site, into.masked_fill(stays, -1), found.kept))
 
-    def _merged(self, site: LayerSite, kept: Tensor, joins: Tensor) -> Tensor:
+    def _merged(self, site: LayerSite, joins: Tensor, kept: Tensor) -> Tensor:
         """[B, n, D]: the kept tokens, those that ``joins`` [B, N] says others join with these merged in."""
         import torch
 
-        def at_kept(vectors: Tensor) -> Tensor:
-            return vectors.gather(1, kept.clamp(min=0).unsqueeze(-1).expand(-1, -1, vectors.shape[-1]))
+        from tokentrim import added, rows_at
 
-        slots, vectors = kept.shape[1], site.vision_hidden.float()
-        into = joins.masked_fill(joins < 0, slots)
-        joined = vectors.new_zeros(len(kept), slots + 1).scatter_add(
-            1, into, torch.ones_like(into, dtype=torch.float32)
-        )
-        total = vectors.new_zeros(len(kept), slots + 1, vectors.shape[-1])
-        total = total.scatter_add(1, into.unsqueeze(-1).expand_as(vectors), vectors)[:, :slots]
-        joined = joined[:, :slots].unsqueeze(-1)
-        own = at_kept(vectors)
+        vectors = site.vision_hidden.float()
+        sums, came = added(torch.zeros_like(vectors), joins, vectors)
+        own, total, joined = (rows_at(each, kept) for each in (vectors, sums, came.unsqueeze(-1)))
         new = own + total / joined.clamp(min=1) if self.reduce == "add" else (own + total) / (1 + joined)
-        return torch.where(joined > 0, site.project(new), at_kept(site.hidden))
+        return torch.where(joined > 0, site.project(new), rows_at(site.hidden, kept))

@@ -147,7 +147,7 @@ class VScan(KeepingShares, Staged, SpatialSelector):
         """Local and global tokens, each with what is most like it."""
         import torch
 
-        from tokentrim import Groups
+        from tokentrim import Groups, merge_into
 
         pictures = Groups.pictures(site.grid, site.valid)
         budget = pictures.share(count.tolist())
@@ -162,14 +162,9 @@ class VScan(KeepingShares, Staged, SpatialSelector):
         counts: tuple[int, ...] = tuple(count.tolist())
         if self.total == "released":
             counts = tuple(stays.sum(dim=1).tolist())
-        kept = Selection.from_mask(stays, counts).kept
-        width = stays.shape[1]
-        slot = torch.arange(kept.shape[1], device=site.device).expand_as(kept)
-        slots = torch.full((len(counts), width + 2), -1, device=site.device)  # one for what joins nothing, one spare
-        slots = slots.scatter(1, kept.masked_fill(kept < 0, width + 1), slot)
-        joins = pictures.nearest(site.hidden, stays, max(counts, default=0)).masked_fill(~site.valid, width)
-        own = torch.arange(width, device=site.device).expand_as(joins)
-        return Selection(kept, counts, slots.gather(1, torch.where(stays, own, joins)))
+        joins = pictures.nearest(site.hidden, stays, max(counts, default=0))
+        into = torch.where(stays, torch.arange(stays.shape[1], device=site.device), joins)
+        return merge_into(into.masked_fill(~site.valid | (into == stays.shape[1]), -1), counts)
 
     def _local(self, site: LayerSite, pictures: Groups, score: Tensor, wanted: Tensor) -> Tensor:
         """bool [B, N]: at most ``wanted`` tokens of each picture, window by window."""

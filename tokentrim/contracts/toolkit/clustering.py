@@ -181,21 +181,6 @@ def connected(edges: Tensor) -> Tensor:
     return label
 
 
-def cluster_means(points: Tensor, own: Tensor) -> Tensor:
-    """[B, N, D]: at the point that stands for a cluster the mean of its members in float32, zeros elsewhere.
-
-    Args:
-        points: [B, N, D].
-        own: int64 [B, N]: the point that stands for each one's cluster; -1 = in none.
-    """
-    rows, width, wide = points.shape
-    slot = own.masked_fill(own < 0, width)
-    total = points.new_zeros(rows, width + 1, wide, dtype=torch.float32)
-    total.scatter_add_(1, slot.unsqueeze(-1).expand_as(points), points.float())
-    size = slot.new_zeros(rows, width + 1).scatter_add_(1, slot, torch.ones_like(slot)).clamp_(min=1)
-    return total[:, :width] / size[:, :width].unsqueeze(-1)
-
-
 def thin_similar(features: Tensor, order: Tensor, sizes: Sequence[int], keep: Sequence[int], step: int = 8) -> Tensor:
     """int64 [B, max(keep)]: what is left of a list of tokens when near-duplicates go, a few at a time; -1 in padding.
 

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from tokentrim.contracts.sites import Grid
-from tokentrim.contracts.toolkit.clustering import first_argmax, unit
+from tokentrim.contracts.toolkit.merging import most_alike, rows_at
 from tokentrim.contracts.toolkit.ranking import grouped_order, ranks_within
 
-_AT_ONCE = 1 << 25
-"""Cosines that are held at once (float32: 134 MB)."""
 _MOST = 1 << 20
 """More images, frames and tiles than any prompt has."""
 
@@ -106,13 +104,6 @@ class Groups:
         if not most:
             return torch.full_like(self.before, width)
         index = torch.argsort((~chosen).byte(), dim=1, stable=True)[:, :most]
-        directions = unit(vectors)
-        towards = directions.gather(1, index.unsqueeze(-1).expand(-1, -1, directions.shape[-1]))
-        group = self.before.gather(1, index).masked_fill(~chosen.gather(1, index), -1).unsqueeze(1)
-        found: list[Tensor] = []
-        step = max(1, _AT_ONCE // max(len(chosen) * most, 1))
-        for own, mine in zip(self.before.split(step, dim=1), directions.split(step, dim=1), strict=True):
-            allowed = own.unsqueeze(2) == group
-            cosines = torch.matmul(mine, towards.transpose(1, 2)).masked_fill(~allowed, float("-inf"))
-            found.append(index.gather(1, first_argmax(cosines)).masked_fill(~allowed.any(dim=2), width))
-        return torch.cat(found, dim=1)
+        groups = self.before.gather(1, index).masked_fill(~chosen.gather(1, index), -1)
+        cosines, found = most_alike(vectors, rows_at(vectors, index), self.before, groups)
+        return index.gather(1, found).masked_fill(cosines == -2.0, width)
