@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from typing import ClassVar, Final
 
@@ -13,6 +14,13 @@ from tokentrim import ModelShape, Spatial, complaint
 from tokentrim_strategies._keeping import check_boundary
 
 _DEPTH: Final = 32  # decoder layers of the models for which boundaries are published
+
+
+def between(tables: Mapping[int, Sequence[int]], at: Fraction) -> list[Fraction]:
+    """The table for the number ``at``: linear between those of the numbers beside it, entry by entry."""
+    low, high = max(number for number in tables if number <= at), min(number for number in tables if number >= at)
+    part = (at - low) / (high - low) if high > low else Fraction(0)
+    return [below + part * (above - below) for below, above in zip(tables[low], tables[high], strict=True)]
 
 
 class Staged(Spatial, ABC):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 
-from tokentrim import LayerSite, ModelShape, Need, ReplacedBy, Schedule, SpatialScorer, Stage, complaint, keep_count
-from tokentrim.calibrate import MadeFor, falling, read_schedule
-from tokentrim_strategies._keeping import check_boundary
+from tokentrim import LayerSite, ModelShape, Need, ReplacedBy, SpatialScorer, Stage
+from tokentrim.calibrate import MadeFor
+from tokentrim_strategies._calibrated import Calibrated
+from tokentrim_strategies._stages import between
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +32,11 @@ _DELETED: Final = {
     90: (262, 153, 80, 19, 13, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 1, 2, 0, 1, 0, 0, 0, 0, 0, 1),
 }
 """Per cent of FLOPs cut -> visual tokens of LLaVA-1.5-7B that are deleted in layer 0, 1, ...; published (a fact)."""
-_SCHEDULES: Final = ("file", "rates", "counts")
+_LEFT: Final = {cut: [_TOKENS - sum(gone[:layer]) for layer in range(_DEPTH)] for cut, gone in _DELETED.items()}
+"""Tokens that layer 0, 1, ... then sees."""
 
 
-class FitPrune(SpatialScorer):
+class FitPrune(Calibrated, SpatialScorer):
     """Delete the visual tokens that are looked at least, by the image and by the question, behind almost every layer.
 
     With A[i, j] the largest attention of all heads from query i to visual token j in the layer before the cut, n visual
@@ -79,6 +80,8 @@ class FitPrune(SpatialScorer):
     stage: ClassVar[Stage] = "prefill"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.HEAD_PEAKS})
     budget_knob: ClassVar[str | None] = "flops_cut"
+    sources: ClassVar[tuple[str, ...]] = ("flops_cut", "file", "rates", "counts")
+    usual: ClassVar[str] = "flops_cut"
 
     flops_cut: Annotated[float | None, ReplacedBy(), Field(ge=0, le=0.9, allow_inf_nan=False)] = Field(
         default=0.6, description="share of the visual tokens' FLOPs that goes, by the published recipes"
@@ -90,56 +93,12 @@ class FitPrune(SpatialScorer):
     counts: dict[int, int] | None = Field(default=None, description="boundary -> visual tokens kept per prompt")
     made_for: MadeFor | None = Field(default=None, description="sizes of the model; any other is refused")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_source(cls, data: Any) -> Any:
-        """Read the file, or see to it that there is one schedule."""
-        if not isinstance(data, dict):
-            return data
-        given = [key for key in ("flops_cut", *_SCHEDULES) if data.get(key) is not None]
-        none = not given and "flops_cut" in data
-        if none or len(given) > 1 or (given == ["file"] and data.get("made_for") is not None):
-            raise ValueError(
-                complaint(
-                    f"the schedule of strategy {cls.name!r}",
-                    "come from one place: flops_cut, file, rates or counts",
-                    given,
-                    "a file brings its own sizes",
-                )
-            )
-        if given == ["file"] and isinstance(data["file"], str | Path):
-            found = read_schedule(Path(data["file"]))
-            return {**data, "flops_cut": None, **{key: getattr(found, key) for key in ("rates", "counts", "made_for")}}
-        return {**data, "flops_cut": None} if given and given != ["flops_cut"] else data
-
-    @field_validator("rates", "counts")
-    @classmethod
-    def _falls(cls, value: dict[int, float] | None) -> dict[int, float] | None:
-        return value if value is None else falling(value, f"of strategy {cls.name!r}")
-
     def kept(self, shape: ModelShape) -> dict[int, Fraction | float | int]:
-        """Boundary -> share, or number, of visual tokens kept, at those boundaries alone where it falls."""
-        found: dict[int, Fraction | float | int] = {**(self.rates or self.counts or {})}
+        """By the recipe, or as it is written."""
         if self.flops_cut is None:
-            whom = f"strategy {self.name!r}" + (f" with {self.file}" if self.file is not None else "")
-            if self.made_for is not None:
-                self.made_for.require(shape, whom)
-            check_boundary(self, "the last boundary", max(found, default=0), shape)
-        else:
-            line = _kept(Fraction(str(self.flops_cut)))
-            found = {b: line[b * _DEPTH // shape.n_layers] for b in range(1, shape.n_layers)}
-        steps = [*found.items()]
-        whole = steps[:1] if self.counts is not None or (steps and steps[0][1] != 1) else []
-        return dict(whole + [here for before, here in pairwise(steps) if here[1] != before[1]])
-
-    def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
-        """What is kept, as counts."""
-        number = self.counts is not None
-        counts = {
-            b: min(int(kept), n_visual) if number else keep_count(kept, n_visual)
-            for b, kept in self.kept(shape).items()
-        }
-        return Schedule.of(counts)
+            return super().kept(shape)
+        left = between(_LEFT, 100 * Fraction(str(self.flops_cut)))
+        return {b: left[b * _DEPTH // shape.n_layers] / _TOKENS for b in range(1, shape.n_layers)}
 
     def score(self, site: LayerSite) -> Tensor:
         """Attention from the image times attention from the question, each of the head that gives the most."""
@@ -148,23 +107,3 @@ class FitPrune(SpatialScorer):
         image, question = site.head_peaks.unbind(dim=1)
         left = torch.tensor(site.n_visual, device=site.device).clamp(min=1).unsqueeze(1)
         return image / left * question
-
-    def label(self) -> str:
-        """The file's name where there is one, since its content is long."""
-        return super().label() if self.file is None else f"{self.name}({self.file.name})"
-
-    def spec(self) -> dict[str, Any]:
-        """The content of the file rather than its name: what was run stays known when the file changes."""
-        return {"name": self.name, **self.model_dump(mode="json", exclude={"file"}, exclude_none=True)}
-
-
-def _kept(cut: Fraction) -> list[Fraction]:
-    """Share of the visual tokens that each of 32 layers sees at a share of FLOPs cut: linear between two recipes."""
-    percent = cut * 100
-    low, high = max(p for p in _DELETED if p <= percent), min(p for p in _DELETED if p >= percent)
-    part = (percent - low) / (high - low) if high > low else Fraction(0)
-    shares: list[Fraction] = []
-    for layer in range(_DEPTH):
-        below, above = (_TOKENS - sum(_DELETED[table][:layer]) for table in (low, high))
-        shares.append((below + part * (above - below)) / _TOKENS)
-    return shares

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from pydantic import Field
@@ -97,32 +97,25 @@ class Scissor(SpatialSelector):
         """The tokens of the components, and those that have no place."""
         import torch
 
+        from tokentrim import added, rows_at, written
+
         if not max(site.n_visual, default=0):
             return Selection.everything(site.n_visual, site.device)
         found, features = self.components(site), site.features.float()
         width, wide = features.shape[1:]
-        # A place more, where what belongs nowhere is written.
-        slots = found.kept.shape[1]
-        slot = found.assigned.masked_fill(found.assigned < 0, slots)
-        sums = torch.nn.functional.pad(found.vectors, (0, 0, 0, 1))
-        sums = sums.scatter_add(1, slot.unsqueeze(-1).expand_as(features), features)
-        members = slot.new_ones(len(slot), slots + 1).scatter_add(1, slot, torch.ones_like(slot))
-        tokens = (sums / members.unsqueeze(-1))[:, :slots]
-
+        sums, came = added(found.vectors, found.assigned, features)
         at = found.kept.masked_fill(found.kept < 0, width).unsqueeze(-1).expand(-1, -1, wide)
-        changed = torch.nn.functional.pad(features, (0, 0, 0, 1)).scatter(1, at, tokens)
-        apart = site.valid & (found.assigned < 0)
-        mask = torch.nn.functional.pad(apart, (0, 1)).scatter(1, at[..., 0], found.kept >= 0)[:, :width]
+        changed = torch.nn.functional.pad(features, (0, 0, 0, 1)).scatter(1, at, sums / (1 + came).unsqueeze(-1))
+        mask = written(site.valid & (found.assigned < 0), found.kept, found.kept >= 0)
         counts = tuple(own + more for own, more in zip(found.counts, found.apart, strict=True))
         chosen = Selection.from_mask(mask, counts)
-        where = chosen.kept.clamp(min=0).unsqueeze(-1).expand(-1, -1, wide)
-        return Selection(chosen.kept, counts, features=changed.gather(1, where))
+        return replace(chosen, features=rows_at(changed, chosen.kept))
 
     def components(self, site: LayerSite) -> Components:
         """What is connected with what at a site."""
         import torch
 
-        from tokentrim import Pictures, cluster_means, within
+        from tokentrim import Pictures, cluster_means, most_alike, rows_at, within, written
 
         features, grid = site.features.float(), site.grid
         width = features.shape[1]
@@ -142,23 +135,25 @@ class Scissor(SpatialSelector):
 
         is_node = placed & (frames == places)
         nodes = Selection.from_mask(is_node, tuple(is_node.sum(dim=1).tolist())).kept
-        there, means = nodes >= 0, _at(means, nodes)
+        there, means, nothing = nodes >= 0, rows_at(means, nodes), torch.full_like(frames, -1)
         whole = self._hubs(means, grid.image.gather(1, nodes.clamp(min=0)).masked_fill(~there, -1))
         whole = whole.masked_fill(~there, -1)
 
         # The token that stands for each token's component over all frames, and whether it is nothing but itself.
-        last = _written(nodes, nodes.gather(1, whole.clamp(min=0)), width).gather(1, frames.clamp(min=0))
+        last = written(nothing, nodes, nodes.gather(1, whole.clamp(min=0))).gather(1, frames.clamp(min=0))
         last = last.masked_fill(~placed, width)
         members = last.new_zeros(len(last), width + 1).scatter_add(1, last, torch.ones_like(last))
         rest = placed & ~((members.gather(1, last) == 1) & (features.square().sum(dim=2) > 0))
         is_last, apart = placed & (last == places), site.valid & ~placed
         counts, others, lone = torch.stack([one.sum(dim=1) for one in (is_last, rest, apart)]).tolist()
         kept = Selection.from_mask(is_last, tuple(counts)).kept
-        at = _written(nodes, torch.arange(nodes.shape[1], device=site.device).expand_as(nodes), width)
-        vectors = _at(cluster_means(means, whole), at.gather(1, kept.clamp(min=0)))
+        at = written(nothing, nodes, places[: nodes.shape[1]].expand_as(nodes))
+        vectors = rows_at(cluster_means(means, whole), at.gather(1, kept.clamp(min=0)))
         slot = (is_last.cumsum(dim=1) - 1).masked_fill(~placed, -1)
         rest = Selection.from_mask(rest, tuple(others)).kept
-        slot = _written(rest, self._nearest(features, vectors, grid.image, rest, kept), width, slot)
+        if rest.shape[1]:
+            mine, theirs = (grid.image.gather(1, of.clamp(min=0)).masked_fill(of < 0, -1) for of in (rest, kept))
+            slot = written(slot, rest, most_alike(rows_at(features, rest), vectors, mine, theirs)[1])
         return Components(frames, nodes, whole, kept, vectors, slot, tuple(counts), tuple(lone))
 
     def _hubs(self, vectors: Tensor, group: Tensor) -> Tensor:
@@ -183,34 +178,3 @@ class Scissor(SpatialSelector):
         # One number orders by edges, then by the lower place.
         best = torch.zeros_like(label).scatter_reduce(1, label, degree * width + (width - 1 - places), "amax")
         return width - 1 - best.gather(1, label) % width
-
-    def _nearest(self, features: Tensor, vectors: Tensor, image: Tensor, rest: Tensor, kept: Tensor) -> Tensor:
-        """int64 [B, R]: which of ``vectors`` [B, K, D], those of ``kept`` in its video, each token of ``rest`` is like
-        most.
-        """
-        import torch
-
-        from tokentrim import first_argmax, unit
-
-        if not rest.shape[1]:
-            return rest
-        towards, whose = unit(vectors).transpose(1, 2), image.gather(1, kept.clamp(min=0)).masked_fill(kept < 0, -2)
-        found: list[Tensor] = []
-        for part in rest.split(max(1, _AT_ONCE // kept.numel()), dim=1):
-            own = image.gather(1, part.clamp(min=0)).unsqueeze(2) == whose.unsqueeze(1)
-            found.append(first_argmax((unit(_at(features, part)) @ towards).masked_fill(~own, -2.0)))
-        return torch.cat(found, dim=1)
-
-
-def _at(vectors: Tensor, index: Tensor) -> Tensor:
-    """[B, n, D]: those at ``index`` [B, n]; any where it is -1."""
-    return vectors.gather(1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, vectors.shape[2]))
-
-
-def _written(index: Tensor, values: Tensor, width: int, over: Tensor | None = None) -> Tensor:
-    """int64 [B, width]: ``values`` [B, n] at ``index`` [B, n], but where that is -1; elsewhere ``over``, or -1."""
-    import torch
-
-    over = index.new_full((len(index), width), -1) if over is None else over
-    spare = torch.nn.functional.pad(over, (0, 1))
-    return spare.scatter(1, index.masked_fill(index < 0, width), values)[:, :width]

@@ -24,10 +24,10 @@ from tokentrim import (
     StrategyError,
     complaint,
     keep_count,
-    pad_rows,
     unknown_name,
 )
 from tokentrim_strategies._keeping import Flag, ShareOrNone, check_boundary
+from tokentrim_strategies._stages import between
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -164,30 +164,26 @@ class SparseVLM(SpatialSelector):
     @model_validator(mode="after")
     def _consistent(self) -> SparseVLM:
         """Refuse parameters that the version does not read."""
-        ranked, given = self.version in ("paper", "v1.0"), self.model_dump(exclude_none=True)
-        wrong: dict[str, str] = {}
-        if self.version == "paper" and self.tokens is not None:
-            wrong["tokens"] = "give scale: the paper has no table"
-        if self.version == "v1.0" and self.tokens == 96:
-            wrong["tokens"] = f"choose one of {sorted(_RANK)}"
-        if self.version != "v1.0" and self.bias is not None:
-            wrong["bias"] = "leave it out: only v1.0 has one"
-        if not ranked and self.scale is not None:
-            wrong["scale"] = "leave it out: only paper and v1.0 look at a rank"
-        if self.tokens is not None and self.scale is not None:
-            wrong["tokens"] = "set either tokens or scale"
-        if not ranked and self.tokens is not None and self.keep_ratio is not None:
-            wrong["tokens"] = "set either tokens or keep_ratio"
-        cuts = self.boundaries
-        if cuts is not None and (len(cuts) != len(self._cuts) or list(cuts) != sorted({*cuts}) or min(cuts) < 1):
-            wrong["boundaries"] = f"give {len(self._cuts)} ascending numbers from 1 on"
-        if self.merged == "behind" and not (self.merges and self.positions == "renumber"):
-            wrong["merged"] = "set positions: renumber as well" if self.merges else "leave it out: plus merges nothing"
-        for parameter, hint in wrong.items():
-            # A ValueError, so that pydantic reports it with the place in the configuration.
-            what = f"{parameter} of strategy 'sparsevlm'"
-            must = f"fit version {self.version!r} with positions {self.positions!r}"
-            raise ValueError(complaint(what, must, given[parameter], hint))
+        ranked, table = self.version in ("paper", "v1.0"), self.tokens is not None
+        cuts, most = list(self.boundaries or ()), len(self._cuts)
+        ascend = len(cuts) == most and cuts == sorted({*cuts}) and min(cuts) >= 1
+        wrong = (
+            ("tokens", table and self.version == "paper", "give scale: the paper has no table"),
+            ("tokens", self.tokens == 96 and self.version == "v1.0", f"choose one of {sorted(_RANK)}"),
+            ("bias", self.bias is not None and self.version != "v1.0", "leave it out: only v1.0 has one"),
+            ("scale", self.scale is not None and not ranked, "leave it out: only paper and v1.0 look at a rank"),
+            ("tokens", table and self.scale is not None, "set either tokens or scale"),
+            ("tokens", table and self.keep_ratio is not None and not ranked, "set either tokens or keep_ratio"),
+            ("boundaries", self.boundaries is not None and not ascend, f"give {most} ascending numbers from 1 on"),
+            ("merged", self.merged == "behind" and not self.merges, "leave it out: plus merges nothing"),
+            ("merged", self.merged == "behind" and self.positions != "renumber", "set positions: renumber as well"),
+        )
+        for parameter, is_wrong, hint in wrong:
+            if is_wrong:
+                # A ValueError, so that pydantic reports it with the place in the configuration.
+                what = f"{parameter} of strategy 'sparsevlm'"
+                must = f"fit version {self.version!r} with positions {self.positions!r}"
+                raise ValueError(complaint(what, must, getattr(self, parameter), hint))
         return self
 
     @classmethod
@@ -231,14 +227,9 @@ class SparseVLM(SpatialSelector):
         knots = {_OF[0]: (_OF[0],) * 3}
         for tokens, tops in sorted(tables.items(), reverse=True):
             above = knots[min(knots)]
-            knots[tokens] = tuple(min(pair) for pair in zip(tops, above, strict=True))
+            knots[tokens] = tuple(map(min, tops, above))
         knots[0] = (0, 0, 0)
-        nominal = Fraction(str(self.keep_ratio)) * _OF[0]
-        low = max(knot for knot in knots if knot <= nominal)
-        high = min(knot for knot in knots if knot >= nominal)
-        part = (nominal - low) / (high - low) if high > low else Fraction(0)
-        pairs = zip(knots[low], knots[high], strict=True)
-        shares = [(below + part * (above - below)) / _OF[0] for below, above in pairs]
+        shares = [top / _OF[0] for top in between(knots, Fraction(str(self.keep_ratio)) * _OF[0])]
         return shares + shares[-1:] * (len(self._cuts) - len(shares))
 
     def _recycled(self, pruned: int) -> int:
@@ -268,9 +259,7 @@ class SparseVLM(SpatialSelector):
         rows, real = site.text_rows
         rows = rows.masked_fill(~(real[:, None, :, None] & site.valid[:, None, None, :]), 0.0)
         # Causal attention is zero exactly where a token lies behind: so the first word that sees j stands after it.
-        unseen = (
-            (rows.sum(dim=1) == 0).long().cumprod(dim=1).sum(dim=1)
-        )  # [B, N]: text tokens in front of each visual one
+        unseen = (rows.sum(dim=1) == 0).long().cumprod(dim=1).sum(dim=1)  # [B, N]: text tokens in front of each
         if state.raters is None:
             behind = unseen.masked_fill(~site.valid, 0).amax(dim=1, keepdim=True)
             after = real & (torch.arange(real.shape[1], device=site.device) >= behind)
@@ -307,10 +296,7 @@ class SparseVLM(SpatialSelector):
         tops = [min(keep_count(share, n), now) for n, now in zip(state.n_visual, site.n_visual, strict=True)]
         if not self.count_is_static:
             ranks = self._ranks(site, rows.mean(dim=1) * weight.transpose(1, 2))
-            tops = [
-                min(top, self._by_rank(*pair))
-                for top, pair in zip(tops, zip(ranks, site.n_visual, strict=True), strict=True)
-            ]
+            tops = list(map(min, tops, map(self._by_rank, ranks, site.n_visual)))
             return tops, [self._recycled(n - top) for top, n in zip(tops, site.n_visual, strict=True)]
         # A part before this one may have left fewer than planned: the count rules, and recycling gives way.
         wanted: list[int] = count.tolist()
@@ -345,41 +331,35 @@ class SparseVLM(SpatialSelector):
         """The ``tops`` highest scores, and the best of the others merged into ``recycled`` clusters."""
         import torch
 
-        from tokentrim import density_peaks
+        from tokentrim import density_peaks, merge_into, rows_at, written
 
-        width = scores.shape[1]
+        line = torch.arange(scores.shape[1], device=site.device)
         order = scores.masked_fill(~site.valid, float("-inf")).argsort(dim=-1, descending=True, stable=True)
         first = torch.tensor(tops, device=site.device).unsqueeze(1)
-        best = torch.arange(width, device=site.device) < first
-        mask = torch.zeros_like(site.valid).scatter(1, order, best)
+        mask = torch.zeros_like(site.valid).scatter(1, order, line < first)
         counts = tuple(top + new for top, new in zip(tops, recycled, strict=True))
         ragged = zip(site.n_visual, tops, recycled, strict=True)
         sizes = [max(_candidates(n - top), new) if new else 0 for n, top, new in ragged]
         if not any(sizes):
             return Selection.from_mask(mask, counts)
         places = torch.arange(max(sizes), device=site.device) + first
-        pool = order.gather(1, places.clamp(max=width - 1))  # [B, R]: what is recycled, best first
+        pool = order.gather(1, places.clamp(max=len(line) - 1))  # [B, R]: what is recycled, best first
         own, centres = density_peaks(
-            _rows_at(site.hidden, pool),
+            rows_at(site.hidden, pool),
             sizes,
             clusters=recycled,
             neighbours=recycled,
             noise=site.random(self.seed, salt=site.boundary).gather(1, pool),
             assign="cosine" if self.version == "paper" else "distance",
         )
-        # Token numbers, where ``width``, a spare place, takes the padding.
-        centre, centres = (pool.gather(1, at.clamp(min=0)).masked_fill(at < 0, width) for at in (own, centres))
-        pool = pool.masked_fill(own < 0, width)
-        mask = _spare(mask, False).scatter(1, centres, True)[:, :width]
-        line, behind = torch.arange(width, device=site.device).expand_as(mask), None
+        # Token numbers; -1 in padding.
+        centre, centres = (pool.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1) for at in (own, centres))
+        into, behind = written(torch.where(mask, line, -1), pool.masked_fill(own < 0, -1), centre), None
         if self.merged == "behind":
-            last = torch.arange(centres.shape[1], device=site.device) + width
-            line, behind = _spare(line, 0).scatter(1, centres, last.expand_as(centres))[:, :width], tuple(recycled)
-        kept = pad_rows(line.masked_fill(~mask, 2 * width).argsort(dim=1)[:, : max(counts)], counts)
-        slot = torch.arange(kept.shape[1], device=site.device).expand_as(kept).masked_fill(kept < 0, -1)
-        slots = torch.full_like(_spare(line, 0), -1).scatter(1, kept.masked_fill(kept < 0, width), slot)
-        target = slots.scatter(1, pool, slots.gather(1, centre))[:, :width]
-        return Selection(kept, counts, target, reduce="sum" if self.version == "paper" else "mean", behind=behind)
+            last = (torch.arange(centres.shape[1], device=site.device) + len(line)).expand_as(centres)
+            line, behind = written(line.expand_as(into), centres, last), tuple(recycled)
+        reduce = "sum" if self.version == "paper" else "mean"
+        return merge_into(into, counts, line.expand_as(into), reduce=reduce, behind=behind)
 
     # ------------------------------------------------------------------ plus
 
@@ -398,19 +378,8 @@ class SparseVLM(SpatialSelector):
         return gravity[distance.clamp(0, len(gravity) - 1)]
 
     def _gravity(self, head_dim: int, farthest: int) -> Tensor:
-        """float32 [farthest + 1]: g at every distance; refused where it is not positive throughout."""
-        table = _gravity(head_dim, self.rope_base, farthest)
-        lowest = float(table.min())
-        if lowest <= 0:
-            raise StrategyError(
-                complaint(
-                    "the attention correction of strategy 'sparsevlm', version 'plus',",
-                    f"stay above 0 over the prompt's distances 0..{farthest}",
-                    f"{lowest:.3g} at {int(table.argmin())}",
-                    "use version v1.5, or fewer visual tokens: dividing by it would turn the ranking over",
-                )
-            )
-        return table
+        """float32 [farthest + 1]: g at every distance."""
+        return _gravity(head_dim, self.rope_base, farthest)
 
 
 def _candidates(pruned: int) -> int:
@@ -418,23 +387,22 @@ def _candidates(pruned: int) -> int:
     return 3 * pruned // 10 + 1
 
 
-def _spare(tensor: Tensor, value: float) -> Tensor:
-    """``tensor`` [B, N] with a column more, where what belongs nowhere is written."""
-    import torch
-
-    return torch.nn.functional.pad(tensor, (0, 1), value=value)
-
-
-def _rows_at(tensor: Tensor, index: Tensor) -> Tensor:
-    """[B, R, D]: rows ``index`` [B, R] of ``tensor`` [B, N, D]."""
-    return tensor.gather(1, index.unsqueeze(-1).expand(-1, -1, tensor.shape[-1]))
-
-
 @lru_cache(maxsize=64)
 def _gravity(head_dim: int, base: float, farthest: int) -> Tensor:
-    """float32 [farthest + 1] on the host: ``2 sum_m cos(d base^(-2m/head_dim)) / sqrt(head_dim)``."""
+    """float32 [farthest + 1] on the host: g at every distance; refused where it is not positive throughout."""
     import torch
 
     frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     distance = torch.arange(farthest + 1, dtype=torch.float64).unsqueeze(1)
-    return (2 * torch.cos(distance * frequency).sum(dim=1) / head_dim**0.5).float()
+    table = (2 * torch.cos(distance * frequency).sum(dim=1) / head_dim**0.5).float()
+    lowest = float(table.min())
+    if lowest <= 0:
+        raise StrategyError(
+            complaint(
+                "the attention correction of strategy 'sparsevlm', version 'plus',",
+                f"stay above 0 over the prompt's distances 0..{farthest}",
+                f"{lowest:.3g} at {int(table.argmin())}",
+                "use version v1.5, or fewer visual tokens: dividing by it would turn the ranking over",
+            )
+        )
+    return table
