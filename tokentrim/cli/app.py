@@ -25,6 +25,7 @@ from tokentrim.cli.plugins import plugins
 from tokentrim.cli.report import report
 from tokentrim.cli.run import run
 from tokentrim.cli.schema import schema
+from tokentrim.cli.serve import serve
 from tokentrim.cli.show import show
 from tokentrim.cli.train import train
 from tokentrim.cli.validate import validate
@@ -109,8 +110,8 @@ def _root(
 
 
 _COMMANDS = (
-    run, chat, explain, compare, report, plan, ls, show, cite, validate, train, bench, plugins, new_plugin, schema,
-    doctor,
+    run, chat, explain, compare, report, plan, ls, show, cite, validate, train, bench, serve, plugins, new_plugin,
+    schema, doctor,
 )  # fmt: skip
 for _command in _COMMANDS:
     app.command(cls=Command)(_command)

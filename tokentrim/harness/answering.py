@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 from tokentrim.engine.generate import answer_lengths
 from tokentrim.errors import EngineError, complaint
@@ -17,6 +17,7 @@ from tokentrim.loading import Loaded, conversation_inputs, on_device
 from tokentrim.runs.batches import visual_tokens
 from tokentrim.runs.cells import prunes
 from tokentrim.runs.costs import Costs
+from tokentrim.runs.stopping import StopsAtText
 from tokentrim.session import located, trim
 from tokentrim.tasks.messages import Conversation
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tokentrim.contracts.strategy import Strategy
-
-_SPECIAL: Final = 16  # tokens without text that may lie between those of a stop text
 
 
 @dataclass(frozen=True)
@@ -176,28 +175,6 @@ class Answerer:
                 self.shape, n_visual, **ratios, n_text=n_text, new_tokens=new_tokens
             )  # fmt: skip
         return self.solved[key]
-
-
-class StopsAtText(StoppingCriteria):
-    """Ends an answer that holds a stop text, with any tokenizer: generate's own ``stop_strings`` cannot read them all.
-
-    Only the end of an answer is looked at, where a text that was not there a token ago must be.
-
-    Args:
-        texts: the stop texts.
-        decode: tokens [n] as text.
-        start: length of the prompt in tokens.
-    """
-
-    def __init__(self, texts: Sequence[str], decode: Callable[[Tensor], str], start: int) -> None:
-        self._texts, self._decode, self._start = texts, decode, start
-        self._tail = max(map(len, texts)) + _SPECIAL
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        """Whether each row [B] has come to its end."""
-        begin = max(self._start, input_ids.shape[1] - self._tail)
-        ends = [any(text in self._decode(row[begin:]) for text in self._texts) for row in input_ids]
-        return torch.tensor(ends, device=input_ids.device)
 
 
 def require_pruning(costs: Costs) -> None:

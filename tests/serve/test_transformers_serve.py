@@ -1,0 +1,294 @@
+"""Transformers' server under a strategy: the answers of ``trim`` and ``generate``, what was kept, and refusals."""
+
+import base64
+import io
+import json
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+import torch
+
+from tokentrim.config.specs import strategy_from
+from tokentrim.errors import UnsupportedError
+from tokentrim.loading import load_model, prompt_inputs
+from tokentrim.plugins.loader import registry
+from tokentrim.serve.transformers import upstream
+from tokentrim.serve.transformers.listening import listen
+from tokentrim.serve.transformers.server import Server
+from tokentrim.session import trim
+
+MODEL = "testbed-plain"
+NEW = 12
+SAMPLES = registry("task").get("list-all").samples("test", 2)
+SPEC = {"name": "st3", "start": 1}
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_model(MODEL, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def url(loaded):
+    with Server(MODEL, loaded, strategy_from(SPEC), listen("127.0.0.1", 0)) as server:
+        yield server.url
+
+
+def data_url(image, form="PNG"):
+    held = io.BytesIO()
+    image.save(held, form)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(held.getvalue()).decode()}"
+
+
+def messages(*samples, text=None):
+    pictures = [image for sample in samples for image in sample.images]
+    parts = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in pictures]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text or samples[0].question}]}]
+
+
+def body(*samples, **more):
+    found = {"model": MODEL, "messages": messages(*(samples or SAMPLES[:1])), "max_tokens": NEW, "temperature": 0}
+    return {**found, **more}
+
+
+def post(url, data, path="/v1/chat/completions"):
+    """(status, text) of a request."""
+    text = data if isinstance(data, bytes) else json.dumps(data).encode()
+    request = urllib.request.Request(url + path, data=text, headers={"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def answered(url, data):
+    status, text = post(url, data)
+    assert status == 200, text
+    found = json.loads(text)
+    return found["choices"][0]["message"]["content"], found["usage"]
+
+
+def refused(url, data, status=400):
+    got, text = post(url, data)
+    assert got == status, text
+    return json.loads(text)["error"]
+
+
+def expected(loaded, spec, *samples, new=NEW):
+    """(answer, report) of trim and generate."""
+    pictures = [image for sample in samples for image in sample.images]
+    inputs = prompt_inputs(loaded.processor, [samples[0].question], [pictures])
+    with trim(loaded.model, spec) as session, torch.no_grad():
+        output = loaded.model.generate(**inputs, max_new_tokens=new, do_sample=False)
+    answer = output[0, inputs["input_ids"].shape[1] :]
+    return loaded.processor.decode(answer, skip_special_tokens=True), session.report()
+
+
+def agrees(usage, report):
+    """Whether a usage says what a report does."""
+    kept = usage["tokentrim"]
+    assert kept["visual_tokens"] == report.n_visual
+    assert kept["kept_mean"] == pytest.approx(report.layer_mean_tokens, abs=0.01)
+    assert kept["kv_ratio"] == pytest.approx(report.kv_mean_ratio, abs=1e-4)
+    assert kept["kv_end_ratio"] == pytest.approx(report.kv_end_ratio, abs=1e-4)
+    assert kept["flops_ratio"] == pytest.approx(report.flops_ratio, abs=1e-4)
+    return True
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_an_answer_is_that_of_trim_and_its_usage_that_of_the_report(url, loaded, sample):
+    answer, report = expected(loaded, SPEC, sample)
+    got, usage = answered(url, body(sample))
+    assert got == answer
+    assert agrees(usage, report)
+    assert usage["tokentrim"]["strategy"] == report.strategy
+    assert (
+        0 < usage["tokentrim"]["kv_end_ratio"] < usage["tokentrim"]["kv_ratio"] < usage["tokentrim"]["kept_ratio"] < 1
+    )
+    assert usage["prompt_tokens"] > report.n_visual  # the prompt as it came
+    assert usage["completion_tokens"] <= NEW
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "none",
+        "fastv",
+        "pool",
+        "fastervlm",
+        "sgl",
+        {"spatial": "fastv", "temporal": "vta"},
+        {"name": "fastv", "budget": {"layer_mean_ratio": 0.4}},
+    ],
+    ids=str,
+)
+def test_every_kind_of_strategy_is_served(loaded, spec):
+    answer, report = expected(loaded, spec, SAMPLES[0], new=4)
+    with Server(MODEL, loaded, strategy_from(spec), listen("127.0.0.1", 0)) as server:
+        got, usage = answered(server.url, body(max_tokens=4))
+    assert got == answer
+    assert agrees(usage, report)
+
+
+def test_a_budget_is_solved_for_what_a_prompt_holds():
+    loaded, spec = (
+        load_model("testbed-qwen2.5-vl", device="cpu"),
+        {"name": "fastv", "budget": {"layer_mean_ratio": 0.5}},
+    )
+    small = SAMPLES[0].images[0].resize((56, 84))
+    with Server("qwen", loaded, strategy_from(spec), listen("127.0.0.1", 0)) as server:
+        kept = []
+        for image in (SAMPLES[0].images[0], small):
+            parts = [
+                {"type": "image_url", "image_url": {"url": data_url(image)}},
+                {"type": "text", "text": "list all ?"},
+            ]
+            data = body(model="qwen", messages=[{"role": "user", "content": parts}], max_tokens=2)
+            kept.append(answered(server.url, data)[1]["tokentrim"])
+    assert kept[0]["visual_tokens"] != kept[1]["visual_tokens"]
+    assert [one["kept_ratio"] for one in kept] == pytest.approx([0.5, 0.5], abs=0.05)
+
+
+def test_a_stream_says_the_same_and_ends_with_the_usage(url):
+    answer, usage = answered(url, body())
+    status, text = post(url, body(stream=True, stream_options={"include_usage": True}))
+    *chunks, end = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    assert (status, end) == (200, "[DONE]")
+    chunks = [json.loads(chunk) for chunk in chunks]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == answer
+    told = chunks[-1]["usage"]
+    timed = ("prefill_ms", "decode_ms")
+    drop = lambda kept: {key: value for key, value in kept.items() if key not in timed}  # noqa: E731
+    assert drop(told.pop("tokentrim")) == drop(usage.pop("tokentrim"))
+    assert told == usage
+
+
+def test_requests_at_once_are_answered_as_one_by_one(url):
+    bodies = [body(SAMPLES[n % 2], max_tokens=4) for n in range(4)]
+    alone = [answered(url, one)[0] for one in bodies]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda one: answered(url, one)[0], bodies))
+    assert together == alone
+
+
+def test_openais_client_reads_answers_streams_and_errors(url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        assert [model.id for model in client.models.list()] == [MODEL]
+        found = client.chat.completions.create(**body(max_tokens=2))
+        assert found.usage.tokentrim["visual_tokens"] > found.usage.tokentrim["kept_mean"]
+        with client.chat.completions.create(**body(max_tokens=2), stream=True) as stream:
+            *_, last = list(stream)
+        assert last.usage.tokentrim["kv_ratio"] < 1
+        with pytest.raises(openai.BadRequestError, match="messages of the request must hold one message"):
+            client.chat.completions.create(model=MODEL, messages=[])
+
+
+def picture_part(link):
+    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": link}}]}]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"{", "the body of a request must be JSON"),
+        (b"[1]", "the request must be a mapping"),
+        (body(temprature=1), "Did you mean 'temperature'?"),
+        (body(max_tokens=0), "max_tokens of the request must be"),
+        (body(temperature="hot"), "temperature of the request must be a number"),
+        (body(n=2), "n of the request must be"),
+        (body(logprobs=True), "logprobs of the request must be"),
+        (body(response_format={"type": "json_object"}), "response_format of the request must be"),
+        (body(stop="a", stream=True), "stop of the request must come without stream"),
+        (body(messages=[]), "messages of the request must hold one message"),
+        (body(messages=["hello"]), "messages[0] of the request must be a mapping with a role"),
+        (body(messages=[{"role": "user"}]), "content of messages[0] of the request must be text"),
+        (
+            body(messages=[{"role": "user", "content": [{"type": "video_url"}]}]),
+            "Send the frames of a video as pictures",
+        ),
+        (body(messages=picture_part("https://example.com/a.png")), "Nothing is fetched and no file is read"),
+        (body(messages=picture_part("/etc/passwd")), "must be a data: URL"),
+        (body(messages=picture_part("data:image/png;base64,AAAA")), "cannot identify image file"),
+        (body(messages=picture_part(data_url(SAMPLES[0].images[0])[:400])), "must be readable"),
+        (body(messages=picture_part(data_url(SAMPLES[0].images[0])[:-200])), "must be readable"),
+        (body(generation_config="{"), "generation_config of the request must be settings"),
+        (body(generation_config={"cache_implementation": "static"}), "must be a plain DynamicCache"),
+        (body(chat_template_kwargs={"chat_template": "{{ 1 / 0 }}"}), "must be accepted by the model's processor"),
+    ],
+    ids=lambda value: None if isinstance(value, dict | bytes) else value[:40],
+)
+def test_what_cannot_be_answered_is_refused_in_our_words(url, data, said):
+    error = refused(url, data)
+    assert said in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_after_all_these_answers_are_what_they_were(url, loaded):
+    assert answered(url, body())[0] == expected(loaded, SPEC, SAMPLES[0])[0]
+
+
+def test_other_models_and_addresses_are_not_there(url):
+    assert "Known: testbed-plain" in refused(url, body(model="testbed"), 404)["message"]
+    status, text = post(url, {}, "/v1/responses")
+    assert status == 404
+    assert "a request must be for one of /v1/chat/completions" in json.loads(text)["error"]["message"]
+    with urllib.request.urlopen(f"{url}/health", timeout=10) as response:
+        assert json.load(response)["strategy"]["name"] == "st3"
+
+
+def test_a_stream_that_fails_ends_with_the_error(url):
+    status, text = post(url, body(stream=True, generation_config={"cache_implementation": "static"}))
+    last, end = [line.removeprefix("data: ") for line in text.splitlines() if line][-2:]
+    assert (status, end) == (200, "[DONE]")
+    assert "got \"cache_implementation='static'\"" in json.loads(last)["error"]["message"]
+
+
+def test_prompts_without_pictures_are_answered(url):
+    for content in ("list all ?", "", [{"type": "text", "text": "list all ?"}]):
+        _, usage = answered(url, body(messages=[{"role": "user", "content": content}], max_tokens=2))
+        assert usage["tokentrim"]["visual_tokens"] == 0
+
+
+def test_several_turns_and_pictures_are_one_prompt(url):
+    said = [*messages(*SAMPLES), {"role": "assistant", "content": "a red ring"}, {"role": "user", "content": "and ?"}]
+    assert answered(url, body(messages=said, max_tokens=2))[1]["tokentrim"]["visual_tokens"] == 2 * 100
+
+
+def test_an_answer_ends_before_a_stop_text(url):
+    whole, _ = answered(url, body())
+    stop = whole.split()[2]
+    assert answered(url, body(stop=[stop]))[0] == whole.partition(stop)[0]
+
+
+def test_a_seed_makes_sampling_repeatable(url):
+    drawn = [answered(url, body(temperature=2, seed=seed))[0] for seed in (1, 1, 2, 3)]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) > 1
+
+
+def test_what_breaks_one_answer_breaks_no_other(url, loaded, monkeypatch):
+    def broken(**inputs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(loaded.model, "generate", broken)
+    error = refused(url, body(), 500)
+    assert error["message"] == "an answer must be generated. RuntimeError: out of memory."
+    assert error["type"] == "server_error"
+    monkeypatch.undo()
+    assert answered(url, body(max_tokens=2))[1]["tokentrim"]["visual_tokens"] == 100
+
+
+def test_a_missing_part_of_transformers_is_named(monkeypatch):
+    upstream.require_server()
+    gone = {"model_manager.ModelManager": {"_read_model": ()}}
+    monkeypatch.setattr(upstream, "SEAMS", gone)
+    with pytest.raises(UnsupportedError, match=r"have ModelManager._read_model\(\); got 'transformers .*5.18 to"):
+        upstream.require_server()
+    monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: False)
+    with pytest.raises(UnsupportedError, match=r"pip install 'tokentrim.*\[serve\]'"):
+        upstream.require_server()

@@ -1,0 +1,1 @@
+"""Transformers' own server, with a strategy in every answer: ``tokentrim serve``."""
