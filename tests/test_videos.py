@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tokentrim import reading
 from tokentrim.errors import DataError, UnsupportedError
-from tokentrim.loading import load_video, videos
+from tokentrim.loading import load_video
 
 
-def greys(frames: list[Image.Image]) -> list[int]:
+def greys(frames: tuple[Image.Image, ...]) -> list[int]:
     return [int(np.asarray(frame).mean()) for frame in frames]
 
 
@@ -32,7 +33,7 @@ def video(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     ("wanted", "found"), [(5, [0, 40, 80, 120, 160]), (3, [0, 60, 120]), (16, list(range(0, 200, 20)))]
 )
 def test_frames_lie_at_equal_distances(video: Path, wanted: int, found: list[int]):
-    frames = load_video(video, wanted)
+    frames = load_video(video, wanted).frames
     assert greys(frames) == found
     assert {frame.mode for frame in frames} == {"RGB"}
 
@@ -47,7 +48,7 @@ def test_what_is_no_video_is_refused(tmp_path: Path):
 
 def test_a_decoder_that_is_not_there_is_named_with_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "clip.mp4").write_bytes(b"0")
-    monkeypatch.setattr(videos, "find_spec", lambda name: None)
+    monkeypatch.setattr(reading, "find_spec", lambda name: None)
     with pytest.raises(UnsupportedError, match=r"Run pip install 'tokentrim\[video\]', or pass a folder of frames"):
         load_video(tmp_path / "clip.mp4", 4)
 
@@ -58,16 +59,17 @@ def test_a_decoder_is_asked_for_the_same_places(tmp_path: Path, monkeypatch: pyt
     asked = dict[str, object]()
 
     class Metadata:
-        total_num_frames = 10
+        total_num_frames, fps = 10, 5.0
 
     def decode(path: str, *, backend: str, sample_indices_fn):
         asked.update(path=path, backend=backend, places=sample_indices_fn(Metadata()).tolist())
-        return np.zeros((4, 8, 8, 3), np.uint8), None
+        return np.zeros((4, 8, 8, 3), np.uint8), Metadata()
 
     (tmp_path / "clip.mp4").write_bytes(b"0")
-    monkeypatch.setattr(videos, "find_spec", lambda name: object() if name == "cv2" else None)
+    monkeypatch.setattr(reading, "find_spec", lambda name: object() if name == "cv2" else None)
     monkeypatch.setattr(video_utils, "load_video", decode)
-    assert len(load_video(tmp_path / "clip.mp4", 4)) == 4
+    found = load_video(tmp_path / "clip.mp4", 4)
+    assert (len(found.frames), found.fps) == (4, 2.0)  # four of two seconds
     assert asked == {"path": str(tmp_path / "clip.mp4"), "backend": "opencv", "places": [0, 2, 5, 7]}
 
 
@@ -80,4 +82,4 @@ def test_a_file_is_decoded(tmp_path: Path):
             frame = av.VideoFrame.from_image(Image.new("RGB", (32, 32), (20 * place,) * 3))
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
-    assert greys(load_video(tmp_path / "clip.mp4", 5)) == pytest.approx([0, 40, 80, 120, 160], abs=6)
+    assert greys(load_video(tmp_path / "clip.mp4", 5).frames) == pytest.approx([0, 40, 80, 120, 160], abs=6)

@@ -136,6 +136,7 @@ if TYPE_CHECKING:
     from tokentrim.hookspecs import Register as Register, hookimpl as hookimpl
     from tokentrim.plugins.loader import PluginWarning as PluginWarning, registry as registry
     from tokentrim.plugins.registry import Family as Family
+    from tokentrim.reading import Video as Video
     from tokentrim.session import Session as Session, apply as apply, restore as restore, trim as trim
 
 __version__: Final = "0.1.0"
@@ -182,6 +183,7 @@ __getattr__, __dir__, __all__ = lazy(
         "hookspecs": "Register, hookimpl",
         "plugins.loader": "PluginWarning, registry",
         "plugins.registry": "Family",
+        "reading": "Video",
         "session": "Session, apply, restore, trim",
     },
 )

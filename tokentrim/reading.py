@@ -1,19 +1,39 @@
-"""Files of strangers: opened only where that ends, and pictures as they are meant."""
+"""Files of strangers: opened only where that ends, pictures as they are meant, and frames of videos."""
 
 from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from tokentrim.errors import DataError, complaint, reason_of
+from tokentrim.errors import WHOLE, DataError, UnsupportedError, complaint, reason_of
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _GREY_OF_16_BITS: Final = ("PNG", "PPM")
 """Formats whose grey values Pillow may hand out as integers of 32 bits, though white is 65535."""
+_PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_MOVING: Final = (".gif", ".webp", ".apng", ".png")
+_DECODERS: Final = (("av", "pyav"), ("torchcodec", "torchcodec"), ("cv2", "opencv"), ("decord", "decord"))
+"""Libraries, and what transformers calls them; the first that is installed decodes."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames of a video.
+
+    Attributes:
+        frames: RGB, in their order, at equal distances.
+        fps: how many of these frames make up a second; None: nobody knows, and a model is told what its processor takes
+            for usual.
+    """
+
+    frames: tuple[Image.Image, ...]
+    fps: float | None = None
 
 
 def regular(path: str | Path, at_most: int | None = None) -> Path:
@@ -84,3 +104,82 @@ def as_shown(image: Image.Image) -> Image.Image:
 
         image = Image.fromarray((np.asarray(image).astype(np.float64) * (255 / 65535)).round().astype(np.uint8))
     return image.convert("RGB")
+
+
+def load_video(path: str | Path, frames: int) -> Video:
+    """Frames of a video at equal distances, from its first on; all of them where it has fewer.
+
+    Args:
+        path: a file, or a folder whose pictures are frames in the order of their names.
+        frames: how many at most.
+
+    Raises:
+        DataError: when it is missing, or cannot be decoded.
+        UnsupportedError: when no library that decodes it is installed.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            files = frame_files(path)
+            return Video(tuple(load_image(files[place]) for place in _places(len(files), frames)))
+        regular(path)
+        return _moving(path, frames) if path.suffix.lower() in _MOVING else _decoded(path, frames)
+    except FileNotFoundError as cause:
+        raise DataError(complaint("the video", "be an existing file or folder", str(path), "check the path")) from cause
+    except (DataError, UnsupportedError):
+        raise
+    except Exception as cause:  # decoders raise whatever the broken file led to
+        raise DataError(complaint("the video", "be readable", str(path), reason_of(cause, WHOLE))) from cause
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The pictures of a folder, which are a video's frames, by their names.
+
+    Raises:
+        DataError: when it has none.
+    """
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICTURES)
+    if not files:
+        raise DataError(complaint(f"the video {folder}", f"hold pictures, {', '.join(_PICTURES)}", "none"))
+    return files
+
+
+def _places(total: int, wanted: int) -> list[int]:
+    """Numbers of ``wanted`` frames of ``total``, at equal distances."""
+    return list(range(total)) if total <= wanted else [place * total // wanted for place in range(wanted)]
+
+
+def _moving(path: Path, frames: int) -> Video:
+    from PIL import Image
+
+    found: list[Image.Image] = []
+    shown = 0.0  # milliseconds
+    with Image.open(path) as file:
+        total: int = getattr(file, "n_frames", 1)
+        for place in _places(total, frames):
+            file.seek(place)
+            shown += file.info.get("duration", 0)
+            found.append(file.convert("RGB"))
+    seconds = shown / len(found) * total / 1000
+    return Video(tuple(found), len(found) / seconds if seconds else None)
+
+
+def _decoded(path: Path, frames: int) -> Video:
+    backend = next((name for library, name in _DECODERS if find_spec(library) is not None), None)
+    if backend is None:
+        raise UnsupportedError(
+            complaint(f"the video {path}", "meet a library that decodes it", "none of PyAV, torchcodec, OpenCV, decord",
+                      "run pip install 'tokentrim[video]', or pass a folder of frames or a GIF")
+        )  # fmt: skip
+    from PIL import Image
+    from transformers import video_utils
+
+    def places(metadata: Any, **_: Any) -> Any:
+        import numpy as np
+
+        return np.asarray(_places(int(metadata.total_num_frames), frames))
+
+    decode: Any = video_utils.load_video
+    decoded, about = decode(str(path), backend=backend, sample_indices_fn=places)
+    taken = tuple(Image.fromarray(frame) for frame in decoded)
+    return Video(taken, len(taken) / about.total_num_frames * about.fps if about.fps else None)

@@ -130,7 +130,11 @@ def test_conversations(folder):
         ([{"role": "assistant", "content": [{"type": "image"}]}], "end with a turn of the user"),
         ([{"role": "user", "content": "what ?"}], "1 of 'images' have none"),
         ([{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}], "more images than"),
-        ([{"role": "user", "content": [{"type": "image"}, {"type": "video"}]}], "text and images only; got 'video'"),
+        (
+            [{"role": "user", "content": [{"type": "image"}, {"type": "video"}]}],
+            "for each of the 0 in 'video', and no more; got 1",
+        ),
+        ([{"role": "user", "content": [{"type": "image"}, {"type": "sound"}]}], "text and images only; got 'sound'"),
     ],
 )
 def test_conversations_that_are_none(folder, messages, said):
@@ -167,7 +171,7 @@ def test_all_answers_together_may_have_a_number_of_their_own(folder):
     [
         ('{"image": "red.png"', "must be one JSON object; it has Expecting ',' delimiter at column 20"),
         ("[]", "a question must be an object"),
-        ({"question": "a", "answer": "b"}, "'image' must be given"),
+        ({"question": "a", "answer": "b"}, "'image' must be given: the picture's file, or a 'video'"),
         ({"image": "red.png", "answer": "b"}, "'question' must be given"),
         ({"image": "red.png", "question": "a", "anwser": "b"}, "'answer' must be given: .*is 'anwser' meant"),
         ({**RED, "answer": ""}, "'answer' must not be empty"),
@@ -179,7 +183,6 @@ def test_all_answers_together_may_have_a_number_of_their_own(folder):
         ({**RED, "image": "https://a.b/c.png"}, "nothing is downloaded"),
         ({**RED, "image": 3}, "a path, or bytes in parquet; got int"),
         ({**RED, "images": ["red.png"]}, "once; got both 'image' and 'images'"),
-        ({**RED, "video": "a.mp4"}, "not videos"),
         ({**RED, "split": "tset"}, "be one of test, calibration, train, validation; got 'tset'"),
         ({**RED, "choices": ["red"]}, "2 to 26 texts; got 1"),
         ({**RED, "choices": ["red", "blue"], "answer": 2}, "from 0 to 1; got 2"),
@@ -292,3 +295,41 @@ def test_scores_pass_the_checks_of_every_task(folder, metric):
     found = task(f"{write({**RED, 'answer': None, 'answers': answers})}@{metric}")
     (sample,) = questions_of(found, "test", 1)
     assert found.score(sample, answers[0]) == 1.0
+
+
+def test_videos(folder):
+    Image.new("RGB", (8, 8), "red").save("a.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")])
+    os.mkdir("frames")
+    for place in range(4):
+        Image.new("RGB", (8, 8), (place, 0, 0)).save(f"frames/{place}.png")
+    row = {"video": "a.gif", "question": "what ?", "answer": "red"}
+    talk = [{"role": "user", "content": [{"type": "video"}, {"type": "image"}, {"type": "text", "text": "what ?"}]}]
+    both = {"image": "red.png", "video": "frames", "frames": 2, "messages": talk, "answer": "red"}
+    first, second = task(write(row, both)).samples("test", 2)
+    assert (first.images, [len(video.frames) for video in first.videos]) == ((), [2])
+    assert (len(second.images), [frame.getpixel((0, 0))[0] for frame in second.videos[0].frames]) == (1, [0, 2])
+    assert [part["type"] for part in second.messages[0]["content"]] == ["video", "image", "text"]
+    before = task("mine.jsonl").digest
+    assert task(write(row, {**both, "frames": 3})).digest != before
+    write("video,frames,question,answer\nframes,3,what ?,red\n", name="a.csv")
+    assert len(task("a.csv").samples("test", 1)[0].videos[0].frames) == 3
+    assert "mine.jsonl:2: a video must be in one split" in said_of(row, {**row, "split": "train"})
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"video": "b.mp4"}, "the video must be an existing file, or a folder of frames; got 'b.mp4'"),
+        ({"video": "empty"}, "the video empty must hold pictures"),
+        ({"video": "https://a.b/c.mp4"}, "the video must be a file, because nothing is downloaded"),
+        ({"video": 3}, "a video must be a path; got int"),
+        ({"video": "red.png", "frames": 0}, "'frames' must be a whole number from 1 to 1024; got 0"),
+        ({"video": "red.png", "frames": "many"}, "got 'many'"),
+        ({"video": "red.png", "videos": ["red.png"]}, "name its videos once; got both 'video' and 'videos'"),
+        ({"video": "red.png", "question": None, "messages": [{"role": "user", "content": "what ?"}]},
+         "for each of the 1 in 'video', and no more; got 0"),
+    ],
+)  # fmt: skip
+def test_videos_that_are_none(folder, more, said):
+    os.mkdir("empty")
+    assert said in said_of({"question": "what ?", "answer": "red", **more})

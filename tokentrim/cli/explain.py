@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -20,31 +20,31 @@ from tokentrim.cli.output import (
     started,
     strategies_option,
 )
-from tokentrim.cli.run import check_fit, check_words, inputs_of, refuse_evidence
+from tokentrim.cli.run import check_fit, check_words, refuse_evidence
 from tokentrim.errors import ConfigError, UnsupportedError, complaint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from PIL import Image
-
     from tokentrim.config.specs import Structure
+    from tokentrim.contracts.tasks import Sample
     from tokentrim.explain import Explanation
     from tokentrim.loading import DeviceName, DTypeName, Loaded
 
 
 @dataclass(frozen=True)
 class PictureQuestion:
-    """What is asked, of which pictures, and, where a task knows it, which tokens the answer needs."""
+    """What is asked, and, where a task knows it, which tokens the answer needs."""
 
-    text: str
-    images: list[Image.Image]
+    sample: Sample
     evidence: Callable[[Loaded], Any] | None = None
 
 
 def explain(
     strategy: Annotated[list[str] | None, strategies_option("st3")] = None,
     image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="Image file; may be repeated.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Instead of images: a video, or a folder of frames.")] = None,
+    frames: Annotated[int, typer.Option(help="Frames of the video, at equal distances.", min=1)] = 16,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The question about the image.")] = None,
     task: Annotated[
         str | None,
@@ -70,21 +70,25 @@ def explain(
         raise ConfigError(complaint("--strategy", "name at least one strategy", strategy, "such as st3,fastv"))
     _require_matplotlib()
     from tokentrim.explain.folder import open_folder, write_folder
-    from tokentrim.loading import load_model
+    from tokentrim.loading import load_model, on_device
+    from tokentrim.runs.batches import sample_inputs
 
     quiet_libraries()
-    question = _question(image or [], prompt, task, model)
+    question = _question(image or [], video, frames, prompt, task, model)
+    sample = question.sample
     if question.evidence is None:
         for spec in specs:
             refuse_evidence(spec.strategy)
-    check_fit(specs, model, len(question.images))
+    check_fit(specs, model, len(sample.images) + sum(len(one.frames) for one in sample.videos))
     open_folder(out)
     loaded = load_model(model, cast("DeviceName", device), cast("DTypeName", dtype))
-    inputs = inputs_of(loaded, question.text, question.images)
+    inputs = on_device(loaded.model, sample_inputs(loaded, [sample]))
     ends = cast("Structure", structure)
     reference = _one(loaded, strategy_from("none"), question, inputs, max_new_tokens, ends).answer if baseline else None
     explanations = [_one(loaded, spec, question, inputs, max_new_tokens, ends) for spec in specs]
-    files = write_folder(out, explanations, question.images, question.text, model=model, reference=reference)
+    drawn = [one.cells.drawn(sample.images, sample.videos) for one in explanations]
+    explanations = [replace(one, cells=cells) for one, (cells, _) in zip(explanations, drawn, strict=True)]
+    files = write_folder(out, explanations, drawn[0][1], sample.question, model=model, reference=reference)
     if as_json:
         emit({"answers": {e.strategy: e.answer for e in explanations}, "files": [str(file) for file in files]})
         return
@@ -105,26 +109,32 @@ def _require_matplotlib() -> None:
         ) from cause
 
 
-def _question(image: list[Path], prompt: str | None, task: str | None, model: str) -> PictureQuestion:
+def _question(
+    image: list[Path], video: Path | None, frames: int, prompt: str | None, task: str | None, model: str
+) -> PictureQuestion:
     """The question that the options mean.
 
     Raises:
-        ConfigError: when they name both an image and a task, or neither.
-        DataError, UnknownNameError: when the image or the task is not there.
+        ConfigError: when they name not exactly one of image, video and task.
+        DataError, UnknownNameError: when the image, video or task is not there.
     """
-    from tokentrim.loading import load_image
+    from tokentrim.contracts.tasks import Sample
+    from tokentrim.loading import load_image, load_video
     from tokentrim.testbed import MODELS
 
-    if bool(image) == (task is not None):
+    if [bool(image), video is not None, task is not None].count(True) != 1:
         raise ConfigError(
-            complaint("an explanation", "be given either --image or --task", hint="such as --task list-all")
+            complaint("an explanation", "be given one of --image, --video and --task", hint="such as --task list-all")
         )
     if task is None:
         # The shipped models know a small language of their own.
         asked = prompt or ("list all ?" if model in MODELS else "Describe the image.")
-        return PictureQuestion(asked, [load_image(path) for path in image])
+        videos = () if video is None else (load_video(video, frames),)
+        return PictureQuestion(Sample("", tuple(load_image(path) for path in image), asked, "", videos=videos))
     if prompt is not None:
-        raise ConfigError(complaint("--prompt", "come with --image", hint="the task brings its own question"))
+        raise ConfigError(
+            complaint("--prompt", "come with --image or --video", hint="the task brings its own question")
+        )
     from tokentrim.plugins.loader import registry
     from tokentrim.runs.questions import questions_of
 
@@ -146,7 +156,7 @@ def _question(image: list[Path], prompt: str | None, task: str | None, model: st
 
         return evidence_of(found, make_batch(loaded, [sample], [0]))
 
-    return PictureQuestion(sample.question, list(sample.images), evidence if sample.evidence else None)
+    return PictureQuestion(sample, evidence if sample.evidence else None)
 
 
 def _one(
@@ -164,7 +174,7 @@ def _one(
     from tokentrim.session import adapter_of
 
     shape = adapter_of(loaded.model).locate(loaded.model).shape
-    n_visual = visual_tokens(loaded, inputs, [question.images if structure == "keep" else []])[0]
+    n_visual = visual_tokens(loaded, inputs, [question.sample.images if structure == "keep" else []])[0]
     strategy = resolve(spec, shape, n_visual)
     wanted = question.evidence if Need.EVIDENCE in strategy.needed() else None
     with started(f"strategy {strategy.label()!r}"):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tokentrim.config.specs import Structure
     from tokentrim.contracts.strategy import Strategy
     from tokentrim.engine.report import Report
-    from tokentrim.loading import DeviceName, DTypeName, Loaded
+    from tokentrim.loading import DeviceName, DTypeName, Loaded, Video
     from tokentrim.session import Session
 
 
@@ -74,7 +74,7 @@ def run(
     name, spec = chosen(strategy, config, model)
     named: str = structure or spec.structure or "keep"
     from tokentrim.config.specs import resolve, strategy_from
-    from tokentrim.loading import load_image, load_model, load_video, shape_of
+    from tokentrim.loading import load_image, load_model, load_video, shape_of, takes_videos
     from tokentrim.runs.batches import visual_tokens
 
     quiet_libraries()
@@ -83,21 +83,22 @@ def run(
         _check_writable(overlay)
     if bool(image) == (video is not None):
         raise ConfigError(complaint("a run", "be given either --image or --video", hint="such as --image photo.jpg"))
-    pictures = [load_image(path) for path in image or ()] if video is None else load_video(video, frames)
+    pictures = [load_image(path) for path in image or ()]
+    videos = [] if video is None else [load_video(video, frames)]
     refuse_evidence(spec.strategy)
-    check_fit([spec], name, len(pictures))
+    check_fit([spec], name, len(pictures) + sum(len(one.frames) for one in videos))
     loaded = load_model(name, cast("DeviceName", device), cast("DTypeName", dtype))
-    inputs, note = inputs_of(loaded, prompt, pictures), ""
-    if video is not None:
-        inputs, note = _video_inputs(loaded, prompt, pictures, overlay)
-    if note:
-        console(to_stderr=True).print(f"note: {note}", style="yellow", soft_wrap=True)
+    if videos and not takes_videos(loaded.processor):
+        pictures, videos = list(videos[0].frames), []
+        note = f"note: this model takes no videos: its {len(pictures)} frames were asked about as images"
+        console(to_stderr=True).print(note, style="yellow", soft_wrap=True)
+    inputs = inputs_of(loaded, prompt, pictures, videos)
     untouched = strategy_from("none").strategy
     if baseline:  # the first prompt pays for what later ones find ready, so it is not the one that is timed
         _answer(loaded, inputs, untouched, 1)
     ends = cast("Structure", named)
     reference = _answer(loaded, inputs, untouched, max_new_tokens, ends) if baseline else None
-    structured = pictures if ends == "keep" and (video is None or note) else []
+    structured = pictures if ends == "keep" else []
     n_visual = visual_tokens(loaded, inputs, [structured])[0]
     solved = resolve(spec, shape_of(name), n_visual)
     answer = _answer(loaded, inputs, solved, max_new_tokens, ends)
@@ -105,7 +106,8 @@ def run(
         from tokentrim.cli.overlay import write_overlay
         from tokentrim.contracts.token_places import Cells
 
-        write_overlay(overlay, pictures, answer.stages, Cells.of(answer.session.grid))
+        cells, shown = Cells.of(answer.session.grid).drawn(pictures, videos)
+        write_overlay(overlay, shown, answer.stages, cells)
     if as_json:
         emit(_as_dict(answer, reference, name, overlay))
     else:
@@ -184,30 +186,12 @@ def _check_writable(path: Path) -> None:
         raise ConfigError(complaint("--overlay", "end in .png, .jpg or .webp", path.name))
 
 
-def inputs_of(loaded: Loaded, prompt: str, pictures: list[Image.Image]) -> dict[str, Any]:
+def inputs_of(loaded: Loaded, prompt: str, pictures: list[Image.Image], videos: list[Video]) -> dict[str, Any]:
     """Model inputs, where and as the model wants them."""
-    from tokentrim.loading import on_device, prompt_inputs
+    from tokentrim.loading import conversation_inputs, on_device, single_turn
 
-    return on_device(loaded.model, prompt_inputs(loaded.processor, [prompt], [pictures]))
-
-
-def _video_inputs(
-    loaded: Loaded, prompt: str, frames: list[Image.Image], overlay: Path | None
-) -> tuple[dict[str, Any], str]:
-    """Model inputs of a question about a video; a note where the model takes none, and its frames are images.
-
-    Raises:
-        UnsupportedError: for an overlay of a video, which has no images to draw over.
-    """
-    from tokentrim.loading import conversation_inputs, on_device
-
-    if getattr(loaded.processor, "video_processor", None) is None:
-        note = f"this model takes no videos: its {len(frames)} frames were asked about as images"
-        return inputs_of(loaded, prompt, frames), note
-    if overlay is not None:
-        raise UnsupportedError(complaint("--overlay", "come with --image", "--video", "leave the overlay out"))
-    turn = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": prompt}]}
-    return on_device(loaded.model, conversation_inputs(loaded.processor, [[turn]], [[]], [frames])), ""
+    turns = single_turn(prompt, len(pictures), len(videos))
+    return on_device(loaded.model, conversation_inputs(loaded.processor, [turns], [pictures], videos))
 
 
 def _answer(

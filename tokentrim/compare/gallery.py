@@ -14,6 +14,7 @@ from typing import Any, Final
 from PIL import Image
 
 from tokentrim.contracts.tasks import Sample
+from tokentrim.contracts.token_places import Cells
 from tokentrim.errors import reason_of
 from tokentrim.plugins.loader import registry
 from tokentrim.runs.cells import Cell
@@ -26,6 +27,7 @@ SCHEMA: Final = 1
 _LONGEST: Final = 640  # pixels of a stored picture's longer side
 _EXACT: Final = 160 * 160  # pictures of at most so many pixels are stored without loss: their pixels can be seen
 _QUALITY: Final = 85
+_FRAME: Final = 320  # of a frame of a video: there are many
 _STORED: Final = re.compile(r"data:image/(png|jpeg);base64,([A-Za-z0-9+/]+={0,2})")
 
 
@@ -45,10 +47,20 @@ def gallery_of(cells: Sequence[Cell], results: Mapping[str, CellResult]) -> Gall
             if name not in samples or name not in said or record["cells"] is None:
                 continue
             place = (cell.model.name, task.name, name)
+            sample, grid = samples[name], record["cells"]
+            if sample.videos:
+                cells_drawn, pictures = Cells.from_dict(grid).drawn(sample.images, sample.videos)
+                grid = cells_drawn.as_dict()
+            else:
+                pictures = list(sample.images)
             if place not in questions:
-                questions[place] = _question(cell, samples[name], task.metric)
-                images.setdefault(questions[place]["images"], [stored(image) for image in samples[name].images])
-            _add(questions[place], cell, record, said[name])
+                questions[place] = _question(cell, sample, task.metric)
+                still = len(sample.images)
+                images.setdefault(
+                    questions[place]["images"],
+                    [stored(image, _LONGEST if number < still else _FRAME) for number, image in enumerate(pictures)],
+                )
+            _add(questions[place], cell, {**record, "cells": grid}, said[name])
     return {"schema": SCHEMA, "images": images, "questions": list(questions.values())}
 
 
@@ -61,7 +73,8 @@ def _question(cell: Cell, sample: Sample, metric: str) -> Question:
         "sample": sample.id,
         "question": sample.question,
         "answer": sample.answer,
-        "images": f"{cell.task.task} {sample.id}",
+        # How many frames of a video are drawn depends on the model, which may merge some.
+        "images": f"{cell.task.task} {sample.id}" + (f" {cell.model.name}" if sample.videos else ""),
         "cells": [],
         "methods": [],
     }
@@ -87,11 +100,16 @@ def _add(question: Question, cell: Cell, record: Mapping[str, Any], said: Mappin
     )
 
 
-def stored(image: Image.Image) -> dict[str, Any]:
-    """A picture as a data URI, small enough to travel in a report."""
+def stored(image: Image.Image, longest: int = _LONGEST) -> dict[str, Any]:
+    """A picture as a data URI, small enough to travel in a report.
+
+    Args:
+        image: the picture.
+        longest: pixels of the stored picture's longer side.
+    """
     width, height = image.size
     shown = image.convert("RGB")
-    shown.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
+    shown.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     exact = width * height <= _EXACT
     buffer = io.BytesIO()
     shown.save(buffer, "PNG", optimize=True) if exact else shown.save(buffer, "JPEG", quality=_QUALITY)

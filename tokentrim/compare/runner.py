@@ -117,7 +117,9 @@ def planned(config: str | Path | Mapping[str, Any] | CompareConfig | None, execu
     chosen = choose(executor, settings.executor)
     models = [locate(spec) for spec in settings.models]
     cells = expand(settings, models)
-    require_questions((cell.task.task, cell.split, cell.n) for cell in cells)
+    require_questions(
+        ((cell.task.task, cell.split, cell.n) for cell in cells), [spec.model for spec in settings.models]
+    )
     require_evidence(cells)
     chosen.prepare()
     if not chosen.in_process:

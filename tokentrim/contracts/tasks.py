@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tokentrim.reading import Video
+
 Split = Literal["calibration", "test"]
 Metric = Literal["exact", "f1", "graded"]  # right or wrong; overlap of lists; any other number per answer
 _TO_TRAIN_ON: Final = 1024  # calibration samples, for tasks without samples of their own
@@ -23,7 +25,8 @@ _HANDFUL: Final = 32
 class Evidence:
     """An image region that the answer needs: a half-open pixel box.
 
-    weight 1.0 marks an object that the question is about; a lower one (0.5) another object of the picture.
+    weight 1.0 marks an object that the question is about; a lower one (0.5) another object of the picture. image: its
+    number; a video's comes after those of the images, and its box is one in each of its frames.
     """
 
     top: int
@@ -39,9 +42,9 @@ class Sample:
     """One question.
 
     id: stable over versions, e.g. "where/test/0007". question: plain text, to be put into the model's own
-    chat template after the images. messages: where that does not say it all (several turns, a system prompt, images
-    between words), the whole conversation as chat templates take it: {"role": ..., "content": [...]}, each
-    {"type": "image"} standing for the next of the images.
+    chat template after the images and videos. messages: where that does not say it all (several turns, a system prompt,
+    images between words), the whole conversation as chat templates take it: {"role": ..., "content": [...]}, each
+    {"type": "image"} standing for the next of the images, {"type": "video"} for the next of the videos.
     """
 
     id: str
@@ -50,6 +53,7 @@ class Sample:
     answer: str
     evidence: tuple[Evidence, ...] = ()
     messages: tuple[Mapping[str, Any], ...] | None = None
+    videos: tuple[Video, ...] = ()
 
 
 class Task(ABC):

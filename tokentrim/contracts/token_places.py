@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BaseModel, Field, model_validator
 
+from tokentrim.reading import Video
+
 if TYPE_CHECKING:
+    from PIL import Image
+
     from tokentrim.contracts.sites import Grid
 
 
@@ -98,6 +102,29 @@ class Cells:
             else:
                 runs.append([plane, max(place, 0), 1])
         return {"planes": [[p.image, p.frame, p.plane, p.rows, p.cols] for p in self.planes], "runs": runs}
+
+    def drawn(
+        self, images: Sequence[Image.Image], videos: Sequence[Video]
+    ) -> tuple[Cells, list[Image.Image]]:  # fmt: skip
+        """The same cells with each frame of a video as a picture of its own, and these pictures behind the images.
+
+        Of frames that a model merges, the first is shown. What draws tokens knows pictures alone.
+        """
+        first = len(images)
+        seen = sorted({(plane.image, plane.frame) for plane in self.planes if plane.image >= first})
+        numbers = {place: first + number for number, place in enumerate(seen)}
+        planes = tuple(
+            replace(plane, image=numbers[plane.image, plane.frame], frame=0) if plane.image >= first else plane
+            for plane in self.planes
+        )
+        owners = sorted({image for image, _ in seen})
+        # To some families each frame is an image: then all frames there are stand for all of these.
+        parts = videos if len(owners) == len(videos) else [Video(tuple(f for video in videos for f in video.frames))]
+        pictures = list(images)
+        for number, video in enumerate(parts):
+            own = [place for place in seen if len(parts) == 1 or place[0] == owners[number]]
+            pictures += [video.frames[place * len(video.frames) // len(own)] for place in range(len(own))]
+        return replace(self, planes=planes), pictures
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Cells:

@@ -23,9 +23,16 @@ from tokentrim.loading.models import (
     resolve_folder,
     shape_of,
 )
-from tokentrim.loading.prompts import chat_text, conversation_inputs, on_device, prompt_inputs, single_turn
-from tokentrim.loading.videos import load_video
-from tokentrim.reading import as_shown, load_image
+from tokentrim.loading.prompts import (
+    chat_text,
+    conversation_inputs,
+    on_device,
+    prompt_inputs,
+    require_watching,
+    single_turn,
+    takes_videos,
+)
+from tokentrim.reading import Video, as_shown, load_image, load_video
 
 __all__ = [
     "PRESETS",
@@ -34,6 +41,7 @@ __all__ = [
     "DeviceName",
     "HubModel",
     "Loaded",
+    "Video",
     "as_shown",
     "chat_text",
     "conversation_inputs",
@@ -50,7 +58,9 @@ __all__ = [
     "read_config",
     "require_fitting_torchvision",
     "require_supported",
+    "require_watching",
     "resolve_folder",
     "shape_of",
     "single_turn",
+    "takes_videos",
 ]

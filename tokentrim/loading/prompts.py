@@ -1,11 +1,12 @@
-"""Model inputs from questions: chat templates, padding, and the device and number format of the model."""
+"""Model inputs from questions: chat templates, padding, videos, and the device and number format of the model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tokentrim.errors import WHOLE, DataError, TokentrimError, complaint, reason_of
+from tokentrim.errors import WHOLE, DataError, TokentrimError, UnsupportedError, complaint, reason_of
+from tokentrim.reading import Video
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,17 +40,38 @@ def prompt_inputs(processor: Any, questions: Sequence[str], images: Sequence[Seq
     return conversation_inputs(processor, turns, images)
 
 
-def single_turn(question: str, n_images: int) -> tuple[dict[str, Any], ...]:
-    """A conversation of one user turn: images, then text."""
-    content = [*({"type": "image"} for _ in range(n_images)), {"type": "text", "text": question}]
-    return ({"role": "user", "content": content},)
+def single_turn(question: str, n_images: int, n_videos: int = 0) -> tuple[dict[str, Any], ...]:
+    """A conversation of one user turn: images, then videos, then text."""
+    shown = [*({"type": "image"} for _ in range(n_images)), *({"type": "video"} for _ in range(n_videos))]
+    return ({"role": "user", "content": [*shown, {"type": "text", "text": question}]},)
+
+
+def takes_videos(processor: Any) -> bool:
+    """Whether a processor makes model inputs of videos."""
+    return getattr(processor, "video_processor", None) is not None
+
+
+def require_watching(processor: Any, model: str, question: str) -> None:
+    """Raise UnsupportedError unless a processor takes videos.
+
+    Args:
+        processor: of the model.
+        model: its name, for the message.
+        question: which is about a video, for the message.
+    """
+    if not takes_videos(processor):
+        raise UnsupportedError(
+            complaint(f"model {model!r}", f"take videos, which {question} is about",
+                      f"its {type(processor).__name__} has no video processor",
+                      "choose a model that does, or give frames as 'images'")
+        )  # fmt: skip
 
 
 def conversation_inputs(
     processor: Any,
     conversations: Sequence[Sequence[Mapping[str, Any]]],
     images: Sequence[Sequence[Any]],
-    videos: Sequence[Sequence[Any]] = (),
+    videos: Sequence[Video] = (),
 ) -> Any:
     """Model inputs of a batch of conversations, left-padded, each up to where the model's answer begins.
 
@@ -58,12 +80,18 @@ def conversation_inputs(
         conversations: per row its turns, ``{"role": ..., "content": [...]}``, of ``{"type": "text", "text": ...}`` and
             ``{"type": "image"}`` or ``{"type": "video"}``.
         images: the images of each row, in the order of their places.
-        videos: all videos, in the order of their places, each a list of its frames.
+        videos: all videos of the batch, in the order of their places.
 
     Raises:
         DataError: when the processor refuses them.
     """
-    shown_too = {"videos": [list(video) for video in videos], "do_sample_frames": False} if videos else {}
+    shown_too: dict[str, Any] = {}
+    if videos:
+        shown_too = {
+            "videos": [list(video.frames) for video in videos],
+            "video_metadata": [_about(video) for video in videos],
+            "do_sample_frames": False,
+        }
     texts: list[str] = []
     try:
         texts += [chat_text(processor, turns) for turns in conversations]
@@ -86,6 +114,12 @@ def conversation_inputs(
         ) from cause
 
 
+def _about(video: Video) -> dict[str, Any]:
+    """When frames are shown, as processors want to know it: some write it into the prompt."""
+    taken = len(video.frames)
+    return {"total_num_frames": taken, "fps": video.fps, "frames_indices": list(range(taken))}
+
+
 def chat_text(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
     """A conversation as text; a model without a chat template gets its placeholders and the plain words of one turn."""
     if getattr(processor, "chat_template", None) is None:
@@ -95,6 +129,7 @@ def chat_text(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
                           [turn["role"] for turn in turns], "save a chat_template with the model's processor")
             )  # fmt: skip
         return "".join(
-            f"{processor.image_token}\n" if part["type"] == "image" else part["text"] for part in turns[0]["content"]
+            part["text"] if part["type"] == "text" else f"{getattr(processor, part['type'] + '_token')}\n"
+            for part in turns[0]["content"]
         )
     return processor.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokentrim.errors import DataError, UnsupportedError, complaint
-from tokentrim.loading import Loaded, conversation_inputs, on_device, single_turn
+from tokentrim.loading import Loaded, conversation_inputs, on_device, require_watching, single_turn
 from tokentrim.session import adapter_of
 from tokentrim.contracts.sites import Grid
 from tokentrim.contracts.tasks import Sample, Task, evidence_over
@@ -87,9 +87,18 @@ def make_batch(loaded: Loaded, samples: Sequence[Sample], places: Sequence[int])
 
 
 def sample_inputs(loaded: Loaded, samples: Sequence[Sample]) -> Any:
-    """What the processor makes of samples: of their conversation, or of their images and question."""
-    turns = [s.messages or single_turn(s.question, len(s.images)) for s in samples]
-    return conversation_inputs(loaded.processor, turns, [s.images for s in samples])
+    """What the processor makes of samples: of their conversation, or of their images, videos and question.
+
+    Raises:
+        UnsupportedError: for videos, when the model takes none.
+        DataError: when the processor refuses them.
+    """
+    turns = [s.messages or single_turn(s.question, len(s.images), len(s.videos)) for s in samples]
+    videos = [video for sample in samples for video in sample.videos]
+    if videos:
+        watching = next(sample.id for sample in samples if sample.videos)
+        require_watching(loaded.processor, str(loaded.model.config.name_or_path), f"question {watching!r}")
+    return conversation_inputs(loaded.processor, turns, [s.images for s in samples], videos)
 
 
 def model_inputs(loaded: Loaded, batch: Batch) -> dict[str, Tensor]:
@@ -127,7 +136,8 @@ def evidence_of(task: Task, batch: Batch) -> Callable[[Grid], list[Tensor]]:
         for row, sample in enumerate(batch.samples):
             real = grid.image[row] >= 0
             where = (part[row][real].cpu().numpy() for part in (grid.image, grid.row, grid.col, grid.rows, grid.cols))
-            sizes = [(image.height, image.width) for image in sample.images]
+            shown = (*sample.images, *(video.frames[0] for video in sample.videos))
+            sizes = [(image.height, image.width) for image in shown]
             found.append(torch.from_numpy(evidence_over(sample.evidence, sizes, *where)).float())
         return found
 

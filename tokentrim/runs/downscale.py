@@ -25,7 +25,7 @@ from PIL import Image
 from tokentrim.counting.costs import Usage
 from tokentrim.runs.batches import Batch, make_batches
 from tokentrim.runs.cells import Cell
-from tokentrim.runs.work import PromptCounts, Work, solve
+from tokentrim.runs.work import PromptCounts, Unreachable, Work, solve
 from tokentrim.config.specs import strategy_from
 from tokentrim.errors import DataError
 from tokentrim.counting.forecast import planned_layer_tokens
@@ -70,8 +70,10 @@ def smaller(cell: Cell, work: Work) -> Smaller:
     """The questions of a ``downscale`` cell.
 
     Raises:
-        Unreachable: when ``uniform`` cannot be brought to the cell's budget.
+        Unreachable: when ``uniform`` cannot be brought to the cell's budget, or a question is about a video.
     """
+    if any(sample.videos for sample in work.samples):
+        raise Unreachable("frames of videos are not made smaller: this control is one of pictures")
     rival = replace(cell, strategy=strategy_from(EQUAL), control=None)
     full: dict[int, PromptCounts] = {}
     target: dict[int, int] = {}

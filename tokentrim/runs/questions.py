@@ -10,8 +10,10 @@ from typing import Any
 from PIL import Image
 
 from tokentrim.contracts.tasks import Evidence, Metric, Sample, Split, Task
-from tokentrim.errors import DataError, TokentrimError, complaint, reason_of
+from tokentrim.errors import DataError, TokentrimError, UnsupportedError, complaint, reason_of
+from tokentrim.loading import describe, load_processor, require_watching
 from tokentrim.plugins.loader import registry
+from tokentrim.reading import Video
 
 
 def questions_of(task: Task, split: Split, n: int, *, fewer: bool = False) -> list[Sample]:
@@ -86,17 +88,30 @@ def _samples(whom: str, give: Callable[[], Any]) -> list[Sample]:
     return listed
 
 
-def require_questions(asked: Iterable[tuple[str, Split, int]]) -> None:
+def require_questions(asked: Iterable[tuple[str, Split, int]], models: Iterable[str] = ()) -> None:
     """Look at every question that a run will ask, before anything runs.
 
     Args:
         asked: (task's name, split, how many) of each.
+        models: which are asked all of them.
 
     Raises:
         DataError: see :func:`questions_of`.
+        UnsupportedError: for a video, when a model takes none.
     """
+    watching: str | None = None
     for name, split, n in dict.fromkeys(asked):
-        questions_of(registry("task").get(name), split, n)
+        found = questions_of(registry("task").get(name), split, n)
+        watching = watching or next((f"{one.id!r} of task {name!r}" for one in found if one.videos), None)
+    for model in models if watching else ():
+        described = describe(model)
+        require_watching(load_processor(described.folder), model, watching or "")
+        if not described.adapter.model_types:
+            raise UnsupportedError(
+                complaint(f"model {model!r}", f"have an adapter of its own, because {watching} is about a video",
+                          f"the adapter {described.adapter.name!r}, which serves images alone",
+                          "give frames as 'images'")
+            )  # fmt: skip
 
 
 def _require_sample(sample: Any, whom: str) -> None:
@@ -105,7 +120,7 @@ def _require_sample(sample: Any, whom: str) -> None:
         raise DataError(complaint(whom, "be a tokentrim Sample", sample))
     for name in ("id", "question", "answer"):
         require_text(getattr(sample, name), f"{name} of {whom}")
-    for name, kind in (("images", Image.Image), ("evidence", Evidence)):
+    for name, kind in (("images", Image.Image), ("evidence", Evidence), ("videos", Video)):
         parts: Any = getattr(sample, name)
         if not isinstance(parts, list | tuple) or not all(isinstance(part, kind) for part in parts):
             raise DataError(complaint(f"{name} of {whom}", f"be a tuple of {kind.__name__}", parts))

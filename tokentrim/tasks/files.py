@@ -16,14 +16,16 @@ from PIL import Image
 from tokentrim.contracts.tasks import Sample, Split, Task
 from tokentrim.errors import ConfigError, DataError, UnsupportedError, complaint, suggestion, unknown_name
 from tokentrim.plugins.registry import Family
+from tokentrim.reading import Video, frame_files
 from tokentrim.tasks.metrics import METRICS, AnswerMetric, is_yes_or_no
 from tokentrim.tasks.names import FileName, parse
-from tokentrim.tasks.questions import Picture, Question, question_of
+from tokentrim.tasks.questions import Film, Picture, Question, question_of
 from tokentrim.tasks.table import read_table, table_file
 
 _DISTRIBUTION: Final = "file"
 _SHOWN: Final = 10  # bad lines in one message
 _OPEN_PICTURES: Final = 64
+_OPEN_FILMS: Final = 16
 _PIECE: Final = 1 << 16
 
 
@@ -92,6 +94,7 @@ class FileTask(Task):
         self.max_new_tokens = chosen.max_new_tokens
         self.description = f"{len(questions)} questions of {file}; {chosen.name}: {chosen.says}"
         self._opened = lru_cache(maxsize=_OPEN_PICTURES)(_opened)
+        self._watched = lru_cache(maxsize=_OPEN_FILMS)(_watched)
 
     @cached_property
     def digest(self) -> str:
@@ -106,7 +109,8 @@ class FileTask(Task):
         """The first n questions of a split, in the order of the file.
 
         Raises:
-            DataError: when the file has none of that split, or a picture of them cannot be decoded.
+            DataError: when the file has none of that split, or a picture or video of them cannot be decoded.
+            UnsupportedError: when nothing that decodes a video is installed.
         """
         found = [question for question in self._questions.values() if question.split == split]
         if not found:
@@ -131,14 +135,13 @@ class FileTask(Task):
         return super().training(handful)
 
     def _sample(self, question: Question) -> Sample:
-        images: list[Image.Image] = []
-        for picture in question.pictures:
-            try:
-                images.append(self._opened(picture))
-            except DataError as cause:
-                raise DataError(f"{question.place}: {cause}") from cause
+        try:
+            images = tuple(self._opened(picture) for picture in question.pictures)
+            videos = tuple(self._watched(film) for film in question.films)
+        except (DataError, UnsupportedError) as cause:
+            raise type(cause)(f"{question.place}: {cause}") from cause
         answer = Counter(question.gold.answers).most_common(1)[0][0]
-        return Sample(question.id, tuple(images), question.text, answer, messages=question.turns)
+        return Sample(question.id, images, question.text, answer, messages=question.turns, videos=videos)
 
     def score(self, sample: Sample, prediction: str) -> float:
         """By the metric of the task."""
@@ -152,6 +155,10 @@ class FileTask(Task):
 
 def _opened(picture: Picture) -> Image.Image:
     return picture.open()
+
+
+def _watched(film: Film) -> Video:
+    return film.open()
 
 
 def _questions(file: Path) -> list[Question]:
@@ -206,11 +213,12 @@ def _clashes(questions: Sequence[Question]) -> Iterator[str]:
         if question.id in ids:
             yield f"{question.place}: the id must be of one question; {question.id!r} is that of {ids[question.id]} too"
         ids[question.id] = question.place
-        for picture in question.pictures:
+        for picture in (*question.pictures, *question.films):
             other = shown.setdefault(picture.source, question)
             if other.split != question.split:
+                what = "video" if isinstance(picture, Film) else "picture"
                 yield (
-                    f"{question.place}: a picture must be in one split, or what is calibrated has seen the test; "
+                    f"{question.place}: a {what} must be in one split, or what is calibrated has seen the test; "
                     f"{other.place} ({other.split}) has the same"
                 )
 
@@ -247,6 +255,10 @@ def _digest(questions: Iterable[Question]) -> str:
         total.update(json.dumps(said).encode(errors="surrogatepass"))
         for picture in question.pictures:
             total.update(_content(picture.source) if isinstance(picture.source, Path) else _hashed(picture.source))
+        for film in question.films:
+            files = frame_files(film.source) if film.source.is_dir() else [film.source]
+            total.update(f"{film.frames} of {len(files)}".encode())
+            total.update(b"".join(map(_content, files)))
     return total.hexdigest()[:16]
 
 

@@ -38,15 +38,16 @@ class Conversation:
         return [part["type"] for part in self.turns[0]["content"]] == ["image"] * len(self.images) + ["text"]
 
 
-def conversation_of(messages: Sequence[Mapping[str, Any]], whom: str) -> Conversation:
+def conversation_of(messages: Sequence[Mapping[str, Any]], whom: str, *, videos: int = 0) -> Conversation:
     """Read messages of the form ``{"role": ..., "content": [{"type": "text" | "image", ...}]}``.
 
     Args:
         messages: as a task's ``doc_to_messages`` returns them; an image's ``url`` is a picture or its file.
         whom: whose they are, for messages.
+        videos: how many there are; ``{"type": "video"}`` stands for the next of them.
 
     Raises:
-        UnsupportedError: when they hold anything but text and images.
+        UnsupportedError: when they hold anything but text, images and videos that are there.
         DataError: when they hold nothing, or an image cannot be read.
     """
     turns: list[dict[str, Any]] = []
@@ -59,6 +60,8 @@ def conversation_of(messages: Sequence[Mapping[str, Any]], whom: str) -> Convers
             elif part["type"] == "image":
                 content.append({"type": "image"})
                 images.append(_picture(part["url"], whom))
+            elif part["type"] == "video" and videos:
+                content.append({"type": "video"})
             else:
                 raise UnsupportedError(
                     complaint(f"the prompts of {whom}", "hold text and images only", part["type"],

@@ -13,13 +13,19 @@ from PIL import Image
 
 from tokentrim.contracts.tasks import Split
 from tokentrim.errors import DataError, TokentrimError, complaint, nearest, reason_of
-from tokentrim.reading import as_shown, load_image
+from tokentrim.reading import Video, as_shown, frame_files, load_image, load_video
 from tokentrim.tasks.messages import Conversation, conversation_of
 from tokentrim.tasks.metrics import LETTERS, Gold
 from tokentrim.tasks.table import Row
 
-COLUMNS: Final = ("image", "images", "question", "messages", "answer", "answers", "choices", "id", "split", "group")
+COLUMNS: Final = (
+    "image", "images", "video", "videos", "frames", "question", "messages", "answer", "answers", "choices", "id",
+    "split", "group",
+)  # fmt: skip
 _IMAGE: Final = ("image", "images", "file_name", "file_names")  # the latter as the Hub's image folders call them
+_VIDEO: Final = ("video", "videos")
+_FRAMES: Final = 16
+_MOST_FRAMES: Final = 1024
 _SPLITS: Final[Mapping[str, Split]] = {
     "test": "test", "calibration": "calibration", "train": "calibration", "validation": "calibration",
 }  # fmt: skip
@@ -51,6 +57,23 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Film:
+    """A video of a question: its file, or a folder of its frames, and how many of them are asked about."""
+
+    source: Path
+    frames: int
+
+    def open(self) -> Video:
+        """Its frames.
+
+        Raises:
+            DataError: when it cannot be decoded.
+            UnsupportedError: when nothing that decodes it is installed.
+        """
+        return load_video(self.source, self.frames)
+
+
+@dataclass(frozen=True)
 class Question:
     """A question of a file, its pictures not yet read.
 
@@ -62,7 +85,9 @@ class Question:
         text: of the prompt, with its choices.
         gold: what is right.
         pictures: in the order of their places.
-        turns: a conversation in place of the text, with ``{"type": "image"}`` for each picture.
+        turns: a conversation in place of the text, with ``{"type": "image"}`` for each picture, and
+            ``{"type": "video"}`` for each video.
+        films: videos, in the order of their places.
     """
 
     place: str
@@ -73,6 +98,7 @@ class Question:
     gold: Gold
     pictures: tuple[Picture, ...]
     turns: tuple[Mapping[str, Any], ...] | None = None
+    films: tuple[Film, ...] = ()
 
 
 def question_of(row: Row, folder: Path) -> Question:
@@ -86,32 +112,63 @@ def question_of(row: Row, folder: Path) -> Question:
         ValueError: says what is wrong with the row.
     """
     values = row.values
-    pictures = [_picture(source, folder) for source in _sources(values)]
+    pictures = [_picture(source, folder) for source in _sources(values, _IMAGE)]
+    frames = _frames(values)
+    films = [_film(source, folder, frames) for source in _sources(values, _VIDEO)]
     choices = _texts(values, "choices") if "choices" in values else ()
     if len(choices) == 1 or len(choices) > len(LETTERS):
         raise ValueError(f"'choices' must list 2 to {len(LETTERS)} texts; got {len(choices)}")
     gold = Gold(_answers(values, choices), choices)
-    text, turns = _prompt(values, pictures, choices, folder)
-    if not pictures:
-        raise ValueError(_missing("image", values, "the picture's file"))
+    text, turns = _prompt(values, pictures, len(films), choices, folder)
+    if not pictures and not films:
+        raise ValueError(_missing("image", values, "the picture's file, or a 'video'"))
     split = _SPLITS.get(str(values.get("split", "test")).lower())
     if split is None:
         raise ValueError(f"'split' must be one of {', '.join(_SPLITS)}; got {values['split']!r}")
     name = str(values.get("id", row.place.rsplit("/", 1)[-1]))
     return Question(
-        row.place, name, split, str(values.get("group", "")), text, gold, tuple(pictures), turns
+        row.place, name, split, str(values.get("group", "")), text, gold, tuple(pictures), turns, tuple(films)
     )  # fmt: skip
 
 
-def _sources(values: Mapping[str, Any]) -> list[Any]:
-    """What a row says of its pictures."""
-    if "video" in values or "videos" in values:
-        raise ValueError("questions must be about images, not videos: give frames of the video as 'images'")
-    given = [name for name in _IMAGE if name in values]
+def _sources(values: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:
+    """What a row says of its pictures, or of its videos."""
+    given = [name for name in columns if name in values]
     if len(given) > 1:
-        raise ValueError(f"a question must name its pictures once; got both {given[0]!r} and {given[1]!r}")
+        raise ValueError(f"a question must name its {columns[0]}s once; got both {given[0]!r} and {given[1]!r}")
     listed: Any = values[given[0]] if given else []
     return list(listed) if isinstance(listed, list | tuple) else [listed]
+
+
+def _frames(values: Mapping[str, Any]) -> int:
+    """How many frames of its videos a row asks about."""
+    wanted: Any = values.get("frames", _FRAMES) if any(name in values for name in _VIDEO) else _FRAMES
+    number: Any = int(wanted) if isinstance(wanted, str) and wanted.strip().isdecimal() else wanted
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= _MOST_FRAMES:
+        raise ValueError(f"'frames' must be a whole number from 1 to {_MOST_FRAMES}; got {wanted!r}")
+    return number
+
+
+def _film(source: Any, folder: Path, frames: int) -> Film:
+    """A video that is there; it is decoded when it is asked about."""
+    if not isinstance(source, str):
+        raise ValueError(f"a video must be a path; got {type(source).__name__}")
+    path = _path(source, folder, "video")
+    if path.is_dir():
+        try:
+            frame_files(path)
+        except DataError as cause:
+            raise ValueError(str(cause)) from cause
+    elif not path.is_file():
+        raise ValueError(f"the video must be an existing file, or a folder of frames; got {source!r}: {path}")
+    return Film(path, frames)
+
+
+def _path(source: str, folder: Path, what: str) -> Path:
+    """Where a file is meant."""
+    if "://" in source:
+        raise ValueError(f"the {what} must be a file, because nothing is downloaded; got {source!r}")
+    return Path(os.path.normpath(folder / source))
 
 
 def _picture(source: Any, folder: Path) -> Picture:
@@ -121,9 +178,7 @@ def _picture(source: Any, folder: Path) -> Picture:
     if isinstance(source, bytes):
         found = Picture(source)
     elif isinstance(source, str):
-        if "://" in source:
-            raise ValueError(f"the image must be a file, because nothing is downloaded; got {source!r}")
-        path = Path(os.path.normpath(folder / source))
+        path = _path(source, folder, "image")
         if not path.is_file():
             raise ValueError(f"the image must be an existing file; got {source!r}, which means {path}")
         found = Picture(path)
@@ -172,13 +227,13 @@ def _answers(values: Mapping[str, Any], choices: Sequence[str]) -> tuple[str, ..
 
 
 def _prompt(
-    values: Mapping[str, Any], pictures: list[Picture], choices: Sequence[str], folder: Path
+    values: Mapping[str, Any], pictures: list[Picture], videos: int, choices: Sequence[str], folder: Path
 ) -> tuple[str, tuple[Mapping[str, Any], ...] | None]:
     """The words of the question, and its conversation where it is one; its pictures join the others."""
     if "messages" in values and "question" in values:
         raise ValueError("a question must have 'question' or 'messages', not both")
     if "messages" in values:
-        talk = _conversation(values["messages"], pictures, folder)
+        talk = _conversation(values["messages"], pictures, videos, folder)
         return talk.text, talk.turns
     if "question" not in values:
         raise ValueError(_missing("question", values, "the text that is asked"))
@@ -191,13 +246,13 @@ def _prompt(
     return text, None
 
 
-def _conversation(messages: Any, pictures: list[Picture], folder: Path) -> Conversation:
-    """A conversation; an image without a source of its own is the next of the row's."""
+def _conversation(messages: Any, pictures: list[Picture], videos: int, folder: Path) -> Conversation:
+    """A conversation; an image without a source of its own is the next of the row's, and so is a video."""
     own, turns = list(pictures), list[dict[str, Any]]()
     pictures.clear()
     if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
         raise ValueError("'messages' must be a list of {role, content}")
-    stand_in = Image.new("RGB", (1, 1))
+    stand_in, watched = Image.new("RGB", (1, 1)), 0
     for turn in messages:
         content: Any = turn.get("content")
         parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
@@ -210,14 +265,19 @@ def _conversation(messages: Any, pictures: list[Picture], folder: Path) -> Conve
                     raise ValueError("'messages' must not have more images than 'images' lists")
                 pictures.append(own.pop(0) if source is None else _picture(source, folder))
                 part = {"type": "image", "url": stand_in}
+            watched += part.get("type") == "video"
             shown.append(part)
         turns.append({"role": turn.get("role"), "content": shown})
     if own:
         raise ValueError(f"'messages' must have a place for every image; {len(own)} of 'images' have none")
+    if watched != videos:
+        raise ValueError(
+            f"'messages' must have a place for each of the {videos} in 'video', and no more; got {watched}"
+        )
     if not turns or turns[-1]["role"] != "user":
         raise ValueError("'messages' must end with a turn of the user")
     try:
-        return conversation_of(turns, "the question")
+        return conversation_of(turns, "the question", videos=videos)
     except (TokentrimError, KeyError, TypeError) as cause:
         raise ValueError(f"'messages' must be turns of text and images: {cause}") from cause
 
