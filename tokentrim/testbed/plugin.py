@@ -21,7 +21,7 @@ def tokentrim_models(register: Register) -> None:
 
 @hookimpl
 def tokentrim_tasks(register: Register) -> None:
-    """Register the eight tasks, in one size and in several; the renderer is imported when one is asked for."""
+    """Register the tasks, the plain ones also in several sizes; a renderer is imported when one is asked for."""
     summaries = {
         "color": "the colour of an object",
         "what": "what an object of a colour is",
@@ -37,3 +37,19 @@ def tokentrim_tasks(register: Register) -> None:
     for name, summary in summaries.items():
         target = f"tokentrim.testbed.tasks:TASKS_SIZES[{name}-sizes]"
         register(f"{name}-sizes", target, summary=f"{summary}; pictures of three sizes")
+    busy = {
+        "busy-ground": "the material in a corner",
+        "busy-there": "whether there is a large thing of a kind",
+        "busy-color": "the colour of a large thing",
+        "busy-left": "whether one large thing is left of another",
+        "busy-count-large": "how many large things there are",
+        "busy-sign": "the letters of a sign",
+        "busy-digit": "the digit on a large thing",
+        "busy-mark": "the colour of the mark on a large thing",
+        "busy-count-small": "how many small things of a kind there are",
+        "busy-where": "the place of a small thing",
+        "busy-describe": "large things by size, grounds, small things",
+        "busy-signs": "the letters of three signs",
+    }
+    for name, summary in busy.items():
+        register(name, f"tokentrim.testbed.busy.tasks:TASKS[{name}]", summary=f"busy pictures: {summary}")

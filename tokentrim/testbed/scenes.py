@@ -52,7 +52,7 @@ RGB: Final[Floats] = np.array(
 )
 
 # Digits as seven rows of five dots, one number per row, the leftmost dot in the highest bit.
-_DIGIT_ROWS: Final = (
+DIGIT_ROWS: Final = (
     (14, 17, 19, 21, 25, 17, 14), (4, 12, 4, 4, 4, 4, 14), (14, 17, 1, 6, 8, 16, 31), (30, 1, 1, 14, 1, 1,
     30), (2, 6, 10, 18, 31, 2, 2), (31, 16, 30, 1, 1, 17, 14), (6, 8, 16, 30, 17, 17, 14), (31, 1, 2, 4, 8, 8,
     8), (14, 17, 17, 14, 17, 17, 14), (14, 17, 17, 15, 1, 2, 12),
@@ -73,7 +73,7 @@ def _draw_glyphs() -> Bools:
     ]
     rows = np.arange(GLYPH) * 7 // GLYPH
     columns = np.arange(8) * 5 // 8
-    for bits in _DIGIT_ROWS:
+    for bits in DIGIT_ROWS:
         dots = (np.array(bits)[:, None] >> np.arange(4, -1, -1)) & 1
         mask = np.zeros((GLYPH, GLYPH), np.bool_)
         mask[:, 1:9] = dots[rows][:, columns] == 1

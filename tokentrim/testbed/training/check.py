@@ -1,14 +1,15 @@
-"""Is a model fit to judge pruning? The acceptance rule as a command: `python -m tokentrim.testbed.training.check`.
+"""Is a model fit to judge pruning? The acceptance rule as a command: `python -m tokentrim.testbed.check`.
 
 A model is fit when it answers the short tasks unpruned, when keeping the quarter of the visual tokens that
 the answer needs costs almost nothing (else a method's loss would measure the model's surprise at missing
-tokens), and when keeping a random quarter costs a lot. Exit code 0: fit; 1: not.
+tokens), and when keeping a random quarter costs a lot. A model of the busy pictures is asked about these, under
+the rule of `busy.check`. Exit code 0: fit; 1: not; 2: nothing was checked.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,10 +20,15 @@ from rich.table import Table
 from transformers import AutoModelForImageTextToText
 
 from tokentrim.contracts.tasks import Split, Task
+from tokentrim.errors import complaint
 from tokentrim.testbed import MODELS, model_folder
+from tokentrim.testbed.busy.tasks import TASKS as BUSY_TASKS
 from tokentrim.testbed.tasks import TASKS, resized
+from tokentrim.testbed.training.busy.check import BusyResult, busy_table, check_busy
+from tokentrim.testbed.training.busy.model import BUSY
 from tokentrim.testbed.training.evaluate import mean_score, oracle, random_order
 from tokentrim.testbed.training.families import family_of
+from tokentrim.testbed.training.family import TestbedFamily
 
 KEPT: Final = 0.25  # share of the visual tokens
 LEAST_FULL: Final = 0.90  # unpruned score of a short task
@@ -86,11 +92,39 @@ def table_of(results: list[TaskResult], title: str) -> Table:
 
 def load_model(name_or_folder: str) -> Any:
     """A shipped model by name, or any testbed model by folder."""
+    busy = "busy" in name_or_folder
     folder = model_folder(name_or_folder) if name_or_folder in MODELS else Path(name_or_folder)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"model must be {', '.join(MODELS)} or a model folder; got {name_or_folder}")
+        hint = "Weights of the busy pictures are not shipped: train and export them, and give the folder"
+        must = f"be {', '.join(MODELS)} or a model folder"
+        raise FileNotFoundError(complaint("model", must, name_or_folder, hint if busy else ""))
     loader: Any = AutoModelForImageTextToText
     return loader.from_pretrained(folder, trust_remote_code=False).eval()
+
+
+def _asked(arguments: argparse.Namespace, family: TestbedFamily) -> tuple[str, ...]:
+    """Names of the tasks, which must be those that the model was trained for."""
+    known = BUSY_TASKS if family is BUSY else TASKS
+    for name in arguments.task or ():
+        if name not in known:
+            raise ValueError(complaint(f"task of {arguments.model}", f"be one of {', '.join(known)}", name))
+    return tuple(arguments.task or known)
+
+
+def _measure(
+    model: Any, family: TestbedFamily, asked: tuple[str, ...], arguments: argparse.Namespace
+) -> tuple[Sequence[TaskResult | BusyResult], Table]:
+    """Results, and their table."""
+    split, n = arguments.split, arguments.n
+    title = f"{arguments.model}, {split} split, n = {n}"
+    if family is BUSY:
+        busy = [check_busy(model, BUSY_TASKS[name], split, n) for name in asked]
+        return busy, busy_table(busy, title)
+    tasks: list[Task] = [TASKS[name] for name in asked]
+    if arguments.sizes != "square" and len(family.canvases) > 1:
+        tasks = [resized(TASKS[name], f"{name}-{family.name}", family.canvases) for name in asked]
+    results = [check_task(model, task, split, n) for task in tasks]
+    return results, table_of(results, title)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,7 +133,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="testbed", help="name of a shipped model, or a folder")
     parser.add_argument("--n", type=int, default=240, help="samples per task")
     parser.add_argument("--split", choices=("calibration", "test"), default="test")
-    parser.add_argument("--task", choices=tuple(TASKS), action="append", help="only this task; may be repeated")
+    names = (*TASKS, *BUSY_TASKS)
+    parser.add_argument("--task", choices=names, action="append", help="only this task; may be repeated")
     parser.add_argument(
         "--sizes",
         choices=("square", "all"),
@@ -111,18 +146,20 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    model = load_model(arguments.model)
-    canvases = family_of(model).canvases
-    tasks: list[Task] = [TASKS[name] for name in arguments.task or TASKS]
-    if arguments.sizes != "square" and len(canvases) > 1:
-        tasks = [resized(TASKS[task.name], f"{task.name}-{family_of(model).name}", canvases) for task in tasks]
-    results = [check_task(model, task, arguments.split, arguments.n) for task in tasks]
+    try:
+        model = load_model(arguments.model)
+        family = family_of(model)
+        asked = _asked(arguments, family)
+    except (FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    results, table = _measure(model, family, asked, arguments)
     failed = any(list(r.complaints()) for r in results)
     if arguments.json:
         rows = [{**asdict(r), "kept": r.kept, "complaints": list(r.complaints())} for r in results]
         print(json.dumps({"model": arguments.model, "split": arguments.split, "fit": not failed, "tasks": rows}))
     else:
-        Console(width=130).print(table_of(results, f"{arguments.model}, {arguments.split} split, n = {arguments.n}"))
+        Console(width=130).print(table)
         print("not fit to judge pruning" if failed else "fit to judge pruning")
     return int(failed)
 

@@ -16,7 +16,7 @@ from tokentrim.testbed.scenes import Canvas
 from tokentrim.testbed.training.families import family_of
 from tokentrim.testbed.training.family import TestbedFamily
 from tokentrim.testbed.training.view import View
-from tokentrim.testbed.vocabulary import ASSISTANT, END, IDS, decode, encode
+from tokentrim.testbed.vocabulary import ASSISTANT, END, IDS, SPECIAL
 
 # Priority of every visual token of a sample, [tokens]; the highest stay, and structure always does.
 Ranking = Callable[[int, Sample, View], np.ndarray]
@@ -76,7 +76,9 @@ def _answer(
     stays = kept + view.tokens - view.pictorial
     chosen = scores.topk(stays, -1).indices.sort(-1).values
     visual = visual.gather(1, chosen[..., None].expand(-1, -1, visual.shape[-1]))
-    question = torch.tensor([[*encode(sample.question), IDS[ASSISTANT]] for sample in samples])
+    question = torch.tensor(
+        [[family.words[word] for word in (*sample.question.split(), ASSISTANT)] for sample in samples]
+    )
     start, end = (torch.tensor(ids, dtype=torch.int64).expand(batch, -1) for ids in (view.start, view.end))
     words = language.embed_tokens(torch.cat([start, end, question], 1))
     hidden = torch.cat([words[:, : len(view.start)], visual, words[:, len(view.start) :]], 1)
@@ -99,7 +101,8 @@ def _answer(
         if bool(ended.all()):
             break
         hidden, position = language.embed_tokens(word[:, None]), position[..., -1:] + 1
-    return [decode(row) for row in torch.stack(said, 1).tolist()]
+    spoken = {i: word for word, i in family.words.items() if word not in SPECIAL}
+    return [" ".join(spoken[i] for i in row if i in spoken) for row in torch.stack(said, 1).tolist()]
 
 
 def mean_score(model: Any, task: Task, samples: Sequence[Sample], ranking: Ranking, share: float) -> float:

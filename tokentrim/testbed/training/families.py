@@ -2,11 +2,12 @@
 
 from typing import Any, Final
 
+from tokentrim.testbed.training.busy.model import BUSY
 from tokentrim.testbed.training.family import LLAVA, TestbedFamily
 from tokentrim.testbed.training.llava_next import NEXT
 from tokentrim.testbed.training.qwen import QWEN
 
-FAMILIES: Final[dict[str, TestbedFamily]] = {family.name: family for family in (LLAVA, QWEN, NEXT)}
+FAMILIES: Final[dict[str, TestbedFamily]] = {family.name: family for family in (LLAVA, QWEN, NEXT, BUSY)}
 
 
 def family_of(model: Any) -> TestbedFamily:
@@ -19,4 +20,6 @@ def family_of(model: Any) -> TestbedFamily:
     kind = model.config.model_type
     if kind not in kinds:
         raise ValueError(f"model type of a testbed model must be one of {', '.join(kinds)}; got {kind!r}")
+    if kind == "llava" and model.config.vision_config.image_size == BUSY.canvases[0].height:
+        return BUSY
     return kinds[kind]

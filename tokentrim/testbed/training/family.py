@@ -1,6 +1,7 @@
 """What differs between the architectures that the testbed trains; training and evaluation ask only this."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from tokentrim.testbed.scenes import SQUARE, Canvas
 from tokentrim.testbed.training.model import VISION_WIDTH, build_model, pixel_values
 from tokentrim.testbed.training.view import SQUARE_VIEW, View
+from tokentrim.testbed.vocabulary import IDS
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class TestbedFamily(ABC):
     feature_width: int
     sees_place: bool  # the tower's features tell where in the picture they are
     canvases: tuple[Canvas, ...]  # pictures that it is trained and checked on, the square one first
+    words: Mapping[str, int] = IDS  # of questions and answers, with their token ids
 
     @abstractmethod
     def build(self, layers: int) -> Any:

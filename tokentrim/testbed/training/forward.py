@@ -53,7 +53,13 @@ def run_packed(
     view: View = SQUARE_VIEW,
 ) -> Forward:
     """Forward pass under a dropout plan; priority [batch, tokens], the highest go on."""
-    encoded: Encoded = family.encode(model, pixels, view)
+    return run_encoded(model, family.encode(model, pixels, view), packed, plan, priority, view)
+
+
+def run_encoded(
+    model: Any, encoded: Encoded, packed: Packed, plan: DropoutPlan, priority: Tensor, view: View
+) -> Forward:
+    """The same of visual tokens that are there already."""
     language = model.model.language_model
     embedded = embed(language, encoded.visual, packed, view)
     hidden, cos, sin, whole_mask = embedded.hidden, embedded.cos, embedded.sin, embedded.mask

@@ -58,7 +58,12 @@ def build_config(layers: int) -> LlavaConfig:
 
 def build_model(layers: int) -> LlavaForConditionalGeneration:
     """Untrained model; initial weights follow torch's global seed."""
-    model = LlavaForConditionalGeneration(build_config(layers))
+    return build_from(build_config(layers))
+
+
+def build_from(config: LlavaConfig) -> LlavaForConditionalGeneration:
+    """Untrained model of a configuration, with initial weights from which look-ups are soon learnt."""
+    model = LlavaForConditionalGeneration(config)
     with torch.no_grad():
         # Transformers' small initial positions leave "which row, which column" unreadable for hundreds of
         # steps.

@@ -1,5 +1,6 @@
 """Tokenizer, chat template and image processor of the testbed's models: transformers' own classes, set up."""
 
+from functools import partial
 from typing import Any, Final
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -13,6 +14,7 @@ from transformers import (
     Qwen2VLImageProcessor,
 )
 
+from tokentrim.testbed.busy.scenes import SIZE
 from tokentrim.testbed.scenes import IMAGE_SIZE, PATCH
 from tokentrim.testbed.training.family import TestbedFamily
 from tokentrim.testbed.training.llava_next import PINPOINTS, TILE
@@ -56,7 +58,7 @@ _QWEN_SIZE: Final = {"shortest_edge": 40 * 40, "longest_edge": 112 * 112}
 def words_of(family: TestbedFamily) -> dict[str, int]:
     """Token ids of a family's vocabulary."""
     if family.name != "qwen2.5-vl":
-        return dict(IDS)
+        return dict(family.words)
     return {**{word: i for word, i in IDS.items() if word != IMAGE}, **QWEN_IDS}
 
 
@@ -90,12 +92,12 @@ def build_tokenizer(family: TestbedFamily) -> PreTrainedTokenizerFast:
 
 def build_processor(family: TestbedFamily) -> Any:
     """The processor of a family's models."""
-    make = {"llava": _llava, "llava-next": _next, "qwen2.5-vl": _qwen}[family.name]
+    make = {"llava": _llava, "busy": partial(_llava, size=SIZE), "llava-next": _next, "qwen2.5-vl": _qwen}[family.name]
     return make(build_tokenizer(family))
 
 
-def _llava(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}  # pictures of another size are resized
+def _llava(tokenizer: PreTrainedTokenizerFast, size: int = IMAGE_SIZE) -> LlavaProcessor:
+    side = {"height": size, "width": size}  # pictures of another size are resized
     images = CLIPImageProcessor(size=side, do_resize=True, do_center_crop=False, crop_size=side, **_PIXELS)
     return LlavaProcessor(image_processor=images, tokenizer=tokenizer, **_CLIP)
 

@@ -1,0 +1,182 @@
+"""The training of the busy pictures' model on a few steps."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from tokentrim.testbed.busy.scenes import centre_patch, place_of
+from tokentrim.testbed.busy.tasks import TASKS, all_needs
+from tokentrim.testbed.busy.vocabulary import IDS, decode
+from tokentrim.testbed.training import check
+from tokentrim.testbed.training.busy import train
+from tokentrim.testbed.training.busy.batch import (
+    draw_plan,
+    draw_priorities,
+    draw_scenes,
+    pack_questions,
+    targets_of,
+)
+from tokentrim.testbed.training.busy.check import BusyResult
+from tokentrim.testbed.training.busy.model import BUSY, NO_PRINT, PRINT, TOKENS
+from tokentrim.testbed.training.busy.recipe import QUESTIONS, STAGES
+from tokentrim.testbed.training.busy.words import alignment_loss, spelled_out
+from tokentrim.testbed.training.checkpoint import Checkpoint, TrainingProgress
+from tokentrim.testbed.training.evaluate import oracle, predictions
+from tokentrim.testbed.training.export import export
+from tokentrim.testbed.training.families import family_of
+from tokentrim.testbed.training.packing import IGNORE
+from tokentrim.testbed.vocabulary import COLUMNS, ROWS
+
+pytestmark = pytest.mark.recipe
+
+
+def test_questions_bear_labels_only_where_the_kept_tokens_answer_them():
+    rng = np.random.default_rng(0)
+    scenes = draw_scenes(rng, 3)
+    everything, nothing = np.ones((3, TOKENS), np.bool_), np.zeros((3, TOKENS), np.bool_)
+    seen = pack_questions(np.random.default_rng(1), scenes, QUESTIONS, everything).packed
+    blind = pack_questions(np.random.default_rng(1), scenes, QUESTIONS, nothing).packed
+    assert seen.ids.tolist() == blind.ids.tolist()
+    assert (seen.labels != IGNORE).sum() > 3 * (blind.labels != IGNORE).sum()
+    assert sum(seen.lengths) == seen.ids.shape[1]
+
+
+def test_the_last_words_of_a_question_learn_the_answer_too():
+    scenes = draw_scenes(np.random.default_rng(0), 2)
+    questions = pack_questions(np.random.default_rng(1), scenes, ("busy-color",), np.ones((2, TOKENS), np.bool_))
+    packed = questions.packed
+    for ids, labels, answers in zip(packed.ids, packed.labels.tolist(), questions.answers.tolist(), strict=True):
+        words = decode(ids.tolist()).split()
+        color = IDS[scenes_color(scenes, words[2])]
+        assert words[:2] == ["color", "of"]
+        assert labels[:5] == [IGNORE, IGNORE, color, color, color]
+        assert answers[:5] == [IGNORE] * 4 + [color]
+
+
+def scenes_color(scenes, kind):
+    (color,) = {thing.color for scene in scenes for thing in scene.large if thing.kind == kind}
+    return color
+
+
+def test_words_stand_for_patches():
+    scenes = draw_scenes(np.random.default_rng(4), 2)
+    targets = targets_of(scenes)
+    words = torch.eye(len(IDS))
+    told = spelled_out(words, targets)
+    thing = scenes[0].large[0]
+    row, column = place_of(thing.box)
+    plain = next(p for p in thing.shown if targets.print[0, p] == NO_PRINT)
+    said = {word for word, i in IDS.items() if told[0, plain, i]}
+    assert said == {thing.kind, thing.color, ROWS[row], COLUMNS[column]}
+    small = scenes[0].small[0]
+    row, column = place_of(small.box)
+    said = {word for word, i in IDS.items() if told[0, centre_patch(small.box), i]}
+    assert {small.kind, small.color, ROWS[row], COLUMNS[column]} <= said
+    assert alignment_loss(told, words, targets) == 0
+    assert alignment_loss(torch.zeros_like(told), words, targets) == 1
+
+
+def test_targets_name_every_letter():
+    scenes = draw_scenes(np.random.default_rng(4), 4)
+    targets = targets_of(scenes)
+    for i, scene in enumerate(scenes):
+        for sign in scene.signs:
+            for letter in sign.letters:
+                patch = letter.top // 8 * 16 + letter.left // 8
+                assert PRINT[int(targets.print[i, patch])] == letter.value
+    assert (targets.print == NO_PRINT).float().mean() > 0.8
+
+
+def test_plans_keep_what_is_left_of_the_tokens():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        plan = draw_plan(rng, 0.3, 6)
+        counts = list(plan.schedule.values())
+        assert counts == sorted(counts, reverse=True)
+        assert all(0 <= boundary < 6 for boundary in plan.schedule)
+        assert all(0 <= count <= TOKENS for count in counts)
+    priority = draw_priorities(rng, draw_scenes(rng, 2))
+    assert priority.shape == (2, TOKENS)
+
+
+def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path, monkeypatch):
+    small = tuple(replace(stage, steps=3, batch=2, warmup=1) for stage in STAGES)
+    monkeypatch.setattr(train, "STAGES", small)
+    for run, stops in (("whole", (None,)), ("parts", (1, None))):
+        (tmp_path / run).mkdir()
+        for stage in small:
+            for stop in stops:
+                train.BusyRun(tmp_path / run, stage).run(stop)
+    whole, parts = (torch.load(tmp_path / run / "adapted.pt", weights_only=True)["model"] for run in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="train stage vision first"):
+        train.BusyRun(tmp_path / "empty", small[1])
+
+
+def test_the_model_is_under_twelve_megabytes():
+    assert sum(p.numel() for p in BUSY.build(12).parameters()) * 4 < 12e6
+
+
+def test_a_stage_may_begin_with_few_tokens_of_all_there_is_to_see():
+    stage = replace(STAGES[0], few=10)
+    most = [stage.most_tokens(step) for step in (0, 9, 15, 20, 100)]
+    assert most == [40, 40, 148, TOKENS, TOKENS]
+    plan = draw_plan(np.random.default_rng(0), 1.0, 6, 40)
+    assert 28 <= plan.schedule[0] <= 40
+    scene = draw_scenes(np.random.default_rng(3), 1)[0]
+    priority = draw_priorities(np.random.default_rng(0), [scene], everything=True)[0]
+    assert all((priority[list(need.patches)] >= 10).any() for need in all_needs(scene))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An untrained model as a folder."""
+    folder = tmp_path_factory.mktemp("busy")
+    torch.manual_seed(0)
+    Checkpoint(BUSY.build(2).state_dict(), {}, {}, TrainingProgress()).save(folder / "x.pt")
+    export(folder / "x.pt", folder / "model", BUSY)
+    return folder / "model"
+
+
+def test_an_exported_model_reads_as_in_training(exported):
+    model = AutoModelForImageTextToText.from_pretrained(exported).eval()
+    assert family_of(model) is BUSY
+    task = TASKS["busy-sign"]
+    samples = task.samples("calibration", 2)
+    processor = AutoProcessor.from_pretrained(exported)
+    assert processor.tokenizer.get_vocab() == IDS
+    for sample, said in zip(samples, predictions(model, task, samples, oracle, 1.0), strict=True):
+        text = f"user: <image> {sample.question} assistant:"
+        inputs = processor(text=text, images=sample.images[0], return_tensors="pt")
+        assert inputs["input_ids"].shape == (1, 2 + TOKENS + 4)
+        out = model.generate(**inputs, max_new_tokens=task.max_new_tokens)[0, inputs["input_ids"].shape[1] :]
+        assert processor.decode(out, skip_special_tokens=True) == said
+
+
+def test_check_asks_a_busy_model_about_busy_pictures(exported, capsys):
+    asked = ["--model", str(exported), "--n", "2", "--split", "calibration", "--json"]
+    assert check.main([*asked, "--task", "busy-color"]) == 1
+    (row,) = json.loads(capsys.readouterr().out)["tasks"]
+    assert row["grain"] == "coarse"
+    assert "below 90%" in row["complaints"][0]
+    assert check.main([*asked, "--task", "where"]) == 2
+    assert "must be one of busy-ground" in capsys.readouterr().err
+    assert check.main(["--model", "testbed-busy"]) == 2
+    assert "train and export them" in capsys.readouterr().err
+
+
+def test_the_rule_for_busy_pictures():
+    scores = {"full": 1.0, "oracle_quarter": 1.0, "oracle_ninth": 0.95, "random_ninth": 0.3, "text_only": 0.2}
+    assert not list(BusyResult("x", "coarse", 9, random_half=0.9, **scores).complaints())
+    assert not list(BusyResult("x", "fine", 9, random_half=0.5, **scores).complaints())
+    assert len(list(BusyResult("x", "coarse", 9, random_half=0.5, **scores).complaints())) == 1
+    assert len(list(BusyResult("x", "fine", 9, random_half=0.9, **scores).complaints())) == 1
+    broken = BusyResult(
+        "x", "long", 9, 0.8, oracle_quarter=0.7, oracle_ninth=0.6, random_half=0.5, random_ninth=0.5, text_only=0.0
+    )
+    assert len(list(broken.complaints())) == 4

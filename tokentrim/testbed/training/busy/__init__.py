@@ -1,0 +1,1 @@
+"""How the model of the busy pictures is trained."""
