@@ -8,6 +8,7 @@ import re
 from tokentrim.cli.show import describe, parameters_of
 from tokentrim.compare import config as compare_config
 from tokentrim.config.specs import Budget, TrimConfig
+from tokentrim.contracts.load_options import LoadOptions
 from tokentrim.plugins.loader import registry
 
 _MODELS = (
@@ -58,7 +59,8 @@ def _prose(documentation):
 
 def _table(model):
     lines = ["| key | type | default | range | meaning |", "|---|---|---|---|---|"]
-    for row in parameters_of(model):
+    inherited = LoadOptions.model_fields
+    for row in sorted(parameters_of(model), key=lambda row: row["name"] in inherited):
         required = model.model_fields[row["name"]].is_required()
         default = "required" if required else _default(row["default"])
         cells = [f"`{row['name']}`", f"`{_type(row['type'])}`", default, row["range"], row["description"]]

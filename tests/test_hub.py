@@ -173,7 +173,7 @@ def test_options_of_loading_are_handed_on():
     assert model.config.get_text_config()._attn_implementation == "eager"
     with pytest.raises(ConfigError, match="device_map must stand alone"):
         load_model("testbed-plain", "cpu", device_map="auto")
-    with pytest.raises(DataError, match="no-such-kernel"):
+    with pytest.raises(ConfigError, match="no-such-kernel"):
         load_model("testbed-plain", attn_implementation="no-such-kernel")
 
 

@@ -14,6 +14,7 @@ from tokentrim.cli.output import (
     console,
     emit,
     listed,
+    placement,
     quiet_libraries,
     strategies_option,
     write,
@@ -30,8 +31,8 @@ def bench(
     ] = "scaled",
     strategies: Annotated[list[str] | None, strategies_option("st3,fastv,random")] = None,
     layer_mean_ratio: Annotated[float, typer.Option(help="Budget of every strategy; 0 = as configured.")] = 0.25,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
     batch: Annotated[int, typer.Option(help="Rows per prompt.")] = 1,
     images: Annotated[int, typer.Option(help="Images per row.")] = 1,
     prompt_tokens: Annotated[int, typer.Option(help="Text tokens of the prompt.")] = 35,
@@ -78,7 +79,7 @@ def bench(
     from tokentrim.bench import BenchOptions, markdown
 
     quiet_libraries()
-    words: dict[str, Any] = {"device": device, "dtype": dtype}
+    words: dict[str, Any] = placement(device, dtype)
     chosen = tuple(listed(strategies)) if strategies else BenchOptions.strategies
     options = BenchOptions(
         geometry=geometry, strategies=chosen, layer_mean_ratio=layer_mean_ratio or None,

@@ -10,7 +10,9 @@ import typer
 
 from tokentrim.cli.output import (
     AsJson,
+    AttentionOption,
     Command,
+    DeviceMapOption,
     DeviceOption,
     DTypeOption,
     TasksOption,
@@ -19,6 +21,7 @@ from tokentrim.cli.output import (
     facts,
     listed,
     on_one_line,
+    placement,
     quiet_libraries,
 )
 
@@ -56,8 +59,10 @@ def gsearch(
     query: Query = "text",
     first: First = 1,
     batch_size: BatchSize = 25,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    attn_implementation: AttentionOption = None,
+    device_map: DeviceMapOption = None,
     as_json: AsJson = False,
 ) -> None:
     """The least keep rate of each layer with which the quality holds (G-Search)."""
@@ -80,8 +85,10 @@ def psigmoid(
     query: Query = "text",
     first: First = 1,
     batch_size: BatchSize = 25,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    attn_implementation: AttentionOption = None,
+    device_map: DeviceMapOption = None,
     as_json: AsJson = False,
 ) -> None:
     """The best sigmoid of keep rates over depth at a budget (P-Sigmoid); needs the extra 'calibrate'."""
@@ -103,8 +110,10 @@ def vtw(
     ),
     first: Annotated[int, typer.Option(help="First boundary to try.")] = 5,
     batch_size: BatchSize = 25,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    attn_implementation: AttentionOption = None,
+    device_map: DeviceMapOption = None,
     as_json: AsJson = False,
 ) -> None:
     """The first boundary at which every visual token can be withdrawn (K of VTW)."""
@@ -123,8 +132,10 @@ def fitprune(
     samples: Samples = 32,
     first: First = 1,
     batch_size: BatchSize = 25,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    attn_implementation: AttentionOption = None,
+    device_map: DeviceMapOption = None,
     as_json: AsJson = False,
 ) -> None:
     """How many visual tokens each layer deletes so that attention changes evenly (recipe of FitPrune)."""
@@ -146,8 +157,10 @@ def heads(
     ] = 0.4,
     always: Annotated[int, typer.Option(help="Lowest layers whose heads all stay active.")] = 2,
     batch_size: BatchSize = 25,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    attn_implementation: AttentionOption = None,
+    device_map: DeviceMapOption = None,
     as_json: AsJson = False,
 ) -> None:
     """The heads that do without visual keys (inactive heads of YOPO)."""
@@ -172,8 +185,9 @@ def _options(kind: type[Options], given: dict[str, Any]) -> Options:
     from tokentrim.calibrate.options import options_from
 
     quiet_libraries()
-    model = {name: given[name] for name in ("model", "device", "dtype")}
-    own = {name: value for name, value in given.items() if name not in (*model, "tasks", "out", "as_json")}
+    place = {name: given[name] for name in ("device", "dtype", "attn_implementation", "device_map")}
+    model = {"model": given["model"], **placement(**place)}
+    own = {name: value for name, value in given.items() if name not in ("model", *place, "tasks", "out", "as_json")}
     return options_from(kind, {**own, "model": model, "tasks": listed(given["tasks"])})
 
 

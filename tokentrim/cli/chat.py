@@ -6,26 +6,27 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokentrim.cli.output import (
     AsJson,
+    AttentionOption,
+    DeviceMapOption,
     DeviceOption,
     DTypeOption,
     StrategyOption,
     console,
     emit,
+    placement,
     quiet_libraries,
     started,
 )
-from tokentrim.cli.run import check_fit, check_words, chosen, refuse_evidence
+from tokentrim.cli.run import check_fit, chosen, refuse_evidence
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from tokentrim.loading import DeviceName, DTypeName
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,18 @@ def chat(
         bool,
         typer.Option("--anew", help="Make each turn a new prompt: its question meets the whole picture."),
     ] = False,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    attn_implementation: AttentionOption = None,
+    device_map: DeviceMapOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask several questions about a picture, one after another, and see what each turn leaves of it.
 
     The turns share one cache: what the strategy dropped for the first question is gone for the others.
     """
-    name, spec = chosen(strategy, config, model)
+    place = placement(device, dtype, attn_implementation, device_map)
+    name, spec, place = chosen(strategy, config, model, place)
     from tokentrim.config.specs import resolve
     from tokentrim.engine.tokens.shown import stages_of
     from tokentrim.loading import load_image, load_model, shape_of
@@ -98,11 +102,10 @@ def chat(
     from tokentrim.session import trim
 
     quiet_libraries()
-    check_words(device, dtype, "keep")
     pictures = [load_image(path) for path in image]
     refuse_evidence(spec.strategy)
     check_fit([spec], name, len(pictures))
-    loaded = load_model(name, cast("DeviceName", device), cast("DTypeName", dtype))
+    loaded = load_model(name, **place)
     talk = Dialogue(loaded, pictures, max_new_tokens, anew)
     n_visual = visual_tokens(loaded, talk.inputs("?"), [pictures])[0]
     solved = resolve(spec, shape_of(name), n_visual)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from tokentrim.errors import TokentrimError
-from tokentrim.loading import describe, load_processor
+from tokentrim.loading import describe, load_processor, quantised_by, require_reader
 from tokentrim.selftest import Result, model_class_of, self_test, trusted
 
 PROCESSOR: Final = "processor"
 """The check without which a model is served to those alone who bring inputs of their own."""
+WEIGHTS: Final = "weights"
+"""The check without which a quantised model cannot be loaded."""
 _FILES: Final = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
 
 
@@ -36,7 +38,7 @@ def check_model(name: str) -> dict[str, Any]:
         "model": name,
         "adapter": adapter.name,
         "served": refusal is None or (refusal.ok is None and trusted(adapter, [config.get_text_config()])),
-        "checks": [_row(result) for result in (family, _processor(folder), *test.results)],
+        "checks": [_row(result) for result in (family, _processor(folder), *_weights(folder, config), *test.results)],
     }
 
 
@@ -48,6 +50,18 @@ def _processor(folder: Path) -> Result:
         return Result(PROCESSOR, True, type(load_processor(folder)).__name__)
     except TokentrimError as error:
         return Result(PROCESSOR, False, str(error))
+
+
+def _weights(folder: Path, config: Any) -> list[Result]:
+    """Whether quantised weights can be read here; nothing of plain ones, which need no library."""
+    method = quantised_by(config)
+    if method is None:
+        return []
+    try:
+        require_reader(config, folder)
+    except TokentrimError as error:
+        return [Result(WEIGHTS, False, str(error))]
+    return [Result(WEIGHTS, True, f"quantised: {method}")]
 
 
 def _row(result: Result) -> dict[str, Any]:

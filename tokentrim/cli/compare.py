@@ -12,6 +12,10 @@ import typer
 
 from tokentrim.cli.output import (
     AsJson,
+    AttentionOption,
+    DeviceMapOption,
+    DeviceOption,
+    DTypeOption,
     FormatOption,
     RunFailed,
     TasksOption,
@@ -20,12 +24,14 @@ from tokentrim.cli.output import (
     facts,
     formats_of,
     listed,
+    placement,
     quiet_libraries,
     strategies_option,
 )
 from tokentrim.errors import ConfigError, complaint
 
 _STRATEGIES = ("st3", "fastv")
+_PLACEMENT = ("device", "dtype", "attn_implementation", "device_map")
 
 
 def compare(
@@ -46,8 +52,10 @@ def compare(
     samples: Annotated[
         int | None, typer.Option("--samples", help="Questions of each task, at most; default: 100.")
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = None,
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    attn_implementation: AttentionOption = None,
+    device_map: DeviceMapOption = None,
     timing: Annotated[
         bool | None, typer.Option("--timing/--no-timing", help="Also time every method; takes minutes; default: do.")
     ] = None,
@@ -78,7 +86,7 @@ def compare(
     from tokentrim.runs.ranks import leave, speaks
 
     given = {"model": model, "strategies": strategies, "budgets": budgets, "tasks": tasks, "samples": samples,
-             "device": device, "dtype": dtype, "timing": timing}  # fmt: skip
+             "timing": timing, **placement(device, dtype, attn_implementation, device_map)}  # fmt: skip
     source = _source(config, {name: value for name, value in given.items() if value is not None}, save_config)
     quiet_libraries()
     people = console(to_stderr=as_json)
@@ -111,7 +119,7 @@ def _source(config: Path | None, given: dict[str, Any], save: Path | None) -> Pa
         ConfigError: when both a file and options say it.
     """
     if config is not None:
-        said = [f"--{name}" for name in (*given, *(["save-config"] if save else []))]
+        said = [f"--{name.replace('_', '-')}" for name in (*given, *(["save-config"] if save else []))]
         if said:
             raise ConfigError(
                 complaint("a comparison", "be said by a file or by options", f"{config} and {', '.join(said)}",
@@ -125,7 +133,7 @@ def _asked(given: dict[str, Any]) -> dict[str, Any]:
     """What the options say, as a comparison's file would."""
     from tokentrim.runs.specs import usual_tasks
 
-    where = {key: given[key] for key in ("device", "dtype") if key in given}
+    where = {key: given[key] for key in _PLACEMENT if key in given}
     models = [{"model": name, **where} if where else name for name in listed(given.get("model")) or ["testbed"]]
     data: dict[str, Any] = {
         "models": models,

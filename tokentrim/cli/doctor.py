@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = (
     "tokentrim", "torch", "transformers", "pydantic", "pluggy", "safetensors", "numpy", "pillow", "pyyaml", "typer",
-    "rich", "torchvision", "scipy", "matplotlib",
+    "rich", "torchvision", "scipy", "matplotlib", "accelerate",
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def doctor(
     problems: list[str] = findings["problems"]
     problems += [info.error or info.name for info in infos if info.status in ("broken", "failed", "missing")]
     if model is not None:
-        from tokentrim.cli.checkup import PROCESSOR, check_model
+        from tokentrim.cli.checkup import PROCESSOR, WEIGHTS, check_model
 
         findings["model"] = check_model(model)
         refused = not findings["model"]["served"]
@@ -59,7 +59,7 @@ def doctor(
             f"{check['name']}: {check['result']}"
             for check in findings["model"]["checks"]
             if (refused and not check["ok"] and not check["takes"])
-            or (check["ok"] is False and check["name"] == PROCESSOR)
+            or (check["ok"] is False and check["name"] in (PROCESSOR, WEIGHTS))
         ]
     if as_json:
         emit(findings)

@@ -10,17 +10,20 @@ import typer
 
 from tokentrim.cli.output import (
     AsJson,
+    AttentionOption,
+    DeviceMapOption,
     DeviceOption,
     DTypeOption,
     console,
     emit,
     listed,
+    placement,
     plain_table,
     quiet_libraries,
     started,
     strategies_option,
 )
-from tokentrim.cli.run import check_fit, check_words, refuse_evidence
+from tokentrim.cli.run import check_fit, check_structure, loading, refuse_evidence
 from tokentrim.errors import ConfigError, UnsupportedError, complaint
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from tokentrim.config.specs import Structure
     from tokentrim.contracts.tasks import Sample
     from tokentrim.explain import Explanation
-    from tokentrim.loading import DeviceName, DTypeName, Loaded
+    from tokentrim.loading import Loaded
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,17 @@ def explain(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
     structure: Annotated[str, typer.Option(help="Line ends of tiled images: keep or prune.")] = "keep",
     baseline: Annotated[bool, typer.Option(help="Also ask the unpruned model, to compare answers.")] = True,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    attn_implementation: AttentionOption = None,
+    device_map: DeviceMapOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw each strategy's scores on the image, what it kept, merged and forgot: a picture per stage."""
     from tokentrim.config.specs import strategy_from
 
-    check_words(device, dtype, structure)
+    check_structure(structure)
+    place = loading(placement(device, dtype, attn_implementation, device_map))
     specs = [strategy_from(piece) for piece in listed(["st3"] if strategy is None else strategy)]
     if not specs:
         raise ConfigError(complaint("--strategy", "name at least one strategy", strategy, "such as st3,fastv"))
@@ -81,7 +87,7 @@ def explain(
             refuse_evidence(spec.strategy)
     check_fit(specs, model, len(sample.images) + sum(len(one.frames) for one in sample.videos))
     open_folder(out)
-    loaded = load_model(model, cast("DeviceName", device), cast("DTypeName", dtype))
+    loaded = load_model(model, **place)
     inputs = on_device(loaded.model, sample_inputs(loaded, [sample]))
     ends = cast("Structure", structure)
     reference = _one(loaded, strategy_from("none"), question, inputs, max_new_tokens, ends).answer if baseline else None

@@ -49,8 +49,23 @@ TasksOption = Annotated[
         "default: those of the shipped comparison.",
     ),
 ]  # fmt: skip
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-DTypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto (the default), cpu or cuda.")]
+DTypeOption = Annotated[
+    str | None,
+    typer.Option("--dtype", help="auto, as it was saved (the default), float32, bfloat16 or float16."),
+]
+AttentionOption = Annotated[
+    str | None,
+    typer.Option("--attn-implementation", help="Of transformers: sdpa, eager, ...; default: the model's own choice."),
+]
+DeviceMapOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help="Instead of --device: auto, balanced, sequential, a device, or inline YAML "
+        "such as '{model.vision_tower: cuda:0, ...}'.",
+    ),
+]
 FormatOption = Annotated[
     list[str] | None,
     typer.Option("--format", help="Reports to write: md, csv, json, html, png; default: all. Repeat, or use commas."),
@@ -61,6 +76,23 @@ class RunFailed(TokentrimError):
     """A run that started and did not end well."""
 
     exit_code: ClassVar[int] = 1
+
+
+def placement(
+    device: str | None, dtype: str | None, attn_implementation: str | None = None, device_map: str | None = None
+) -> dict[str, Any]:
+    """What the options say of how a model is loaded, as the keys of a file that names one; not yet checked.
+
+    Raises:
+        ConfigError: for a device map that opens a mapping and is no YAML.
+    """
+    from tokentrim.config.yaml_reader import is_inline, parse_yaml
+
+    spread: Any = device_map
+    if device_map is not None and is_inline(device_map):
+        spread = parse_yaml(device_map, "--device-map").data
+    given = {"device": device, "dtype": dtype, "attn_implementation": attn_implementation, "device_map": spread}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def formats_of(chosen: list[str] | None) -> list[str]:

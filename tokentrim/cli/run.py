@@ -10,11 +10,14 @@ import typer
 
 from tokentrim.cli.output import (
     AsJson,
+    AttentionOption,
+    DeviceMapOption,
     DeviceOption,
     DTypeOption,
     StrategyOption,
     console,
     emit,
+    placement,
     plain_table,
     quiet_libraries,
     started,
@@ -25,10 +28,10 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
 
-    from tokentrim.config.specs import Structure
+    from tokentrim.config.specs import Structure, TrimConfig
     from tokentrim.contracts.strategy import Strategy
     from tokentrim.engine.report import Report
-    from tokentrim.loading import DeviceName, DTypeName, Loaded, Video
+    from tokentrim.loading import Loaded, Video
     from tokentrim.session import Session
 
 
@@ -66,19 +69,22 @@ def run(
     overlay: Annotated[Path | None, typer.Option(help="Write a picture of the kept patches to this file.")] = None,
     structure: Annotated[str | None, typer.Option(help="Line ends of tiled images: keep or prune.")] = None,
     baseline: Annotated[bool, typer.Option(help="Also run the unpruned model, to compare with.")] = True,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    attn_implementation: AttentionOption = None,
+    device_map: DeviceMapOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question about an image with fewer visual tokens, and show what was kept and what it cost."""
-    name, spec = chosen(strategy, config, model)
+    place = placement(device, dtype, attn_implementation, device_map)
+    name, spec, place = chosen(strategy, config, model, place)
     named: str = structure or spec.structure or "keep"
     from tokentrim.config.specs import resolve, strategy_from
     from tokentrim.loading import load_image, load_model, load_video, shape_of, takes_videos
     from tokentrim.runs.batches import visual_tokens
 
     quiet_libraries()
-    check_words(device, dtype, named)
+    check_structure(named)
     if overlay is not None:
         _check_writable(overlay)
     if bool(image) == (video is not None):
@@ -87,7 +93,7 @@ def run(
     videos = [] if video is None else [load_video(video, frames)]
     refuse_evidence(spec.strategy)
     check_fit([spec], name, len(pictures) + sum(len(one.frames) for one in videos))
-    loaded = load_model(name, cast("DeviceName", device), cast("DTypeName", dtype))
+    loaded = load_model(name, **place)
     if videos and not takes_videos(loaded.processor):
         pictures, videos = list(videos[0].frames), []
         note = f"note: this model takes no videos: its {len(pictures)} frames were asked about as images"
@@ -114,11 +120,13 @@ def run(
         _print(console(), answer, reference, overlay)
 
 
-def chosen(strategy: str | None, config: Path | None, model: str | None) -> tuple[str, Any]:
-    """(model, strategy) that the options mean.
+def chosen(
+    strategy: str | None, config: Path | None, model: str | None, place: dict[str, Any]
+) -> tuple[str, Any, dict[str, Any]]:
+    """(model, strategy, keyword arguments of ``load_model``) that the options mean; they win over the file.
 
     Raises:
-        ConfigError: when not exactly one of --strategy and --config is given.
+        ConfigError: when not exactly one of --strategy and --config is given, or the model cannot be loaded so.
     """
     if (strategy is None) == (config is None):
         raise ConfigError(
@@ -131,9 +139,33 @@ def chosen(strategy: str | None, config: Path | None, model: str | None) -> tupl
     from tokentrim.config.specs import load_config, strategy_from
 
     if strategy is not None:
-        return model or "testbed", strategy_from(strategy)
+        return model or "testbed", strategy_from(strategy), loading(place)
     settings = load_config(cast(Path, config))
-    return model or settings.model or "testbed", settings.chosen
+    return model or settings.model or "testbed", settings.chosen, loading({**_said(settings, place), **place})
+
+
+def _said(settings: TrimConfig, place: dict[str, Any]) -> dict[str, Any]:
+    """How a file says that its model is loaded; a device and a device map stand for each other."""
+    said = {key: value for key, value in settings.loading.items() if key in settings.model_fields_set}
+    if {"device", "device_map"} & set(place):
+        said = {key: value for key, value in said.items() if key not in ("device", "device_map")}
+    return said
+
+
+def loading(place: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of ``load_model`` for what options or a file say.
+
+    Raises:
+        ConfigError: for a word that is not known; suggests the nearest.
+    """
+    from tokentrim.config.validation import check
+    from tokentrim.config.yaml_reader import Where
+    from tokentrim.contracts.load_options import LoadOptions
+    from tokentrim.loading import require_attention
+
+    found = check(LoadOptions, place, "a model", Where())
+    require_attention(found.attn_implementation)
+    return found.loading
 
 
 def refuse_evidence(strategy: Strategy) -> None:
@@ -166,16 +198,10 @@ def check_fit(specs: list[Any], model: str, n_images: int) -> None:
         prepare(fitting, shape)
 
 
-def check_words(device: str, dtype: str, structure: str) -> None:
-    """Raise ConfigError unless all are among their choices."""
-    choices = {
-        "structure": (structure, ("keep", "prune")),
-        "device": (device, ("auto", "cpu", "cuda")),
-        "dtype": (dtype, ("auto", "float32", "bfloat16", "float16")),
-    }
-    for name, (word, known) in choices.items():
-        if word not in known:
-            raise ConfigError(complaint(f"--{name}", f"be one of {', '.join(known)}", word))
+def check_structure(structure: str) -> None:
+    """Raise ConfigError unless it is a known word."""
+    if structure not in ("keep", "prune"):
+        raise ConfigError(complaint("--structure", "be one of keep, prune", structure))
 
 
 def _check_writable(path: Path) -> None:

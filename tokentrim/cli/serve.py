@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import DeviceOption, DTypeOption, StrategyOption, console, quiet_libraries
-from tokentrim.cli.run import check_fit, check_words, chosen, refuse_evidence
+from tokentrim.cli.output import (
+    AttentionOption,
+    DeviceMapOption,
+    DeviceOption,
+    DTypeOption,
+    StrategyOption,
+    console,
+    placement,
+    quiet_libraries,
+)
+from tokentrim.cli.run import check_fit, check_structure, chosen, refuse_evidence
 from tokentrim.errors import ConfigError, complaint
-
-if TYPE_CHECKING:
-    from tokentrim.loading import DeviceName, DTypeName
 
 
 def serve(
@@ -28,8 +34,10 @@ def serve(
         float | None, typer.Option(help="Share in (0, 1] of the layer-mean visual tokens, solved for every prompt.")
     ] = None,
     structure: Annotated[str | None, typer.Option(help="Line ends of tiled images: keep or prune.")] = None,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    attn_implementation: AttentionOption = None,
+    device_map: DeviceMapOption = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8000,
 ) -> None:
@@ -38,9 +46,10 @@ def serve(
     Answers POST /v1/chat/completions, GET /v1/models and GET /health. Pictures come as data: URLs. What was kept and
     spent is in every answer's usage, under tokentrim. Needs the extra serve.
     """
-    name, spec = chosen(strategy, config, model)
+    place = placement(device, dtype, attn_implementation, device_map)
+    name, spec, place = chosen(strategy, config, model, place)
     quiet_libraries()
-    check_words(device, dtype, structure or "keep")
+    check_structure(structure or "keep")
     spec = _with(spec, budget, structure)
     refuse_evidence(spec.strategy)
     from tokentrim.loading import load_model
@@ -51,7 +60,7 @@ def serve(
     check_fit([spec], name, 1)
     people = console(to_stderr=True)
     with listen(host, port) as listening:
-        loaded = load_model(name, cast("DeviceName", device), cast("DTypeName", dtype))
+        loaded = load_model(name, **place)
         from tokentrim.serve.transformers.server import Server
 
         server = Server(name, loaded, spec, listening)

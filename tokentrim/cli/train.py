@@ -10,6 +10,8 @@ import typer
 
 from tokentrim.cli.output import (
     AsJson,
+    AttentionOption,
+    DeviceMapOption,
     DeviceOption,
     DTypeOption,
     TasksOption,
@@ -18,6 +20,7 @@ from tokentrim.cli.output import (
     facts,
     listed,
     on_one_line,
+    placement,
     quiet_libraries,
 )
 from tokentrim.errors import ConfigError, complaint
@@ -45,8 +48,10 @@ def train(
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE: any option of the strategy's trainer. May be repeated."),
     ] = None,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    attn_implementation: AttentionOption = None,
+    device_map: DeviceMapOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a strategy's weights on a frozen model; writes a safetensors file."""
@@ -56,7 +61,7 @@ def train(
     quiet_libraries()
     given = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     options = {
-        "model": {"model": model, "device": device, "dtype": dtype},
+        "model": {"model": model, **placement(device, dtype, attn_implementation, device_map)},
         "tasks": listed(tasks),
         **{_OWN.get(name, name): value for name, value in given.items() if value is not None},
         **_settings(set_ or []),

@@ -76,7 +76,7 @@ def _key(cell: Cell) -> str:
     """What a measurement depends on: the same for all tasks and seeds of a method."""
     spec = {name: value for name, value in _spec(cell).items() if name != "seed"}
     settings = None if cell.timing is None else cell.timing.model_dump()
-    model = [cell.model.fingerprint, cell.model.device, cell.model.spec.dtype]
+    model = [cell.model.fingerprint, *cell.model.placement]
     return digest({"model": model, "versions": versions(), "strategy": spec, "budget": cell.budget, "timing": settings})
 
 

@@ -26,6 +26,7 @@ from pydantic import (
 from tokentrim.config.validation import check
 from tokentrim.config.yaml_reader import Document, Where, is_file, is_inline, load_yaml
 from tokentrim.contracts.compose import compose
+from tokentrim.contracts.load_options import LoadOptions
 from tokentrim.contracts.strategy import Strategy
 from tokentrim.counting.shape import ModelShape
 from tokentrim.errors import ConfigError, TokentrimError, complaint, suggestion
@@ -89,8 +90,8 @@ class StrategySpec:
         return {**self.strategy.spec(), **budget}
 
 
-class TrimConfig(BaseModel):
-    """A configuration file: what to do with which model."""
+class TrimConfig(LoadOptions):
+    """A configuration file: what to do with which model, and how that is loaded."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 

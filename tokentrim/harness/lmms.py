@@ -185,4 +185,7 @@ def _load(options: HarnessOptions) -> Loaded:
         # Every process of a data-parallel run has a GPU of its own.
         torch.cuda.set_device(int(number or os.environ.get("LOCAL_RANK", "0")))
     names: dict[str, DeviceName] = {"auto": "auto", "cpu": "cpu", "cuda": "cuda"}
-    return load_model(str(options.pretrained), names[device], options.dtype)
+    return load_model(
+        str(options.pretrained), names[device], options.dtype,
+        attn_implementation=options.attn_implementation, device_map=options.device_map,
+    )  # fmt: skip

@@ -36,6 +36,10 @@ class HarnessOptions(BaseModel):
     max_new_tokens: int = Field(default=LONGEST_ANSWER, ge=1, description="for tasks that set no limit")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     dtype: DTypeName = Field(default="auto", description="auto takes the one that the model was saved in")
+    attn_implementation: str | None = Field(default=None, description="of transformers, such as sdpa or eager")
+    device_map: str | None = Field(
+        default=None, description="instead of device: auto, balanced, sequential or a device"
+    )
     batch_size: int = Field(default=1, ge=1, description="questions answered at once")
     costs: str | None = Field(default=None, description="file for the realised costs")
 

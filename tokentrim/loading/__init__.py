@@ -4,12 +4,11 @@ What the hub has is fetched as huggingface_hub's settings allow (``hub.py``); a 
 model is run: one that needs its own is loaded by whoever trusts it, and handed to :func:`tokentrim.trim`.
 """
 
+from tokentrim.contracts.load_options import DeviceName, DTypeName
 from tokentrim.counting.published import PRESETS
 from tokentrim.loading.hub import HubModel
 from tokentrim.loading.models import (
     Described,
-    DeviceName,
-    DTypeName,
     Loaded,
     describe,
     device_of,
@@ -32,6 +31,7 @@ from tokentrim.loading.prompts import (
     single_turn,
     takes_videos,
 )
+from tokentrim.loading.weights import quantised_by, require_attention, require_reader
 from tokentrim.reading import Video, as_shown, load_image, load_video
 
 __all__ = [
@@ -55,8 +55,11 @@ __all__ = [
     "load_video",
     "on_device",
     "prompt_inputs",
+    "quantised_by",
     "read_config",
+    "require_attention",
     "require_fitting_torchvision",
+    "require_reader",
     "require_supported",
     "require_watching",
     "resolve_folder",

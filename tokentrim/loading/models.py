@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from tokentrim.contracts.load_options import DeviceName, DTypeName, require_placement
 from tokentrim.counting.published import PRESETS, REPOSITORIES
 from tokentrim.counting.shape import MOST_LAYERS, ModelShape
 from tokentrim.errors import (
@@ -28,16 +29,14 @@ from tokentrim.errors import (
 )
 from tokentrim.loading.hub import HubModel, snapshot
 from tokentrim.loading.prompts import prepare_tokenizer
+from tokentrim.loading.weights import quantised_by, require_attention, require_devices, require_reader, require_whole
 from tokentrim.plugins.loader import registry
 from tokentrim.reading import utf8
 
 if TYPE_CHECKING:
     from tokentrim.contracts.adapter import Adapter
 
-DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
-DTypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 _LISTED: Final = 8
-_NAMED: Final = 2  # weights of a kind
 _GENERATION: Final = "generation_config.json"
 _MOST_BYTES: Final = 1 << 24  # of a JSON file that describes a model
 _DEPTHS: Final = ("layers", "depth", "blocks", "experts", "labels")
@@ -278,23 +277,24 @@ def load_model(
         UnknownNameError: when there is no such model.
         UnsupportedError: when no adapter serves its family, the device or a library is not there, or it needs code of
             its own.
-        ConfigError: when its config describes no model, or both a device and a device map are given.
+        ConfigError: when its config describes no model, a word is not known, or both a device and a device map are
+            given.
         DataError: when its files are broken, lack weights, hold others than the config asks for, or cannot be fetched.
     """
+    require_placement(device, dtype, device_map)
+    require_attention(attn_implementation)
     folder, config, *_ = describe(name_or_folder)
+    require_devices(device_map, config)
+    require_reader(config, folder)
     if (folder / _GENERATION).is_file():
         _json(folder / _GENERATION)  # transformers would do without one that it cannot read
     target = device_of(device)
-    if device_map is not None and device != "auto":
-        raise ConfigError(
-            complaint("a model's device_map", "stand alone", f"device {device!r}", "leave the device out")
-        )
     processor = load_processor(folder)  # before gigabytes are fetched and read
     resolve_folder(name_or_folder, weights=True)
     import torch
     from transformers import AutoModelForImageTextToText
 
-    if device_map is None and getattr(config, "quantization_config", None) is not None:
+    if device_map is None and quantised_by(config) is not None:
         device_map = {"": target}  # quantised weights are packed where they are to stay
     auto_model: Any = AutoModelForImageTextToText
     with _loading(f"the model in {folder}"), _quiet():
@@ -308,7 +308,7 @@ def load_model(
             device_map=device_map,
             **_UNTRUSTED,
         )
-        _require_whole(folder, info)
+        require_whole(folder, info)
         model = (model.to(target) if device_map is None else model).eval()
         model.generation_config.return_dict_in_generate = (
             False  # its folder may say so, but who calls expects token ids
@@ -373,26 +373,6 @@ def _loading(whose: str) -> Generator[None]:
                           "yourself if you trust it, and pass the model to tokentrim.trim")
             ) from cause  # fmt: skip
         raise DataError(complaint(whose, "load", hint=reason_of(cause, WHOLE))) from cause
-
-
-def _require_whole(folder: Path, info: Mapping[str, Any]) -> None:
-    """Raise DataError unless a checkpoint holds the weights that its config asks for, and no others.
-
-    Transformers would draw at random what is missing, and leave out what is too many: with a config of fewer layers
-    than were trained, some would not run. What it ignores for a family, and weights that are tied, it does not list.
-    """
-    for key, must in (
-        ("missing_keys", "hold all weights that its config asks for; these are missing"),
-        ("mismatched_keys", "hold weights of the sizes that its config asks for"),
-        ("unexpected_keys", "hold no weights that its config has no place for"),
-    ):
-        names = sorted(one if isinstance(one, str) else one[0] for one in info.get(key) or ())
-        if names:
-            got = names if len(names) <= _NAMED else [*names[:_NAMED], f"and {len(names) - _NAMED} more"]
-            raise DataError(
-                complaint(f"the checkpoint in {folder}", must, ", ".join(got),
-                          "copy config.json and all weights of one model; trim() takes what you load yourself")
-            )  # fmt: skip
 
 
 def device_of(device: DeviceName) -> str:

@@ -10,10 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
+from tokentrim.contracts.load_options import RARE
 from tokentrim.runs.specs import Match, ModelSpec, TaskSpec, Timing, digest
 from tokentrim.config.specs import StrategySpec
 from tokentrim.errors import ConfigError, complaint
-from tokentrim.loading import HubModel, Loaded, describe, device_of, hub_model, load_model
+from tokentrim.loading import HubModel, Loaded, describe, device_of, hub_model, load_model, require_attention
 from tokentrim.counting.forecast import planned_cached, planned_layer_tokens
 from tokentrim.plugins.loader import installed_version, registry
 from tokentrim.counting.shape import ModelShape
@@ -57,9 +58,15 @@ class ModelTarget:
         """Where it is to run: a device that was named need not be here, because another machine may run its cells."""
         return device_of(self.spec.device) if self.spec.device == "auto" else self.spec.device
 
+    @property
+    def placement(self) -> list[Any]:
+        """What of the loading may change an answer."""
+        rare: dict[str, Any] = self.spec.model_dump(include=set(RARE))
+        return [self.device, self.spec.dtype, *([rare] if rare else [])]
+
     def load(self) -> Loaded:
         """The model and its processor; see :func:`~tokentrim.loading.load_model`."""
-        return load_model(self.folder if self.hub is None else str(self.hub), self.spec.device, self.spec.dtype)
+        return load_model(self.folder if self.hub is None else str(self.hub), **self.spec.loading)
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class Cell:
                 "schema": _SCHEMA,
                 "versions": {name: value for name, value in versions().items() if name in (*_THAT_MATTER, "tokentrim")},
                 "model": self.model.fingerprint,
-                "placement": [self.model.device, self.model.spec.dtype],
+                "placement": self.model.placement,
                 "origin": _origin(self.task.task),
                 "task": [self.task.task, self.split, self.n, self.max_new_tokens],
                 "strategy": self.strategy.as_dict(),
@@ -165,8 +172,10 @@ def locate(spec: ModelSpec) -> ModelTarget:
     """Find a model's folder and numbers without loading it, nor fetching weights.
 
     Raises:
-        TokentrimError: when there is no such model, or no adapter serves its family.
+        TokentrimError: when there is no such model, no adapter serves its family, or it is to be loaded with an
+            attention that transformers does not know.
     """
+    require_attention(spec.attn_implementation)
     folder, _, _, shape = describe(spec.model)
     if shape.vision is None:
         raise ConfigError(complaint(f"model {spec.model!r}", "have a vision tower", hint="compare a multimodal model"))

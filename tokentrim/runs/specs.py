@@ -22,9 +22,9 @@ from pydantic import (
 
 from tokentrim.config.validation import check
 from tokentrim.config.yaml_reader import Document, Where, load_yaml
+from tokentrim.contracts.load_options import LoadOptions
 from tokentrim.contracts.tasks import Split
 from tokentrim.errors import complaint
-from tokentrim.loading import DeviceName, DTypeName
 from tokentrim.plugins.loader import registry
 from tokentrim.runs.questions import count_of
 from tokentrim.tasks.names import parse
@@ -48,16 +48,14 @@ class Part(BaseModel):
     whom: ClassVar[str] = ""
 
 
-class ModelSpec(Part):
-    """One model to compare on."""
+class ModelSpec(Part, LoadOptions):
+    """One model to compare on, and how it is loaded."""
 
     shorthand: ClassVar[str] = "model"
     whom: ClassVar[str] = "a model"
     model: str = Field(
         description="a registered model, such as testbed, a model folder, or an id of the hub: owner/name[@revision]"
     )
-    device: DeviceName = Field(default="auto", description="auto takes a GPU where there is one")
-    dtype: DTypeName = Field(default="auto", description="auto takes the one that the model was saved in")
 
 
 class TaskSpec(Part):

@@ -174,7 +174,7 @@ def _train(
     trainer: Trainer, options: TrainOptions, state: TrainingState, told: Progress
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Take all steps; returns figures of the run and the model's sketch. The trainer's module is trained in place."""
-    loaded = load_model(options.model.model, options.model.device, options.model.dtype)
+    loaded = load_model(options.model.model, **options.model.loading)
     model: Any = loaded.model
     model.requires_grad_(False)
     module = trainer.module.to(model.device).train()
