@@ -73,7 +73,7 @@ def test_nothing_but_the_schedule_is_left(finished):
 
 
 def test_a_finished_calibration_is_not_run_again(finished, monkeypatch):
-    monkeypatch.setattr("tokentrim.runs.cells.load_model", lambda *_: pytest.fail("it loads no model"))
+    monkeypatch.setattr("tokentrim.runs.cells.load_model", lambda *_, **__: pytest.fail("it loads no model"))
     before = finished.path.read_bytes()
     assert run(options_from(GSearch, G), finished.path).schedule == finished.schedule
     assert finished.path.read_bytes() == before

@@ -70,7 +70,7 @@ def test_a_torchvision_of_another_torch_is_named_where_it_breaks_an_import(cli, 
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     monkeypatch.setattr(models, "version", lambda name: "0.1")
 
-    def broken(*_):
+    def broken(*_, **__):
         raise ModuleNotFoundError("Could not import module 'AutoProcessor'")
 
     monkeypatch.setattr("tokentrim.loading.load_model", broken)

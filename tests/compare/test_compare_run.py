@@ -118,7 +118,7 @@ def again(finished, tmp_path):
 
 
 def test_finished_cells_are_not_run_again(small, again, monkeypatch):
-    monkeypatch.setattr("tokentrim.runs.cells.load_model", lambda *_: pytest.fail("it loads no model"))
+    monkeypatch.setattr("tokentrim.runs.cells.load_model", lambda *_, **__: pytest.fail("it loads no model"))
     before = (again / "results.jsonl").read_bytes()
     run(small, again, formats=["csv"])
     assert (again / "results.jsonl").read_bytes() == before

@@ -92,7 +92,7 @@ def test_a_knob_that_leaves_prefill_alone_cannot_be_matched_by_its_time():
 
 def test_finished_cells_need_no_measurement(tmp_path, monkeypatch):
     cell = cell_of("uniform")
-    monkeypatch.setattr("tokentrim.runs.cells.load_model", lambda *_: pytest.fail("nothing is to be measured"))
+    monkeypatch.setattr("tokentrim.runs.cells.load_model", lambda *_, **__: pytest.fail("nothing is to be measured"))
     folder = ResultsFolder(tmp_path)
     assert matching.solve_measured([cell], {cell.key: CellResult({}, [])}, folder, None) == [cell]
 

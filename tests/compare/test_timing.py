@@ -66,7 +66,7 @@ def test_the_net_saving_is_of_the_whole_run(timed):
 
 def test_what_was_timed_is_not_timed_again(timed, monkeypatch):
     monkeypatch.setattr(timing, "run_once", lambda *_: pytest.fail("timed already"))
-    monkeypatch.setattr("tokentrim.runs.cells.load_model", lambda *_: pytest.fail("it loads no model"))
+    monkeypatch.setattr("tokentrim.runs.cells.load_model", lambda *_, **__: pytest.fail("it loads no model"))
     before = json.loads((timed.folder / "summary.json").read_text())["timings"]
     assert run(SMALL, timed.folder).data["timings"] == before
 

@@ -101,7 +101,7 @@ def test_a_strategy_that_is_not_there_is_named():
 
 
 def test_what_goes_wrong_beside_the_questions_is_a_failure_with_its_cause(monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("no memory")
 
     monkeypatch.setattr("tokentrim.runs.cells.load_model", broken)
