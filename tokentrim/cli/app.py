@@ -15,6 +15,7 @@ from tokentrim.cli.calibrate import calibrate
 from tokentrim.cli.chat import chat
 from tokentrim.cli.cite import cite
 from tokentrim.cli.compare import compare
+from tokentrim.cli.demo import demo
 from tokentrim.cli.doctor import doctor
 from tokentrim.cli.explain import explain
 from tokentrim.cli.ls import ls
@@ -110,8 +111,8 @@ def _root(
 
 
 _COMMANDS = (
-    run, chat, explain, compare, report, plan, ls, show, cite, validate, train, bench, serve, plugins, new_plugin,
-    schema, doctor,
+    run, chat, demo, explain, compare, report, plan, ls, show, cite, validate, train, bench, serve, plugins,
+    new_plugin, schema, doctor,
 )  # fmt: skip
 for _command in _COMMANDS:
     app.command(cls=Command)(_command)
