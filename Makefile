@@ -10,11 +10,14 @@ KVPRESS := .venv-kvpress
 FLOOR_TRANSFORMERS := 5.18.0
 LMMS := .venv-lmms
 LMMS_STAMP := $(LMMS)/.installed
+DEMO := .venv-demo
+DEMO_STAMP := $(DEMO)/.installed
+DEMO_PILLOW := 12.3.0
 OUT ?= runs/default
 # One thread per process, because the suite runs in two processes at once; and never the network.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: setup compare test test-recipe test-floor test-lmms lint docs bench-kvpress clean
+.PHONY: setup compare test test-recipe test-floor test-lmms test-demo lint docs bench-kvpress clean
 
 compare: setup ## run ST3, FastV and the controls on the shipped testbed and write the report
 	$(BIN)/tokentrim compare --out $(OUT)
@@ -30,6 +33,9 @@ test-floor: $(FLOOR_STAMP) ## the whole suite on the oldest supported transforme
 
 test-lmms: $(LMMS_STAMP) ## what runs inside lmms-eval and lm-eval, in an environment of its own
 	$(TEST_ENV) HF_DATASETS_OFFLINE=1 $(LMMS)/bin/python -m pytest -m lmms tests/harness
+
+test-demo: $(DEMO_STAMP) ## the page of `tokentrim demo` in the system's Chromium, in an environment of its own
+	$(TEST_ENV) $(DEMO)/bin/python -m pytest tests/serve/demo
 
 lint: setup
 	$(BIN)/ruff check .
@@ -73,10 +79,18 @@ $(LMMS_STAMP): pyproject.toml constraints-lmms.txt
 	$(LMMS)/bin/python -c "import torchvision" || $(LMMS)/bin/python -m pip uninstall --yes torchvision
 	touch $@
 
+# gradio wants an older pillow than constraints.txt pins.
+$(DEMO_STAMP): pyproject.toml constraints.txt
+	test -x $(DEMO)/bin/python || $(PYTHON) -m venv $(DEMO)
+	grep -v '^pillow==' constraints.txt > $(DEMO)/constraints.txt
+	$(DEMO)/bin/python -m pip install -c $(DEMO)/constraints.txt torch==2.13.0
+	$(DEMO)/bin/python -m pip install -c $(DEMO)/constraints.txt pillow==$(DEMO_PILLOW) -e '.[demo]' pytest playwright axe-playwright-python
+	touch $@
+
 $(VENV)/.docs-installed: $(STAMP)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
 	touch $@
 
 clean: ## remove what the targets above made, the environments included
-	rm -rf $(VENV) $(FLOOR) $(KVPRESS) $(LMMS) runs site build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOOR) $(KVPRESS) $(LMMS) $(DEMO) runs site build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

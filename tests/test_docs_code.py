@@ -63,6 +63,7 @@ COMMANDS_NOT_RUN = {
     "done": "part of a shell script that needs lmms-eval",
     "cd ": "a change of folder",
     "git ": "needs a repository",
+    "tokentrim demo": "a server, which does not end; tests/serve/demo opens its page",
     "tokentrim compare": "minutes; tests/compare runs it smaller",
     "tokentrim report": "needs finished runs; tests/compare/test_report_merge.py runs it",
     "tokentrim calibrate": "minutes; tests/calibrate runs it smaller",
