@@ -32,6 +32,9 @@ def test_every_strategy_is_offered_or_refused_with_its_reason(asking):
     assert "evidence" in asking.refused["oracle"]
     assert "must name a saved trace" in asking.refused["replay"]
     assert asking.knob("st3") == "prune_ratio"
+    assert asking.is_matched("st3")
+    assert not asking.is_matched("text-only"), "it has no knob"
+    assert not asking.is_matched("fastv(k=1)"), "it was given as it should be"
     assert asking.is_temporal("snapkv")
     assert not asking.is_temporal("st3")
     said = render.strategies(asking.served, asking.refused)

@@ -104,10 +104,12 @@ class Asking:
             if entry.name != "none":
                 self._specs[entry.name] = spec
                 self.served[entry.name] = str(entry.tags.get("summary", ""))
+        self._given = ""
         if given is not None and given != self._specs.get(given.strategy.label()):
             self._require_fit(given)
-            self._specs[given.strategy.label()] = given
-            self.served[given.strategy.label()] = "as it was given on the command line"
+            self._given = given.strategy.label()
+            self._specs[self._given] = given
+            self.served[self._given] = "as it was given on the command line"
 
     def _require_fit(self, spec: StrategySpec) -> None:
         """Raise TokentrimError unless the strategy can run on the model, for whoever asks on a page."""
@@ -127,6 +129,10 @@ class Asking:
     def knob(self, name: str) -> str | None:
         """The parameter of a strategy that a budget turns, if it has one."""
         return self._specs[name].strategy.budget_knob
+
+    def is_matched(self, name: str) -> bool:
+        """Whether a strategy is first shown at a budget: not where it has no knob, or was given as it should be."""
+        return self.knob(name) is not None and name != self._given
 
     def is_temporal(self, name: str) -> bool:
         """Whether a strategy acts on the cache alone."""

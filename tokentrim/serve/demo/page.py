@@ -108,7 +108,7 @@ def _laid_out(gr: Any, asking: Asking, chosen: str) -> Any:
                 gr.Examples(examples, [picture, question], label="Examples", elem_id="tt-examples",
                             api_visibility="private")  # fmt: skip
                 strategy = gr.Dropdown(list(asking.served), value=chosen, label="Strategy", info=asking.served[chosen])
-                matched = gr.Checkbox(asking.knob(chosen) is not None, label="At a budget (off: its own settings)",
+                matched = gr.Checkbox(asking.is_matched(chosen), label="At a budget (off: its own settings)",
                                       interactive=asking.knob(chosen) is not None)  # fmt: skip
                 with gr.Row():
                     share = gr.Slider(5, 100, value=50, step=1, label="Budget, %", buttons=[], min_width=170)
@@ -133,9 +133,8 @@ def _laid_out(gr: Any, asking: Asking, chosen: str) -> Any:
                 yield render.wrong(RuntimeError(f"the run with strategy {name!r} failed: {reason_of(error)}"))
 
         def choose(name: str) -> tuple[Any, Any, Any]:
-            there = asking.knob(name) is not None
-            return (gr.Dropdown(info=asking.served[name]), gr.Checkbox(value=there, interactive=there),
-                    _measure(asking, name))  # fmt: skip
+            there = gr.Checkbox(value=asking.is_matched(name), interactive=asking.knob(name) is not None)
+            return gr.Dropdown(info=asking.served[name]), there, _measure(asking, name)
 
         hidden = {"api_visibility": "private"}
         strategy.change(choose, strategy, [strategy, matched, measure], show_progress="hidden", **hidden)
