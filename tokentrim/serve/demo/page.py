@@ -105,8 +105,8 @@ def _laid_out(gr: Any, asking: Asking, chosen: str) -> Any:
                 # As it was uploaded: tokentrim's own reader says what is wrong with a file, in tokentrim's words.
                 picture.preprocess = _as_uploaded
                 question = gr.Textbox(examples[0][1], label="Question", info=_language(asking.name), max_length=4000)
-                gr.Examples(examples, [picture, question], label="Examples", elem_id="tt-examples",
-                            api_visibility="private")  # fmt: skip
+                scenes = gr.Dataset(components=[picture, question], samples=examples, type="index", label="Examples",
+                                    elem_id="tt-examples")  # fmt: skip
                 strategy = gr.Dropdown(list(asking.served), value=chosen, label="Strategy", info=asking.served[chosen])
                 matched = gr.Checkbox(asking.is_matched(chosen), label="At a budget (off: its own settings)",
                                       interactive=asking.knob(chosen) is not None)  # fmt: skip
@@ -137,6 +137,8 @@ def _laid_out(gr: Any, asking: Asking, chosen: str) -> Any:
             return gr.Dropdown(info=asking.served[name]), there, _measure(asking, name)
 
         hidden = {"api_visibility": "private"}
+        # Values, and not gr.Examples, whose updates would make the picture's field anew, without its reader.
+        scenes.click(examples.__getitem__, scenes, [picture, question], show_progress="hidden", **hidden)
         strategy.change(choose, strategy, [strategy, matched, measure], show_progress="hidden", **hidden)
         asked = [picture, question, strategy, matched, share, measure, longest, repeats]
         # One at a time, and never two on the model.
