@@ -69,11 +69,14 @@ def _figures(found: Beside) -> str:
         share = f"{left[0] / whole[0]:.0%}" if whole and left else ""
         rows.append((name, _milliseconds(whole), _milliseconds(left), share))
     lines = "".join(
-        f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{cell or '–'}</td>" for cell in cells) + "</tr>"
+        f'<tr class="tt-line"><th scope="row" class="tt-name">{name}</th>'
+        + "".join(f"<td>{cell or '–'}</td>" for cell in cells)
+        + "</tr>"
         for name, *cells in rows
     )
     return (
-        '<div class="tt-scroll" tabindex="0" role="region" aria-label="what both spent"><table><thead><tr><td></td>'
+        '<div class="tt-scroll" tabindex="0" role="region" aria-label="what both spent">'
+        '<table class="tt-table"><thead><tr class="tt-top"><td></td>'
         '<th scope="col">unpruned</th><th scope="col">pruned</th><th scope="col">of unpruned</th></tr></thead>'
         f'<tbody>{lines}</tbody></table></div><p class="tt-note">{_how_timed(found)}</p>'
     )
@@ -105,8 +108,8 @@ def _kept(found: Beside) -> str:
     planes = list(ran.cells.planes)
     figures: list[str] = []
     for first, kept in ran.stages:
-        where = "last layer’s cache at the end" if first is None else f"from layer {first}"
-        title = f"{where}: {len(kept)} of {total}"
+        where = "last layer, at the end" if first is None else f"from layer {first}"
+        title = f'{where} <span class="tt-note">{len(kept)} of {total}</span>'
         pictures = "".join(
             f'<img alt="what is kept {where}" src="'
             + kept_patches(found.picture, ran.cells.inside(number, kept), plane.rows, plane.cols)
