@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import DeviceOption, DTypeOption, StrategyOption, console, quiet_libraries
-from tokentrim.cli.run import check_fit, check_words, refuse_evidence
-
-if TYPE_CHECKING:
-    from tokentrim.loading import DeviceName, DTypeName
+from tokentrim.cli.output import (
+    AttentionOption,
+    DeviceMapOption,
+    DeviceOption,
+    DTypeOption,
+    StrategyOption,
+    console,
+    placement,
+    quiet_libraries,
+)
+from tokentrim.cli.run import check_fit, loading, refuse_evidence
 
 
 def demo(
@@ -20,13 +26,15 @@ def demo(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 7860,
-    device: DeviceOption = "auto",
-    dtype: DTypeOption = "auto",
+    device: DeviceOption = None,
+    dtype: DTypeOption = None,
+    attn_implementation: AttentionOption = None,
+    device_map: DeviceMapOption = None,
 ) -> None:
     """Open a local page: a picture, a question, and the pruned answer beside the unpruned one."""
     from tokentrim.config.specs import strategy_from
 
-    check_words(device, dtype, "keep")
+    place = loading(placement(device, dtype, attn_implementation, device_map))
     spec = strategy_from(strategy or "st3")
     refuse_evidence(spec.strategy)
     from tokentrim.loading import load_model
@@ -36,7 +44,7 @@ def demo(
     require_free(host, port)
     quiet_libraries()
     check_fit([spec], model, 1)
-    loaded = load_model(model, cast("DeviceName", device), cast("DTypeName", dtype))
+    loaded = load_model(model, **place)
     asking = Asking(loaded, model, spec)
     page: Any = open_page(asking, spec.strategy.label(), host, port)
     console().print(f"http://{host}:{port} shows {model}; Ctrl-C ends it")
