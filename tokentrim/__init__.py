@@ -64,7 +64,7 @@ if TYPE_CHECKING:
         TemporalSelector as TemporalSelector,
     )
     from tokentrim.contracts.tasks import Evidence as Evidence, Sample as Sample, Task as Task
-    from tokentrim.contracts.toolkit.cells import windows_of as windows_of
+    from tokentrim.contracts.toolkit.cells import along as along, windows_of as windows_of
     from tokentrim.contracts.toolkit.clip import ClipSpace as ClipSpace
     from tokentrim.contracts.toolkit.clustering import (
         clustered as clustered,
@@ -156,7 +156,7 @@ __getattr__, __dir__, __all__ = lazy(
             "TemporalScorer, TemporalSelector"
         ),
         "contracts.tasks": "Evidence, Sample, Task",
-        "contracts.toolkit.cells": "windows_of",
+        "contracts.toolkit.cells": "along, windows_of",
         "contracts.toolkit.clip": "ClipSpace",
         "contracts.toolkit.clustering": (
             "clustered, connected, density_peaks, first_argmax, like_sizes, thin_similar, unit, within"

@@ -60,21 +60,16 @@ class DyVTETrainer(Trainer):
     def loss(self, model: Any, batch: Answered, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """See the class; figures: the loss, the share of right decisions, and of labels that say "leave"."""
         options: DyVTEOptions = self.options
-        inside = self.shape.n_layers - 1
-        drawn = 1 + rng.permutation(inside)[: options.boundaries]
-        seen = Recorder()
+        drawn = 1 + rng.permutation(self.shape.n_layers - 1)[: options.boundaries]
+        seen = Constant(-1)
         with torch.no_grad():
             with trim(model, self.strategy.holding(seen), record=False):
                 full = answer_logits(model, batch)
             labels = {int(b): self._labels(model, batch, int(b), full) for b in drawn}
-        losses: list[Tensor] = []
-        right: list[Tensor] = []
         weight = full.new_tensor([1.0, options.leave_weight])
-        for boundary, label in labels.items():
-            logits = self.module(boundary, *of_prompt(*seen.texts[boundary], batch.n_answer))
-            losses.append(F.cross_entropy(logits, label, weight))
-            right.append((logits[:, LEAVE] > logits[:, STAY]) == (label == LEAVE))
-        loss = torch.stack(losses).mean()
+        logits = {b: self.module(b, *of_prompt(*seen.texts[b], batch.n_answer)) for b in labels}
+        loss = torch.stack([F.cross_entropy(logits[b], label, weight) for b, label in labels.items()]).mean()
+        right = [(logits[b][:, LEAVE] > logits[b][:, STAY]) == (label == LEAVE) for b, label in labels.items()]
         leave = torch.stack(list(labels.values())).float().mean()
         return loss, {
             "loss": float(loss.detach()),
@@ -95,29 +90,18 @@ class DyVTETrainer(Trainer):
 
 
 class Constant(nn.Module):
-    """Routers that leave at one boundary, whatever they see."""
+    """Routers that leave at one boundary (-1 = at none), whatever they see, and remember what they were shown."""
 
     def __init__(self, boundary: int) -> None:
         super().__init__()
         self.boundary = boundary
-
-    def forward(self, boundary: int, hidden: Tensor, valid: Tensor, behind: Tensor) -> Tensor:
-        """float [B, 2]."""
-        decision = LEAVE if boundary == self.boundary else STAY
-        return F.one_hot(torch.full((len(hidden),), decision, device=hidden.device), 2).float()
-
-
-class Recorder(nn.Module):
-    """Routers that always stay, and remember what they were shown."""
-
-    def __init__(self) -> None:
-        super().__init__()
         self.texts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     def forward(self, boundary: int, hidden: Tensor, valid: Tensor, behind: Tensor) -> Tensor:
         """float [B, 2]."""
         self.texts[boundary] = (hidden, valid, behind)
-        return F.one_hot(torch.full((len(hidden),), STAY, device=hidden.device), 2).float()
+        decision = LEAVE if boundary == self.boundary else STAY
+        return F.one_hot(torch.full((len(hidden),), decision, device=hidden.device), 2).float()
 
 
 def of_prompt(hidden: Tensor, valid: Tensor, behind: Tensor, n_answer: Tensor) -> tuple[Tensor, Tensor, Tensor]:

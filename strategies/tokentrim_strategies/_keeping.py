@@ -173,6 +173,17 @@ class KeepingShares(Keeping, ABC):
             return count / max(n_visual, 1)
         return self.count_of(n_visual) / max(n_visual, 1) if self.keep_ratio is None else self.keep_ratio
 
+    def raised(self, share: Tensor, weight: Tensor, rivals: Tensor) -> Tensor:
+        """[P]: ``min(1, R (1 + p - mean p))``, where p is the softmax of the weights of a picture and its rivals.
+
+        Args:
+            share: [P], R.
+            weight: [P].
+            rivals: bool [P, P]: which are the rivals of each, itself among them.
+        """
+        bonus = weight.expand_as(rivals).masked_fill(~rivals, float("-inf")).softmax(dim=1).diagonal()
+        return (share * (1 + bonus - 1 / rivals.sum(dim=1).clamp(min=1))).clamp(max=1.0)
+
     def settled(self, site: LayerSite, scores: Tensor, tiers: Tensor, count: Tensor) -> Selection:
         """The tokens of the lowest tiers, and of a tier those with the highest scores, as many as ``total`` says.
 

@@ -79,22 +79,21 @@ class DART(Keeping, SpatialSelector):
 
         from tokentrim import rows_at, unit
 
-        counts: list[int] = count.tolist()
         image, text, behind = self.by_norm(site)
         states, words = unit(site.final_norm(site.hidden)), unit(site.final_norm(site.text_hidden[0]))
         pool = torch.cat([states, words], dim=1)
         rows = torch.matmul(rows_at(pool, self.in_turn(site, image, text, behind)), states.transpose(1, 2))  # [B, P, N]
-        first = [min(self.image_pivots, kept) for kept in counts]
-        turns = [-(-(kept - pivots) // self.pivots) for kept, pivots in zip(counts, first, strict=True)]
-        here = torch.tensor([first, turns, counts], device=site.device).unsqueeze(2)  # [3, B, 1]
+        kept = count.to(site.device).unsqueeze(1)
+        first = kept.clamp(max=self.image_pivots)
+        each = -(-(kept - first) // self.pivots)
         places = torch.arange(site.valid.shape[1], device=site.device)
         # Image pivots stand first in ``image``; padding counts as taken.
-        taken = torch.zeros_like(site.valid).scatter(1, image, places < here[0]) | ~site.valid
+        taken = torch.zeros_like(site.valid).scatter(1, image, places < first) | ~site.valid
         for turn in range(self.pivots):
             order = rows[:, turn].masked_fill(taken, float("inf")).argsort(dim=1, stable=True)
-            wanted = torch.minimum(here[1], here[2] - here[0] - turn * here[1])
+            wanted = torch.minimum(each, kept - first - turn * each)
             taken = taken | torch.zeros_like(taken).scatter(1, order, places < wanted)
-        return Selection.from_mask(taken & site.valid, tuple(counts))
+        return Selection.from_mask(taken & site.valid, tuple(count.tolist()))
 
     def by_norm(self, site: LayerSite) -> tuple[Tensor, Tensor, Tensor]:
         """(visual tokens int64 [B, N] and text tokens behind the image int64 [B, T], by falling norm of their keys, and
@@ -113,14 +112,10 @@ class DART(Keeping, SpatialSelector):
         """
         import torch
 
-        width, device = image.shape[1], site.device
-        own = torch.tensor(site.n_visual, device=device).unsqueeze(1)
-        groups = ((image, own, self.image_pivots, 0), (text, behind, self.text_pivots, width))
-        last = width + text.shape[1]
-        found = [
-            (ranked[:, :most] + base).masked_fill(torch.arange(min(most, ranked.shape[1]), device=device) >= n, last)
-            for ranked, n, most, base in groups
-        ]
-        pivots = torch.cat(found, dim=1).sort(dim=1).values
+        width, last = image.shape[1], image.shape[1] + text.shape[1]
+        places, own = torch.arange(last, device=site.device), site.valid.sum(dim=1, keepdim=True)
+        visual = image.masked_fill(places[:width] >= own, last)[:, : self.image_pivots]
+        words = (text + width).masked_fill(places[: last - width] >= behind, last)[:, : self.text_pivots]
+        pivots = torch.cat([visual, words], dim=1).sort(dim=1).values
         there = (pivots < last).sum(dim=1, keepdim=True).clamp(min=1)
-        return pivots.gather(1, torch.arange(self.pivots, device=device) % there).clamp(max=last - 1)
+        return pivots.gather(1, torch.arange(self.pivots, device=site.device) % there).clamp(max=last - 1)

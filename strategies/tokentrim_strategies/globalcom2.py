@@ -108,9 +108,7 @@ class GlobalCom2(KeepingShares, SpatialSelector):
         cell_col = torch.minimum(col[first] // (cols[first] // across).clamp(min=1), across - 1)
         mine = real[first] & (cell_row * across + cell_col + 1 == number.unsqueeze(1))
         mass = scores[first].masked_fill(~mine, 0.0).sum(dim=1, dtype=torch.float64)
-        others = same & tiled
-        bonus = (mass / _TEMPERATURE).expand_as(same).masked_fill(~others, -torch.inf).softmax(dim=1).diagonal()
-        raised = (share * (1 + bonus - 1 / others.sum(dim=1).clamp(min=1))).clamp(max=1.0)
+        raised = self.raised(share, mass / _TEMPERATURE, same & tiled)
 
         tall = _between(row, rows, row[first], rows[first])
         wide = _between(col, cols, col[first], cols[first])

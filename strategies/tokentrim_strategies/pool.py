@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
-from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar
 
 from tokentrim import LayerSite, ModelShape, Need, Schedule, Selection, SpatialSelector, Stage, StrategyError, complaint
@@ -50,17 +48,34 @@ class Pool(Keeping, SpatialSelector):
         return Schedule.of({0: images * math.prod(pooled_grid(self.count_of(n_visual) // max(images, 1), rows, cols))})
 
     def select(self, site: LayerSite, count: Tensor) -> Selection:
-        """Every token into the representative of its cell."""
+        """Every token into the representative of its cell; numbered on the host."""
         import torch
 
-        counts = tuple(int(kept) for kept in count)
-        kept = torch.full((len(counts), max(counts, default=0)), -1, dtype=torch.int64)
-        target = torch.full(site.ids.shape, -1, dtype=torch.int64)
-        for row, (wanted, n) in enumerate(zip(counts, site.n_visual, strict=True)):
-            if wanted:
-                cells, offsets = _cells(site, row, wanted)
-                kept[row, :wanted], target[row, :n] = _merge(cells, offsets, wanted)
-        return Selection(kept.to(site.device), counts, target.to(site.device))
+        from tokentrim import Grid, Groups, along, merge_into
+
+        counts, valid = tuple(int(kept) for kept in count), site.valid.cpu()
+        grid, width = Grid(*(part.cpu() for part in vars(site.grid).values())), valid.shape[1]
+        placed, place = valid & (grid.row >= 0), torch.arange(width).expand_as(valid)
+        planes = Groups.of(grid.image, placed).within(2 * grid.frame + grid.plane, placed)
+        share = planes.share(counts).masked_fill(~placed, 0)
+        sizes, which = torch.stack([share, grid.rows, grid.cols]).flatten(1).unique(dim=1, return_inverse=True)
+        bands = torch.tensor([_bands(*size) for size in sizes.T.tolist()])[which].view_as(share)
+        band, _, down = along(grid.row, grid.rows, bands)
+        start, end = (line * share // bands.clamp(min=1) for line in (band, band + 1))
+        column, _, across = along(grid.col, grid.cols, end - start)
+        cell = torch.where(share > 0, planes.before + start + column, width).clamp(max=width)
+        # Nearest to the centre first, then the lower number.
+        nearest = torch.full((len(counts), width + 1), torch.iinfo(torch.int64).max)
+        nearest = nearest.scatter_reduce(1, cell, (down + across) * width + place, "amin")
+        into = (nearest.gather(1, cell) % max(width, 1)).masked_fill(cell == width, -1)
+        whole = torch.tensor([kept == n for kept, n in zip(counts, site.n_visual, strict=True)]).unsqueeze(1)
+        into = torch.where(whole & valid, place, into)  # there is nothing to pool, whatever the grid
+        for wanted, found in zip(counts, (into == place).sum(dim=1).tolist(), strict=True):
+            if wanted != found:
+                what, must = "the number of cells with tokens of strategy 'pool'", f"be {wanted}"
+                hint = "keep fewer tokens, and let no other strategy prune the input before it"
+                raise StrategyError(complaint(what, must, found, hint))
+        return merge_into(into.to(site.device), counts)
 
 
 @lru_cache(maxsize=1024)
@@ -85,74 +100,9 @@ def _grid_of(shape: ModelShape, n_visual: int) -> tuple[int, int]:
     return rows, n_visual // rows if rows else 0
 
 
-def _cells(site: LayerSite, row: int, wanted: int) -> tuple[Tensor, Tensor]:
-    """Cell of each token of a sample (-1: none), and its squared distance from the cell's centre, in half steps."""
-    import torch
-
-    grid, n = site.grid, site.n_visual[row]
-    image, frame, plane, y, x, height, width = (
-        part[row, :n].cpu() for part in (grid.image, grid.frame, grid.plane, grid.row, grid.col, grid.rows, grid.cols)
-    )
-    placed = (y >= 0) & (x >= 0)
-    sizes = torch.unique(torch.stack([image, frame, plane, height, width], dim=1)[placed], dim=0).tolist()
-    cells, distances = torch.full((n,), -1), torch.zeros(n, dtype=torch.int64)
-    first = 0
-    for (one_image, one_frame, one_plane, rows, cols), share in zip(sizes, _shares(sizes, wanted), strict=True):
-        inside = placed & (image == one_image) & (frame == one_frame) & (plane == one_plane)
-        band_rows = _bands(share, rows, cols)
-        band = y[inside] * band_rows // rows
-        start = band * share // max(band_rows, 1)
-        across = (band + 1) * share // max(band_rows, 1) - start
-        column = x[inside] * across // cols
-        cells[inside] = first + start + column if share else -1
-        distances[inside] = _from_centre(y[inside], band, band_rows, rows) + _from_centre(
-            x[inside], column, across, cols
-        )
-        first += share
-    return cells, distances
-
-
-def _shares(planes: Sequence[Sequence[int]], wanted: int) -> list[int]:
-    """``wanted`` cells over the planes [..., rows, cols], in proportion to their sizes, exact in sum."""
-    ends = list(accumulate(plane[-2] * plane[-1] for plane in planes))
-    marks = [end * wanted // ends[-1] for end in ends] if ends else []
-    return [mark - before for before, mark in zip([0, *marks], marks, strict=False)]
-
-
 def _bands(share: int, rows: int, cols: int) -> int:
     """Bands that ``share`` cells of one grid are laid out in, none with more cells than the grid has columns."""
     bands, _ = pooled_grid(share, rows, cols)
     while bands < rows and bands * cols < share:
         bands += 1
     return bands
-
-
-def _from_centre(place: Tensor, part: Tensor, parts: Tensor | int, size: int) -> Tensor:
-    """Squared distance, in half steps, from the middle of the ``part``-th of ``parts`` parts of 0..size-1."""
-    first = -(-part * size // parts)
-    last = -(-(part + 1) * size // parts) - 1
-    return (2 * place - first - last) ** 2
-
-
-def _merge(cells: Tensor, distances: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-    """Representatives in raster order, and the slot that each token goes into (-1: none)."""
-    import torch
-
-    n, beyond = len(cells), torch.iinfo(torch.int64).max
-    if wanted == n:  # nothing to pool, whatever the grid
-        return torch.arange(n), torch.arange(n)
-    placed = cells >= 0
-    order = distances * n + torch.arange(n)  # nearest first, then the lower number
-    nearest = torch.full((wanted,), beyond).scatter_reduce(0, cells[placed], order[placed], "amin")
-    if bool((nearest == beyond).any()):
-        raise StrategyError(
-            complaint(
-                "the number of cells with tokens of strategy 'pool'",
-                f"be {wanted}",
-                int((nearest != beyond).sum()),
-                "keep fewer tokens, and let no other strategy prune the input before it",
-            )
-        )
-    kept, by_place = (nearest % n).sort()
-    slots = by_place.argsort()
-    return kept, slots[cells.clamp(min=0)].masked_fill(~placed, -1)

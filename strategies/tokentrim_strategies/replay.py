@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -69,25 +70,17 @@ class Replay(Strategy):
         if self._given is not None:
             return self._given
         if self.file is None:
-            raise StrategyError(
-                complaint(
-                    "file of strategy 'replay'", "name a saved trace", self.file, "set file, or use Replay.of(trace)"
-                )
-            )
+            what, must = "file of strategy 'replay'", "name a saved trace"
+            raise StrategyError(complaint(what, must, self.file, "set file, or use Replay.of(trace)"))
         return Trace.load(self.file)
 
     def parts(self) -> Parts:
         """One spatial part where the trace pruned at all, and a temporal one where it evicted."""
         trace = self.trace
         if trace.edits:
-            raise StrategyError(
-                complaint(
-                    "the trace under strategy 'replay'",
-                    "say all that the run did",
-                    "attention that was edited, which a trace does not hold",
-                    "run the strategy itself again, such as 'yopo'",
-                )
-            )
+            what, must = "the trace under strategy 'replay'", "say all that the run did"
+            got = "attention that was edited, which a trace does not hold"
+            raise StrategyError(complaint(what, must, got, "run the strategy itself again, such as 'yopo'"))
         spatial = (ReplaySpatial.of(trace, positions=self.positions),) if _boundaries(trace) else ()
         return Parts(spatial, ReplayTemporal.of(trace) if _evicts(trace) else None)
 
@@ -154,14 +147,9 @@ class ReplayTemporal(_Replaying, TemporalSelector):
 
 def _boundaries(trace: Trace) -> tuple[int, ...]:
     """Boundaries at which some sample lost visual tokens."""
-    found: list[int] = []
-    current = list(trace.n_visual)
-    for layer in range(trace.n_layers):
-        counts = [len(trace.kept(layer, sample)) for sample in range(len(current))]
-        if counts != current:
-            found.append(layer)
-        current = counts
-    return tuple(found)
+    counts = [[*trace.n_visual], *((ids >= 0).sum(dim=1).tolist() for _, ids in trace.prefill)]
+    changes = zip(trace.prefill, pairwise(counts), strict=True)
+    return tuple(first for (first, _), (before, now) in changes if now != before)
 
 
 def _evicts(trace: Trace) -> bool:
@@ -178,36 +166,20 @@ def _check(trace: Trace, prompt: PromptInfo) -> None:
     """Raise StrategyError unless ``trace`` was taken of a prompt and a model of these sizes, which answered it."""
     _check_layers(trace, prompt.shape)
     if trace.exited:
-        raise StrategyError(
-            complaint(
-                "the trace under strategy 'replay'",
-                "be of a prompt that the model answered",
-                f"rows {list(trace.exited)} answered by a guide",
-                "record it without 'exit_threshold'",
-            )
-        )
+        what, must = "the trace under strategy 'replay'", "be of a prompt that the model answered"
+        got = f"rows {list(trace.exited)} answered by a guide"
+        raise StrategyError(complaint(what, must, got, "record it without 'exit_threshold'"))
     if tuple(trace.n_visual) != prompt.n_visual:
-        raise StrategyError(
-            complaint(
-                "the prompt under strategy 'replay'",
-                f"have {tuple(trace.n_visual)} visual tokens, as the trace",
-                prompt.n_visual,
-                "replay a trace on the prompt, rows and order that it was taken of",
-            )
-        )
+        what, must = "the prompt under strategy 'replay'", f"have {tuple(trace.n_visual)} visual tokens, as the trace"
+        hint = "replay a trace on the prompt, rows and order that it was taken of"
+        raise StrategyError(complaint(what, must, prompt.n_visual, hint))
 
 
 def _check_layers(trace: Trace, shape: ModelShape) -> None:
     """Raise StrategyError unless ``trace`` was taken of a model with as many layers."""
     if trace.n_layers != shape.n_layers:
-        raise StrategyError(
-            complaint(
-                "the model under strategy 'replay'",
-                f"have {trace.n_layers} decoder layers, as the trace",
-                shape.n_layers,
-                "replay a trace on the model that it was taken of",
-            )
-        )
+        what, must = "the model under strategy 'replay'", f"have {trace.n_layers} decoder layers, as the trace"
+        raise StrategyError(complaint(what, must, shape.n_layers, "replay a trace on the model that it was taken of"))
 
 
 def _selection(site: LayerSite | StepSite, kept: list[Tensor]) -> Selection:
@@ -215,12 +187,8 @@ def _selection(site: LayerSite | StepSite, kept: list[Tensor]) -> Selection:
     masks = [torch.isin(ids, keep.to(site.device)) for ids, keep in zip(site.ids, kept, strict=True)]
     mask, counts = torch.stack(masks) & site.valid, tuple(len(keep) for keep in kept)
     if mask.sum(dim=1).tolist() != list(counts):
+        what, must = "the trace of strategy 'replay'", f"keep tokens that are still there, {counts} of them"
         raise StrategyError(
-            complaint(
-                "the trace of strategy 'replay'",
-                f"keep tokens that are still there, {counts} of them",
-                mask.sum(dim=1).tolist(),
-                "let no other strategy drop tokens before it",
-            )
+            complaint(what, must, mask.sum(dim=1).tolist(), "let no other strategy drop tokens before it")
         )
     return Selection.from_mask(mask, counts)

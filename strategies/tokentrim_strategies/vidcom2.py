@@ -74,18 +74,15 @@ class VidCom2(KeepingShares, SpatialSelector):
         features = frames.split(site.features).float()
         real = within(frames.sizes, features.shape[1], site.device)
         names = list(zip(frames.rows, frames.images, strict=True))
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-        video = torch.tensor([numbers[name] for name in names], dtype=torch.int64, device=site.device)
+        video = torch.tensor([names.index(name) for name in names], dtype=torch.int64, device=site.device)
         share = [self.share_of(int(count[row]), site.n_visual[row]) for row in frames.rows]
 
         to_video, to_frame = _likeness(features.masked_fill(~real.unsqueeze(2), 0.0), real, video)
         size = real.sum(dim=1)
         # As the code does it, in float32: where a share falls between two numbers, rounding decides.
         mean = (to_video.sum(dim=1, dtype=torch.float64) / size.clamp(min=1)).float()
-        same = video.unsqueeze(1) == video  # [F, F]
-        bonus = (-mean / _TEMPERATURE).expand_as(same).masked_fill(~same, float("-inf")).softmax(dim=1).diagonal()
-        scale = torch.tensor(share, device=site.device) * (1 + bonus - 1 / same.sum(dim=1))
-        quota = (scale.clamp(max=1.0) * size).round().long().clamp(min=1)
+        raised = self.raised(torch.tensor(share, device=site.device), -mean / _TEMPERATURE, video.unsqueeze(1) == video)
+        quota = (raised * size).round().long().clamp(min=1)
 
         score = -(to_video + to_frame)
         rank = ranks_within(score, (~real).long())

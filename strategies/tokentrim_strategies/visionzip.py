@@ -89,7 +89,7 @@ class VisionZip(ReadsBlock, Keeping, SpatialSelector):
         """The dominant tokens, and targets with what joined them."""
         import torch
 
-        from tokentrim import Groups, merge_into
+        from tokentrim import Groups, added, merge_into, rows_at
 
         counts: tuple[int, ...] = tuple(count.tolist())
         split = tuple(resolve_count(kept, self.contextual, self.contextual_count) for kept in counts)
@@ -110,16 +110,8 @@ class VisionZip(ReadsBlock, Keeping, SpatialSelector):
         into = torch.where(stays, place, pictures.nearest(keys, target, max(split, default=0)))
         into = into.masked_fill(~site.valid | (into == width), -1)
         found = merge_into(into, counts, place + width * target, behind=split) if behind else merge_into(into, counts)
-        return replace(found, features=self._merged(site, into.masked_fill(stays, -1), found.kept))
-
-    def _merged(self, site: LayerSite, joins: Tensor, kept: Tensor) -> Tensor:
-        """[B, n, D]: the kept tokens, those that ``joins`` [B, N] says others join with these merged in."""
-        import torch
-
-        from tokentrim import added, rows_at
-
-        vectors = site.vision_hidden.float()
-        sums, came = added(torch.zeros_like(vectors), joins, vectors)
+        vectors, kept = site.vision_hidden.float(), found.kept
+        sums, came = added(torch.zeros_like(vectors), into.masked_fill(stays, -1), vectors)
         own, total, joined = (rows_at(each, kept) for each in (vectors, sums, came.unsqueeze(-1)))
         new = own + total / joined.clamp(min=1) if self.reduce == "add" else (own + total) / (1 + joined)
-        return torch.where(joined > 0, site.project(new), rows_at(site.hidden, kept))
+        return replace(found, features=torch.where(joined > 0, site.project(new), rows_at(site.hidden, kept)))

@@ -24,6 +24,21 @@ class Windows:
     members: Tensor
 
 
+def along(place: Tensor, size: Tensor, parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(part, place in the part, squared distance from the part's middle in half steps) along one axis; int64, one shape.
+
+    Args:
+        place: 0 .. size - 1.
+        size: places along the axis.
+        parts: that it is cut into, at most ``size``; of equal size where they divide it, else one more or less.
+    """
+    size, parts = size.clamp(min=1), parts.clamp(min=1)
+    part = place * parts // size
+    first = -(-part * size // parts)
+    last = -(-(part + 1) * size // parts) - 1
+    return part, place - first, (2 * place - first - last) ** 2
+
+
 def windows_of(grid: Grid, row: int, n: int, side: int, kernel: int) -> Windows | None:
     """The cells of one sample; host tensors in, host tensors out.
 
@@ -46,7 +61,7 @@ def windows_of(grid: Grid, row: int, n: int, side: int, kernel: int) -> Windows 
         part[row, :n][placed] for part in (grid.image, grid.frame, grid.plane, grid.row, grid.col, grid.rows, grid.cols)
     )
     r, c = rows.clamp(max=side), cols.clamp(max=side)
-    (band, down, far_y), (column, across, far_x) = _along(y, rows, r), _along(x, cols, c)
+    (band, down, far_y), (column, across, far_x) = along(y, rows, r), along(x, cols, c)
     if bool((down >= kernel).any()) or bool((across >= kernel).any()):
         return None
     number = torch.unique(torch.stack([image, frame, plane, band, column], dim=1), dim=0, return_inverse=True)[1]
@@ -57,11 +72,3 @@ def windows_of(grid: Grid, row: int, n: int, side: int, kernel: int) -> Windows 
     nearest = torch.full((cells,), torch.iinfo(torch.int64).max).scatter_reduce(0, number, order, "amin")
     kept, by_place = torch.sort(nearest % max(n, 1))
     return Windows(kept, members[by_place])
-
-
-def _along(place: Tensor, size: Tensor, parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(part, place in the part, squared distance from the part's middle in half steps) along one axis."""
-    part = place * parts // size
-    first = -(-part * size // parts)
-    last = -(-(part + 1) * size // parts) - 1
-    return part, place - first, (2 * place - first - last) ** 2
