@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from tokentrim import (
     LayerSite,
@@ -18,7 +18,6 @@ from tokentrim import (
     SpatialSelector,
     Strategy,
     StrategyError,
-    TemporalScorer,
     complaint,
     resolve_count,
 )
@@ -55,28 +54,6 @@ class Flag(Generic[Whose]):
 
     def __get__(self, instance: Whose | None, owner: type[Whose] | None = None) -> bool:
         return self.cautious if instance is None else self.of(instance)
-
-
-class Blocks(BaseModel):
-    """Pruning boundaries at equal distances, and the blocks of layers between them."""
-
-    start: int = Field(default=2, ge=1, description="first boundary at which tokens go")
-    stride: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default="auto",
-        description="layers from one pruning boundary to the next; auto: a third of the model's, and one",
-    )
-
-    def strides(self, shape: ModelShape) -> int:
-        """The stride in layers: as given, or ``floor(L / 3) + 1``."""
-        return shape.n_layers // 3 + 1 if self.stride == "auto" else self.stride
-
-    def boundaries(self, shape: ModelShape) -> range:
-        """start, start + stride, ... below L."""
-        return range(self.start, shape.n_layers, self.strides(shape))
-
-    def in_front(self, layer: int, shape: ModelShape) -> int:
-        """The layer before the block of ``layer``; layer 0 where no boundary lies before ``layer``."""
-        return max((boundary - 1 for boundary in self.boundaries(shape) if boundary <= layer), default=0)
 
 
 class ReadsBlock:
@@ -127,76 +104,9 @@ class Keeping(Spatial, ABC):
         return Schedule.of({boundary: self.count_of(n_visual)})
 
 
-class KeepingEntries(TemporalScorer, ABC):
-    """A temporal strategy that keeps a share, or a number, of each layer's visual entries, decided once.
-
-    ``keep_count`` takes the place of the default ``keep_ratio``; writing both is an error.
-    """
-
-    budget_knob: ClassVar[str | None] = "keep_ratio"
-
-    keep_ratio: RatioOrNone = Field(default=0.25, description="share of a layer's visual entries that is kept")
-    keep_count: int | None = Field(
-        default=None, ge=0, description="visual entries kept per prompt and layer, instead of keep_ratio"
-    )
-
-    def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
-        """The same at every step, in every layer."""
-        return resolve_count(n_prefill, self.keep_ratio, self.keep_count)
-
-    def ranks_once(self) -> bool:
-        """What the prompt attended to does not change."""
-        return True
-
-
 class KeepingAtBoundary(Keeping, ABC):
     """A :class:`Keeping` whose boundary is a parameter."""
 
     boundary: int = Field(
         default=0, ge=0, description="decoder layer (0-based) before which it acts; 0 = the language model's input"
     )
-
-
-class KeepingShares(Keeping, ABC):
-    """A :class:`Keeping` that divides its budget among crops, frames or tiles, in which numbers are rounded."""
-
-    total: Literal["exact", "released"] = Field(
-        default="exact",
-        description="tokens in all: exactly as many as asked for, or what the rounding of the released code leaves",
-    )
-
-    count_is_static: ClassVar[bool] = cast(bool, Flag["KeepingShares"](False, lambda own: own.total == "exact"))
-
-    def share_of(self, count: int, n_visual: int) -> float:
-        """Share of ``n_visual`` tokens of which ``count`` are to stay; as it is written where code rounds it anew."""
-        if self.total == "exact":
-            return count / max(n_visual, 1)
-        return self.count_of(n_visual) / max(n_visual, 1) if self.keep_ratio is None else self.keep_ratio
-
-    def raised(self, share: Tensor, weight: Tensor, rivals: Tensor) -> Tensor:
-        """[P]: ``min(1, R (1 + p - mean p))``, where p is the softmax of the weights of a picture and its rivals.
-
-        Args:
-            share: [P], R.
-            weight: [P].
-            rivals: bool [P, P]: which are the rivals of each, itself among them.
-        """
-        bonus = weight.expand_as(rivals).masked_fill(~rivals, float("-inf")).softmax(dim=1).diagonal()
-        return (share * (1 + bonus - 1 / rivals.sum(dim=1).clamp(min=1))).clamp(max=1.0)
-
-    def settled(self, site: LayerSite, scores: Tensor, tiers: Tensor, count: Tensor) -> Selection:
-        """The tokens of the lowest tiers, and of a tier those with the highest scores, as many as ``total`` says.
-
-        Args:
-            site: where it decides.
-            scores: real numbers [B, N], higher = kept.
-            tiers: int64 [B, N]: 0 = before all others, 1 = within the share of its group, 2 = beyond it.
-            count: int64 [B] on the host: tokens asked for.
-        """
-        from tokentrim import grouped_order
-
-        if self.total == "released":
-            kept = (tiers < 2) & site.valid
-            return Selection.from_mask(kept, tuple(kept.sum(dim=1).tolist()))
-        order = grouped_order(scores, tiers.masked_fill(~site.valid, 3))
-        return Selection.from_mask(order < count.to(site.device).unsqueeze(1), tuple(int(n) for n in count))

@@ -113,9 +113,8 @@ class DART(Keeping, SpatialSelector):
         import torch
 
         width, last = image.shape[1], image.shape[1] + text.shape[1]
-        places, own = torch.arange(last, device=site.device), site.valid.sum(dim=1, keepdim=True)
-        visual = image.masked_fill(places[:width] >= own, last)[:, : self.image_pivots]
-        words = (text + width).masked_fill(places[: last - width] >= behind, last)[:, : self.text_pivots]
-        pivots = torch.cat([visual, words], dim=1).sort(dim=1).values
+        visual = image.masked_fill(~site.valid.gather(1, image), last)[:, : self.image_pivots]
+        words = torch.where(torch.arange(last - width, device=site.device) < behind, text + width, last)
+        pivots = torch.cat([visual, words[:, : self.text_pivots]], dim=1).sort(dim=1).values
         there = (pivots < last).sum(dim=1, keepdim=True).clamp(min=1)
         return pivots.gather(1, torch.arange(self.pivots, device=site.device) % there).clamp(max=last - 1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from pydantic import Field
 
 from tokentrim import LayerSite, ModelShape, Need, Schedule, Selection, SpatialSelector, Stage
-from tokentrim_strategies._keeping import KeepingShares
+from tokentrim_strategies._shares import KeepingShares
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from tokentrim import LayerSite, Need, Selection, SpatialSelector, Stage
-from tokentrim_strategies._keeping import KeepingShares, Share
+from tokentrim_strategies._keeping import Share
+from tokentrim_strategies._shares import KeepingShares
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from pydantic import Field
 
 from tokentrim import LayerSite, ModelShape, Need, Selection, SpatialSelector, Stage
-from tokentrim_strategies._keeping import KeepingShares, ReadsBlock
+from tokentrim_strategies._keeping import ReadsBlock
+from tokentrim_strategies._shares import KeepingShares
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from tokentrim import CacheMerger, Need, StepSite
-from tokentrim_strategies._keeping import KeepingEntries
+from tokentrim_strategies._entries import KeepingEntries
 
 if TYPE_CHECKING:
     from torch import Tensor

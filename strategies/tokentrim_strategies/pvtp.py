@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from tokentrim import LayerSite, ModelShape, Need, PromptInfo, Schedule, SpatialScorer, Stage, prune_count
-from tokentrim_strategies._keeping import Blocks, Share, check_boundary
+from tokentrim_strategies._blocks import Blocks
+from tokentrim_strategies._keeping import Share, check_boundary
 from tokentrim_strategies._scores import text_row_mean
 
 if TYPE_CHECKING:

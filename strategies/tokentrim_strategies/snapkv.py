@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, field_validator
 
 from tokentrim import Need, StepSite, complaint
-from tokentrim_strategies._keeping import KeepingEntries
+from tokentrim_strategies._entries import KeepingEntries
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -253,6 +253,8 @@ class SparseVLM(SpatialSelector):
         """The highest scores; of the others, the best ones merged into cluster centres."""
         import torch
 
+        from tokentrim import rows_at
+
         state: _Prompt = site.state
         if not max(site.n_visual, default=0):
             return Selection.everything(site.n_visual, site.device)
@@ -271,7 +273,7 @@ class SparseVLM(SpatialSelector):
         by_head = torch.matmul(weight.unsqueeze(1), rows).squeeze(2)  # [B, H, N]: sum over raters
         if self.version == "plus":
             busiest = by_head.sum(dim=2).argsort(dim=1, descending=True, stable=True)[:, : self.heads]
-            by_head = by_head.gather(1, busiest.unsqueeze(-1).expand(-1, -1, by_head.shape[2]))
+            by_head = rows_at(by_head, busiest)
         scores = by_head.mean(dim=1)  # the number of raters is the same for all tokens of a row
         site.note(scores, "the highest stay; the best of the others are merged into cluster centres")
         return self._keep(site, scores, *self._counts(site, count, rows, weight))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from tokentrim import LayerSite, ModelShape, Need, Schedule, Selection, SpatialSelector, Stage
-from tokentrim_strategies._keeping import KeepingShares
+from tokentrim_strategies._shares import KeepingShares
 
 if TYPE_CHECKING:
     from torch import Tensor

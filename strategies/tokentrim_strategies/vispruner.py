@@ -68,7 +68,7 @@ class VisPruner(ReadsBlock, Keeping, SpatialSelector):
         """The important tokens, and what is left of the others when near-duplicates are gone."""
         import torch
 
-        from tokentrim import thin_similar
+        from tokentrim import marked, thin_similar
 
         counts: tuple[int, ...] = tuple(count.tolist())
         important = [keep_count(self.important, kept) for kept in counts]
@@ -84,6 +84,4 @@ class VisPruner(ReadsBlock, Keeping, SpatialSelector):
         sizes = [n - top for n, top in zip(site.n_visual, important, strict=True)]
         diverse = [kept - top for kept, top in zip(counts, important, strict=True)]
         left = thin_similar(site.features, rest, sizes, diverse)
-        spare = torch.zeros_like(mask[:, :1])  # takes the writes of padded places
-        mask = torch.cat([mask, spare], dim=1).scatter(1, left.masked_fill(left < 0, width), True)[:, :width]
-        return Selection.from_mask(mask, counts)
+        return Selection.from_mask(mask | marked(left, width), counts)

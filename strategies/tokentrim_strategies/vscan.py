@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 from pydantic import Field, model_validator
 
 from tokentrim import LayerSite, ModelShape, Need, Schedule, Selection, SpatialSelector, Stage, complaint, keep_count
-from tokentrim_strategies._keeping import KeepingShares, ShareOrNone
+from tokentrim_strategies._keeping import ShareOrNone
+from tokentrim_strategies._shares import KeepingShares
 from tokentrim_strategies._stages import Staged
 
 if TYPE_CHECKING:

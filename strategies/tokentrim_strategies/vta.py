@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 from pydantic import Field
 
 from tokentrim import NEW_TOKENS, ModelShape, Need, StepSite, TemporalScorer, keep_count
-from tokentrim_strategies._keeping import Blocks, Share
+from tokentrim_strategies._blocks import Blocks
+from tokentrim_strategies._keeping import Share
 
 if TYPE_CHECKING:
     from torch import Tensor

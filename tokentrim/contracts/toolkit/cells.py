@@ -25,7 +25,7 @@ class Windows:
 
 
 def along(place: Tensor, size: Tensor, parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(part, place in the part, squared distance from the part's middle in half steps) along one axis; int64, one shape.
+    """(part, place in the part, squared distance from the part's middle in half steps), int64, along one axis.
 
     Args:
         place: 0 .. size - 1.
