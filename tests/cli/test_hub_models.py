@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from tests.hub_cache import fill
 from tokentrim.errors import UnsupportedError
-from tokentrim.loading import load_model, models, resolve_folder
+from tokentrim.loading import load_model, load_processor, models, resolve_folder
 
 ID = "someone/tiny-llava"
 
@@ -62,6 +62,18 @@ def test_a_processor_that_wants_torchvision_is_refused_with_the_extra_and_found_
     assert "problem: processor: the processor of the model in" in result.stdout
     assert "no problem found" not in result.stdout
     assert "after installation" in result.stderr
+
+
+@pytest.mark.skipif(
+    find_spec("torchvision") is not None and find_spec("num2words") is not None, reason="both are there"
+)
+def test_what_the_processor_of_smolvlm_wants_is_one_extra(tmp_path):
+    folder = tmp_path / "published"
+    shutil.copytree(resolve_folder("testbed-plain"), folder)
+    (folder / "processor_config.json").write_text('{"processor_class": "SmolVLMProcessor"}')
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "SmolVLMImageProcessor"}')
+    with pytest.raises(UnsupportedError, match=r"Run pip install 'tokentrim\[smolvlm\]'; "):
+        load_processor(folder)
 
 
 def test_a_torchvision_of_another_torch_is_named_where_it_breaks_an_import(cli, picture, tmp_path, monkeypatch):

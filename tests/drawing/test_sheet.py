@@ -2,7 +2,7 @@
 
 import pytest
 
-from tokentrim.drawing.sheet import fitted, width_of
+from tokentrim.drawing.sheet import cut, fitted, width_of
 
 
 def test_a_line_is_as_wide_as_it_is_drawn():
@@ -20,3 +20,16 @@ def test_a_line_is_cut_to_its_place(width):
     assert found.endswith(" …")
     assert text.startswith(found.removesuffix(" …"))
     assert fitted("short", 2, 9) == "short"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a red ring", "a red ring"),
+        ("a red ring, and a blue one", "a red ring, …"),
+        ("赤い輪は左にあり青い四角は右にあります", "赤い輪は左にあり青い四角は…"),  # no blanks to cut at
+        ("", ""),
+    ],
+)
+def test_a_text_is_cut_between_words_where_there_are_any(text, found):
+    assert cut(text, 14) == found

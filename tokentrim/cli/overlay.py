@@ -20,6 +20,7 @@ _CAPTION: Final = 44
 _CAPTION_WIDTH: Final = 200
 _INK: Final = "#1f2430"
 _FAINT: Final = "#6b7280"
+_EDGE: Final = "#c3c7cf"
 
 
 def write_overlay(
@@ -57,6 +58,8 @@ def write_overlay(
         top = _CAPTION
         for line in tiles:
             canvas.paste(Image.fromarray(line[place]), (left, top))
+            edge = (left - 1, top - 1, left + line[place].shape[1], top + line[place].shape[0])
+            draw.rectangle(edge, outline=_EDGE)  # a white page on white would have no end
             top += line[place].shape[0] + _GAP
     try:
         canvas.save(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 from tokentrim.compare.gallery import Gallery, Question, opened
 from tokentrim.contracts.token_places import Cells
 from tokentrim.drawing.shade import shade
-from tokentrim.drawing.sheet import Rect, axis_at, fitted, framed, width_of, write
+from tokentrim.drawing.sheet import Rect, axis_at, cut, fitted, framed, width_of, write
 from tokentrim.drawing.style import FAINT, INK, Look, figure_style, looks
 from tokentrim.runs.cells import REFERENCE, TEXT_ONLY
 from tokentrim.runs.files import write_atomic
@@ -127,7 +126,7 @@ def _verdict(block: Block, line: Line) -> tuple[str, str]:
     """(what came of it, its colour)."""
     if block.question["metric"] == "exact":
         right = line.score == 1.0
-        text = shorten(line.prediction or "(nothing)", 20, placeholder="…")
+        text = cut(line.prediction, 20) or "(nothing)"
         return f"{'✓' if right else '✗'} {text}", "#2a9d5c" if right else "#c0392b"
     name = "F1 " if block.question["metric"] == "f1" else ""
     return "" if line.score is None else f"{name}{line.score:.2f}", INK

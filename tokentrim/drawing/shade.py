@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-_FADE: Final = 0.86  # how far a dropped patch goes towards white
+_FADE: Final = 0.86  # how far a dropped patch goes towards
+_GONE: Final = 205.0  # a light grey, so that those of white pages are told apart as well
 _PIXELS: Final = 240
 
 
@@ -26,5 +27,5 @@ def shade(image: Image.Image, kept: Sequence[int], rows: int, cols: int, size: i
     there[[token for token in kept if 0 <= token < rows * cols]] = 1.0
     mask = there.reshape(rows, cols).repeat(height // rows, axis=0).repeat(width // cols, axis=1)[..., None]
     grey = pixels.mean(axis=2, keepdims=True)
-    faded = grey * (1 - _FADE) + 255 * _FADE
+    faded = grey * (1 - _FADE) + _GONE * _FADE
     return (pixels * mask + faded * (1 - mask)).astype(np.uint8)

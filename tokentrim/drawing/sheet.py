@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -53,6 +54,15 @@ def fitted(text: str, width: float, size: float, *, bold: bool = False) -> str:
         else:
             high = middle - 1
     return f"{text[:low].rstrip()} …"
+
+
+def cut(text: str, letters: int) -> str:
+    """At most so many letters of a text: cut between words, or inside one that leaves no room for others."""
+    text = " ".join(text.split())
+    if len(text) <= letters:
+        return text
+    words = shorten(text, letters, placeholder=" …")
+    return words if 2 * len(words) > letters else f"{text[: letters - 1]}…"
 
 
 def framed(axis: Any, color: str, linewidth: float) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from textwrap import fill, shorten
+from textwrap import fill
 from typing import Any, Final, Literal, NamedTuple
 
 from matplotlib.colors import Normalize
 from PIL import Image
 
-from tokentrim.drawing.sheet import Rect, axis_at, fitted, size_of, width_of, write
+from tokentrim.drawing.sheet import Rect, axis_at, cut, fitted, size_of, width_of, write
 from tokentrim.drawing.style import FAINT, INK
 from tokentrim.explain.figures import no_scores, spread
 from tokentrim.explain.gather import DecidedStage, Explanation
@@ -119,11 +119,11 @@ def _words(explanation: Explanation, reference: str | None) -> list[tuple[str, d
     """What the model answered and what that cost, line by line."""
     faint: dict[str, Any] = {"fontsize": _WORDS - 0.5, "color": FAINT}
     letters = int(_ROOM / width_of("the width of words", _WORDS) * len("the width of words"))
-    answer = shorten(explanation.answer or "(empty answer)", 2 * letters - 4, placeholder=" …")
+    answer = cut(explanation.answer, 2 * letters - 4) or "(empty answer)"
     said: list[tuple[str, dict[str, Any]]] = [(fill(answer, letters), {"fontsize": _WORDS, "color": INK})]
     if reference is not None:
         same = explanation.answer == reference
-        unpruned = shorten(reference, 2 * letters - 14, placeholder=" …") or "(empty answer)"
+        unpruned = cut(reference, 2 * letters - 14) or "(empty answer)"
         said.append((fill("as unpruned" if same else f"unpruned: {unpruned}", letters), faint))
     if len(explanation.stages) > _MOST:
         said.append((f"{len(explanation.stages) - _MOST} more stages in their own files", faint))

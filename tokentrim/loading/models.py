@@ -42,7 +42,8 @@ _MOST_BYTES: Final = 1 << 24  # of a JSON file that describes a model
 _DEPTHS: Final = ("layers", "depth", "blocks", "experts", "labels")
 """How names of numbers end that say how many parts a model has: transformers makes a list of so many."""
 _UNTRUSTED: Final = {"local_files_only": True, "trust_remote_code": False}
-_EXTRAS: Final = (("torchvision", "qwen"), ("accelerate", "parallel"))  # libraries, and our extras that bring them
+_EXTRAS: Final = (("smolvlm", "smolvlm"), ("torchvision", "qwen"), ("accelerate", "parallel"))
+"""What transformers speaks of when a library is missing, and our extras that bring it."""
 _LOADING: Final = threading.RLock()  # what is set for all of transformers while something is loaded
 
 
