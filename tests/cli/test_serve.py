@@ -17,7 +17,7 @@ import pytest
             ("--strategy", "{name: fastv, budget: {flops_ratio: 0.5}}", "--budget", "0.5"),
             "the budget must be given once",
         ),
-        (("--strategy", "st3", "--device", "gpu"), "--device must be one of"),
+        (("--strategy", "st3", "--device", "gpu"), "device of a model must be"),
         (("--strategy", "{name: fastv, k: 99}"), "k of strategy"),
     ],
 )

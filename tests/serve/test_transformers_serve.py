@@ -154,6 +154,14 @@ def test_a_budget_is_solved_for_what_a_prompt_holds():
     assert [one["kept_ratio"] for one in kept] == pytest.approx([0.5, 0.5], abs=0.05)
 
 
+def test_a_request_may_bring_a_budget_of_its_own(url, loaded):
+    answer, report = expected(loaded, {**SPEC, "budget": {"layer_mean_ratio": 0.7}}, SAMPLES[0], new=4)
+    got, usage = answered(url, body(max_tokens=4, tokentrim={"budget": 0.7}))
+    assert got == answer
+    assert agrees(usage, report)
+    assert usage["tokentrim"]["kept_ratio"] == pytest.approx(0.7, abs=0.05)
+
+
 def test_a_stream_says_the_same_and_ends_with_the_usage(url):
     answer, usage = answered(url, body())
     status, text = post(url, body(stream=True, stream_options={"include_usage": True}))
@@ -200,6 +208,8 @@ def picture_part(link):
         (body(temprature=1), "Did you mean 'temperature'?"),
         (body(max_tokens=0), "max_tokens of the request must be"),
         (body(temperature="hot"), "temperature of the request must be a number"),
+        (body(tokentrim={"budget": 2}), "budget of tokentrim of the request must lie in (0, 1]"),
+        (body(tokentrim={"strategy": "st3"}), "each key of tokentrim of the request must be a known one"),
         (body(n=2), "n of the request must be"),
         (body(logprobs=True), "logprobs of the request must be"),
         (body(response_format={"type": "json_object"}), "response_format of the request must be"),

@@ -48,7 +48,6 @@ def serve(
     """
     place = placement(device, dtype, attn_implementation, device_map)
     name, spec, place = chosen(strategy, config, model, place)
-    quiet_libraries()
     check_structure(structure or "keep")
     spec = _with(spec, budget, structure)
     refuse_evidence(spec.strategy)
@@ -57,6 +56,7 @@ def serve(
     from tokentrim.serve.transformers.upstream import require_server
 
     require_server()
+    quiet_libraries()  # now that transformers is imported, which sets how much it says
     check_fit([spec], name, 1)
     people = console(to_stderr=True)
     with listen(host, port) as listening:

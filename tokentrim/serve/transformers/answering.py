@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import StoppingCriteriaList
 
-from tokentrim.config.specs import StrategySpec, resolve
+from tokentrim.config.specs import Budget, StrategySpec, resolve
 from tokentrim.contracts.adapter import Adapter, Layout
 from tokentrim.contracts.strategy import Strategy
 from tokentrim.engine.report import Report
@@ -17,6 +17,8 @@ from tokentrim.runs.batches import visual_tokens
 from tokentrim.runs.stopping import StopsAtText
 from tokentrim.serve.transformers.requests import Inquiry
 from tokentrim.session import Session, located, session_with
+
+_KEPT_SOLVED: Final = 256
 
 
 @dataclass
@@ -27,13 +29,13 @@ class Served:
         name: the model as clients name it.
         loaded: model and processor.
         spec: the strategy, perhaps with a budget.
-        solved: strategies by number of visual tokens, whose knob was solved for a budget.
+        solved: strategies whose knob was solved, by budget and number of visual tokens.
     """
 
     name: str
     loaded: Loaded
     spec: StrategySpec
-    solved: dict[int, Strategy] = field(default_factory=dict[int, Strategy])
+    solved: dict[tuple[Budget, int], Strategy] = field(default_factory=dict[tuple[Budget, int], Strategy])
 
     def __post_init__(self) -> None:
         """Find where things are in the model, and let the strategy prove that it can serve it, with its guide loaded.
@@ -55,9 +57,12 @@ class Served:
             return asked.spec.strategy
         structured = [] if self.spec.structure == "prune" else asked.pictures
         n_visual = visual_tokens(self.loaded, inputs, [structured])[0]
-        if n_visual not in self.solved:
-            self.solved[n_visual] = resolve(asked.spec, self.found[1].shape, n_visual)
-        return self.solved[n_visual]
+        key = (asked.spec.budget, n_visual)
+        if key not in self.solved:
+            while len(self.solved) >= _KEPT_SOLVED:
+                self.solved.pop(next(iter(self.solved)))
+            self.solved[key] = resolve(asked.spec, self.found[1].shape, n_visual)
+        return self.solved[key]
 
 
 class TrimmedModel:

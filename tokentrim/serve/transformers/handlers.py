@@ -15,7 +15,7 @@ from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.utils import GenerateManager, GenerationState
 
 from tokentrim.errors import DataError, TokentrimError, complaint, reason_of
-from tokentrim.serve.transformers.answering import TrimmedModel, Served
+from tokentrim.serve.transformers.answering import Served, TrimmedModel
 from tokentrim.serve.transformers.requests import Inquiry, read_request
 
 _FAILED: Final = 'data: {"error"'  # how transformers ends a stream; never inside a chunk, where quotes are escaped

@@ -6,12 +6,12 @@ import base64
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tokentrim.config.specs import StrategySpec
+from tokentrim.config.specs import Budget, StrategySpec
 from tokentrim.config.validation import check
 from tokentrim.config.yaml_reader import Where
 from tokentrim.errors import DataError, TokentrimError, UnsupportedError, complaint, reason_of, unknown_name
@@ -24,6 +24,14 @@ _HANDED_ON: Final = (
     "stream", "max_tokens", "temperature", "top_p", "frequency_penalty", "logit_bias", "tools", "chat_template_kwargs",
 )  # fmt: skip
 _SHOWN: Final = 60  # characters of what is no picture
+
+
+class OwnBudget(BaseModel):
+    """What a request may say of pruning, under the key ``tokentrim``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    budget: float = Field(gt=0, le=1, description="share of the layer-mean visual tokens")
 
 
 class ChatRequest(BaseModel):
@@ -47,6 +55,7 @@ class ChatRequest(BaseModel):
     generation_config: dict[str, Any] | str | None = Field(
         default=None, description="settings of transformers' generate, instead of the model's own"
     )
+    tokentrim: dict[str, Any] | None = Field(default=None, description="a budget of its own: {budget: 0.25}")
     # Known to the API, and served in one way alone.
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
@@ -113,6 +122,9 @@ def read_request(text: bytes, name: str, spec: StrategySpec) -> Inquiry:
         got = "a stream" if request.stream else list(stops)
         must = "come without stream, and not be empty: what a stream has sent cannot be taken back"
         raise UnsupportedError(complaint("stop of the request", must, got, "leave one of the two out"))
+    if request.tokentrim is not None:
+        own = check(OwnBudget, request.tokentrim, "tokentrim of the request", Where())
+        spec = replace(spec, budget=Budget(layer_mean_ratio=own.budget))
     asked = Inquiry(spec, seed=request.seed, stops=stops)
     asked.body = {key: value for key in _HANDED_ON if (value := getattr(request, key)) is not None}
     asked.body |= {"model": name, "messages": _messages(request.messages, asked)}
