@@ -1,4 +1,4 @@
-"""What the self-test says of every family that transformers ships as image-text-to-text: a table for the docs.
+"""What the self-test and the commands say of every family that transformers ships as image-text-to-text, for the docs.
 
 ``python -m tests.family_table`` writes the table into docs/families.md anew (minutes); with model types behind it, it
 prints all checks of these instead.
@@ -10,29 +10,19 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import transformers
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from tests.family_walk import COMMANDS, walk
+from tests.small_families import adapter_of, config_of
+from tokentrim.contracts.token_places import IN_ORDER
 from tokentrim.errors import TokentrimError
 from tokentrim.loading import known_model_types
-from tokentrim.plugins.loader import registry
 from tokentrim.selftest import SelfTest, model_class_of, self_test
 
 PAGE = Path(__file__).parent.parent / "docs/families.md"
-_LONGEST = 170  # characters of a remark
 _HINT = " This model needs an adapter of its own, "
-
-# Where a configuration class's defaults do not make a model that runs: what the published checkpoints have.
-_GLM_ROPE = {
-    "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [8, 12, 12]
-}  # fmt: skip
-_PUBLISHED: dict[str, dict[str, Any]] = {
-    name: {"text_config": {"rope_parameters": _GLM_ROPE, "head_dim": 128}}
-    for name in ("glm4v", "glm46v", "glm4v_moe", "glmga")
-}
 
 
 def model_types() -> list[str]:
@@ -43,9 +33,8 @@ def model_types() -> list[str]:
 def tested(model_type: str) -> SelfTest | str:
     """The self-test of a family's default configuration, or why there is none."""
     try:
-        config = CONFIG_MAPPING[model_type](**_PUBLISHED.get(model_type, {}))
-        adapter = registry("adapter").get(known_model_types().get(model_type, "generic"))()
-        return self_test(model_class_of(config), config, adapter)
+        config = config_of(model_type)
+        return self_test(model_class_of(config), config, adapter_of(model_type))
     except TokentrimError as error:
         return str(error)
     except Exception as error:
@@ -57,25 +46,34 @@ def row(model_type: str) -> str:
     test = tested(model_type)
     adapter = known_model_types().get(model_type, "generic")
     if isinstance(test, str):
-        return _line(model_type, adapter, "refused", test)
+        return _refused(model_type, adapter, test)
     refusal = test.refusal
     if refusal is not None:
-        return _line(model_type, adapter, "refused", refusal.text if refusal.name in ("layout", "small copy")
-                     else f"{refusal.name}: {refusal.text}")  # fmt: skip
+        whole = refusal.name in ("layout", "small copy")
+        return _refused(model_type, adapter, refusal.text if whole else f"{refusal.name}: {refusal.text}")
     without = [
         f"without {' '.join(sorted(need.value for need in result.takes))}: {result.text}"
         for result in test.results
         if result.ok is False
     ]
     windowed = [result.text for result in test.results if result.name == "windows" and "refused" in result.text]
-    return _line(model_type, adapter, "works", "; ".join([*without, *windowed]))
+    walked = walk(model_type, test)
+    failed = [f"{command}: {said}" for command, said in walked.failures.items()]
+    drawn = [] if walked.in_place else [IN_ORDER]
+    counted = [] if walked.counted else ["the vision tower is not counted"]
+    serving = [command for command in COMMANDS if command not in walked.failures]
+    wrong = [f"wrong: {what}" for what in walked.wrong]
+    remark = "; ".join([*without, *windowed, *drawn, *counted, *failed, *wrong])
+    return _line(model_type, adapter, "works", "all" if serving == [*COMMANDS] else ", ".join(serving), remark)
 
 
-def _line(model_type: str, adapter: str, verdict: str, remark: str) -> str:
-    clean = " ".join(remark.removesuffix("if it can have one.").removesuffix(_HINT).split())
-    clean = clean if len(clean) <= _LONGEST else f"{clean[:_LONGEST].rsplit(' ', 1)[0]} ..."
-    clean = clean.replace("|", "\\|").replace("<", "\\<").rstrip(".: ")
-    return f"| `{model_type}` | {adapter} | {verdict} | {clean} |"
+def _refused(model_type: str, adapter: str, why: str) -> str:
+    return _line(model_type, adapter, "refused", "–", why.removesuffix("if it can have one.").removesuffix(_HINT))
+
+
+def _line(model_type: str, adapter: str, verdict: str, commands: str, remark: str) -> str:
+    clean = " ".join(remark.split()).replace("|", "\\|").replace("<", "\\<").rstrip(".: ")
+    return f"| `{model_type}` | {adapter} | {verdict} | {commands} | {clean} |"
 
 
 def table() -> str:
@@ -87,7 +85,8 @@ def framed(lines: list[str]) -> str:
     """Rows under their heading."""
     works = sum("| works |" in line for line in lines)
     head = f"Of transformers {transformers.__version__}, {works} of {len(lines)} families work:"
-    return "\n".join([head, "", "| `model_type` | adapter | verdict | remark |", "| --- | --- | --- | --- |", *lines])
+    titles = ["| `model_type` | adapter | verdict | commands | remark |", "| --- | --- | --- | --- | --- |"]
+    return "\n".join([head, "", *titles, *lines])
 
 
 def written() -> str:

@@ -266,7 +266,8 @@ def test_what_is_no_result_is_refused(text: str | None, tmp_path: Path):
 
 def test_a_result_of_an_unknown_geometry_is_refused(result: BenchResult, tmp_path: Path):
     path = tmp_path / "some.json"
-    path.write_text(json.dumps({**result.to_dict(), "options": {"geometry": "gone"}}))
+    of_no_sizes = {name: value for name, value in result.environment.items() if name != "sizes"}
+    path.write_text(json.dumps({**result.to_dict(), "options": {"geometry": "gone"}, "environment": of_no_sizes}))
     with pytest.raises(ResultsError, match="'gone'"):
         BenchResult.read(path)
 
@@ -340,3 +341,12 @@ def test_several_images_and_compiled_decoding(graphs_alone: None):
     assert random.decode_attained == 1 / random.decode_ratio.median / random.implied_decode_speed_up
     assert "48 visual" in markdown(found)
     assert "compiled decoding" in markdown(found)
+
+
+def test_a_model_is_benched_by_its_name_and_read_back_without_it(tmp_path: Path):
+    result = run(BenchOptions(geometry="testbed", strategies=("random",), repeats=1, new_tokens=2, memory=False))
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps({**result.to_dict(), "options": {**result.options, "geometry": "elsewhere/gone"}}))
+    found = BenchResult.read(path)
+    assert "hidden" in markdown(found)
+    assert not found.uncounted()

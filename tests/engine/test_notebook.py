@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 import tokentrim
 from tests.models import prompt, tiny_llava
+from tokentrim.contracts.sites import Need
 from tokentrim.counting.published import PRESETS
 from tokentrim.drawing.notebook import folded, kept_patches, table
 
@@ -84,6 +86,20 @@ def test_pictures_are_drawn_on_until_the_next_prompt(session):
         assert near(pixels.getpixel((5, 5)), (200, 20, 20))
     finally:
         session.annotate(images=[])
+
+
+def test_tokens_whose_places_are_not_known_are_shown_in_their_order(session, monkeypatch):
+    unserved = {Need.GRID: "a change shows <elsewhere>"}
+    monkeypatch.setattr(session, "layout", replace(session.layout, unserved=unserved))
+    session.annotate(images=[Image.new("RGB", (28, 28), (200, 20, 20))])
+    try:
+        html = session._repr_html_()
+    finally:
+        session.annotate(images=[])
+    require_untrusted(html)
+    assert "tokens in their order, not in their places: a change shows &lt;elsewhere&gt;" in html
+    pixels = opened(re.search(r'src="([^"]*)"', html)[1]).convert("RGB")
+    assert pixels.getpixel((5, 5))[0] < 150  # a square, not the picture
 
 
 def test_a_trace_shows_counts(session):

@@ -111,7 +111,7 @@ def test_grids_of_other_families(model, planes, picture, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "either --image or --task"),
+        ((), "one of --image, --video and --task"),
         (("--task", "nothing-such"), "nothing-such"),
         (("--task", "where:x"), "a number from 0"),
         (("--task", "where", "--prompt", "what ?"), "The task brings its own question"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokentrim.contracts.adapter import Layout
 from tokentrim.engine.seams.attention import implementation_of
@@ -42,16 +42,16 @@ class KernelFloor:
         """Prepare the runs.
 
         Args:
-            model: a model whose language model ends in a module ``norm``, as those of the bench do.
+            model: the whole model; its final norm is left out where it is not one part of the language model.
             layout: where its modules are.
             inputs: of ``generate``: ``input_ids`` [B, T], and whatever its encoder takes of the pictures.
             layer_totals: [L] tokens, visual and text, that each layer processes; never rising.
             seed: of the hidden states.
         """
         entry: Any = layout.entry
-        language_model: Any = layout.language_model
         self._layout, self._device = layout, model.device
-        self._encode, self._norm, self._head = entry.get_image_features, language_model.norm, model.lm_head
+        self._encode, self._head = entry.get_image_features, model.get_output_embeddings()
+        self._norm = layout.final_norm or nn.Identity()
         takes = inspect.signature(self._encode).parameters
         self._pictures = {name: value for name, value in inputs.items() if name in takes}
         shape = (len(inputs["input_ids"]), layer_totals[0], layout.shape.hidden_size)

@@ -21,13 +21,10 @@ GEOMETRIES: Final[Mapping[str, Geometry]] = MappingProxyType(
 
 def build_model(geometry: Geometry, device: torch.device, dtype: torch.dtype, seed: int) -> Any:
     """An untrained model of the geometry; torch's global random state is left as it was."""
-    import transformers
-
     devices = [device] if device.type == "cuda" else []
-    model_class: Any = getattr(transformers, geometry.architecture)
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
-        model = built(model_class, geometry.config(), dtype=dtype)
+        model = built(geometry.model_class(), geometry.config(), dtype=dtype)
     model = model.to(device).eval()
     # Random weights end an answer at random; every run has to generate the same number of tokens.
     model.generation_config.eos_token_id = None
@@ -40,10 +37,10 @@ def build_prompt(
 ) -> dict[str, Tensor]:
     """Inputs of ``generate``: per row one begin token, the images with their marks, then the rest of the text."""
     generator = torch.Generator().manual_seed(seed)
-    text = torch.randint(geometry.first_text, geometry.vocab_size, (batch, prompt_tokens), generator=generator)
+    text = geometry.text(batch, prompt_tokens, generator)
     image = geometry.image_ids().repeat(batch, images)
     ids = torch.cat([text[:, :1], image, text[:, 1:]], dim=1)
-    found = {**geometry.text_inputs(ids), **geometry.pictures(batch * images, generator)}
+    found = {**geometry.text_inputs(ids), **geometry.pictures_of(batch, images, generator)}
     return {name: value.to(model.device, _dtype(value, model.dtype)) for name, value in found.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,8 @@ class BenchJob(ABC, Generic[Result]):
         """A name for its file: what it is, and a hash of all of it."""
         digest = hashlib.sha256(self.command.encode()).hexdigest()[:8]
         one = self.options
-        parts = [one.geometry, f"images-{one.images}", self._batches, f"new-{one.new_tokens}"]
+        named = re.sub(r"[^\w.-]+", "-", Path(one.geometry).name)
+        parts = [named, f"images-{one.images}", self._batches, f"new-{one.new_tokens}"]
         return "-".join([*parts, *(["compiled"] if one.compile else []), digest])
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -13,7 +14,8 @@ from tokentrim.bench.families.base import Geometry
 from tokentrim.bench.geometry import GEOMETRIES
 from tokentrim.config.specs import Spec, strategy_from
 from tokentrim.errors import ConfigError, complaint, unknown_name
-from tokentrim.loading import DeviceName, DTypeName
+from tokentrim.loading import DeviceName, DTypeName, hub_model
+from tokentrim.plugins.loader import registry
 
 
 def split_strategies(text: str) -> tuple[str, ...]:
@@ -33,7 +35,8 @@ class BenchOptions:
     """Options of one bench.
 
     Attributes:
-        geometry: name of a model geometry, see :data:`tokentrim.bench.GEOMETRIES`.
+        geometry: name of a model geometry, see :data:`tokentrim.bench.GEOMETRIES`; or a model, by its name, folder or
+            id on the hub, whose config and processor are read and whose weights are made up as well.
         strategies: what to measure beside ``none``, each as any place takes a strategy.
         layer_mean_ratio: budget that each strategy's knob is solved for; None = as configured.
         device: auto takes a GPU where there is one.
@@ -69,7 +72,7 @@ class BenchOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.geometry not in GEOMETRIES:
+        if self.geometry not in GEOMETRIES and not self._is_model:
             raise unknown_name("geometry of a bench", self.geometry, GEOMETRIES)
         least_of = {"batch": 1, "images": 1, "prompt_tokens": 2, "new_tokens": 2, "repeats": 1, "threads": 1}
         for name, least in least_of.items():
@@ -85,8 +88,22 @@ class BenchOptions:
 
     @property
     def sizes(self) -> Geometry:
-        """The geometry that is named."""
-        return GEOMETRIES[self.geometry]
+        """The geometry that is named, or that of the model.
+
+        Raises:
+            TokentrimError: when a model is named, and there is none, or its processor cannot be had.
+        """
+        if self.geometry in GEOMETRIES:
+            return GEOMETRIES[self.geometry]
+        from tokentrim.bench.families.of_model import of_model  # what it needs of transformers takes a second
+
+        return of_model(self.geometry)
+
+    @property
+    def _is_model(self) -> bool:
+        """Whether the geometry is that of a model that is named."""
+        named = self.geometry in registry("model") or os.path.exists(self.geometry)
+        return named or hub_model(self.geometry) is not None
 
     @property
     def n_visual(self) -> int:

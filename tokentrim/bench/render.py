@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from tokentrim.bench.limits import Limits
@@ -27,16 +28,22 @@ def markdown(result: BenchResult) -> str:
 
 def _setting(result: BenchResult) -> str:
     options, where = result.options, result.environment
-    asked = BenchOptions(geometry=options["geometry"], images=options["images"], prompt_tokens=options["prompt_tokens"])
+    sizes = where.get("sizes") or _sizes(options)
     threads = f", {where['threads']} threads" if where["device"].startswith("CPU") else ""
     return (
-        f"Random weights: {asked.sizes.n_layers} layers, hidden {asked.sizes.hidden_size}, {asked.tokens()}, "
+        f"Random weights: {sizes}, "
         f"{where['dtype']}, batch {options['batch']}, "
         f"{'compiled decoding, ' if options['compile'] else ''}{where['device']}"
         f"{threads}, torch {where['versions']['torch']}, transformers {where['versions']['transformers']}; "
         f"{options['repeats']} interleaved repeats against the untouched model, medians with quartiles. Measured with "
         f"`{result.command}`."
     )
+
+
+def _sizes(options: Mapping[str, Any]) -> str:
+    """What results of earlier versions do not say themselves."""
+    asked = BenchOptions(geometry=options["geometry"], images=options["images"], prompt_tokens=options["prompt_tokens"])
+    return f"{asked.sizes.n_layers} layers, hidden {asked.sizes.hidden_size}, {asked.tokens()}"
 
 
 def _table(result: BenchResult) -> str:
@@ -77,6 +84,7 @@ def _notes(result: BenchResult) -> list[str]:
         notes.append(f"Matrix rate in GFLOP/s by rows: {rates}. Memory bandwidth in GB/s: {widths}.")
         notes.append(f"A decode step reads {limits.weight_bytes / 2**20:.0f} MiB of weights, and the cache.")
     ran = [f"`{_flow(row.spec)}`" for row in result.rows if row.spec and row.spec != {"name": "none"}]
+    notes += result.uncounted()
     return [*notes, f"All parameters: {'; '.join(ran)}."] if ran else notes
 
 

@@ -149,7 +149,7 @@ class StoredBench:
         """
         try:
             found = TypeAdapter(cls).validate_json(Path(path).read_bytes())
-            if found.options["geometry"] not in GEOMETRIES:
+            if found.options["geometry"] not in GEOMETRIES and "sizes" not in found.environment:
                 raise KeyError(found.options["geometry"])
         except (OSError, ValueError, KeyError) as cause:
             raise ResultsError(complaint(f"file {path}", f"be {cls.whom}", repr(cause), cls.remedy)) from cause
@@ -240,7 +240,7 @@ class BenchResult(StoredBench):
         table = Table(
             title=f"{options['geometry']}, batch {options['batch']}, {where['device']}, {where['dtype']}, "
             f"{options['repeats']} repeats: median ± half the distance of the quartiles",
-            caption="\n".join([*self._limit_lines(), *(self.missed() or ["every target is met"])]),
+            caption="\n".join([*self._limit_lines(), *self.uncounted(), *(self.missed() or ["every target is met"])]),
             caption_justify="left",
         )
         names = ("strategy", "kept", "prefill ms", "speed-up", "of implied", "of floor", "selection", "decode ms")
@@ -263,6 +263,10 @@ class BenchResult(StoredBench):
                 *([f"{row.of_prefill_limit:.0%}, {row.of_decode_limit:.0%}"] if self.limits else []),
             )
         return table
+
+    def uncounted(self) -> list[str]:
+        """What the figures that FLOPs imply leave out."""
+        return [reason] if (reason := self.environment.get("uncounted")) else []
 
     def _limit_lines(self) -> list[str]:
         """The machine's rates, where they were measured."""

@@ -132,6 +132,8 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
         if limits is not None:  # once more, in case the machine was busy before
             limits = limits.best(_limits(model, layout, arms, options))
         environment = environment_of(options)
+        if subject.shape.uncounted:
+            environment["uncounted"] = f"the vision tower is not counted: {subject.shape.uncounted}"
         weights = decode_weight_bytes(model, layout)
     return BenchResult(
         command=options.command(),

@@ -72,10 +72,7 @@ class BenchSubject:
 
 def shape_for(shape: ModelShape, options: BenchOptions) -> ModelShape:
     """``shape`` with the vision tower's counts for the bench's pictures; a config alone names no size."""
-    if shape.vision is None:
-        return shape
-    side = options.sizes.image_size
-    return replace(shape, vision=shape.vision.for_image(side, side, options.images))
+    return replace(shape, vision=options.sizes.shape_of_vision(shape.vision, options.images))
 
 
 def at_budget(spec: Spec, shape: ModelShape, n_visual: int, options: BenchOptions) -> Strategy:
@@ -139,12 +136,14 @@ def environment_of(options: BenchOptions) -> dict[str, Any]:
     import tokentrim
 
     device = chosen_device(options)
+    sizes = options.sizes
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "device": gpu or f"CPU ({platform.machine()})",
         "dtype": str(chosen_dtype(options, device)).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "cpu_count": os.cpu_count(),
+        "sizes": f"{sizes.n_layers} layers, hidden {sizes.hidden_size}, {options.tokens()}",
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

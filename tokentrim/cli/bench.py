@@ -25,10 +25,18 @@ if TYPE_CHECKING:
     from tokentrim.bench import BenchOptions, BenchResult
 
 
+GeometryOption = Annotated[
+    str,
+    typer.Option(
+        "--geometry", "--model", "-m",
+        help="Model geometry (an unknown one lists those that there are), or a model: its name, folder or id on "
+        "the hub; its weights are made up, too.",
+    ),
+]  # fmt: skip
+
+
 def bench(
-    geometry: Annotated[
-        str, typer.Option(help="Model geometry; an unknown one lists those that there are.")
-    ] = "scaled",
+    geometry: GeometryOption = "scaled",
     strategies: Annotated[list[str] | None, strategies_option("st3,fastv,random")] = None,
     layer_mean_ratio: Annotated[float, typer.Option(help="Budget of every strategy; 0 = as configured.")] = 0.25,
     device: DeviceOption = None,

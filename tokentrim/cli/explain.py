@@ -185,4 +185,7 @@ def _one(
     wanted = question.evidence if Need.EVIDENCE in strategy.needed() else None
     with started(f"strategy {strategy.label()!r}"):
         evidence = None if wanted is None else wanted(loaded)
-        return explained(loaded, strategy, inputs, max_new_tokens=limit, structure=structure, evidence=evidence)
+        return explained(
+            loaded, strategy, inputs, max_new_tokens=limit, structure=structure, evidence=evidence,
+            n_images=None if question.sample.videos else len(question.sample.images),
+        )  # fmt: skip

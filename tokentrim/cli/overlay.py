@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _TILE: Final = 288
 _GAP: Final = 16
 _CAPTION: Final = 44
+_FOOT: Final = 24
 _CAPTION_WIDTH: Final = 200
 _INK: Final = "#1f2430"
 _FAINT: Final = "#6b7280"
@@ -28,6 +29,8 @@ def write_overlay(
     images: Sequence[Image.Image],
     stages: Sequence[tuple[int | None, Sequence[int]]],
     cells: Cells,
+    *,
+    note: str = "",
 ) -> None:
     """Write the picture: a row per image (two where an image is a thumbnail and tiles), a tile per stage.
 
@@ -36,6 +39,7 @@ def write_overlay(
         images: the prompt's images, in order.
         stages: (first layer, kept visual tokens), layer None for the cache at the end.
         cells: where the visual tokens lie.
+        note: a few words below.
 
     Raises:
         ResultsError: when the file cannot be written.
@@ -45,7 +49,8 @@ def write_overlay(
         for number, plane in enumerate(cells.planes)
     ]
     width = max(_CAPTION_WIDTH, *(line[0].shape[1] for line in tiles))
-    size = (_GAP + len(stages) * (width + _GAP), _CAPTION + sum(line[0].shape[0] + _GAP for line in tiles))
+    height = _CAPTION + sum(line[0].shape[0] + _GAP for line in tiles)
+    size = (_GAP + len(stages) * (width + _GAP), height + (_FOOT if note else 0))
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
     for place, (layer, kept) in enumerate(stages):
@@ -61,6 +66,7 @@ def write_overlay(
             edge = (left - 1, top - 1, left + line[place].shape[1], top + line[place].shape[0])
             draw.rectangle(edge, outline=_EDGE)  # a white page on white would have no end
             top += line[place].shape[0] + _GAP
+    draw.text((_GAP, height), note, fill=_FAINT, font=ImageFont.load_default(12))
     try:
         canvas.save(path)
     except OSError as cause:

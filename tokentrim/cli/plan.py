@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from tokentrim.cli.output import AsJson, StrategyOption, console, emit
+from tokentrim.cli.output import AsJson, StrategyOption, console, emit, quiet_libraries
 from tokentrim.counting.forecast import HEADER, NEW_TOKENS, TEXT_TOKENS, Plan, plan as make_plan
 from tokentrim.counting.tilings import NOMINAL_SIZE
-from tokentrim.errors import ConfigError, UnsupportedError, complaint
+from tokentrim.errors import ConfigError, complaint
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,25 +46,31 @@ def plan(
     if structure not in ("keep", "prune"):
         raise ConfigError(complaint("--structure", "be keep or prune", structure))
     shape = shape_of(model)
-    if shape.vision is None:
-        raise UnsupportedError(
-            complaint(f"model {model!r}", "have a vision tower of known size", hint="plan another model")
-        )
+    if shape.vision is None:  # needs torch
+        from tokentrim.selftest.learning import learnt
+
+        quiet_libraries()
+        shape = learnt(model, shape)
     size = NOMINAL_SIZE if image_size is None else _size(image_size)
-    shape = replace(shape, vision=shape.vision.for_image(*size, images=max(1, images)))
-    if structure == "prune" and shape.vision is not None:
-        shape = replace(shape, vision=shape.vision.with_structure_visual())
-    vision = cast("VisionShape", shape.vision)
+    vision = cast("VisionShape", shape.vision).for_image(*size, images=max(1, images))
+    if structure == "prune":
+        vision = vision.with_structure_visual()
+    shape = replace(shape, vision=vision)
     n_visual, n_text = images * vision.n_visual, text_tokens + images * vision.n_structure
     chosen = spec.strategy
     if spec.budget is not None:
         chosen, _ = chosen.at_budget(shape, n_visual, **spec.budget.ratios, n_text=n_text, new_tokens=new_tokens)
     made = make_plan(chosen, shape, n_visual, n_text, new_tokens)
     notes = _notes(vision, size, images, named=image_size is not None)
+    if shape.uncounted and images:
+        notes.append(f"the vision tower is not counted: {shape.uncounted}")
     if as_json:
         per_image = {"size": list(size), "visual_tokens": vision.n_visual, "structure": vision.n_structure,
                      "pieces": vision.pieces, "rows": vision.rows, "cols": vision.cols}  # fmt: skip
-        emit({**made.to_dict(), "image": per_image, "notes": [*made.to_dict()["notes"], *notes]})
+        data = made.to_dict()
+        if shape.uncounted and images:
+            data["prefill_flops_whole"] = None
+        emit({**data, "image": per_image, "notes": [*data["notes"], *notes]})
         return
     out = console()
     out.print(plan_table(made))

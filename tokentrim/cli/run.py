@@ -110,10 +110,13 @@ def run(
     answer = _answer(loaded, inputs, solved, max_new_tokens, ends)
     if overlay is not None:
         from tokentrim.cli.overlay import write_overlay
-        from tokentrim.contracts.token_places import Cells
+        from tokentrim.contracts.token_places import IN_ORDER
+        from tokentrim.runs.drawn_on import canvas_of
 
-        cells, shown = Cells.of(answer.session.grid).drawn(pictures, videos)
-        write_overlay(overlay, shown, answer.stages, cells)
+        canvas = canvas_of(answer.session, pictures, videos)
+        write_overlay(overlay, canvas.images, answer.stages, canvas.cells, note=IN_ORDER if canvas.note else "")
+        if canvas.note:
+            console(to_stderr=True).print(f"note: {overlay}: {canvas.note}", style="yellow", soft_wrap=True)
     if as_json:
         emit(_as_dict(answer, reference, name, overlay))
     else:

@@ -19,6 +19,7 @@ from tokentrim.errors import complaint
 from tokentrim.executors.base import Executor
 from tokentrim.executors.choosing import executor_from
 from tokentrim.plugins.loader import registry
+from tokentrim.runs import cells
 from tokentrim.runs.specs import (
     DOWNSCALE,
     MOST_QUESTIONS,
@@ -34,7 +35,7 @@ from tokentrim.runs.specs import (
 
 Correction: TypeAlias = Literal["holm", "bonferroni", "fdr_bh", "none"]
 Control: TypeAlias = Literal["downscale"]
-CONTROLS: Final = ("random", "uniform", "pool", DOWNSCALE)
+CONTROLS: Final = (*cells.CONTROLS, DOWNSCALE)
 _WHOM: Final = "the comparison"
 _ALIKE: Final = 1e-6  # shares nearer than that are one: no prompt has so many tokens that they would differ by one
 

@@ -177,6 +177,11 @@ def correct(rows: Sequence[Row], method: Correction) -> None:
                 row[f"{column}_adjusted"] = value
 
 
+def _unplaced(pictures: Mapping[str, Mapping[str, Any]] | None) -> list[str]:
+    """Why it is not known where in the pictures tokens lie, of each recorded question that has some."""
+    return [record["nowhere"] for record in (pictures or {}).values() if record.get("nowhere") and record["n_visual"]]
+
+
 def _notes(index: Index, overall: Sequence[Row], correction: Correction) -> list[str]:
     """What a reader of the numbers should know."""
     cells = index.cells
@@ -217,7 +222,9 @@ def _notes(index: Index, overall: Sequence[Row], correction: Correction) -> list
     whole = sorted({cell.task.task for cell in cells if not index.is_mean(cell)})
     if whole:
         notes.append(f"{', '.join(whole)}: scored by the task's own aggregation, so without intervals and tests")
+    nowhere = {(cell.model.name, why): None for cell in cells for why in _unplaced(index.head(cell, "pictures"))}
+    notes += [f"no picture shows what was kept on {model}: {why}" for model, why in nowhere]
     skipped = sorted({cell.method for cell in cells if index.head(cell, "skipped")})
     if skipped:
-        notes.append(f"{', '.join(skipped)}: some budgets cannot be reached on some tasks; see what was not reachable")
+        notes.append(f"{', '.join(skipped)}: not run on some tasks or at some budgets; see what was not reachable")
     return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 
     from tokentrim.contracts.sites import Grid
 
-
 MOST_TOKENS: Final = 2**18
 """More visual tokens than one prompt of any model has; a file that says more is none of ours."""
+IN_ORDER: Final = "tokens in their order, not in their places"
+"""What is said of tokens whose places are not known; see :meth:`Cells.in_order`."""
 Count = Annotated[int, Field(ge=0, le=MOST_TOKENS, strict=True)]
 _Number = Annotated[int, Field(ge=-1, le=MOST_TOKENS, strict=True)]
 
@@ -82,6 +84,12 @@ class Cells:
             tuple(numbers[token[:5]] if token[5] >= 0 else -1 for token in tokens),
             tuple(token[5] * token[4] + token[6] for token in tokens),
         )
+
+    @classmethod
+    def in_order(cls, n: int) -> Cells:
+        """``n`` tokens in rows of a square, one after another: where it is not known where they lie."""
+        side = max(1, math.isqrt(max(n - 1, 0)) + 1)
+        return cls((Plane(0, 0, 0, -(-max(n, 1) // side), side),), (0,) * n, tuple(range(n)))
 
     def inside(self, number: int, kept: Sequence[int]) -> list[int]:
         """Places in plane ``number`` of those of the ``kept`` tokens that lie in it."""

@@ -81,7 +81,10 @@ def head_flops(shape: ModelShape, n_positions: int = 1) -> int:
 
 
 def vision_flops(shape: ModelShape, n_images: int = 1, tower_pairs: Sequence[int] = ()) -> int:
-    """FLOPs of the vision tower, 0 where it is unknown: ``2 (4nd^2 + 2n^2d + fndm)`` per block and piece.
+    """FLOPs of the vision tower: ``2 (4nd^2 + 2n^2d + fndm)`` per block and piece.
+
+    Where they were counted in a forward, what was counted, the projector included; 0 where they are not known, and
+    then ``shape.uncounted`` says why.
 
     n are the tokens of a piece, f the matrices of the tower's feed-forward part. In a block with windows, ``n^2``
     becomes the pairs of tokens that share a window. The patch embedding (0.2 % of a CLIP-L tower) is left out.
@@ -91,6 +94,8 @@ def vision_flops(shape: ModelShape, n_images: int = 1, tower_pairs: Sequence[int
     tower = shape.vision
     if tower is None:
         return 0
+    if not tower.n_layers:
+        return n_images * (tower.flops or 0)
     n, d, m = tower.n_tokens, tower.hidden_size, tower.intermediate_size
     weights = tower.n_layers * (4 * n * d * d + tower.ffn_matrices * n * d * m)
     pairs = (tower.n_layers - tower.windowed_layers) * n * n + tower.windowed_layers * tower.window_pairs
@@ -103,14 +108,14 @@ def vision_flops(shape: ModelShape, n_images: int = 1, tower_pairs: Sequence[int
 
 
 def projector_flops(shape: ModelShape, n_visual: int) -> int:
-    """FLOPs of the projector; 0 where the vision tower is unknown.
+    """FLOPs of the projector; 0 where the vision tower is unknown, or was counted with it.
 
     ``2 n (d_v d + d^2)`` for two layers as wide as the language model; where patches are merged, ``2 n (w^2 + w d)``
     per merger, with w the width of the patches of one visual token together; ``2 n`` times its weights, where the
     shape says them. n are the tokens that pass it, of a tiled image its padding among them.
     """
     tower = shape.vision
-    if tower is None:
+    if tower is None or not tower.n_layers:
         return 0
     n = n_visual
     if tower.n_projected is not None and tower.n_visual:
@@ -259,7 +264,10 @@ class Usage:
 
     @property
     def prefill_flops_whole(self) -> int:
-        """FLOPs of the first forward: vision tower, projector, decoder layers, head for one position."""
+        """FLOPs of the first forward: vision tower, projector, decoder layers, head for one position.
+
+        Tower and projector are left out where nothing tells them, which ``shape.uncounted`` says.
+        """
         tower = vision_flops(self.shape, images_of(self.shape, self.n_visual), self.tower_pairs)
         projector = projector_flops(self.shape, self.n_visual)
         return tower + projector + self.prefill_flops + head_flops(self.shape)

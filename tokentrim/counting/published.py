@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from tokentrim.counting.shape import ModelShape, VisionShape
 from tokentrim.counting.tilings import NOMINAL_SIZE, AnyResolution, FixedGrid, NativeResolution, Tiling
@@ -23,7 +23,7 @@ _QWEN25: Final = NativeResolution(patch=14, merge=2, min_pixels=56 * 56, max_pix
 _QWEN3: Final = NativeResolution(patch=16, merge=2, min_pixels=64 * 32 * 32, max_pixels=16384 * 32 * 32)
 
 
-def _tower(layers: int, hidden: int, inner: int, tiling: Tiling, **more: int) -> VisionShape:
+def _tower(layers: int, hidden: int, inner: int, tiling: Tiling, **more: Any) -> VisionShape:
     """A vision tower, with the counts of an image of nominal size."""
     return VisionShape(layers, hidden, inner, tiling=tiling, **more).for_image(*NOMINAL_SIZE)
 

@@ -32,7 +32,7 @@ class VisionShape:
     gives those of another. Numbers that no tower has raise ConfigError.
 
     Attributes:
-        n_layers: encoder blocks.
+        n_layers: encoder blocks; 0, and the sizes below 0, too, where the tower is known by what was counted alone.
         hidden_size: width of the tower.
         intermediate_size: width of its feed-forward part.
         n_tokens: tokens per piece of an image inside the tower (patches, and [CLS] where there is one).
@@ -52,6 +52,7 @@ class VisionShape:
         tiling: what happens to an image's size; None where nothing is known of it.
         cls: those of ``n_tokens`` that are no patches.
         feature_blocks: blocks up to the one whose output becomes the features; None = all of them.
+        image: (height, width, images of its prompt) that the counts are of; None where no size was named.
     """
 
     n_layers: int
@@ -73,11 +74,13 @@ class VisionShape:
     tiling: Tiling | None = None
     cls: int = 0
     feature_blocks: int | None = None
+    image: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         whom = "a vision tower"
         _require(whom, 0, MOST_LAYERS, layers=self.n_layers, windowed_layers=self.windowed_layers)
-        _require(whom, 1, _WIDEST, hidden_size=self.hidden_size, intermediate_size=self.intermediate_size)
+        least = 1 if self.n_layers else 0
+        _require(whom, least, _WIDEST, hidden_size=self.hidden_size, intermediate_size=self.intermediate_size)
         _require(whom, 0, MOST_VISUAL, visual_tokens=self.n_visual, rows=self.rows, columns=self.cols,
                  pieces=self.pieces, line_ends=self.n_structure)  # fmt: skip
 
@@ -110,7 +113,15 @@ class VisionShape:
             cols=cut.cols,
             n_projected=cut.projected,
             window_pairs=cut.window_pairs,
+            image=(height, width, images),
         )
+
+    @property
+    def flops(self) -> int | None:
+        """FLOPs of tower and projector for one image, where they were counted; None where sizes or nothing tells."""
+        if self.n_layers or self.tiling is None or self.image is None:
+            return None
+        return self.tiling.flops(*self.image)
 
     def with_structure_visual(self) -> VisionShape:
         """This tower where line ends count as visual tokens; no projector makes those."""
@@ -160,6 +171,18 @@ class ModelShape:
                 complaint(f"attention_heads of {whom}", f"be shared by its {self.n_kv_heads} key/value heads",
                           self.n_heads)
             )  # fmt: skip
+
+    @property
+    def uncounted(self) -> str:
+        """Why the costs of the vision tower are not known; empty where they are."""
+        vision = self.vision
+        if vision is None:
+            return "nothing is known of it"
+        if vision.n_layers or vision.flops is not None:
+            return ""
+        if vision.tiling is None or vision.image is None:
+            return "no size of an image is known"
+        return vision.tiling.uncounted(*vision.image)
 
     @property
     def usual_visual(self) -> int:

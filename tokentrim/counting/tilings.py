@@ -74,6 +74,14 @@ class Tiling(ABC):
             DataError: when no image of this size is accepted.
         """
 
+    def flops(self, height: int, width: int, images: int = 1) -> int | None:
+        """FLOPs of the tower and the projector for such an image, where only counting them tells; None elsewhere."""
+        return None
+
+    def uncounted(self, height: int, width: int, images: int = 1) -> str:
+        """Why :meth:`flops` are not known, where they would have to be counted; empty elsewhere."""
+        return ""
+
     @staticmethod
     def require_size(height: int, width: int) -> None:
         """Refuse an image without pixels.

@@ -32,13 +32,11 @@ def write(figure: Any, left: float, top: float, text: str, **style: Any) -> None
 def width_of(text: str, size: float, *, bold: bool = False) -> float:
     """How wide a line of text is drawn, in inches, at ``size`` points."""
     from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
+    from matplotlib.textpath import text_to_path
 
-    if not text.strip():
-        return 0.0
     font = FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal", size=size)
-    # A dollar sign would begin a formula.
-    return float(TextPath((0, 0), text.replace("$", "S"), prop=font).get_extents().x1) / 72
+    width: float = text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] if text.strip() else 0.0
+    return width / 72
 
 
 def fitted(text: str, width: float, size: float, *, bold: bool = False) -> str:

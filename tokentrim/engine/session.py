@@ -12,8 +12,9 @@ from weakref import WeakKeyDictionary, ref
 from torch import Tensor, nn
 
 from tokentrim.contracts.adapter import Adapter, Layout
-from tokentrim.contracts.sites import Grid
+from tokentrim.contracts.sites import Grid, Need
 from tokentrim.contracts.strategy import Strategy
+from tokentrim.contracts.token_places import Cells
 from tokentrim.drawing.notebook import heading, notes, table
 from tokentrim.engine import refusals
 from tokentrim.engine.ability import Ability
@@ -203,7 +204,7 @@ class Session:
         found = [heading(f"{self.strategy.label()} on {type(self.model).__name__}")]
         shown = images if prompt is self._latest else ()
         for part in (
-            lambda: kept_html(self.trace, self.grid, shown),
+            lambda: kept_html(self.trace, self.placed(len(shown) or None), shown),
             lambda: table((), self.report().lines()),
         ):
             try:
@@ -243,6 +244,27 @@ class Session:
                 complaint("session.grid", "follow a prompt with pictures", None, "call generate() with an image first")
             )
         return self._latest.grid()
+
+    def placed(self, n_images: int | None = None, row: int = 0) -> Cells | str:
+        """Where the visual tokens of one row of the latest prompt lie in its pictures, or why nobody knows.
+
+        Args:
+            n_images: pictures of the row; None = as many as its tokens say.
+            row: of the prompt.
+
+        Raises:
+            DataError: when no prompt with pictures has run.
+        """
+        if Need.GRID in self.layout.unserved:
+            return self.layout.unserved[Need.GRID]
+        try:
+            cells = Cells.of(self.grid, row)
+        except UnsupportedError as reason:
+            return str(reason)
+        pieces = 1 + max((plane.image for plane in cells.planes), default=-1)
+        if n_images is not None and pieces > n_images:
+            return f"its pictures are encoded in {pieces} pieces, and where these lie is not known"
+        return cells
 
     @property
     def visual(self) -> Tensor:

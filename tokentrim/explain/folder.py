@@ -11,6 +11,7 @@ from PIL import Image
 
 from tokentrim.drawing.style import figure_style
 from tokentrim.explain.gather import Explanation
+from tokentrim.runs.drawn_on import plain
 from tokentrim.runs.files import make_folder, read_json, reading, write_atomic, write_json
 
 _NUMBERS: Final = "explain.json"
@@ -40,7 +41,7 @@ def write_folder(
     Args:
         path: an opened folder.
         explanations: what each strategy did.
-        images: the prompt's pictures.
+        images: the prompt's pictures; a plain one is drawn where the places of tokens are not known.
         question: the prompt.
         model: name or folder of the model.
         reference: answer of the unpruned model, where it was asked.
@@ -51,6 +52,8 @@ def write_folder(
     from tokentrim.explain.figures import decode_figure, stage_figure
     from tokentrim.explain.overview import overview_figure
 
+    if any(explanation.in_order for explanation in explanations):
+        images = [plain()]
     earlier = _listed(path)
     files: list[Path] = []
     with figure_style() as plt:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokentrim.contracts.token_places import Cells
+from tokentrim.contracts.token_places import IN_ORDER, Cells
 
 if TYPE_CHECKING:
     from tokentrim.config.specs import Structure
@@ -96,6 +96,7 @@ class Explanation:
         life: share of (layer, decode forward) pairs in which each visual token could be seen.
         layer_mean_tokens: mean over layers of the visual tokens that the layer processed.
         notes: what the pictures do not show.
+        in_order: whether ``cells`` are the tokens in their order, because their places are not known.
     """
 
     strategy: str
@@ -111,6 +112,7 @@ class Explanation:
     life: tuple[float, ...]
     layer_mean_tokens: float
     notes: tuple[str, ...]
+    in_order: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; scores that are no finite number are None."""
@@ -130,6 +132,7 @@ def explain(
     max_new_tokens: int = 64,
     structure: Structure = "keep",
     evidence: Callable[..., Any] | None = None,
+    n_images: int | None = None,
 ) -> Explanation:
     """Answer one question under a strategy, and record each of its decisions.
 
@@ -140,6 +143,7 @@ def explain(
         max_new_tokens: longest answer.
         structure: what becomes of line ends.
         evidence: relevance of every visual token, for strategies that read it.
+        n_images: pictures of the prompt; None = as many as its tokens say.
 
     Raises:
         DataError: when the prompt has no picture.
@@ -160,7 +164,9 @@ def explain(
         output = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     tokenizer = loaded.processor.tokenizer
     new: list[int] = output[0, inputs["input_ids"].shape[1] :].tolist()
-    cells, trace = Cells.of(session.grid), session.trace
+    trace, cells = session.trace, session.placed(n_images)
+    nowhere = [f"{IN_ORDER}: {cells}"] if isinstance(cells, str) else []
+    cells = Cells.in_order(trace.n_visual[0]) if isinstance(cells, str) else cells
     seen = [[trace.cached(layer, step).tolist() for layer in range(trace.n_layers)] for step in range(trace.steps + 1)]
     evictions = [one for record in records if record.boundary is None for one in _evictions(record, session.trace)]
     return Explanation(
@@ -176,7 +182,8 @@ def explain(
         held=tuple(tuple(len(held) for held in layers) for layers in seen),
         life=_life(seen[1:] or seen, trace.n_visual[0]),
         layer_mean_tokens=session.report().layer_mean_tokens,
-        notes=_notes(session, cells),
+        notes=(*nowhere, *_notes(session, cells)),
+        in_order=bool(nowhere),
     )
 
 

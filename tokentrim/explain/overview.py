@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 from matplotlib.colors import Normalize
 from PIL import Image
 
+from tokentrim.contracts.token_places import IN_ORDER
 from tokentrim.drawing.sheet import Rect, axis_at, cut, fitted, size_of, width_of, write
 from tokentrim.drawing.style import FAINT, INK
 from tokentrim.explain.figures import no_scores, spread
@@ -168,7 +169,7 @@ def _column(
 
     panel = Panel(axis_at(figure, upper), image, explanation.cells, number)
     if column == "picture":
-        caption("picture", f"{explanation.n_visual} tokens")
+        caption("in their order" if explanation.in_order else "picture", f"{explanation.n_visual} tokens")
         panel.picture()
     elif column == "answering":
         caption("while answering", _fading(explanation))
@@ -216,6 +217,8 @@ def _legend(figure: Any, bands: Sequence[_Band], top: float) -> None:
         write(figure, left, top + 0.42, low, fontsize=_WORDS - 1, color=FAINT)
         write(figure, left + _ROOM / 2 - 0.2, top + 0.42, high, fontsize=_WORDS - 1, color=FAINT, ha="right")
     foot = ["scores, kept outlined; below or beside them what went on, or what went into what"]
+    if bands[0].explanation.in_order:
+        foot = [IN_ORDER, "scores, kept outlined"]
     planes = len(bands[0].explanation.cells.planes)
     if planes > 1:
         foot.append(f"one of {planes} planes")

@@ -9,18 +9,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from tokentrim.runs.batches import Batch, evidence_of, make_batch, model_inputs
-from tokentrim.runs.cells import Cell, first_boundary, prunes
+from tokentrim.runs.cells import CONTROLS, Cell, first_boundary, prunes
 from tokentrim.runs.downscale import ratios, smaller
 from tokentrim.runs.costs import Costs
 from tokentrim.runs.figures import CLOCKED, REPORTED
 from tokentrim.runs.kept import Kept, pieces
-from tokentrim.contracts.token_places import Cells
 from tokentrim.runs.questions import aggregate_of, require_text, score_of
 from tokentrim.runs.ranks import ALONE, Ranks
 from tokentrim.runs.results import CellResult
 from tokentrim.runs.work import Unreachable, Work, solve
 from tokentrim.engine.generate import answer_lengths
-from tokentrim.errors import reason_of
+from tokentrim.errors import UnsupportedError, reason_of
 from tokentrim.loading import Loaded
 from tokentrim.counting.forecast import is_static
 from tokentrim.contracts.sites import Need
@@ -167,7 +166,10 @@ def _own_batches(
             _fail(cell, part, batch, cause)
             continue
         if number in parts:
-            _run_batch(cell, work, batch, strategy, part)
+            try:
+                _run_batch(cell, work, batch, strategy, part)
+            except Unreachable as reason:
+                return str(reason), {}
     return None, parts
 
 
@@ -181,10 +183,16 @@ def warm_up(cell: Cell, work: Work) -> None:
 
 
 def _run_batch(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: CellAnswers) -> None:
-    """Answer one batch; if it fails, answer its questions one by one, so that one bad question spoils no other."""
+    """Answer one batch; if it fails, answer its questions one by one, so that one bad question spoils no other.
+
+    Raises:
+        Unreachable: when it is a control, and the model cannot give what that reads.
+    """
     try:
         _answer(cell, work, batch, strategy, answers)
     except Exception as cause:
+        if isinstance(cause, UnsupportedError) and strategy.name in CONTROLS:
+            raise Unreachable(str(cause)) from cause  # nobody may have asked for it
         if len(batch.places) == 1:
             _fail(cell, answers, batch, cause)
             return
@@ -236,8 +244,12 @@ def _answer(cell: Cell, work: Work, batch: Batch, strategy: Strategy, answers: C
         if place < cell.pictures and cell.control is None:
             spoken = pieces(processor.tokenizer, new[row, : lengths[row]].tolist())
             kept = Kept.of(session.trace, row, lengths[row] - 1).as_dict()
-            cells = Cells.of(session.grid, row).as_dict() if batch.n_visual else None
-            answers.pictures[sample.id] = {**kept, "tokens": spoken, "cells": cells}
+            pictures = None if sample.videos else len(sample.images)
+            cells = session.placed(pictures, row) if batch.n_visual else "it has no picture"
+            where = {"nowhere": cells} if isinstance(cells, str) else {}
+            answers.pictures[sample.id] = {
+                **kept, "tokens": spoken, "cells": None if isinstance(cells, str) else cells.as_dict(), **where
+            }  # fmt: skip
     _account(cell, work, batch, strategy, session, lengths, answers)
 
 

@@ -13,16 +13,18 @@ from typing import Any, Final
 from tokentrim.contracts.load_options import RARE
 from tokentrim.runs.specs import Match, ModelSpec, TaskSpec, Timing, digest
 from tokentrim.config.specs import StrategySpec
-from tokentrim.errors import ConfigError, complaint
 from tokentrim.loading import HubModel, Loaded, describe, device_of, hub_model, load_model, require_attention
 from tokentrim.counting.forecast import planned_cached, planned_layer_tokens
 from tokentrim.plugins.loader import installed_version, registry
 from tokentrim.counting.shape import ModelShape
 from tokentrim.contracts.strategy import Strategy
 from tokentrim.contracts.tasks import Split
+from tokentrim.selftest.learning import learnt
 
 REFERENCE: Final = "none"
 CONTROL: Final = "random"
+CONTROLS: Final = (CONTROL, "uniform", "pool")
+"""Strategies that every comparison runs, where the model can give what they read."""
 TEXT_ONLY: Final = "text-only"
 # Whatever may change an answer; a new matplotlib need not answer all questions again.
 _THAT_MATTER: Final = ("torch", "transformers")
@@ -177,8 +179,7 @@ def locate(spec: ModelSpec) -> ModelTarget:
     """
     require_attention(spec.attn_implementation)
     folder, _, _, shape = describe(spec.model)
-    if shape.vision is None:
-        raise ConfigError(complaint(f"model {spec.model!r}", "have a vision tower", hint="compare a multimodal model"))
+    shape = learnt(spec.model, shape)
     hub = hub_model(spec.model)
     if hub is None:
         return ModelTarget(spec, folder, _fingerprint(folder), shape)

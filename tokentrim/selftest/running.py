@@ -146,7 +146,7 @@ def subject_of(
         try:
             model = make(None, None)
             layout = adapter.locate(model)
-            found = maker_for(model, layout.entry, _placeholder(layout.entry.config))
+            found = maker_for(model, layout.entry, placeholder(layout.entry.config))
             subject = Subject(make, model, adapter, layout, Made(found)) if isinstance(found, Maker) else None
             if subject is not None:
                 with torch.no_grad():
@@ -176,10 +176,19 @@ def _made(
     return build(model_class, config, implementation or attention)
 
 
-def _placeholder(config: Any) -> int:
-    """The id of an image's placeholder."""
-    values = [getattr(config, name, None) for name in ("image_token_id", "image_token_index")]
-    return next(value for value in values if isinstance(value, int))
+def placeholder(config: Any) -> int:
+    """The id of an image's placeholder.
+
+    Raises:
+        UnsupportedError: when the config names none.
+    """
+    for name in ("image_token_id", "image_token_index"):
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    raise UnsupportedError(
+        complaint(f"the config of {config.model_type!r}", "name its image token", "no image_token_id")
+    )
 
 
 def _shown(maker: Maker) -> str:

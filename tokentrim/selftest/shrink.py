@@ -75,8 +75,7 @@ def small_config(
         window: tokens that the text's sliding windows and chunks see, where it has any; None = as many as before.
         size: how large it is to be.
     """
-    text = config.get_text_config()
-    key = next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
+    text, key = _text_of(config)
     data: dict[str, Any] = copy.deepcopy(config.to_dict())
     for name in ("quantization_config", "dtype", "torch_dtype"):
         data.pop(name, None)
@@ -115,12 +114,30 @@ def small_config(
             [side * now // before for side, now, before in zip(point, sides, tile, strict=True)]
             for point in data["image_grid_pinpoints"]
         ]
-    tokens = _token_ids(data)
+    tokens = token_ids(data)
     _rename_tokens(data, {old: TEXT_TOKENS + number for number, old in enumerate(sorted(tokens))})
     for part in (data, data.get(key) if key else None):
         if part is not None and "vocab_size" in part:
             part["vocab_size"] = TEXT_TOKENS + len(tokens) + 16
     return type(config).from_dict(data)
+
+
+def shallow_config(config: Any, layers: int = SIZE.layers) -> Any:
+    """The same configuration with few decoder layers: everything that a picture passes before them is as it was."""
+    key = _text_of(config)[1]
+    data: dict[str, Any] = copy.deepcopy(config.to_dict())
+    data.pop("quantization_config", None)
+    part = data if key is None else data[key]
+    depth = part.get("num_hidden_layers")
+    if isinstance(depth, int) and depth > layers:
+        _truncate(part, depth, layers)
+    return type(config).from_dict(data)
+
+
+def _text_of(config: Any) -> tuple[Any, str | None]:
+    """A config's text config, and its name there; None where it is the config itself, or lies deeper."""
+    text = config.get_text_config()
+    return text, next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
 
 
 def picture_size(config: Any) -> tuple[int, int] | None:
@@ -267,11 +284,12 @@ def _is_token(name: Any, value: Any) -> bool:
     )
 
 
-def _token_ids(data: dict[str, Any]) -> set[int]:
+def token_ids(data: dict[str, Any]) -> set[int]:
+    """All ids of tokens that a config names."""
     found: set[int] = set()
     for name, value in data.items():
         if isinstance(value, dict):
-            found |= _token_ids(value)
+            found |= token_ids(value)
         elif _is_token(name, value):
             found |= {n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int) and n >= 0}
     return found
@@ -293,7 +311,8 @@ def build(model_class: Any, config: Any, attention: str | None) -> Any:
     Raises:
         UnsupportedError: when it is not small after all.
     """
-    chosen = {} if attention is None else {"attn_implementation": attention}
+    key = _text_of(config)[1]  # a tower may not have what the decoder uses
+    chosen = {} if attention is None else {"attn_implementation": {key: attention} if key else attention}
     with torch.device("meta"):
         planned = built(model_class, copy.deepcopy(config), dtype=torch.float32, **chosen)
     size = sum(parameter.numel() for parameter in planned.parameters())
@@ -313,5 +332,5 @@ def build(model_class: Any, config: Any, attention: str | None) -> Any:
                 parameter.add_(torch.randn_like(parameter) * spread)
     settings = model.generation_config
     settings.eos_token_id, settings.pad_token_id, settings.do_sample = None, 0, False
-    settings.suppress_tokens = sorted(_token_ids(config.to_dict())) or None  # an answer holds no placeholder
+    settings.suppress_tokens = sorted(token_ids(config.to_dict())) or None  # an answer holds no placeholder
     return model

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import Tensor
 
+from tokentrim.counting.shape import VisionShape
+
 IMAGE: Final = 3
 """Token id that stands for an image position."""
 
@@ -91,6 +93,20 @@ class Geometry(ABC):
     def config(self) -> Any:
         """The transformers config."""
 
+    def model_class(self) -> Any:
+        """The class of the model."""
+        import transformers
+
+        return getattr(transformers, self.architecture)
+
+    def shape_of_vision(self, vision: VisionShape | None, images: int) -> VisionShape | None:
+        """A tower's numbers for the bench's pictures, ``images`` in a prompt; ``vision`` is what its config says."""
+        return None if vision is None else vision.for_image(self.image_size, self.image_size, images)
+
+    def text(self, batch: int, tokens: int, generator: torch.Generator) -> Tensor:
+        """int64 [batch, tokens]: ids of text."""
+        return torch.randint(self.first_text, self.vocab_size, (batch, tokens), generator=generator)
+
     def image_ids(self) -> Tensor:
         """int64 [n_visual + n_marks]: token ids of one image."""
         return torch.full((self.n_visual + self.n_marks,), IMAGE)
@@ -98,6 +114,10 @@ class Geometry(ABC):
     @abstractmethod
     def pictures(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """What the encoder takes for ``count`` random pictures, by argument name."""
+
+    def pictures_of(self, batch: int, images: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The same for ``batch`` prompts with ``images`` pictures each."""
+        return self.pictures(batch * images, generator)
 
     def text_inputs(self, ids: Tensor) -> dict[str, Tensor]:
         """What ``generate`` takes beside the pictures, by argument name, each int64 [B, T].

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from tokentrim.contracts.token_places import Cells
+from tokentrim.contracts.token_places import IN_ORDER, Cells
 from tokentrim.drawing.notebook import folded, kept_patches, notes, table
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tokentrim.contracts.sites import Grid
     from tokentrim.engine.tokens.trace import Trace
 
 _PLANES: Final = 12  # pictures, tiles and frames that a stage shows
@@ -49,24 +48,27 @@ def trace_html(trace: Trace) -> str:
     return table(("", "visual tokens", "kept"), lines, title) + notes([f"and {left} more"] if left > 0 else [])
 
 
-def kept_html(trace: Trace, grid: Grid, images: Sequence[Image.Image]) -> str:
-    """A fold per stage of a prompt's first sample, on its pictures where they are known."""
-    cells, total = Cells.of(grid), trace.n_visual[0]
+def kept_html(trace: Trace, where: Cells | str, images: Sequence[Image.Image]) -> str:
+    """A fold per stage of a prompt's first sample: on its pictures, or in order, with the reason, where none knows."""
+    total = trace.n_visual[0]
+    cells = Cells.in_order(total) if isinstance(where, str) else where
     stages, drawn = _named(trace), list(cells.planes)[:_PLANES]
-    known = len(images) > max((plane.image for plane in cells.planes), default=-1)
+    shown = isinstance(where, Cells) and len(images) > max((plane.image for plane in cells.planes), default=-1)
     said = [f"the first of {len(trace.n_visual)} samples"] if len(trace.n_visual) > 1 else []
     if len(cells.planes) > _PLANES:
         said.append(f"{_PLANES} of {len(cells.planes)} pictures, tiles and frames are drawn")
-    if not known:
+    if isinstance(where, str):
+        said.append(f"{IN_ORDER}: {where}")
+    elif not shown:
         said.append("squares for patches: session.annotate(images=[...]) says what pictures the latest prompt had")
     found = [
         (
-            f"{where}: {len(kept)} of {total} visual tokens",
+            f"{stage}: {len(kept)} of {total} visual tokens",
             [
-                kept_patches(images[plane.image] if known else None, cells.inside(number, kept), plane.rows, plane.cols)
+                kept_patches(images[plane.image] if shown else None, cells.inside(number, kept), plane.rows, plane.cols)
                 for number, plane in enumerate(drawn)
             ],
         )
-        for where, kept in stages
+        for stage, kept in stages
     ]
     return folded(found, f"tokentrim-{id(trace)}") + notes(said)
