@@ -51,10 +51,12 @@ bench-kvpress: setup $(KVPRESS)/.installed ## speed, memory and padded rows agai
 
 setup: $(STAMP)
 
-# torch goes first and alone, so that a CPU build chosen through pip's own settings is not replaced later.
+# torch goes first and alone, so that a CPU build chosen through pip's own settings is not replaced later. A distribution
+# called tokentrim is an older install of this folder or a project of others; both would be imported in its place.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip uninstall --yes tokentrim
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	touch $@
 
@@ -62,6 +64,7 @@ $(FLOOR_STAMP): pyproject.toml constraints.txt
 	test -x $(FLOOR)/bin/python || $(PYTHON) -m venv $(FLOOR)
 	grep -v '^transformers==' constraints.txt > $(FLOOR)/constraints.txt
 	$(FLOOR)/bin/python -m pip install -c $(FLOOR)/constraints.txt torch==2.13.0
+	$(FLOOR)/bin/python -m pip uninstall --yes tokentrim
 	$(FLOOR)/bin/python -m pip install -c $(FLOOR)/constraints.txt transformers==$(FLOOR_TRANSFORMERS) -e '.[dev]'
 	touch $@
 
@@ -75,6 +78,7 @@ $(KVPRESS)/.installed:
 $(LMMS_STAMP): pyproject.toml constraints-lmms.txt
 	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
 	$(LMMS)/bin/python -m pip install -c constraints-lmms.txt torch==2.13.0
+	$(LMMS)/bin/python -m pip uninstall --yes tokentrim
 	$(LMMS)/bin/python -m pip install -c constraints-lmms.txt -e '.[lmms]' lm-eval pytest
 	$(LMMS)/bin/python -c "import torchvision" || $(LMMS)/bin/python -m pip uninstall --yes torchvision
 	touch $@

@@ -49,7 +49,7 @@ def test_what_is_no_video_is_refused(tmp_path: Path):
 def test_a_decoder_that_is_not_there_is_named_with_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "clip.mp4").write_bytes(b"0")
     monkeypatch.setattr(reading, "find_spec", lambda name: None)
-    with pytest.raises(UnsupportedError, match=r"Run pip install 'tokentrim\[video\]', or pass a folder of frames"):
+    with pytest.raises(UnsupportedError, match=r"Run pip install 'tokentrim-vlm\[video\]', or pass a folder of frames"):
         load_video(tmp_path / "clip.mp4", 4)
 
 

@@ -169,7 +169,7 @@ def _decoded(path: Path, frames: int) -> Video:
     if backend is None:
         raise UnsupportedError(
             complaint(f"the video {path}", "meet a library that decodes it", "none of PyAV, torchcodec, OpenCV, decord",
-                      "run pip install 'tokentrim[video]', or pass a folder of frames or a GIF")
+                      "run pip install 'tokentrim-vlm[video]', or pass a folder of frames or a GIF")
         )  # fmt: skip
     from PIL import Image
     from transformers import video_utils

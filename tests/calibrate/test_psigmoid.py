@@ -148,5 +148,5 @@ def test_a_missing_optuna_says_how_to_get_it(monkeypatch):
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UnsupportedError, match=r"pip install 'tokentrim\[calibrate\]'"):
+    with pytest.raises(UnsupportedError, match=r"pip install 'tokentrim-vlm\[calibrate\]'"):
         psigmoid(quality, DEPTH, trials=2, seed=0)

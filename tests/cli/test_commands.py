@@ -50,7 +50,7 @@ def test_ls_lists_everything_that_is_registered(cli):
     fastv = next(row for row in rows if row["name"] == "fastv")
     assert fastv["stage"] == "prefill"
     assert "last-row" in fastv["needs"]
-    assert fastv["distribution"] == "tokentrim"
+    assert fastv["distribution"] == "tokentrim-vlm"
 
 
 @pytest.mark.parametrize("kind", ["strategy", "strategies", "tasks", "config"])

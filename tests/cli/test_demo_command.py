@@ -9,7 +9,7 @@ def test_the_command_says_what_is_missing(cli, monkeypatch):
     monkeypatch.setattr(page, "find_spec", lambda name: None)
     result = cli("demo")
     assert result.exit_code == 2
-    assert "tokentrim demo must find gradio; got None. Run pip install 'tokentrim[demo]'." in result.stderr
+    assert "tokentrim demo must find gradio; got None. Run pip install 'tokentrim-vlm[demo]'." in result.stderr
 
 
 def test_an_address_that_is_taken_is_refused_before_a_model_is_loaded(cli, monkeypatch):

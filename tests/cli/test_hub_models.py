@@ -54,7 +54,7 @@ def test_a_processor_with_torchvision(cli, published):
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is there")
 def test_a_processor_that_wants_torchvision_is_refused_with_the_extra_and_found_by_the_doctor(cli, published):
-    with pytest.raises(UnsupportedError, match=r"Run pip install 'tokentrim\[qwen\]'; .* runtime after inst"):
+    with pytest.raises(UnsupportedError, match=r"Run pip install 'tokentrim-vlm\[qwen\]'; .* runtime after inst"):
         load_model(published)
     result = cli("doctor", "--model", published)
     assert result.exit_code == 1

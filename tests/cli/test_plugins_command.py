@@ -135,3 +135,15 @@ def test_loading_can_be_limited(call):
     unknown = call("--no-plugins", "show", "norm")
     assert unknown.returncode == 2
     assert "Not loaded, by TOKENTRIM_PLUGINS or --no-plugins: good," in unknown.stderr
+
+
+def test_the_doctor_names_another_distribution_that_is_imported_as_tokentrim(cli, monkeypatch):
+    versions = {"tokentrim": "0.1.13", "tokentrim-vlm": "0.1.0"}
+    monkeypatch.setattr("tokentrim.cli.doctor._version", versions.get)
+    result = cli("doctor", "--json")
+    assert result.exit_code == 1
+    (problem,) = result.data["problems"]
+    assert "come from one distribution; got 'tokentrim 0.1.13 beside tokentrim-vlm'" in problem
+    assert "Run pip uninstall tokentrim" in problem
+    del versions["tokentrim"]
+    assert cli("doctor").exit_code == 0

@@ -46,7 +46,7 @@ def test_other_rows_are_refused(summary):
 
 def test_without_pandas_the_extra_is_named(summary, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(UnsupportedError, match=r"find pandas. Pip install 'tokentrim\[report\]'"):
+    with pytest.raises(UnsupportedError, match=r"find pandas. Pip install 'tokentrim-vlm\[report\]'"):
         summary.frame()
 
 

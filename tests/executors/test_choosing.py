@@ -103,7 +103,7 @@ def test_bad_options_on_the_command_line_end_it_with_2(options, message, tmp_pat
 
 def test_a_missing_library_is_named_before_anything_is_written(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(UnsupportedError, match=r"pip install 'tokentrim\[ray\]'"):
+    with pytest.raises(UnsupportedError, match=r"pip install 'tokentrim-vlm\[ray\]'"):
         runner.run(BARE, tmp_path / "out", executor="ray")
     assert not (tmp_path / "out").exists()
 

@@ -15,13 +15,13 @@ absent = pytest.mark.skipif(find_spec("lmms_eval") is not None, reason="lmms-eva
 @absent
 @pytest.mark.parametrize("ask", [registry("task").entry, registry("task").get])
 def test_asking_for_a_task_names_the_extra(ask):
-    with pytest.raises(UnsupportedError, match=r"tokentrim\[lmms\]"):
+    with pytest.raises(UnsupportedError, match=r"tokentrim-vlm\[lmms\]"):
         ask("lmms:gqa")
 
 
 @absent
 def test_a_comparison_says_so_before_it_runs():
-    with pytest.raises(UnsupportedError, match=r"tasks\[0\].*tokentrim\[lmms\]"):
+    with pytest.raises(UnsupportedError, match=r"tasks\[0\].*tokentrim-vlm\[lmms\]"):
         load_compare({"tasks": ["lmms:gqa"], "strategies": ["random"]})
 
 

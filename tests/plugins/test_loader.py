@@ -2,7 +2,7 @@
 
 import sys
 import textwrap
-from importlib.metadata import distributions
+from importlib.metadata import EntryPoint, distributions
 
 import pytest
 
@@ -51,7 +51,7 @@ def status(loaded, distribution):
 def test_builtins_come_by_the_public_door():
     loaded = Plugins(discover(), frozenset())
     assert not loaded.failures
-    assert {info.name for info in loaded.infos if info.distribution == "tokentrim"} == {
+    assert {info.name for info in loaded.infos if info.distribution == "tokentrim-vlm"} == {
         f"builtin-{what}" for what in ("strategies", "adapters", "testbed", "executors", "harness")
     }
     assert {"none", "random", "fastv", "st3"} <= set(loaded.registries["strategy"].names())
@@ -62,7 +62,7 @@ def test_builtins_come_by_the_public_door():
 
 def test_an_uninstalled_checkout_says_what_to_do(monkeypatch):
     monkeypatch.setattr(plugins, "entry_points", lambda group: [])
-    with pytest.raises(PluginError, match="tokentrim must be installed.*pip install -e"):
+    with pytest.raises(PluginError, match="tokentrim-vlm must be installed.*pip install -e"):
         discover()
 
 
@@ -220,6 +220,18 @@ def test_a_distribution_is_not_built_in_by_its_name(install, monkeypatch):
         discover()
 
 
+def test_an_older_install_of_the_checkout_is_not_loaded_twice(install, monkeypatch):
+    (ours,) = [point for point in discover() if point.name == "builtin-strategies"]
+    points = []
+    for name in ("tokentrim", "tokentrim-vlm"):
+        install(name, "", ours.name)
+        (found,) = [dist for dist in distributions(path=sys.path[:1]) if dist.name == name]
+        points += [point._for(found) for point in [EntryPoint(ours.name, ours.value, "tokentrim")]]
+    for there, kept in ((points, points[1:]), (points[:1], points[:1])):
+        monkeypatch.setattr(plugins, "entry_points", lambda group, there=there: there)
+        assert [point.dist.name for point in discover()] == [point.dist.name for point in kept]
+
+
 def test_asking_for_a_name_of_a_broken_plugin_raises_the_cause(install):
     loaded = Plugins([install("bad", BROKEN["raises"][0])])
     with pytest.raises(PluginError, match="model 'early' is not there, because.*oh no") as caught:
@@ -252,7 +264,7 @@ def test_the_environment_variable_limits_what_loads(install, limit, loads):
     points = [install("one", GOOD.format(name="a"), "first"), install("two", GOOD.format(name="b"), "second")]
     loaded = Plugins([*discover(), *points], parse_limit(limit))
     found = {info.distribution for info in loaded.infos if info.status == "loaded"}
-    assert found == loads | {"tokentrim"}
+    assert found == loads | {"tokentrim-vlm"}
     skipped = {info.distribution for info in loaded.infos if info.status == "skipped"}
     assert {"one", "two"} - loads <= skipped
 
@@ -285,7 +297,7 @@ def test_builtins_come_first_and_the_order_is_fixed(install, monkeypatch):
     ours = list(plugins.entry_points(group="tokentrim", name="builtin-strategies"))
     monkeypatch.setattr(plugins, "entry_points", lambda group: [*points, *ours])
     order = [plugins._origin(point).distribution for point in discover()]
-    assert order == ["tokentrim", "alpha", "zeta"]
+    assert order == ["tokentrim-vlm", "alpha", "zeta"]
 
 
 def test_hookspecs_stay_short_and_documented():

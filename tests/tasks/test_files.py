@@ -84,7 +84,7 @@ def test_parquet_needs_pyarrow(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     write("no parquet", name="a.parquet")
-    with pytest.raises(UnsupportedError, match=r"tokentrim\[parquet\]"):
+    with pytest.raises(UnsupportedError, match=r"tokentrim-vlm\[parquet\]"):
         task("a.parquet")
 
 

@@ -184,7 +184,7 @@ def require_optuna() -> Any:
                 "tokentrim calibrate psigmoid",
                 "find optuna",
                 "no optuna",
-                "install the extra: pip install 'tokentrim[calibrate]'",
+                "install the extra: pip install 'tokentrim-vlm[calibrate]'",
             )
         ) from cause
     return optuna

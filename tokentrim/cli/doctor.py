@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokentrim.cli.output import AsJson, RunFailed, console, emit, plain_table, quiet_libraries
+from tokentrim.errors import complaint
+from tokentrim.hookspecs import DISTRIBUTION, PROJECT
 from tokentrim.plugins.loader import checked_infos, registry
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _PACKAGES = (
-    "tokentrim", "torch", "transformers", "pydantic", "pluggy", "safetensors", "numpy", "pillow", "pyyaml", "typer",
+    DISTRIBUTION, "torch", "transformers", "pydantic", "pluggy", "safetensors", "numpy", "pillow", "pyyaml", "typer",
     "rich", "torchvision", "scipy", "matplotlib", "accelerate",
 )  # fmt: skip
 
@@ -49,6 +51,7 @@ def doctor(
         "problems": [],
     }
     problems: list[str] = findings["problems"]
+    problems += _clash()
     problems += [info.error or info.name for info in infos if info.status in ("broken", "failed", "missing")]
     if model is not None:
         from tokentrim.cli.checkup import PROCESSOR, WEIGHTS, check_model
@@ -74,6 +77,16 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _clash() -> list[str]:
+    """What is said where another distribution is called tokentrim: both are imported by that name."""
+    other = _version(PROJECT)
+    if other is None or _version(DISTRIBUTION) is None:
+        return []
+    hint = f"run pip uninstall {PROJECT}, then pip install --force-reinstall --no-deps {DISTRIBUTION}"
+    got = f"{PROJECT} {other} beside {DISTRIBUTION}"
+    return [complaint(f"what is imported as {PROJECT}", "come from one distribution", got, hint)]
 
 
 def _torch() -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _require_matplotlib() -> None:
         import matplotlib as _  # noqa: F401
     except ImportError as cause:
         raise UnsupportedError(
-            complaint("tokentrim explain", "find matplotlib", None, "pip install 'tokentrim[report]'")
+            complaint("tokentrim explain", "find matplotlib", None, "pip install 'tokentrim-vlm[report]'")
         ) from cause
 
 

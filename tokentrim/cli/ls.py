@@ -10,6 +10,7 @@ import typer
 
 from tokentrim.cli.output import AsJson, console, emit, plain_table
 from tokentrim.errors import PluginError, unknown_name
+from tokentrim.hookspecs import DISTRIBUTION
 from tokentrim.plugins.loader import KINDS, installed_version, registry
 from tokentrim.plugins.registry import Entry, members_of
 
@@ -53,7 +54,7 @@ def all_rows() -> Iterator[dict[str, Any]]:
         if file.name.endswith(".yaml"):
             first = file.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
             name = file.name.removesuffix(".yaml")
-            yield _object(name, "config", summary=first, distribution="tokentrim", version=version)
+            yield _object(name, "config", summary=first, distribution=DISTRIBUTION, version=version)
 
 
 def _row(entry: Entry) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def require_formats(formats: Sequence[str]) -> tuple[str, ...]:
         library = _LIBRARIES.get(name)
         if library is not None and find_spec(library) is None:
             raise UnsupportedError(
-                complaint(f"a report as {name}", f"find {library}", hint="pip install 'tokentrim[report]'")
+                complaint(f"a report as {name}", f"find {library}", hint="pip install 'tokentrim-vlm[report]'")
             )
     return wanted
 

@@ -233,7 +233,7 @@ def require_report_extra() -> None:
     if missing:
         raise UnsupportedError(
             complaint("tokentrim compare", "find scipy, matplotlib and statsmodels", f"no {' and no '.join(missing)}",
-                      "pip install 'tokentrim[report]'")
+                      "pip install 'tokentrim-vlm[report]'")
         )  # fmt: skip
 
 

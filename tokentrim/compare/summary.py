@@ -79,7 +79,7 @@ class Summary:
             import pandas as pd
         except ImportError as cause:
             raise UnsupportedError(
-                complaint("results as a DataFrame", "find pandas", hint="pip install 'tokentrim[report]'")
+                complaint("results as a DataFrame", "find pandas", hint="pip install 'tokentrim-vlm[report]'")
             ) from cause
         return pd.DataFrame(self.data[rows], columns=[figure.name for figure in figures_of(_KINDS[rows])])
 

@@ -187,7 +187,7 @@ def _ray() -> Any:
         import ray
     except ImportError as cause:
         raise UnsupportedError(
-            complaint("the executor 'ray'", "find Ray", hint="install it: pip install 'tokentrim[ray]'")
+            complaint("the executor 'ray'", "find Ray", hint="install it: pip install 'tokentrim-vlm[ray]'")
         ) from cause
     return ray
 

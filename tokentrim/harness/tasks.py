@@ -90,7 +90,7 @@ def _installed() -> str:
         # RuntimeError: what a torchvision raises that was built for another torch.
         raise UnsupportedError(
             complaint("tasks named lmms:NAME", "find lmms-eval installed", f"{type(cause).__name__}: {cause}",
-                      "install it, pip install 'tokentrim[lmms]', in an environment of its own (docs/lmms-eval.md)")
+                      "install it, pip install 'tokentrim-vlm[lmms]', in an environment of its own (docs/lmms-eval.md)")
         ) from cause  # fmt: skip
     return number
 

@@ -365,7 +365,9 @@ def _loading(whose: str) -> Generator[None]:
     except ImportError as cause:
         require_fitting_torchvision()
         said = reason_of(cause, WHOLE)
-        extra = next((f"run pip install 'tokentrim[{extra}]'; " for name, extra in _EXTRAS if name in said.lower()), "")
+        extra = next(
+            (f"run pip install 'tokentrim-vlm[{extra}]'; " for name, extra in _EXTRAS if name in said.lower()), ""
+        )
         raise UnsupportedError(complaint(whose, "find the libraries that it needs", hint=f"{extra}{said}")) from cause
     except Exception as cause:  # whatever the broken file led to
         if "trust_remote_code" in str(cause):

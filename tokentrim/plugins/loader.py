@@ -13,14 +13,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, Literal
 
 import pluggy
 
 from tokentrim import hookspecs
 from tokentrim.errors import PluginError, TokentrimError, complaint, suggestion, unknown_name
-from tokentrim.hookspecs import PROJECT, hookimpl
+from tokentrim.hookspecs import DISTRIBUTION, PROJECT, hookimpl
 from tokentrim.plugins.registry import Entry, Kind, Origin, Registry, strangers
 
 __all__ = ["KINDS", "LIMIT_VARIABLE", "PluginInfo", "PluginWarning", "Plugins", "checked_infos", "hookimpl", "load",
@@ -217,8 +217,11 @@ def _origin(point: EntryPoint) -> Origin:
 
 
 def _is_builtin(point: EntryPoint) -> bool:
-    """Whether an entry point is one of ours: the name of a distribution alone can be taken by anybody."""
-    return _origin(point).distribution == PROJECT and re.split("[.:]", point.value)[0] in _OURS
+    """Whether an entry point is one of ours: the name of a distribution alone can be taken by anybody.
+
+    A checkout that was installed before the distribution had its name goes by that of the project.
+    """
+    return _origin(point).distribution in (DISTRIBUTION, PROJECT) and re.split("[.:]", point.value)[0] in _OURS
 
 
 def discover() -> list[EntryPoint]:
@@ -229,11 +232,14 @@ def discover() -> list[EntryPoint]:
     """
     found = entry_points(group=PROJECT)
     if not any(_is_builtin(point) for point in found):
-        others = sorted({f"{point.name} = {point.value}" for point in found if _origin(point).distribution == PROJECT})
+        names = (DISTRIBUTION, PROJECT)
+        others = sorted({f"{point.name} = {point.value}" for point in found if _origin(point).distribution in names})
         got = (f"another distribution of that name, with {', '.join(others)}",) if others else ()
-        raise PluginError(complaint(PROJECT, "be installed", *got, hint="run 'pip install -e .' in its checkout"))
+        raise PluginError(complaint(DISTRIBUTION, "be installed", *got, hint="run 'pip install -e .' in its checkout"))
     # A fixed order, so that the same installation gives the same registry in every process.
-    return sorted(found, key=lambda point: (not _is_builtin(point), _origin(point).distribution, point.name))
+    ordered = sorted(found, key=lambda point: (not _is_builtin(point), _origin(point).distribution, point.name))
+    named = any(_origin(point).distribution == DISTRIBUTION for point in ordered)
+    return [point for point in ordered if not (named and _is_builtin(point) and _origin(point).distribution == PROJECT)]
 
 
 def parse_limit(text: str | None) -> frozenset[str] | None:
@@ -309,5 +315,7 @@ def only_builtins() -> None:
 
 
 def installed_version() -> str:
-    """The installed version of tokentrim."""
-    return version(PROJECT)
+    """The version of tokentrim that runs, whatever else is installed by that name."""
+    from tokentrim import __version__
+
+    return __version__

@@ -106,7 +106,7 @@ def _meet(on_gpu: bool) -> None:
     except ImportError as cause:
         raise UnsupportedError(
             complaint(
-                "tokentrim under torchrun", "find accelerate", hint="install it: pip install 'tokentrim[parallel]'"
+                "tokentrim under torchrun", "find accelerate", hint="install it: pip install 'tokentrim-vlm[parallel]'"
             )
         ) from cause
     import torch

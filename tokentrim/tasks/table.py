@@ -161,7 +161,7 @@ def _parquet(path: Path) -> list[Row]:
         parquet: Any = import_module("pyarrow.parquet")
     except ImportError as cause:
         raise UnsupportedError(
-            complaint(f"questions in {path}", "find pyarrow installed", hint="pip install 'tokentrim[parquet]'")
+            complaint(f"questions in {path}", "find pyarrow installed", hint="pip install 'tokentrim-vlm[parquet]'")
         ) from cause
     try:
         listed: list[Any] = parquet.read_table(path).to_pylist()

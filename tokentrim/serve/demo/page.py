@@ -45,7 +45,8 @@ _COLOURS: Final = {
 def require_gradio() -> None:
     """Raise UnsupportedError unless the library that makes the page is there."""
     if find_spec("gradio") is None:
-        raise UnsupportedError(complaint("tokentrim demo", "find gradio", None, "run pip install 'tokentrim[demo]'"))
+        hint = "run pip install 'tokentrim-vlm[demo]'"
+        raise UnsupportedError(complaint("tokentrim demo", "find gradio", None, hint))
 
 
 def require_free(host: str, port: int) -> None:

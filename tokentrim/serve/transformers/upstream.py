@@ -50,7 +50,9 @@ def require_server() -> None:
 
     if not is_serve_available():
         raise UnsupportedError(
-            complaint("tokentrim serve", "find fastapi, uvicorn and openai", hint="run pip install 'tokentrim[serve]'")
+            complaint(
+                "tokentrim serve", "find fastapi, uvicorn and openai", hint="run pip install 'tokentrim-vlm[serve]'"
+            )
         )
     missing = [seam for seam in _missing() if seam]
     if missing:
