@@ -91,6 +91,7 @@ def test_an_example_is_asked_and_both_answers_stand_side_by_side(visit, size, sc
     page.wait_for_function("field => field.value.startsWith('color of')", arg=question.element_handle())
     page.get_by_role("button", name="Ask both").click()
     page.get_by_text("median and range of 3 runs").wait_for()
+    assert page.locator(".tt-asked").inner_text() == question.input_value()
     cards = page.locator(".tt-card")
     assert cards.count() == 2
     assert cards.locator(".tt-answer").first.inner_text() == TASKS["color"].samples("test", 2)[1].answer

@@ -62,11 +62,12 @@ def _spreads(taken: list[GenerateTiming]) -> dict[str, tuple[float, ...]]:
 
 @dataclass(frozen=True)
 class Beside:
-    """The unpruned run, the pruned one, the picture of both, how often each is timed, and whether it has been."""
+    """The unpruned run, the pruned one, what both were asked, how often each is timed, and whether it has been."""
 
     unpruned: Ran
     pruned: Ran
     picture: Image.Image
+    question: str
     repeats: int
     timed: bool = False
 
@@ -172,14 +173,14 @@ class Asking:
         n_visual = visual_tokens(self.loaded, inputs, [[shown] if spec.structure != "prune" else []])[0]
         strategies = strategy_from("none").strategy, resolve(spec, self._found[1].shape, n_visual)
         unpruned, pruned = (self._answer(inputs, strategy, longest, spec) for strategy in strategies)
-        yield Beside(unpruned, pruned, shown, repeats)
+        yield Beside(unpruned, pruned, shown, question, repeats)
         timings: list[list[GenerateTiming]] = [[], []]
         for _ in range(repeats):
             for taken, strategy in zip(timings, strategies, strict=True):
                 with self._session(strategy, spec, record=False), torch.inference_mode():
                     taken.append(timed_generate(self.loaded.model, inputs, longest))
         first, second = (_spreads(taken) for taken in timings)
-        yield Beside(replace(unpruned, **first), replace(pruned, **second), shown, repeats, timed=True)
+        yield Beside(replace(unpruned, **first), replace(pruned, **second), shown, question, repeats, timed=True)
 
     def _session(self, strategy: Strategy, spec: StrategySpec, *, record: bool = True) -> Session:
         return session_with(self.loaded.model, strategy, self._found, record=record, structure=spec.structure)

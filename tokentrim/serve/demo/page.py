@@ -138,9 +138,10 @@ def _laid_out(gr: Any, asking: Asking, chosen: str) -> Any:
             return gr.Dropdown(info=asking.served[name]), there, _measure(asking, name)
 
         hidden = {"api_visibility": "private"}
+        at_once = {**hidden, "show_progress": "hidden", "queue": False}
         # Values, and not gr.Examples, whose updates would make the picture's field anew, without its reader.
-        scenes.click(examples.__getitem__, scenes, [picture, question], show_progress="hidden", **hidden)
-        strategy.change(choose, strategy, [strategy, matched, measure], show_progress="hidden", **hidden)
+        scenes.click(examples.__getitem__, scenes, [picture, question], **at_once)
+        strategy.change(choose, strategy, [strategy, matched, measure], **at_once)
         asked = [picture, question, strategy, matched, share, measure, longest, repeats]
         # One at a time, and never two on the model.
         gr.on([button.click, question.submit], ask, asked, result, concurrency_limit=1, show_progress="minimal",

@@ -39,10 +39,11 @@ def strategies(served: Mapping[str, str], refused: Mapping[str, str]) -> str:
 
 
 def beside(found: Beside) -> str:
-    """Both answers, the figures, and what every stage kept."""
+    """The question, as the fields may say something else by now; both answers, the figures, what every stage kept."""
     same = found.unpruned.answer == found.pruned.answer
     said = ("right", "the same answer") if same else ("other", "another answer")
     return (
+        f'<p class="tt-asked">{escape(found.question)}</p>'
         f'<div class="tt-pair">{_card("unpruned", found.unpruned)}{_card(found.pruned.label, found.pruned, said)}</div>'
         f"{_figures(found)}{_kept(found)}"
     )
