@@ -56,12 +56,10 @@ class BusyAsked:
 Question = Callable[[np.random.Generator, BusyScene], BusyAsked | None]
 
 
-def _of_large(thing: Large) -> NeededRegion:
-    return NeededRegion(thing.box, thing.shown)
-
-
-def _of_small(thing: Small | Fine) -> NeededRegion:
-    return NeededRegion(thing.box, (centre_patch(thing.box),))
+def region_of(thing: Large | Small | Fine) -> NeededRegion:
+    """A thing: any patch of a large one tells what it is, the middle one of a small one."""
+    shown = thing.shown if isinstance(thing, Large) else (centre_patch(thing.box),)
+    return NeededRegion(thing.box, shown)
 
 
 def _of_corner(scene: BusyScene, quarter: int) -> NeededRegion:
@@ -73,8 +71,7 @@ def all_needs(scene: BusyScene) -> tuple[NeededRegion, ...]:
     printed = [fine for thing in scene.large for fine in (thing.digit, thing.mark) if fine is not None]
     letters = [letter for sign in scene.signs for letter in sign.letters]
     return (
-        *(_of_large(thing) for thing in scene.large),
-        *(_of_small(thing) for thing in (*scene.small, *printed, *letters)),
+        *(region_of(thing) for thing in (*scene.large, *scene.small, *printed, *letters)),
         *(_of_corner(scene, quarter) for quarter in range(4)),
     )
 
@@ -96,13 +93,13 @@ def ask_there(rng: np.random.Generator, scene: BusyScene) -> BusyAsked | None:
     kind = _one(rng, [kind for kind in LARGE if (kind in there) == yes])
     if kind is None:
         return None
-    return BusyAsked(f"is there {kind} ?", YES if yes else NO, (_of_large(there[kind]),) if yes else ())
+    return BusyAsked(f"is there {kind} ?", YES if yes else NO, (region_of(there[kind]),) if yes else ())
 
 
 def ask_color(rng: np.random.Generator, scene: BusyScene) -> BusyAsked | None:
     """Colour of a large thing."""
     thing = _one(rng, scene.large)
-    return thing and BusyAsked(f"color of {thing.kind} ?", thing.color, (_of_large(thing),))
+    return thing and BusyAsked(f"color of {thing.kind} ?", thing.color, (region_of(thing),))
 
 
 def _across(thing: Large) -> float:
@@ -117,13 +114,13 @@ def ask_left(rng: np.random.Generator, scene: BusyScene) -> BusyAsked | None:
         return None
     first, second = pair
     answer = YES if _across(first) < _across(second) else NO
-    return BusyAsked(f"is {first.kind} left of {second.kind} ?", answer, (_of_large(first), _of_large(second)))
+    return BusyAsked(f"is {first.kind} left of {second.kind} ?", answer, (region_of(first), region_of(second)))
 
 
 def ask_count_large(rng: np.random.Generator, scene: BusyScene) -> BusyAsked | None:
     """How many large things there are."""
     del rng
-    return BusyAsked("count large ?", str(len(scene.large)), tuple(_of_large(thing) for thing in scene.large))
+    return BusyAsked("count large ?", str(len(scene.large)), tuple(region_of(thing) for thing in scene.large))
 
 
 def ask_sign(rng: np.random.Generator, scene: BusyScene) -> BusyAsked | None:
@@ -131,7 +128,7 @@ def ask_sign(rng: np.random.Generator, scene: BusyScene) -> BusyAsked | None:
     del rng
     if len(scene.signs) != 1:
         return None
-    return BusyAsked("read sign ?", scene.signs[0].word, tuple(_of_small(letter) for letter in scene.signs[0].letters))
+    return BusyAsked("read sign ?", scene.signs[0].word, tuple(region_of(letter) for letter in scene.signs[0].letters))
 
 
 def _ask_print(rng: np.random.Generator, scene: BusyScene, what: Literal["digit", "mark"]) -> BusyAsked | None:
@@ -140,7 +137,7 @@ def _ask_print(rng: np.random.Generator, scene: BusyScene, what: Literal["digit"
     if chosen is None:
         return None
     thing, fine = chosen
-    return BusyAsked(f"{what} on {thing.kind} ?", fine.value, (_of_small(fine), _of_large(thing)))
+    return BusyAsked(f"{what} on {thing.kind} ?", fine.value, (region_of(fine), region_of(thing)))
 
 
 def ask_digit(rng: np.random.Generator, scene: BusyScene) -> BusyAsked | None:
@@ -157,14 +154,14 @@ def ask_count_small(rng: np.random.Generator, scene: BusyScene) -> BusyAsked | N
     """How many small things of a kind there are."""
     kind = _one(rng, SMALL if rng.random() < 0.15 else tuple(thing.kind for thing in scene.small))
     counted = [thing for thing in scene.small if thing.kind == kind]
-    return BusyAsked(f"count {kind} ?", str(len(counted)), tuple(_of_small(thing) for thing in counted))
+    return BusyAsked(f"count {kind} ?", str(len(counted)), tuple(region_of(thing) for thing in counted))
 
 
 def ask_where(rng: np.random.Generator, scene: BusyScene) -> BusyAsked | None:
     """The place of the only small thing of a kind."""
     often = Counter(thing.kind for thing in scene.small)
     thing = _one(rng, [thing for thing in scene.small if often[thing.kind] == 1])
-    return thing and BusyAsked(f"where {thing.kind} ?", _place(thing.box), (_of_small(thing),))
+    return thing and BusyAsked(f"where {thing.kind} ?", _place(thing.box), (region_of(thing),))
 
 
 def _place(box: Box) -> str:
@@ -178,9 +175,8 @@ def ask_describe(rng: np.random.Generator, scene: BusyScene) -> BusyAsked | None
     parts = [f"{thing.color} {thing.kind} {_place(thing.box)}" for thing in scene.large]
     parts.append(" ".join(("ground", *scene.grounds)))
     parts += [f"small {thing.kind} {_place(thing.box)}" for thing in scene.small]
-    large, small = map(_of_large, scene.large), map(_of_small, scene.small)
     corners = (_of_corner(scene, quarter) for quarter in range(4))
-    return BusyAsked("describe ?", " , ".join(parts), (*large, *small, *corners))
+    return BusyAsked("describe ?", " , ".join(parts), (*map(region_of, (*scene.large, *scene.small)), *corners))
 
 
 def ask_signs(rng: np.random.Generator, scene: BusyScene) -> BusyAsked | None:
@@ -188,7 +184,7 @@ def ask_signs(rng: np.random.Generator, scene: BusyScene) -> BusyAsked | None:
     del rng
     if len(scene.signs) != 3:
         return None
-    needs = tuple(_of_small(letter) for sign in scene.signs for letter in sign.letters)
+    needs = tuple(region_of(letter) for sign in scene.signs for letter in sign.letters)
     return BusyAsked("read signs ?", " , ".join(sign.word for sign in scene.signs), needs)
 
 

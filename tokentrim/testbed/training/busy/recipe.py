@@ -48,7 +48,8 @@ class BusyStage:
 QUESTIONS: Final = (
     "busy-ground", "busy-ground", "busy-there", "busy-there", "busy-color", "busy-color", "busy-left", "busy-left",
     "busy-count-large", "reading", "busy-digit", "busy-digit", "busy-mark", "busy-mark", "busy-count-small",
-    "busy-count-small", "busy-where", "busy-where",
+    "busy-count-small", "busy-where", "busy-where", "help-color", "help-color", "help-where",
+    "help-digit",
 )  # fmt: skip
 DESCRIBE: Final = "busy-describe"
 PLACES: Final = (0, 1, 3, 4, 6, 8)  # of the six trained layers among twelve
