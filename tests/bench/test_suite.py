@@ -55,11 +55,11 @@ def test_a_suite_runs_once_and_goes_on_where_it_stopped(tmp_path: Path, monkeypa
     ran: list[int] = []
     real = runner.run
 
-    def run(options: Any) -> Any:
+    def run(options: Any, progress: Any = None) -> Any:
         ran.append(options.images)
         if options.images == 2 and len(ran) == 2:
             raise MemoryError("too large\nwith details")
-        return real(options)
+        return real(options, progress)
 
     monkeypatch.setattr(runner, "run", run)
     first = run_suite(TINY, tmp_path)
@@ -142,11 +142,11 @@ def test_a_throughput_setting_is_stored_and_shown(tmp_path: Path, monkeypatch: A
     ran: list[str] = []
     real = throughput.run_throughput
 
-    def run_throughput(options: Any, budget: int) -> Any:
+    def run_throughput(options: Any, budget: int, progress: Any = None) -> Any:
         ran.append(options.geometry)
         if len(ran) == 2:
             raise MemoryError("too large")
-        return real(options, budget)
+        return real(options, budget, progress)
 
     monkeypatch.setattr(throughput, "run_throughput", run_throughput)
     first = run_suite(THROUGHPUT, tmp_path)

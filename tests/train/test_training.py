@@ -18,7 +18,7 @@ from tokentrim.contracts.trained.weights import read_weights
 from tokentrim.errors import ConfigError, PluginError, ResultsError, StrategyError, TokentrimError, UnknownNameError
 from tokentrim.loading import load_model
 from tokentrim.plugins.loader import registry
-from tokentrim.runs.progress import Silent
+from tokentrim.progress import Silent
 from tokentrim.session import located, trim
 from tokentrim.train import runner
 from tokentrim.train.answering import answer_logits, per_sample

@@ -13,6 +13,7 @@ from tokentrim.bench import runner, throughput
 from tokentrim.bench.options import BenchOptions
 from tokentrim.bench.result import BenchResult, BenchRow
 from tokentrim.bench.throughput import ThroughputResult
+from tokentrim.progress import Progress
 
 Result = TypeVar("Result", BenchResult, ThroughputResult)
 
@@ -54,8 +55,8 @@ class BenchJob(ABC, Generic[Result]):
         return f"{self.options.geometry}{', compiled decoding' if self.options.compile else ''}"
 
     @abstractmethod
-    def measure(self) -> Result:
-        """Run it.
+    def measure(self, progress: Progress | None = None) -> Result:
+        """Run it, and tell what happens.
 
         Raises:
             TokentrimError: when it cannot be run as asked.
@@ -107,9 +108,9 @@ to end*: speed-up of prefill and all new tokens together."""
         """The command that measures the same."""
         return self.options.command()
 
-    def measure(self) -> BenchResult:
+    def measure(self, progress: Progress | None = None) -> BenchResult:
         """Run the bench."""
-        return runner.run(self.options)
+        return runner.run(self.options, progress)
 
     def lines(self, result: BenchResult) -> list[list[str]]:
         """A line for the untouched model and each strategy."""
@@ -173,9 +174,9 @@ tokens of all rows per second of the whole call, prefill included, each strategy
         """With the memory that may be used."""
         return f"{super().heading}, {self.gib:g} GiB beyond the weights"
 
-    def measure(self) -> ThroughputResult:
+    def measure(self, progress: Progress | None = None) -> ThroughputResult:
         """Run the bench."""
-        return throughput.run_throughput(self.options, self._budget)
+        return throughput.run_throughput(self.options, self._budget, progress)
 
     def lines(self, result: ThroughputResult) -> list[list[str]]:
         """A line for the untouched model and each strategy."""

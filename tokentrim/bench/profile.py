@@ -16,6 +16,7 @@ from tokentrim.bench.runner import label_of, trimmed
 from tokentrim.bench.subject import BenchSubject, threads
 from tokentrim.contracts.adapter import Layout
 from tokentrim.contracts.strategy import Strategy
+from tokentrim.progress import Progress, Silent
 from tokentrim.runs.stopwatch import generate
 
 Phase = Literal["vision", "prefill", "decode"]
@@ -55,19 +56,27 @@ class Profile:
         return asdict(self)
 
 
-def run_profile(options: BenchOptions) -> list[Profile]:
+def run_profile(options: BenchOptions, progress: Progress | None = None) -> list[Profile]:
     """Profile one answer under every strategy, after one that warms up.
+
+    Args:
+        options: as of a bench.
+        progress: told what happens.
 
     Raises:
         ConfigError: when the device is not there.
         StrategyError: when a strategy cannot be brought to the budget.
     """
     found: list[Profile] = []
+    told = Silent() if progress is None else progress
     with threads(options.threads), torch.inference_mode():
         subject = BenchSubject.of(options)
         inputs = subject.inputs(options.batch)
-        for strategy in (None, *dict.fromkeys(subject.strategies())):
+        arms: list[Strategy | None] = [None, *dict.fromkeys(subject.strategies())]
+        told.start(len(arms))
+        for strategy in arms:
             found += _profiled(subject, inputs, strategy)
+            told.step(label_of(strategy))
     return found
 
 

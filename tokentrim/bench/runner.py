@@ -21,7 +21,7 @@ from tokentrim.counting.costs import Usage
 from tokentrim.counting.forecast import plan
 from tokentrim.engine.tokens.trace import Trace
 from tokentrim.errors import EngineError, complaint
-from tokentrim.runs.progress import Progress, Silent, duration
+from tokentrim.progress import Progress, Silent, duration
 from tokentrim.runs.spread import Spread
 from tokentrim.runs.stopwatch import generate, peak_bytes, timed_generate
 from tokentrim.session import Session, trim

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from tokentrim.config.validation import check
 from tokentrim.config.yaml_reader import Where
 from tokentrim.errors import ConfigError, complaint
 from tokentrim.loading import DeviceName, DTypeName
+from tokentrim.progress import Progress, Silent, duration
 from tokentrim.runs.files import make_folder, write_json, write_text
 
 PAGE = "index.md"
@@ -130,9 +132,7 @@ def _setting(item: Any, where: Where) -> Setting:
     return setting
 
 
-def run_suite(
-    source: str | Path, out: str | Path, *, told: Callable[[str], None] = lambda line: None
-) -> list[SuiteEntry]:
+def run_suite(source: str | Path, out: str | Path, *, progress: Progress | None = None) -> list[SuiteEntry]:
     """Run what is missing of a suite, and write its page.
 
     A bench that fails (out of memory, say) is recorded with its cause, does not stop the others, and is tried again
@@ -141,7 +141,7 @@ def run_suite(
     Args:
         source: YAML file or text.
         out: folder of the results: one JSON file per bench, and ``index.md``.
-        told: told what happens.
+        progress: told what happens, of each bench anew.
 
     Raises:
         TokentrimError: for a bad suite, before anything runs.
@@ -149,23 +149,38 @@ def run_suite(
     """
     suite, folder = load_suite(source), Path(out)
     make_folder(folder)
-    entries = [_entry(setting.title, job, folder, told) for setting in suite.settings for job in setting.jobs()]
+    told = Silent() if progress is None else progress
+    asked = [(setting.title, job) for setting in suite.settings for job in setting.jobs()]
+    entries: list[SuiteEntry] = []
+    begin, measured = time.monotonic(), 0
+    due = sum(not _file(job, folder).exists() for _, job in asked)
+    for title, job in asked:
+        if not _file(job, folder).exists():
+            each = (time.monotonic() - begin) / max(measured, 1)
+            left = f", about {duration(each * (due - measured))} left" if measured else ""
+            measured += 1
+            told.say(f"bench {measured} of {due}{left}: {job.command}")
+        entries.append(_entry(title, job, folder, told))
     write_text(folder / PAGE, page(entries))
     return entries
 
 
-def _entry(title: str, job: AnyJob, folder: Path, told: Callable[[str], None]) -> SuiteEntry:
+def _file(job: AnyJob, folder: Path) -> Path:
+    """Where a bench's result lies."""
+    return folder / f"{job.name}.json"
+
+
+def _entry(title: str, job: AnyJob, folder: Path, told: Progress) -> SuiteEntry:
     """One bench: read if it is there, else measured."""
-    file = folder / f"{job.name}.json"
+    file = _file(job, folder)
     failures = folder / f"{job.name}{_FAILED}"
     if file.exists():
         return SuiteEntry(title, job, job.read(file))
-    told(job.command)
     try:
-        result = job.measure()
+        result = job.measure(told)
     except Exception as cause:
         failure = f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else 'no message'}"
-        told(f"failed: {failure}")
+        told.say(f"failed: {failure}")
         write_json(failures, {"command": job.command, "failure": failure})
         return SuiteEntry(title, job, None, failure)
     write_json(file, result.to_dict())

@@ -15,6 +15,7 @@ from tokentrim.bench.runner import label_of, trimmed
 from tokentrim.bench.subject import BenchSubject, environment_of, threads
 from tokentrim.contracts.strategy import Strategy
 from tokentrim.errors import ConfigError, complaint
+from tokentrim.progress import Progress, Silent
 from tokentrim.runs.spread import Spread
 from tokentrim.runs.stopwatch import generate, peak_bytes, timed_generate
 
@@ -102,18 +103,20 @@ def largest_batch(budget: int, peak: Callable[[int], int], what: str) -> tuple[i
     return fits, peaks[fits]
 
 
-def run_throughput(options: BenchOptions, budget: int) -> ThroughputResult:
+def run_throughput(options: BenchOptions, budget: int, progress: Progress | None = None) -> ThroughputResult:
     """Find every strategy's largest batch, then time all at theirs, in turn.
 
     Args:
         options: as of a bench; its ``batch`` is not used.
         budget: bytes beyond the weights.
+        progress: told what happens; how many batches are tried is known of none before.
 
     Raises:
         ConfigError: when not even one row fits, the device is not there, or line ends are to be pruned.
         StrategyError: when a strategy cannot be brought to the budget.
     """
     asked = options.to_dict()  # first, because it may refuse
+    told = Silent() if progress is None else progress
     with threads(options.threads), torch.inference_mode():
         subject = BenchSubject.of(options)
         arms: list[Strategy | None] = [None, *subject.strategies()[1:]]  # none costs what the untouched model costs
@@ -122,15 +125,25 @@ def run_throughput(options: BenchOptions, budget: int) -> ThroughputResult:
             def peak(batch: int) -> int:
                 prompt = subject.inputs(batch)
                 with trimmed(subject.model, arm, compiled=options.compile):
-                    return peak_bytes(subject.model.device, lambda: generate(subject.model, prompt, options.new_tokens))
+                    found = peak_bytes(
+                        subject.model.device, lambda: generate(subject.model, prompt, options.new_tokens)
+                    )
+                told.say(f"{label_of(arm)}: a batch of {batch} takes {found / 2**20:.0f} MiB beyond the weights")
+                return found
 
             return peak
 
+        told.start(2 * len(arms))
         for arm in arms:  # first calls allocate what later ones find ready
             peak_of(arm)(1)
-        fits = [largest_batch(budget, peak_of(arm), label_of(arm)) for arm in arms]
+            told.step(f"warm-up of {label_of(arm)}")
+        fits: list[tuple[int, int]] = []
+        for arm in arms:
+            fits.append(largest_batch(budget, peak_of(arm), label_of(arm)))
+            told.step(f"the largest batch of {label_of(arm)}: {fits[-1][0]}")
+        told.start(options.repeats * len(arms))
         rates: list[list[float]] = [[] for _ in arms]
-        for _ in range(options.repeats):
+        for number in range(options.repeats):
             for rate, arm, (batch, _) in zip(rates, arms, fits, strict=True):
                 prompt = subject.inputs(batch)
                 with trimmed(subject.model, arm, compiled=options.compile):
@@ -138,6 +151,7 @@ def run_throughput(options: BenchOptions, budget: int) -> ThroughputResult:
                 steps = options.new_tokens - 1
                 seconds = timing.prefill_seconds + steps * (timing.decode_seconds_per_token or 0.0)
                 rate.append(batch * options.new_tokens / seconds)
+                told.step(f"repeat {number + 1}, {label_of(arm)}")
         environment = environment_of(options)
     against = median(rates[0])
     return ThroughputResult(

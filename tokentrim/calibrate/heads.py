@@ -20,10 +20,10 @@ from tokentrim.config.specs import strategy_from
 from tokentrim.engine.seams import attention, attention_rows
 from tokentrim.errors import ResultsError, complaint
 from tokentrim.loading import Loaded
+from tokentrim.progress import Progress, Silent
 from tokentrim.runs.batches import Batch, model_inputs
 from tokentrim.runs.cells import Cell, locate, versions
 from tokentrim.runs.files import clear, write_text
-from tokentrim.runs.progress import Progress, Silent
 from tokentrim.runs.work import work_of
 from tokentrim.session import located
 
@@ -83,14 +83,16 @@ def run(
         raise ResultsError(complaint(f"{path}", "be a new file", hint="choose another --out, or remove the file"))
     clear(path.parent)
     target = locate(options.model)
-    told.start(len(options.tasks))
+    asked = [(task, task.asked(SPLIT, options.samples)[1]) for task in options.tasks]
+    told.start(sum(-(-n // options.batch_size) for _, n in asked))
     loaded = target.load()
     found: list[Tensor] = []
-    for task in options.tasks:
-        n, untouched = task.asked(SPLIT, options.samples)[1], strategy_from("none")
+    for task, n in asked:
+        untouched = strategy_from("none")
         cell = Cell(target, task, n, SPLIT, "none", untouched, "fixed", 1, options.batch_size)
-        found += [head_ratios(loaded, batch) for batch in work_of(cell, loaded).batches]
-        told.step(task.task)
+        for batch in work_of(cell, loaded).batches:
+            found.append(head_ratios(loaded, batch))
+            told.step(task.task)
     ratios = torch.cat(found).quantile(1 - options.share, dim=0)
     inactive = inactive_heads(ratios, options.keep, options.always)
     strategy = {"name": RUNS_IT, "inactive": inactive}

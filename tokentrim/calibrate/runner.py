@@ -24,9 +24,9 @@ from tokentrim.counting.costs import prefill_flops
 from tokentrim.counting.schedule import Schedule
 from tokentrim.errors import ConfigError, EngineError, ResultsError, complaint
 from tokentrim.plugins.loader import registry
+from tokentrim.progress import Progress, Silent
 from tokentrim.runs.cells import Cell, ModelTarget, locate, versions
 from tokentrim.runs.files import write_text
-from tokentrim.runs.progress import Progress, Silent
 from tokentrim.runs.specs import digest
 from tokentrim.runs.work import Work
 

@@ -113,7 +113,7 @@ def bench(
 def _result(options: BenchOptions, read: Path | None) -> BenchResult:
     """What is measured, or was."""
     from tokentrim.bench import BenchResult, run
-    from tokentrim.runs.progress import progress_on
+    from tokentrim.progress import progress_on
 
     if read is not None:
         return BenchResult.read(read)
@@ -124,9 +124,11 @@ def _result(options: BenchOptions, read: Path | None) -> BenchResult:
 def _suite(file: Path, out: Path) -> None:
     """Run a suite; exit code 1 where a bench of it failed."""
     from tokentrim.bench.suite import PAGE, run_suite
+    from tokentrim.progress import progress_on
 
     quiet_libraries()
-    entries = run_suite(file, out, told=console().print)
+    with progress_on(console(to_stderr=True), "runs") as progress:
+        entries = run_suite(file, out, progress=progress)
     failed = sum(entry.result is None for entry in entries)
     console().print(f"{len(entries) - failed} of {len(entries)} benches are in {out / PAGE}")
     if failed:
@@ -137,8 +139,10 @@ def _profile(options: Any, as_json: bool) -> None:
     """Print where each strategy's answer spends its time."""
     from tokentrim.bench.profile import profile_markdown, run_profile
     from tokentrim.bench.subject import environment_of, threads
+    from tokentrim.progress import progress_on
 
-    profiles = run_profile(options)
+    with progress_on(console(to_stderr=True), "strategies") as progress:
+        profiles = run_profile(options, progress)
     with threads(options.threads):
         where = environment_of(options)
     if as_json:
@@ -151,10 +155,12 @@ def _profile(options: Any, as_json: bool) -> None:
 def _throughput(options: Any, budget: int, as_json: bool) -> None:
     """Print every strategy's throughput at its own largest batch."""
     from tokentrim.bench.throughput import run_throughput, throughput_markdown
+    from tokentrim.progress import progress_on
 
     if budget <= 0:
         raise ConfigError(complaint("--throughput of a bench", "be GiB above 0", budget / 2**30))
-    result = run_throughput(options, budget)
+    with progress_on(console(to_stderr=True), "runs") as progress:
+        result = run_throughput(options, budget, progress)
     if as_json:
         emit(result.to_dict())
     else:

@@ -165,11 +165,11 @@ def heads(
 ) -> None:
     """The heads that do without visual keys (inactive heads of YOPO)."""
     from tokentrim.calibrate import heads as search
-    from tokentrim.runs.progress import progress_on
+    from tokentrim.progress import progress_on
 
     options = _options(search.HeadSearch, ctx.params)
     people = console(to_stderr=as_json)
-    with progress_on(people, "tasks") as progress:
+    with progress_on(people, "batches") as progress:
         done = search.run(options, out, command=["tokentrim", *sys.argv[1:]], progress=progress)
     if as_json:
         emit(
@@ -194,7 +194,7 @@ def _options(kind: type[Options], given: dict[str, Any]) -> Options:
 def _run(kind: type[CalibrationOptions], given: dict[str, Any]) -> None:
     """Calibrate, and print what was found."""
     from tokentrim.calibrate.runner import run
-    from tokentrim.runs.progress import progress_on
+    from tokentrim.progress import progress_on
 
     options = _options(kind, given)
     people = console(to_stderr=given["as_json"])

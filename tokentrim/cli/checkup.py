@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from tokentrim.errors import TokentrimError
 from tokentrim.loading import describe, load_processor, quantised_by, require_reader
+from tokentrim.progress import Progress
 from tokentrim.selftest import Result, model_class_of, self_test, trusted
 
 PROCESSOR: Final = "processor"
@@ -19,8 +20,12 @@ WEIGHTS: Final = "weights"
 _FILES: Final = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
 
 
-def check_model(name: str) -> dict[str, Any]:
+def check_model(name: str, progress: Progress | None = None) -> dict[str, Any]:
     """The self-test of a registered model, a folder or a model of the hub, which needs no weights.
+
+    Args:
+        name: which one.
+        progress: told what happens.
 
     Returns:
         ``model``, ``adapter``, ``served`` (whether ``trim`` accepts it) and ``checks``: objects with ``name``, ``ok``
@@ -31,7 +36,7 @@ def check_model(name: str) -> dict[str, Any]:
         TokentrimError: when there is no such model, or no adapter serves its family.
     """
     folder, config, adapter, _ = describe(name)
-    test = self_test(model_class_of(config), config, adapter)
+    test = self_test(model_class_of(config), config, adapter, progress=progress)
     family = Result("family", True, f"{config.model_type}, served by adapter {adapter.name}")
     refusal = test.refusal
     return {

@@ -82,7 +82,7 @@ def compare(
     """
     from tokentrim.compare.runner import planned, run
     from tokentrim.executors import parse_options
-    from tokentrim.runs.progress import progress_on
+    from tokentrim.progress import progress_on
     from tokentrim.runs.ranks import leave, speaks
 
     given = {"model": model, "strategies": strategies, "budgets": budgets, "tasks": tasks, "samples": samples,

@@ -55,8 +55,10 @@ def doctor(
     problems += [info.error or info.name for info in infos if info.status in ("broken", "failed", "missing")]
     if model is not None:
         from tokentrim.cli.checkup import PROCESSOR, WEIGHTS, check_model
+        from tokentrim.progress import progress_on
 
-        findings["model"] = check_model(model)
+        with progress_on(console(to_stderr=True), "checks") as progress:
+            findings["model"] = check_model(model, progress)
         refused = not findings["model"]["served"]
         problems += [
             f"{check['name']}: {check['result']}"

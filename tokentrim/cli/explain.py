@@ -77,6 +77,7 @@ def explain(
     _require_matplotlib()
     from tokentrim.explain.folder import open_folder, write_folder
     from tokentrim.loading import load_model, on_device
+    from tokentrim.progress import progress_on
     from tokentrim.runs.batches import sample_inputs
 
     quiet_libraries()
@@ -87,14 +88,24 @@ def explain(
             refuse_evidence(spec.strategy)
     check_fit(specs, model, len(sample.images) + sum(len(one.frames) for one in sample.videos))
     open_folder(out)
-    loaded = load_model(model, **place)
-    inputs = on_device(loaded.model, sample_inputs(loaded, [sample]))
-    ends = cast("Structure", structure)
-    reference = _one(loaded, strategy_from("none"), question, inputs, max_new_tokens, ends).answer if baseline else None
-    explanations = [_one(loaded, spec, question, inputs, max_new_tokens, ends) for spec in specs]
-    drawn = [one.cells.drawn(sample.images, sample.videos) for one in explanations]
-    explanations = [replace(one, cells=cells) for one, (cells, _) in zip(explanations, drawn, strict=True)]
-    files = write_folder(out, explanations, drawn[0][1], sample.question, model=model, reference=reference)
+    with progress_on(console(to_stderr=True), "steps") as told:
+        told.start(2 + baseline + len(specs))
+        loaded = load_model(model, **place)
+        told.step("model loaded")
+        inputs = on_device(loaded.model, sample_inputs(loaded, [sample]))
+        ends = cast("Structure", structure)
+
+        def answered(spec: Any) -> Explanation:
+            found = _one(loaded, spec, question, inputs, max_new_tokens, ends)
+            told.step(found.strategy)
+            return found
+
+        reference = answered(strategy_from("none")).answer if baseline else None
+        explanations = [answered(spec) for spec in specs]
+        drawn = [one.cells.drawn(sample.images, sample.videos) for one in explanations]
+        explanations = [replace(one, cells=cells) for one, (cells, _) in zip(explanations, drawn, strict=True)]
+        files = write_folder(out, explanations, drawn[0][1], sample.question, model=model, reference=reference)
+        told.step("pictures drawn")
     if as_json:
         emit({"answers": {e.strategy: e.answer for e in explanations}, "files": [str(file) for file in files]})
         return

@@ -55,7 +55,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a strategy's weights on a frozen model; writes a safetensors file."""
-    from tokentrim.runs.progress import progress_on
+    from tokentrim.progress import progress_on
     from tokentrim.train.runner import run
 
     quiet_libraries()

@@ -19,10 +19,10 @@ from tokentrim.contracts.strategy import Strategy
 from tokentrim.counting.forecast import planned_layer_tokens
 from tokentrim.counting.solve import Knob
 from tokentrim.errors import StrategyError, complaint
+from tokentrim.progress import Progress
 from tokentrim.runs.batches import Batch
 from tokentrim.runs.cells import Cell, Solved, versions
 from tokentrim.runs.downscale import EQUAL
-from tokentrim.runs.progress import Progress
 from tokentrim.runs.results import CellResult
 from tokentrim.runs.specs import MEASURED, digest
 
@@ -53,6 +53,7 @@ def solve_measured(
         pending = [key for key, row in held.items() if row is None]
         if any(cell.key not in finished and _key(cell) in pending for cell in members if cell.match == MEASURED):
             told.say(f"measuring prefill time on {target.name} to solve {len(pending)} budgets")
+            told.start(len(pending))
             loaded = target.load()
             task = timed_task(members)
             shares: dict[str, dict[Strategy, dict[str, Any]]] = {}
@@ -65,6 +66,7 @@ def solve_measured(
                 known = shares.setdefault(due[key].method, {})
                 held[key] = _solve(due[key], work.batches[-1], _measurer(Arm(work), due[key], known))
                 folder.keep("knobs", key, held[key])
+                told.step(cell.where)
         found |= {key: _solved(row) for key, row in held.items() if row is not None}
     return [
         replace(cell, solved=found.get(_key(cell))) if cell.match == MEASURED and cell.budget is not None else cell

@@ -25,8 +25,8 @@ from tokentrim.executors import Executor, choose
 from tokentrim.executors.workplace import job_of, packed
 from tokentrim.loading import device_of
 from tokentrim.plugins.loader import registry
+from tokentrim.progress import Progress, Silent
 from tokentrim.runs.cells import Cell, ModelTarget, locate, versions
-from tokentrim.runs.progress import Progress, Silent
 from tokentrim.runs.questions import questions_of, require_questions
 from tokentrim.runs.ranks import ALONE, Ranks, join, started
 from tokentrim.runs.results import CellResult, failed
@@ -76,8 +76,8 @@ def run(
     told = progress if progress is not None and ranks.first else Silent()
     session = _Session(chosen, ranks, folder, told)
     results = session.finished(cells)
-    told.start(len(cells), len(results))
     cells = ranks.share(lambda: solve_measured(cells, results, folder, told))
+    told.start(len(cells), len(results))
     results |= session.complete([cell for cell in cells if cell.key not in results])
     # Where a method began to drop tokens may only be known now; text-only has to stand there as well.
     further = further_text_only(settings, cells, results)

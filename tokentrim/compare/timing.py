@@ -19,10 +19,10 @@ from tokentrim.contracts.sites import Need
 from tokentrim.contracts.tasks import Split
 from tokentrim.loading import Loaded
 from tokentrim.plugins.loader import registry
+from tokentrim.progress import Progress
 from tokentrim.runs.batches import Batch, evidence_of, expected_new_tokens, make_batches, model_inputs
 from tokentrim.runs.cells import TEXT_ONLY, Cell
 from tokentrim.runs.downscale import smaller
-from tokentrim.runs.progress import Progress
 from tokentrim.runs.questions import questions_of
 from tokentrim.runs.results import CellResult
 from tokentrim.runs.specs import Timing, digest

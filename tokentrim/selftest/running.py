@@ -18,6 +18,7 @@ from tokentrim.contracts.adapter import Adapter, Layout
 from tokentrim.contracts.sites import Need
 from tokentrim.engine.seams.attention import implementation_of
 from tokentrim.errors import AdapterError, TokentrimError, UnsupportedError, complaint
+from tokentrim.progress import Progress, Silent
 from tokentrim.selftest.checks import CHECKS
 from tokentrim.selftest.pictures import Maker, maker_for
 from tokentrim.selftest.shrink import SIZE, Size, build, small_config, windows_of
@@ -80,7 +81,9 @@ class SelfTest:
         }
 
 
-def self_test(model_class: Any, config: Any, adapter: Adapter, *, attention: str | None = None) -> SelfTest:
+def self_test(
+    model_class: Any, config: Any, adapter: Adapter, *, attention: str | None = None, progress: Progress | None = None
+) -> SelfTest:
     """Prove on a small random copy that pruning is right on models of this architecture.
 
     Runs on the host in float32, in seconds; torch's own generator is left as it was.
@@ -90,12 +93,17 @@ def self_test(model_class: Any, config: Any, adapter: Adapter, *, attention: str
         config: its configuration, of any size.
         adapter: what is to serve it.
         attention: the attention implementation to run the checks with; None = transformers' choice for the class.
+        progress: told what happens.
     """
+    told = Silent() if progress is None else progress
     results: list[Result] = []
+    told.start(1 + len(CHECKS))
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
         subject = subject_of(model_class, config, adapter, attention, results)
+        told.step("small copy")
         for name, check, takes in CHECKS if subject else ():
             results.append(result_of(name, check, takes, subject))
+            told.step(name)
             if not results[-1].ok and not takes:
                 break
     kinds = frozenset[str]() if subject is None else layer_kinds(subject.layout)

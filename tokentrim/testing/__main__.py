@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from rich.console import Console
+
 from tokentrim.errors import TokentrimError
+from tokentrim.progress import progress_on
 from tokentrim.testing import check_adapter, check_strategy
 
 
@@ -18,7 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     check = check_adapter if given.adapter else check_strategy
     try:
-        outcomes = check(given.subject, families=given.family, raises=False)
+        with progress_on(Console(file=sys.stderr), "checks") as progress:
+            outcomes = check(given.subject, families=given.family, raises=False, progress=progress)
     except TokentrimError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

@@ -11,6 +11,7 @@ from tokentrim.config.specs import Spec
 from tokentrim.contracts.adapter import Adapter
 from tokentrim.errors import ConfigError, complaint, suggestion
 from tokentrim.plugins.loader import registry
+from tokentrim.progress import Progress, Silent
 from tokentrim.testing.adapter_checks import adapter_checks
 from tokentrim.testing.answer_checks import ANSWER_CHECKS
 from tokentrim.testing.case import Case
@@ -110,6 +111,7 @@ def check_strategy(
     families: Sequence[str] | None = None,
     expected_failures: Mapping[str, str] | None = None,
     raises: bool = True,
+    progress: Progress | None = None,
 ) -> Outcomes:
     """Check a strategy against its contract, on small models that are built in memory.
 
@@ -119,12 +121,13 @@ def check_strategy(
             registered adapters serve. A family that refuses the strategy is skipped.
         expected_failures: check name -> reason. Such a check must fail; one that passes counts as a failure.
         raises: raise when a check fails; otherwise read ``.failed`` of what is returned.
+        progress: told what happens.
 
     Raises:
         ContractError: when a check fails, with a paragraph for each.
         ConfigError, UnknownNameError: when the specification means no strategy.
     """
-    return _all(list(checks_of(strategy, families=families)), expected_failures or {}, raises=raises)
+    return _all(list(checks_of(strategy, families=families)), expected_failures or {}, raises, progress)
 
 
 def check_adapter(
@@ -136,6 +139,7 @@ def check_adapter(
     families: Sequence[str] | None = None,
     expected_failures: Mapping[str, str] | None = None,
     raises: bool = True,
+    progress: Progress | None = None,
 ) -> Outcomes:
     """Check an adapter against its contract.
 
@@ -148,6 +152,7 @@ def check_adapter(
         families: model types to make copies of; None = all of the adapter's ``model_types``.
         expected_failures: check name -> reason; strict, as in :func:`check_strategy`.
         raises: raise when a check fails; otherwise read ``.failed`` of what is returned.
+        progress: told what happens.
 
     Raises:
         ContractError: when a check fails, with a paragraph for each.
@@ -157,13 +162,20 @@ def check_adapter(
     given = given() if isinstance(given, type) else given
     if model is not None:
         given = Example(given, model, rows, batch)
-    return _all(list(checks_of(given, families=families)), expected_failures or {}, raises=raises)
+    return _all(list(checks_of(given, families=families)), expected_failures or {}, raises, progress)
 
 
-def _all(found: list[tuple[str, BoundCheck]], expected: Mapping[str, str], *, raises: bool) -> Outcomes:
+def _all(
+    found: list[tuple[str, BoundCheck]], expected: Mapping[str, str], raises: bool, progress: Progress | None
+) -> Outcomes:
     known_names(expected, [name for name, _ in found])
-    whom = found[0][1].whom if found else "nothing"
-    outcomes = Outcomes(whom, tuple(check.outcome(expected.get(name)) for name, check in found))
+    told = Silent() if progress is None else progress
+    told.start(len(found))
+    made: list[CheckOutcome] = []
+    for name, check in found:
+        made.append(check.outcome(expected.get(name)))
+        told.step(name)
+    outcomes = Outcomes(found[0][1].whom if found else "nothing", tuple(made))
     if raises:
         outcomes.raise_failures()
     return outcomes

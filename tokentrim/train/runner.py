@@ -22,8 +22,8 @@ from tokentrim.contracts.trained.weights import Header, file_digest, read_header
 from tokentrim.errors import PluginError, ResultsError, StrategyError, complaint
 from tokentrim.loading import Loaded, load_model
 from tokentrim.plugins.loader import registry
+from tokentrim.progress import Progress, Silent
 from tokentrim.runs.cells import locate, versions
-from tokentrim.runs.progress import Progress, Silent
 from tokentrim.runs.specs import asked, digest
 from tokentrim.session import adapter_of
 from tokentrim.train.data import Rounds, answered, step_rng
