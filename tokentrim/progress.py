@@ -79,8 +79,13 @@ class Bar:
     """A bar with the present cell and the time that is left."""
 
     def __init__(self, console: Console, things: str = "cells") -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress as RichProgress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         self._console = console
         self._things = things
