@@ -39,6 +39,7 @@ BLOCKS_NOT_RUN = {
     ): "of a plugin that is not here; tests/testing runs its like",
     ("docs/test-a-plugin.md", "@parametrize_with_checks("): "of a plugin that is not here; tests/testing runs its like",
     ("docs/quickstart.md", 'folder = "/path/to/llava-1.5-7b-hf"'): "needs weights that do not come along, and a GPU",
+    ("docs/serve.md", "import base64"): "asks a server; tests/serve asks one",
 }
 # Where a command begins with this, it is not run.
 COMMANDS_NOT_RUN = {
@@ -64,6 +65,7 @@ COMMANDS_NOT_RUN = {
     "cd ": "a change of folder",
     "git ": "needs a repository",
     "tokentrim demo": "a server, which does not end; tests/serve/demo opens its page",
+    "tokentrim serve": "a server, which does not end; tests/serve asks one",
     "tokentrim compare": "minutes; tests/compare runs it smaller",
     "tokentrim report": "needs finished runs; tests/compare/test_report_merge.py runs it",
     "tokentrim calibrate": "minutes; tests/calibrate runs it smaller",
