@@ -20,7 +20,7 @@ from tokentrim.contracts.strategy import Spatial
 from tokentrim.engine.abilities.merging import Merging
 from tokentrim.engine.ability import Ability, PromptOrigin
 from tokentrim.engine.seams import attention
-from tokentrim.engine.seams.attention_rows import attention_rows, received
+from tokentrim.engine.seams.attention_rows import tower_reading
 from tokentrim.engine.seams.calls import bind
 from tokentrim.engine.seams.clock import Clock
 from tokentrim.engine.seams.undo import Undo, hook, patch
@@ -272,7 +272,10 @@ class VisionCapture(Ability):
                 with self.clock.timed("selection", call.query.device), torch.no_grad():
                     pieces = self._pieces(call)
                     for need in needs:
-                        read = [self._read(need, query, key, call.scaling) for query, key in pieces]
+                        read = [
+                            tower_reading(need, query, key, call.scaling, has_cls=self.layout.has_cls)
+                            for query, key in pieces
+                        ]
                         reading.setdefault((need, block), []).extend(read)
             return call.run()
 
@@ -294,20 +297,6 @@ class VisionCapture(Ability):
             lengths = (bounds[1:] - bounds[:-1]).tolist()
             return list(zip(query.split(lengths, dim=2), key.split(lengths, dim=2), strict=True))
         return [(query, key)]
-
-    def _read(self, need: Need, query: Tensor, key: Tensor, scaling: float) -> Tensor:
-        """float [pieces, H, tokens] of one piece; of keys [pieces, H * head_dim, tokens]."""
-        if need == Need.VISION_WIDE:
-            groups, scaling = query.shape[1] // key.shape[1], scaling / query.shape[1] ** 0.5
-            query, key = (t.transpose(1, 2).flatten(2)[:, None] for t in (query, key.repeat_interleave(groups, dim=1)))
-        if need == Need.VISION_KEYS:
-            return key.transpose(2, 3).flatten(1, 2)
-        if need == Need.VISION_LOGITS:
-            asking = query[:, :, :1] if self.layout.has_cls else query.float().mean(dim=2, keepdim=True)
-            return torch.matmul(asking.float() * scaling, key.float().transpose(2, 3))[:, :, 0]
-        if need in (Need.VISION_ROWS, Need.VISION_WIDE) and self.layout.has_cls:
-            return attention_rows(query[:, :, :1], key, scaling, None)[:, :, 0]
-        return received(query, key, scaling, None, causal=False) / query.shape[2]
 
     # ------------------------------------------------------------------ when the prompt runs
 

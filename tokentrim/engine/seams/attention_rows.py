@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from tokentrim.contracts.sites import Need
+
 _BLOCK = 128
 """Queries per block of a sum over all of them: bounds its memory to heads x 128 x keys."""
 
@@ -133,3 +135,26 @@ def column_mean(query: Tensor, key: Tensor, scaling: float, vis_pos: Tensor, val
     total = received(query, key, scaling, valid).unsqueeze(2)
     n_real = query.shape[2] if valid is None else valid.sum(1)[:, None, None]
     return pick_visual(total, vis_pos)[:, :, 0] / n_real
+
+
+def tower_reading(need: Need, query: Tensor, key: Tensor, scaling: float, *, has_cls: bool) -> Tensor:
+    """float [pieces, H, tokens]: what a need reads of one attention call of a vision tower, in which all see all.
+
+    Args:
+        need: one of ``FROM_TOWER``; keys are [pieces, H * head_dim, tokens].
+        query: [pieces, H, tokens, head_dim].
+        key: [pieces, H_kv, tokens, head_dim].
+        scaling: usually head_dim ** -0.5.
+        has_cls: whether token 0 of each piece is a [CLS] token, which then asks; else all do, and the mean counts.
+    """
+    if need == Need.VISION_WIDE:
+        groups, scaling = query.shape[1] // key.shape[1], scaling / query.shape[1] ** 0.5
+        query, key = (t.transpose(1, 2).flatten(2)[:, None] for t in (query, key.repeat_interleave(groups, dim=1)))
+    if need == Need.VISION_KEYS:
+        return key.transpose(2, 3).flatten(1, 2)
+    if need == Need.VISION_LOGITS:
+        asking = query[:, :, :1] if has_cls else query.float().mean(dim=2, keepdim=True)
+        return torch.matmul(asking.float() * scaling, key.float().transpose(2, 3))[:, :, 0]
+    if need in (Need.VISION_ROWS, Need.VISION_WIDE) and has_cls:
+        return attention_rows(query[:, :, :1], key, scaling, None)[:, :, 0]
+    return received(query, key, scaling, None, causal=False) / query.shape[2]
