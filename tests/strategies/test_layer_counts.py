@@ -167,7 +167,6 @@ def test_a_file_that_makes_no_sense_is_refused(tmp_path, changes, message):
     [
         ({"rates": {2: 0.5}, "counts": {2: 3}}, "come from one place"),
         ({"file": "x.yaml", "query": "last"}, "come from one place"),
-        ({"rates": None}, "come from one place"),
         ({"file": "missing.yaml"}, "must exist"),
         ({"rates": {3: 0.2, 4: 0.3}}, "never rise"),
     ],

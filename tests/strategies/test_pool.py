@@ -124,13 +124,6 @@ def test_tokens_without_a_place_are_dropped():
     assert selection.target.tolist() == [[0, 0, 0, 0, -1, -1]]
 
 
-def test_an_image_without_a_share_is_dropped():
-    selection = select(2, 2, 1, images=2)
-    assert selection.kept.tolist() == [[4]]
-    assert selection.target is not None
-    assert selection.target.tolist() == [[-1, -1, -1, -1, 0, 0, 0, 0]]
-
-
 def test_ragged_rows_equal_single_rows():
     grid = raster_grid(4, 4, images=2, batch=3)
     site = layer_site((32, 16, 32), {Need.GRID: grid})
