@@ -1,4 +1,4 @@
-"""What docs/coming-from.md says is run: Python blocks by tests/test_docs_code.py, all else here, with fewer questions."""
+"""What docs/coming-from.md says is run: its Python by tests/test_docs_code.py, all else here, with fewer questions."""
 
 import json
 import shlex
