@@ -50,7 +50,7 @@ class Fine:
 
 @dataclass(frozen=True)
 class Large:
-    """A large thing. shown: the patches of which it owns at least a third of the pixels."""
+    """A large thing. shown: the patches of which it shows in at least a third of the pixels."""
 
     kind: str
     color: str
@@ -228,8 +228,7 @@ def _with_print(rng: np.random.Generator, large: list[Large], owner: Ints, taken
             patch = free.pop()
             mark = _inside(rng, patch, _pick(rng, tuple(c for c in COLORS if c != thing.color)), (2, 2))
             taken[patch] = True
-        shown = tuple(np.flatnonzero((by_patch == i).mean(1) >= 1 / 3).tolist())
-        found.append(replace(thing, digit=digit, mark=mark, shown=shown))
+        found.append(replace(thing, digit=digit, mark=mark))
     return found
 
 
@@ -279,8 +278,29 @@ def _draw_small(rng: np.random.Generator, busy: Bools) -> list[Small]:
     return sorted(found, key=lambda thing: (*place_of(thing.box), thing.box))
 
 
+def _with_shown(large: list[Large], owner: Ints, signs: list[Sign], small: list[Small]) -> list[Large]:
+    """The patches that show each large thing: neither what hides it nor its mark does."""
+    seen = owner.copy()
+    boxes = [*(sign.board for sign in signs), *(thing.box for thing in small)]
+    for top, left, bottom, right in (*boxes, *(thing.mark.box for thing in large if thing.mark is not None)):
+        seen[top:bottom, left:right] = _NOBODY
+    by_patch = patches_of(seen)
+    shares = ((by_patch == i).mean(1) for i in range(len(large)))
+    return [
+        replace(thing, shown=tuple(np.flatnonzero(share >= 1 / 3).tolist()))
+        for thing, share in zip(large, shares, strict=True)
+    ]
+
+
 def draw_scene(rng: np.random.Generator) -> BusyScene:
-    """Draw one random scene."""
+    """Draw one random scene, in which something is to be seen of every large thing."""
+    while True:
+        scene = _draw_scene(rng)
+        if all(thing.shown for thing in scene.large):
+            return scene
+
+
+def _draw_scene(rng: np.random.Generator) -> BusyScene:
     grounds = [_pick(rng, GROUNDS) for _ in range(4)]
     for quarter in (1, 2, 3):
         if rng.random() < 0.35:  # the same ground goes on
@@ -295,6 +315,7 @@ def draw_scene(rng: np.random.Generator) -> BusyScene:
         top, left, bottom, right = sign.board
         busy[top:bottom, left:right] = True
     small = _draw_small(rng, busy)
+    large = _with_shown(large, owner, signs, small)
     down, across = rng.integers(44, 85, 2).tolist()
     first, second, third, fourth = grounds
     return BusyScene((first, second, third, fourth), (down, across), tuple(large), tuple(small), tuple(signs), owner)

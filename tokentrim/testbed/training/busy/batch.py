@@ -83,9 +83,11 @@ def targets_of(scenes: list[BusyScene]) -> Targets:
                 small.append((thing.digit, thing.digit.value, None))
             if thing.mark is not None:
                 small.append((thing.mark, "mark", thing.mark.value))
-            area[i, list(thing.shown)] = AREAS.index(thing.kind)
+            printed_on = [centre_patch(fine.box) for fine in (thing.digit, thing.mark) if fine is not None]
+            whole = [*thing.shown, *printed_on]
+            area[i, whole] = AREAS.index(thing.kind)
             area_color[i, list(thing.shown)] = COLORS.index(thing.color)
-            row[i, list(thing.shown)], column[i, list(thing.shown)] = place_of(thing.box)
+            row[i, whole], column[i, whole] = place_of(thing.box)
             captions[i, LARGE.index(thing.kind) * len(COLORS) + COLORS.index(thing.color)] += 1
         small += [(letter, letter.value, None) for sign in scene.signs for letter in sign.letters]
         for thing, name, shade in small:
