@@ -169,7 +169,7 @@ def test_a_score_on_a_scale_of_its_own_keeps_it():
 
 
 def test_data_are_written_on_one_line():
-    assert columns.inline({"a": [0, 1, 2.5, True, False, None], "b": {"c": "d"}}) == (
+    assert columns.inline({"a": [0, 1, 2.5, True, False, None], "b": {"c": "d", "e": None}}) == (
         "{a: [0, 1, 2.5, true, false, null], b: {c: d}}"
     )
 

@@ -44,6 +44,7 @@ def test_videos_are_compared_and_every_frame_that_the_model_sees_is_drawn(clips,
     for question, planes in ((first, 2), (second, 1)):
         assert len(gallery["images"][question["images"]]) == planes
         assert [plane[0] for plane in question["cells"][0]["planes"]] == list(range(planes))
+    assert any("answers nothing of mine.jsonl right" in note for note in found.data["notes"])
     (skipped,) = json.loads((clips / "run" / "summary.json").read_text())["skipped"]
     assert (skipped["method"], skipped["skipped"][:37]) == ("downscale", "frames of videos are not made smaller")
     assert (clips / "run" / "kept.png").is_file()

@@ -13,7 +13,7 @@ from tokentrim.compare.index import Index
 from tokentrim.compare.rows import cell_row, overall_rows, set_units
 from tokentrim.drawing.notebook import table
 from tokentrim.errors import ConfigError, UnsupportedError, complaint
-from tokentrim.runs.cells import CONTROL, TEXT_ONLY, Cell
+from tokentrim.runs.cells import CONTROL, REFERENCE, TEXT_ONLY, Cell
 from tokentrim.runs.figures import TIMED, Row, Rows, figures_of
 from tokentrim.runs.results import CellResult
 from tokentrim.runs.specs import DOWNSCALE
@@ -224,6 +224,13 @@ def _notes(index: Index, overall: Sequence[Row], correction: Correction) -> list
         notes.append(f"{', '.join(whole)}: scored by the task's own aggregation, so without intervals and tests")
     nowhere = {(cell.model.name, why): None for cell in cells for why in _unplaced(index.head(cell, "pictures"))}
     notes += [f"no picture shows what was kept on {model}: {why}" for model, why in nowhere]
+    for cell in cells:
+        scores = [line["score"] for line in index.result(cell).samples]
+        if cell.method == REFERENCE and scores and all(score == 0 for score in scores):
+            notes.append(
+                f"unpruned, {cell.model.name} answers nothing of {cell.task.task} right: what pruning loses there "
+                "cannot be seen"
+            )
     skipped = sorted({cell.method for cell in cells if index.head(cell, "skipped")})
     if skipped:
         notes.append(f"{', '.join(skipped)}: not run on some tasks or at some budgets; see what was not reachable")

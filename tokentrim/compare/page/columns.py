@@ -70,9 +70,9 @@ def flattened(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def inline(value: Any) -> str:
-    """Any plain data on one line, as YAML would write it."""
+    """Any plain data on one line, as YAML would write it; what was left to its default is left out of mappings."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {inline(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {inline(item)}" for key, item in value.items() if item is not None) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(inline(item) for item in value) + "]"
     # Not by equality: 0 equals False.
