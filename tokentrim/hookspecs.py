@@ -12,8 +12,6 @@ from typing import Final, Protocol
 import pluggy
 
 PROJECT: Final = "tokentrim"
-DISTRIBUTION: Final = "tokentrim-vlm"
-"""What is installed; on the package index another project has the name tokentrim."""
 
 hookspec: Final = pluggy.HookspecMarker(PROJECT)
 hookimpl: Final = pluggy.HookimplMarker(PROJECT)

@@ -13,7 +13,7 @@ from tokentrim.plugins.registry import members_of
 
 COMMANDS = (
     "run", "compare", "report", "plan", "ls", "show", "cite", "validate", "bench", "plugins", "new-plugin", "schema",
-    "doctor",
+    "serve", "doctor",
 )  # fmt: skip
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "numpy", "matplotlib", "scipy")

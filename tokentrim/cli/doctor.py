@@ -10,8 +10,8 @@ import typer
 
 from tokentrim.cli.output import AsJson, RunFailed, console, emit, plain_table, quiet_libraries
 from tokentrim.errors import complaint
-from tokentrim.hookspecs import DISTRIBUTION, PROJECT
-from tokentrim.plugins.loader import checked_infos, registry
+from tokentrim.hookspecs import PROJECT
+from tokentrim.plugins.loader import DISTRIBUTION, checked_infos, registry
 
 if TYPE_CHECKING:
     from rich.console import Console

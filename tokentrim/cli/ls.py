@@ -10,8 +10,7 @@ import typer
 
 from tokentrim.cli.output import AsJson, console, emit, plain_table
 from tokentrim.errors import PluginError, unknown_name
-from tokentrim.hookspecs import DISTRIBUTION
-from tokentrim.plugins.loader import KINDS, installed_version, registry
+from tokentrim.plugins.loader import DISTRIBUTION, KINDS, installed_version, registry
 from tokentrim.plugins.registry import Entry, members_of
 
 _KINDS = (*(kind.name for kind in KINDS), "config")

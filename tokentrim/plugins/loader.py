@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +21,7 @@ import pluggy
 
 from tokentrim import hookspecs
 from tokentrim.errors import PluginError, TokentrimError, complaint, suggestion, unknown_name
-from tokentrim.hookspecs import DISTRIBUTION, PROJECT, hookimpl
+from tokentrim.hookspecs import PROJECT, hookimpl
 from tokentrim.plugins.registry import Entry, Kind, Origin, Registry, strangers
 
 __all__ = ["KINDS", "LIMIT_VARIABLE", "PluginInfo", "PluginWarning", "Plugins", "checked_infos", "hookimpl", "load",
@@ -51,6 +52,8 @@ KINDS: Final = (
     Kind("model", "tokentrim_models"),
 )
 LIMIT_VARIABLE: Final = "TOKENTRIM_PLUGINS"
+DISTRIBUTION: Final = "tokentrim-vlm"
+"""What is installed; on the package index another project has the name tokentrim."""
 _OURS: Final = ("tokentrim", "tokentrim_strategies", "tokentrim_adapters")
 """Packages that come with tokentrim."""
 
@@ -316,6 +319,4 @@ def only_builtins() -> None:
 
 def installed_version() -> str:
     """The version of tokentrim that runs, whatever else is installed by that name."""
-    from tokentrim import __version__
-
-    return __version__
+    return sys.modules[PROJECT].__version__  # the package around this module, whose other names lie above this room
