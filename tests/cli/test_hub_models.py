@@ -72,7 +72,7 @@ def test_what_the_processor_of_smolvlm_wants_is_one_extra(tmp_path):
     shutil.copytree(resolve_folder("testbed-plain"), folder)
     (folder / "processor_config.json").write_text('{"processor_class": "SmolVLMProcessor"}')
     (folder / "preprocessor_config.json").write_text('{"image_processor_type": "SmolVLMImageProcessor"}')
-    with pytest.raises(UnsupportedError, match=r"Run pip install 'tokentrim\[smolvlm\]'; "):
+    with pytest.raises(UnsupportedError, match=r"Run pip install 'tokentrim-vlm\[smolvlm\]'; "):
         load_processor(folder)
 
 
