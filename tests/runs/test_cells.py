@@ -2,9 +2,9 @@
 
 import pytest
 
-from tokentrim.runs.cells import locate
 from tokentrim.compare.config import load_compare
 from tokentrim.compare.expand import expand
+from tokentrim.runs.cells import locate
 
 
 def cells_of(**changes):

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tokentrim.compare.config import load_compare
+from tokentrim.compare.expand import expand
+from tokentrim.contracts.tasks import Sample
+from tokentrim.loading import load_model, shape_of
+from tokentrim.runs.answer import run_cell
 from tokentrim.runs.batches import make_batches
 from tokentrim.runs.cells import locate
-from tokentrim.compare.config import load_compare
 from tokentrim.runs.downscale import ratios, shrink, smaller
-from tokentrim.runs.answer import run_cell
-from tokentrim.compare.expand import expand
 from tokentrim.runs.work import PromptCounts, work_of
-from tokentrim.loading import load_model, shape_of
-from tokentrim.contracts.tasks import Sample
 
 
 def noise(height, width):

@@ -8,29 +8,29 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from tokentrim.contracts.sites import Need
+from tokentrim.contracts.tasks import Sample
+from tokentrim.counting.forecast import is_static
+from tokentrim.engine.generate import answer_lengths
+from tokentrim.errors import UnsupportedError, reason_of
+from tokentrim.loading import Loaded
 from tokentrim.runs.batches import Batch, evidence_of, make_batch, model_inputs
 from tokentrim.runs.cells import CONTROLS, Cell, first_boundary, prunes
-from tokentrim.runs.downscale import ratios, smaller
 from tokentrim.runs.costs import Costs
+from tokentrim.runs.downscale import ratios, smaller
 from tokentrim.runs.figures import CLOCKED, REPORTED
 from tokentrim.runs.kept import Kept, pieces
 from tokentrim.runs.questions import aggregate_of, require_text, score_of
 from tokentrim.runs.ranks import ALONE, Ranks
 from tokentrim.runs.results import CellResult
 from tokentrim.runs.work import Unreachable, Work, solve
-from tokentrim.engine.generate import answer_lengths
-from tokentrim.errors import UnsupportedError, reason_of
-from tokentrim.loading import Loaded
-from tokentrim.counting.forecast import is_static
-from tokentrim.contracts.sites import Need
-from tokentrim.contracts.tasks import Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokentrim.session import Session
     from tokentrim.contracts.strategy import Strategy
     from tokentrim.engine.tokens.trace import Trace
+    from tokentrim.session import Session
 
 _COSTS: Final = (*REPORTED, *sorted(CLOCKED), "new_tokens", "pruning_events")
 
@@ -101,9 +101,7 @@ def _result(cell: Cell, work: Work, head: dict[str, Any], answers: CellAnswers) 
     records = [answers.records[place] for place in sorted(answers.records)]
     _aggregate(cell, work, records, head)
     figures = answers.costs.figures()
-    return CellResult(
-        {**head, **{name: figures[name] for name in _COSTS}, "pictures": answers.pictures}, records
-    )
+    return CellResult({**head, **{name: figures[name] for name in _COSTS}, "pictures": answers.pictures}, records)
 
 
 def _shown(cell: Cell, work: Work) -> tuple[Work, dict[str, Any]]:

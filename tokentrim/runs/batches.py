@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokentrim.contracts.sites import Grid
+from tokentrim.contracts.tasks import Sample, Task, evidence_over
 from tokentrim.errors import DataError, UnsupportedError, complaint
 from tokentrim.loading import Loaded, conversation_inputs, on_device, require_watching, single_turn
 from tokentrim.session import adapter_of
-from tokentrim.contracts.sites import Grid
-from tokentrim.contracts.tasks import Sample, Task, evidence_over
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from tokentrim.contracts.load_options import RARE
-from tokentrim.runs.specs import Match, ModelSpec, TaskSpec, Timing, digest
 from tokentrim.config.specs import StrategySpec
-from tokentrim.loading import HubModel, Loaded, describe, device_of, hub_model, load_model, require_attention
-from tokentrim.counting.forecast import planned_cached, planned_layer_tokens
-from tokentrim.plugins.loader import installed_version, registry
-from tokentrim.counting.shape import ModelShape
+from tokentrim.contracts.load_options import RARE
 from tokentrim.contracts.strategy import Strategy
 from tokentrim.contracts.tasks import Split
+from tokentrim.counting.forecast import planned_cached, planned_layer_tokens
+from tokentrim.counting.shape import ModelShape
+from tokentrim.loading import HubModel, Loaded, describe, device_of, hub_model, load_model, require_attention
+from tokentrim.plugins.loader import installed_version, registry
+from tokentrim.runs.specs import Match, ModelSpec, TaskSpec, Timing, digest
 from tokentrim.selftest.learning import learnt
 
 REFERENCE: Final = "none"

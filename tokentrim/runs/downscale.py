@@ -22,15 +22,15 @@ from typing import Final, Literal
 
 from PIL import Image
 
-from tokentrim.counting.costs import Usage
-from tokentrim.runs.batches import Batch, make_batches
-from tokentrim.runs.cells import Cell
-from tokentrim.runs.work import PromptCounts, Unreachable, Work, solve
 from tokentrim.config.specs import strategy_from
-from tokentrim.errors import DataError
+from tokentrim.counting.costs import Usage
 from tokentrim.counting.forecast import planned_layer_tokens
 from tokentrim.counting.shape import ModelShape, VisionShape
 from tokentrim.counting.tilings import AnyResolution, FixedGrid
+from tokentrim.errors import DataError
+from tokentrim.runs.batches import Batch, make_batches
+from tokentrim.runs.cells import Cell
+from tokentrim.runs.work import PromptCounts, Unreachable, Work, solve
 
 Form = Literal["fewer tokens", "same tokens"]
 EQUAL: Final = "uniform"  # whose tokens are matched: it drops at the input and knows nothing

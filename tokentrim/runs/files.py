@@ -45,7 +45,7 @@ def make_folder(path: Path, whom: str = "the folder") -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove half-written files of ours from a folder that may not be there; those that a living process writes stay."""
+    """Remove half-written files of ours from a folder that may not be there, but those that a living process writes."""
     with suppress(OSError):
         for path in folder.iterdir():
             found = _PART.fullmatch(path.name)
@@ -97,7 +97,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def read_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
-    """The JSON objects in a file of ours, one a line; a line ends at "\\n" alone, because texts may hold the others.
+    """The JSON objects in a file of ours, one a line; a line ends at a line feed alone, because texts may hold the others.
 
     Raises:
         ResultsError: as :func:`read_json`.

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, create_model
 
+from tokentrim.contracts.token_places import GridRecord
 from tokentrim.plugins.loader import registry
 from tokentrim.runs.cells import Cell
 from tokentrim.runs.figures import CLOCKED, FIGURES, TYPES
 from tokentrim.runs.kept import KeptRecord
 from tokentrim.runs.questions import checked_score
-from tokentrim.contracts.token_places import GridRecord
 
 _CLOSED: Final = ConfigDict(strict=True, extra="allow")
 

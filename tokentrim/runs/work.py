@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tokentrim.contracts.tasks import Sample, Task
+from tokentrim.errors import StrategyError, complaint
+from tokentrim.loading import Loaded
+from tokentrim.plugins.loader import registry
 from tokentrim.runs.batches import Batch, expected_new_tokens, make_batches
 from tokentrim.runs.cells import Cell
 from tokentrim.runs.questions import questions_of
 from tokentrim.runs.specs import MEASURED
-from tokentrim.errors import StrategyError, complaint
-from tokentrim.loading import Loaded
-from tokentrim.plugins.loader import registry
-from tokentrim.contracts.tasks import Sample, Task
 
 if TYPE_CHECKING:
     from tokentrim.contracts.strategy import Strategy
