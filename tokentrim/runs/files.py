@@ -97,7 +97,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def read_lines(path: Path, remedy: str) -> list[dict[str, Any]]:
-    """The JSON objects in a file of ours, one a line; a line ends at a line feed alone, because texts may hold the others.
+    """The JSON objects in a file of ours, one a line; which ends at a line feed alone: texts may hold other ends.
 
     Raises:
         ResultsError: as :func:`read_json`.
