@@ -154,9 +154,9 @@ def serve(folder, processor, shown, found):
     from prometheus_client import REGISTRY
     from vllm import LLM, SamplingParams
 
-    llm = LLM(
+    llm = LLM(  # so few tokens at once that prompts, and pictures in them, are run in pieces
         str(folder), dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=16, seed=0,
-        limit_mm_per_prompt={"image": 2}, hf_overrides={"tokentrim": {"strategy": DEFAULT}},
+        max_num_batched_tokens=200, limit_mm_per_prompt={"image": 2}, hf_overrides={"tokentrim": {"strategy": DEFAULT}},
     )  # fmt: skip
     greedy = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS)
 
