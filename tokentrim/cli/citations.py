@@ -17,7 +17,7 @@ from typing import Any, Final
 import tokentrim
 from tokentrim.config.yaml_reader import load_yaml
 from tokentrim.errors import ConfigError, PluginError, complaint
-from tokentrim.plugins.loader import registry
+from tokentrim.plugins.loader import DISTRIBUTION, registry
 
 BLOCK: Final = re.compile(r"```bibtex\n(.*?)```", re.DOTALL)
 _HEAD: Final = re.compile(r"@(\w+)\s*\{\s*([^\s,{}]+)\s*,")
@@ -201,7 +201,7 @@ def _of_model(name: str) -> tuple[str, list[Reference]]:
     whom = f"model {name!r}"
     if name in registry("model"):
         own = references_in(registry("model").entry(name).tags.get("citation"), whom)
-        if own or registry("model").entry(name).origin.distribution == "tokentrim":
+        if own or registry("model").entry(name).origin.distribution == DISTRIBUTION:
             return whom, own  # those that come with tokentrim are tokentrim's, whatever family they are built like
     model_type = str(read_config(resolve_folder(name))["model_type"])
     _, references = _of_adapter(require_supported(model_type, whom), model_type)
