@@ -5,11 +5,12 @@ import json
 import pytest
 from PIL import Image
 
-from tests.watching import watching  # noqa: F401
+import tests.watching
 from tokentrim.compare import run
 from tokentrim.errors import DataError, UnsupportedError
 from tokentrim.plugins.loader import registry
 
+watching = tests.watching.watching  # a fixture
 MODEL = "testbed-qwen2.5-vl"
 COMPARED = {
     "models": [MODEL], "tasks": ["mine.jsonl"], "strategies": ["random"], "controls": ["downscale"], "budgets": [0.5],
@@ -21,6 +22,7 @@ COMPARED = {
 def clips(tmp_path, monkeypatch):
     """Two questions, one about a moving picture and one about a folder of frames."""
     monkeypatch.chdir(tmp_path)
+    frames = []
     for number, sample in enumerate(registry("task").get("where").samples("test", 2)):
         frames = [sample.images[0].rotate(90 * turn) for turn in range(4)]
         frames[0].save(f"{number}.gif", save_all=True, append_images=frames[1:], duration=500)
@@ -35,7 +37,7 @@ def clips(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_videos_are_compared_and_every_frame_that_the_model_sees_is_drawn(clips, watching):  # noqa: F811
+def test_videos_are_compared_and_every_frame_that_the_model_sees_is_drawn(clips, watching):
     found = run(COMPARED, clips / "run")
     assert not found.failures
     assert [time["fps"] for processor in watching for time in processor.times][:2] == [2.0, None]
@@ -64,7 +66,7 @@ def test_a_clip_that_cannot_be_read_is_named_with_its_line_before_anything_runs(
         run(COMPARED, clips / "run")
 
 
-def test_a_question_about_a_video_is_explained(clips, watching, monkeypatch):  # noqa: F811
+def test_a_question_about_a_video_is_explained(clips, watching, monkeypatch):
     from typer.testing import CliRunner
 
     from tokentrim.cli import app

@@ -12,7 +12,7 @@ def frames(*greys):
 
 def drawn(planes, images, videos):
     cells, pictures = Cells(tuple(Plane(*plane, 0, 1, 1) for plane in planes), (), ()).drawn(images, videos)
-    return [(plane.image, plane.frame) for plane in cells.planes], [picture.getpixel((0, 0))[0] for picture in pictures]
+    return [(plane.image, plane.frame) for plane in cells.planes], [picture.tobytes()[0] for picture in pictures]
 
 
 def test_of_frames_that_are_merged_the_first_is_drawn_behind_the_images():
