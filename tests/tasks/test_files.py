@@ -111,6 +111,21 @@ def test_choices_are_written_into_the_question(folder):
     assert (found.score(first, "B"), found.score(second, "blue"), found.score(third, "blue")) == (1.0, 1.0, 0.0)
 
 
+def test_choices_stand_under_the_last_turn_of_a_conversation(folder):
+    talk = [{"role": "user", "content": "what ?"}, {"role": "assistant", "content": "?"}]
+    talk.append({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which ?"}]})
+    row = {"image": "red.png", "messages": talk, "choices": ["blue", "red"], "answer": "red"}
+    (sample,) = task(write(row)).samples("test", 1)
+    assert sample.question.split("\n")[:3] == ["Which ?", "A. blue", "B. red"]
+    assert sample.messages[-1]["content"][-1]["text"].startswith("\nA. blue\nB. red\n")
+    assert "A. blue" not in str(sample.messages[:-1])
+
+
+def test_a_number_is_a_choice_in_csv_as_in_json(folder):
+    write("image,question,choices,answer\nred.png,Which ?,red|blue|green,1\nred.png,How many ?,1|2|3,2\n", name="a.csv")
+    assert [sample.answer for sample in task("a.csv").samples("test", 2)] == ["B", "B"]
+
+
 def test_conversations(folder):
     talk = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what ?"}]},
@@ -186,6 +201,9 @@ def test_all_answers_together_may_have_a_number_of_their_own(folder):
         ({**RED, "split": "tset"}, "be one of test, calibration, train, validation; got 'tset'"),
         ({**RED, "choices": ["red"]}, "2 to 26 texts; got 1"),
         ({**RED, "choices": ["red", "blue"], "answer": 2}, "from 0 to 1; got 2"),
+        ({**RED, "choices": [1, 2, 3], "answer": 2}, "be a letter: 2 is one choice's text and another's number"),
+        ({**RED, "frames": 4}, "'frames' must stand beside a 'video'"),
+        ('{"image": "red.png", "question": "?", "answer": NaN}', "'answer' must be text; got float"),
         ({**RED, "messages": []}, "'question' or 'messages', not both"),
         ({**RED, "id": "mine.jsonl:1"}, "'mine.jsonl:1' is that of mine.jsonl:1 too"),
     ],
@@ -251,6 +269,13 @@ def test_a_file_is_read_again_when_it_has_changed(folder):
     os.utime("mine.jsonl", ns=(1, 1))
     Image.new("RGB", (8, 8), "green").save("red.png")
     assert registry("task").entry("mine.jsonl").origin.version != after.version
+    picture = Image.new("RGB", (256, 256))
+    picture.save("big.bmp")
+    digest = task(write({**RED, "image": "big.bmp"})).digest
+    picture.putpixel((128, 128), (9, 9, 9))  # far from the file's beginning and end
+    picture.save("big.bmp")
+    os.utime("big.bmp", ns=(2, 2))
+    assert task(write({**RED, "image": "big.bmp"})).digest != digest
 
 
 def test_a_comparison_names_files_beside_it(folder, monkeypatch):

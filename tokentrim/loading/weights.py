@@ -125,7 +125,7 @@ def _require_present(device: str) -> None:
     import torch
 
     kind, _, number = (f":{device}" if device.isdigit() else device).partition(":")
-    if kind in ("cpu", "disk"):
+    if kind in ("cpu", "disk") and number in ("", "0"):
         return
     there = torch.accelerator.current_accelerator()
     count = 0 if there is None else torch.accelerator.device_count()

@@ -142,7 +142,9 @@ def _sources(values: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:
 
 def _frames(values: Mapping[str, Any]) -> int:
     """How many frames of its videos a row asks about."""
-    wanted: Any = values.get("frames", _FRAMES) if any(name in values for name in _VIDEO) else _FRAMES
+    wanted: Any = values.get("frames", _FRAMES)
+    if "frames" in values and not any(name in values for name in _VIDEO):
+        raise ValueError("'frames' must stand beside a 'video'; the question has none")
     number: Any = int(wanted) if isinstance(wanted, str) and wanted.strip().isdecimal() else wanted
     if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= _MOST_FRAMES:
         raise ValueError(f"'frames' must be a whole number from 1 to {_MOST_FRAMES}; got {wanted!r}")
@@ -200,7 +202,7 @@ def _texts(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
     for item in listed:
         if isinstance(item, bool):
             item = "yes" if item else "no"
-        if not isinstance(item, str | int | float):
+        if not isinstance(item, str | int | float) or item != item:
             raise ValueError(f"{name!r} must be text; got {type(item).__name__}")
         if not str(item).strip():
             raise ValueError(f"{name!r} must not be empty; got {item!r}")
@@ -217,13 +219,23 @@ def _answers(values: Mapping[str, Any], choices: Sequence[str]) -> tuple[str, ..
         raise ValueError(_missing("answer", values, "the right answer, or a list of 'answers'"))
     if len(given) > 1:
         raise ValueError("a question must have 'answer' or 'answers', not both")
-    if choices and isinstance(values[given[0]], int) and not isinstance(values[given[0]], bool):
-        place: int = values[given[0]]
+    said: Any = values[given[0]]
+    if choices and _is_number(said) and not (isinstance(said, str) and said.strip() in choices):
+        place = int(said)
         if not 0 <= place < len(choices):
             raise ValueError(f"a number as the answer must be a choice's, from 0 to {len(choices) - 1}; got {place}")
+        if str(place) in choices and choices[place] != str(place):
+            raise ValueError(f"the answer must be a letter: {place} is one choice's text and another's number")
         return (LETTERS[place],)
     texts = _texts(values, given[0])
     return tuple(LETTERS[choices.index(text)] if text in choices else text for text in texts) if choices else texts
+
+
+def _is_number(said: Any) -> bool:
+    """Whether an answer may be a choice's number; cells of CSV are text."""
+    if isinstance(said, str):
+        return said.strip().isdecimal()
+    return isinstance(said, int) and not isinstance(said, bool)
 
 
 def _prompt(
@@ -233,21 +245,27 @@ def _prompt(
     if "messages" in values and "question" in values:
         raise ValueError("a question must have 'question' or 'messages', not both")
     if "messages" in values:
-        talk = _conversation(values["messages"], pictures, videos, folder)
+        talk = _conversation(values["messages"], pictures, videos, folder, _options(choices))
         return talk.text, talk.turns
     if "question" not in values:
         raise ValueError(_missing("question", values, "the text that is asked"))
     text = values["question"]
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"'question' must be text; got {text!r}")
-    if choices:
-        options = (f"{letter}. {option}" for letter, option in zip(LETTERS, choices, strict=False))
-        text = "\n".join((text, *options, _LETTERED))
-    return text, None
+    return text + _options(choices), None
 
 
-def _conversation(messages: Any, pictures: list[Picture], videos: int, folder: Path) -> Conversation:
-    """A conversation; an image without a source of its own is the next of the row's, and so is a video."""
+def _options(choices: Sequence[str]) -> str:
+    """What stands under a question with choices."""
+    options = (f"{letter}. {option}" for letter, option in zip(LETTERS, choices, strict=False))
+    return "\n".join(("", *options, _LETTERED)) if choices else ""
+
+
+def _conversation(messages: Any, pictures: list[Picture], videos: int, folder: Path, options: str) -> Conversation:
+    """A conversation; an image without a source of its own is the next of the row's, and so is a video.
+
+    ``options`` go under the last turn.
+    """
     own, turns = list(pictures), list[dict[str, Any]]()
     pictures.clear()
     if not isinstance(messages, list) or not all(isinstance(turn, Mapping) for turn in messages):
@@ -276,6 +294,8 @@ def _conversation(messages: Any, pictures: list[Picture], videos: int, folder: P
         )
     if not turns or turns[-1]["role"] != "user":
         raise ValueError("'messages' must end with a turn of the user")
+    if options:
+        turns[-1]["content"].append({"type": "text", "text": options})
     try:
         return conversation_of(turns, "the question", videos=videos)
     except (TokentrimError, KeyError, TypeError) as cause:

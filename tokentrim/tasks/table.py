@@ -17,7 +17,7 @@ from tokentrim.tasks.names import ENDINGS
 
 _IN_FOLDERS: Final = ("questions", "metadata")
 _MOST_BYTES: Final = 1 << 30
-_LISTS_IN_CELLS: Final = ("images", "answers", "choices", "messages")
+_LISTS_IN_CELLS: Final = ("images", "file_names", "videos", "answers", "choices", "messages")
 
 
 @dataclass(frozen=True)
