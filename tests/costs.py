@@ -35,7 +35,7 @@ def costs_of(summary: dict[str, Any]) -> dict[str, Any]:
     return {
         "command": summary["command"].split(" --out")[0],
         "versions": summary["versions"],
-        "machine": "2-core CPU, float32",
+        "machine": "2-core CPU, float32, one thread; the 25 % budget alone, without the timing pass",
         "model": "testbed",
         "batch_size": summary["config"]["batch_size"],
         "rows": found,
