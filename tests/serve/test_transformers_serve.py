@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import socket
+import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +14,13 @@ import pytest
 import torch
 
 from tokentrim.config.specs import strategy_from
-from tokentrim.errors import UnsupportedError
+from tokentrim.counting.forecast import plan
+from tokentrim.errors import StrategyError, UnsupportedError
 from tokentrim.loading import load_model, prompt_inputs
 from tokentrim.plugins.loader import registry
-from tokentrim.serve.transformers import upstream
+from tokentrim.serve.transformers import answering, upstream
 from tokentrim.serve.transformers.listening import listen
+from tokentrim.serve.transformers.requests import Inquiry
 from tokentrim.serve.transformers.server import Server
 from tokentrim.session import trim
 
@@ -162,6 +166,79 @@ def test_a_request_may_bring_a_budget_of_its_own(url, loaded):
     assert usage["tokentrim"]["kept_ratio"] == pytest.approx(0.7, abs=0.05)
 
 
+def test_a_budget_of_the_cache_is_solved_for_the_limit_of_the_request(loaded):
+    served = answering.Served(MODEL, loaded, strategy_from({"name": "vta", "horizon": 64, "budget": {"kv_ratio": 0.6}}))
+    inputs = prompt_inputs(loaded.processor, ["list all ?"], [SAMPLES[0].images])
+    pictures = list(SAMPLES[0].images)
+    found = served.strategy_for(Inquiry(served.spec, limit=200, pictures=pictures), inputs)
+    usage = plan(found, served.found[1].shape, 100, new_tokens=200).usage
+    assert usage.kv_mean_ratio == pytest.approx(0.6, abs=0.05)
+    with pytest.raises(StrategyError, match="kv_ratio .* must be at least"):  # little is gone after 8 of 64 tokens
+        served.strategy_for(Inquiry(served.spec, limit=8, pictures=pictures), inputs)
+
+
+def test_settings_do_not_shorten_an_answer_and_no_bias_is_none(url):
+    answer, usage = answered(url, body(max_tokens=30))
+    settings = {"do_sample": False, "min_new_tokens": 30, "max_new_tokens": 30}
+    assert answered(url, body(max_tokens=None, generation_config=settings))[1]["completion_tokens"] == 30
+    settings = {"do_sample": False, "min_new_tokens": 22, "max_time": 60}
+    assert answered(url, body(max_tokens=None, generation_config=settings))[1]["completion_tokens"] > 20
+    assert answered(url, body(max_tokens=30, logit_bias={}))[0] == answer
+    assert (
+        answered(url, body(max_tokens=30, generation_config={"do_sample": False}))[1]["completion_tokens"]
+        == (usage["completion_tokens"])
+    )
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """(set when the model is asked, why answers were broken off)."""
+    begun, ended, require = threading.Event(), [], answering.require_wanted
+
+    def spy(asked):
+        begun.set()
+        try:
+            require(asked)
+        except answering.Ended as error:
+            ended.append(str(error))
+            raise
+
+    monkeypatch.setattr(answering, "require_wanted", spy)
+    return begun, ended
+
+
+ENDLESS = body(max_tokens=512, generation_config={"min_new_tokens": 512})
+
+
+def test_an_answer_whose_client_has_left_is_broken_off(url, watched):
+    begun, ended = watched
+    text = json.dumps(ENDLESS).encode()
+    host, port = url.removeprefix("http://").split(":")
+    clients = [socket.create_connection((host, int(port))) for _ in range(2)]  # one is answered, one waits for its turn
+    for client in clients:
+        client.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(text) + text
+        )
+    assert begun.wait(60)
+    for client in clients:
+        client.close()
+    assert answered(url, body(max_tokens=2))[1]["completion_tokens"] == 2
+    assert ended == ["the client has left"] * 2
+
+
+def test_a_server_that_stops_breaks_its_answers_off(loaded, watched):
+    begun, ended = watched
+    with ThreadPoolExecutor(2) as pool:
+        with Server(MODEL, loaded, strategy_from(SPEC), listen("127.0.0.1", 0)) as server:
+            whole = pool.submit(post, server.url, ENDLESS)
+            stream = pool.submit(post, server.url, {**ENDLESS, "stream": True})
+            assert begun.wait(60)
+        status, text = whole.result(60)
+        assert (status, "the server was stopped" in text.lower()) == (503, True)
+        assert "the server was stopped" in stream.result(60)[1].lower()
+    assert ended == ["the server was stopped"] * 2
+
+
 def test_a_stream_says_the_same_and_ends_with_the_usage(url):
     answer, usage = answered(url, body())
     status, text = post(url, body(stream=True, stream_options={"include_usage": True}))
@@ -196,8 +273,8 @@ def test_openais_client_reads_answers_streams_and_errors(url):
             client.chat.completions.create(model=MODEL, messages=[])
 
 
-def picture_part(link):
-    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": link}}]}]
+def picture_part(link, **more):
+    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": link, **more}}]}]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +287,35 @@ def picture_part(link):
         (body(temperature="hot"), "temperature of the request must be a number"),
         (body(tokentrim={"budget": 2}), "budget of tokentrim of the request must lie in (0, 1]"),
         (body(tokentrim={"strategy": "st3"}), "each key of tokentrim of the request must be a known one"),
+        (body(max_tokens=513), "max_tokens of the request must be at most 512"),
+        (
+            body(generation_config={"max_new_tokens": 513}),
+            "max_new_tokens in generation_config of the request must be at",
+        ),
+        (body(logit_bias={"64": 1}), "each key of logit_bias of the request must be a token id of the model, 0 to 63"),
+        (body(logit_bias={"blue": 1}), "each key of logit_bias of the request must be a token id"),
+        (body(logit_bias={"1": "much"}), "logit_bias"),
+        (body(logit_bias={"1": float("nan")}), "logit_bias of the request for token 1 must be a finite number"),
+        (body(generation_config={"max_new_tokns": 4}), "Did you mean 'max_new_tokens'?"),
+        (body(generation_config={"stop_strings": ["a"]}), "got 'stop_strings'"),
+        (body(generation_config={"return_dict_in_generate": True}), "got 'return_dict_in_generate'"),
+        (
+            body(generation_config={"num_return_sequences": 2}),
+            "num_return_sequences of generation_config of the request",
+        ),
+        (body(generation_config={"suppress_tokens": [64]}), "suppress_tokens of generation_config of the request must"),
+        (body(generation_config={"num_beams": 2}, stream=True), "must be 1 in a stream"),
+        (body(messages=[{"role": "user", "content": "a", "contents": "b"}]), "Did you mean 'content'?"),
+        (
+            body(messages=[{"role": "user", "content": [{"type": "text", "text": "a", "txt": "b"}]}]),
+            "each key of content[0] of messages[0] of the request must be a known one",
+        ),
+        (body(messages=picture_part("", size=3)), "each key of image_url in content[0] of messages[0]"),
+        (body(messages=picture_part("", detail="low")), "detail of image_url in content[0] of messages[0]"),
+        (
+            body(messages=[{**messages(SAMPLES[0])[0], "role": "assistant", "tool_calls": []}]),
+            "must hold tool_calls or pictures, not both",
+        ),
         (body(n=2), "n of the request must be"),
         (body(logprobs=True), "logprobs of the request must be"),
         (body(response_format={"type": "json_object"}), "response_format of the request must be"),
@@ -262,6 +368,7 @@ def test_prompts_without_pictures_are_answered(url):
     for content in ("list all ?", "", [{"type": "text", "text": "list all ?"}]):
         _, usage = answered(url, body(messages=[{"role": "user", "content": content}], max_tokens=2))
         assert usage["tokentrim"]["visual_tokens"] == 0
+        assert [usage["tokentrim"][key] for key in ("kv_bytes", "prefill_ms", "decode_ms")] == [None] * 3
 
 
 def test_several_turns_and_pictures_are_one_prompt(url):

@@ -6,19 +6,29 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
-from transformers import StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
-from tokentrim.config.specs import Budget, StrategySpec, resolve
+from tokentrim.config.specs import Budget, StrategySpec
 from tokentrim.contracts.adapter import Adapter, Layout
 from tokentrim.contracts.strategy import Strategy
+from tokentrim.counting.forecast import NEW_TOKENS
 from tokentrim.engine.report import Report
 from tokentrim.loading import Loaded
 from tokentrim.runs.batches import visual_tokens
 from tokentrim.runs.stopping import StopsAtText
-from tokentrim.serve.transformers.requests import Inquiry
+from tokentrim.serve.transformers.requests import Inquiry, Limits
 from tokentrim.session import Session, located, session_with
 
 _KEPT_SOLVED: Final = 256
+_USUAL: Final = 1024
+"""New tokens of an answer whose request names no limit."""
+
+_MOST: Final = 32768
+"""New tokens at most of a model that does not say how many positions it has."""
+
+
+class Ended(Exception):
+    """Nobody waits for an answer any more."""
 
 
 @dataclass
@@ -29,13 +39,13 @@ class Served:
         name: the model as clients name it.
         loaded: model and processor.
         spec: the strategy, perhaps with a budget.
-        solved: strategies whose knob was solved, by budget and number of visual tokens.
+        solved: strategies whose knob was solved, by budget, number of visual tokens, and new tokens.
     """
 
     name: str
     loaded: Loaded
     spec: StrategySpec
-    solved: dict[tuple[Budget, int], Strategy] = field(default_factory=dict[tuple[Budget, int], Strategy])
+    solved: dict[tuple[Budget, int, int], Strategy] = field(default_factory=dict[tuple[Budget, int, int], Strategy])
 
     def __post_init__(self) -> None:
         """Find where things are in the model, and let the strategy prove that it can serve it, with its guide loaded.
@@ -46,6 +56,11 @@ class Served:
         self.found: tuple[Adapter, Layout] = located(self.loaded.model)
         with self.session(self.spec):
             pass
+        model: Any = self.loaded.model
+        text = model.config.get_text_config()
+        most: int = getattr(text, "max_position_embeddings", None) or _MOST
+        usual = min(max(_USUAL, model.generation_config.max_new_tokens or 0), most)
+        self.limits = Limits(usual, most, text.vocab_size)
 
     def session(self, spec: StrategySpec | Strategy) -> Session:
         """A session for one request."""
@@ -57,11 +72,16 @@ class Served:
             return asked.spec.strategy
         structured = [] if self.spec.structure == "prune" else asked.pictures
         n_visual = visual_tokens(self.loaded, inputs, [structured])[0]
-        key = (asked.spec.budget, n_visual)
+        ratios = asked.spec.budget.model_dump()
+        # What is cached hangs on how far the answer may go; the rest is spent before it begins.
+        cached = any(ratio is not None and name.startswith("kv_") for name, ratio in ratios.items())
+        new_tokens = asked.limit if cached else NEW_TOKENS
+        key = (asked.spec.budget, n_visual, new_tokens)
         if key not in self.solved:
             while len(self.solved) >= _KEPT_SOLVED:
                 self.solved.pop(next(iter(self.solved)))
-            self.solved[key] = resolve(asked.spec, self.found[1].shape, n_visual)
+            shape = self.found[1].shape
+            self.solved[key], _ = asked.spec.strategy.at_budget(shape, n_visual, **ratios, new_tokens=new_tokens)
         return self.solved[key]
 
 
@@ -78,14 +98,17 @@ class TrimmedModel:
         """What the model generates; notes what was kept, or what went wrong."""
         served, asked = self._served, self._asked
         asked.begun = True
+        ends = StoppingCriteriaList([_Wanted(asked)])
         if asked.stops:
-            ended = StopsAtText(asked.stops, self._text, inputs["input_ids"].shape[1])
-            inputs["stopping_criteria"] = StoppingCriteriaList([ended])
+            ends.append(StopsAtText(asked.stops, self._text, inputs["input_ids"].shape[1]))
         try:
+            require_wanted(asked)
             if asked.seed is not None:
                 torch.manual_seed(asked.seed)  # here, where no other request can draw in between
             with served.session(served.strategy_for(asked, inputs)) as session:
-                output = served.loaded.model.generate(**inputs, streamer=streamer and _Held(streamer))
+                output = served.loaded.model.generate(
+                    **inputs, streamer=streamer and _Held(streamer), stopping_criteria=ends
+                )
             asked.kept = kept_of(session.report())
         except Exception as error:
             asked.failure = error
@@ -96,6 +119,28 @@ class TrimmedModel:
 
     def _text(self, tokens: Any) -> str:
         return self._served.loaded.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def require_wanted(asked: Inquiry) -> None:
+    """Look whether somebody waits for the answer still.
+
+    Raises:
+        Ended: when nobody does.
+    """
+    if asked.ended:
+        raise Ended(asked.ended)
+
+
+class _Wanted(StoppingCriteria):
+    """Ends no answer by itself, but breaks off one that nobody waits for."""
+
+    def __init__(self, asked: Inquiry) -> None:
+        self._asked = asked
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        """Of no row [B] that it has come to its end."""
+        require_wanted(self._asked)
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
 class _Held:
@@ -112,7 +157,8 @@ class _Held:
 
 
 def kept_of(report: Report) -> dict[str, Any]:
-    """What of a report a client is told."""
+    """What of a report a client is told; what is measured at visual tokens is None of a prompt without any."""
+    pruned = report.n_visual > 0
     return {
         "strategy": report.strategy,
         "visual_tokens": round(report.n_visual),
@@ -121,8 +167,8 @@ def kept_of(report: Report) -> dict[str, Any]:
         "flops_ratio": round(report.flops_ratio, 4),
         "kv_ratio": round(report.kv_mean_ratio, 4),
         "kv_end_ratio": round(report.kv_end_ratio, 4),
-        "kv_bytes": round(report.kv_mean_bytes),
-        "prefill_ms": round(1000 * report.prefill_seconds, 1),
-        "decode_ms": round(1000 * report.decode_seconds, 1),
+        "kv_bytes": round(report.kv_mean_bytes) if pruned else None,
+        "prefill_ms": round(1000 * report.prefill_seconds, 1) if pruned else None,
+        "decode_ms": round(1000 * report.decode_seconds, 1) if pruned else None,
         "notes": report.notes,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -10,14 +11,18 @@ from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from openai.types.completion_usage import CompletionUsage
+from starlette.requests import ClientDisconnect, Request
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.utils import GenerateManager, GenerationState
 
 from tokentrim.errors import DataError, TokentrimError, complaint, reason_of
-from tokentrim.serve.transformers.answering import Served, TrimmedModel
+from tokentrim.serve.transformers.answering import Ended, Served, TrimmedModel
 from tokentrim.serve.transformers.requests import Inquiry, read_request
 
+UNAVAILABLE: Final = 503
+_STOPPED: Final = "the server was stopped"
+_LEFT: Final = "the client has left"
 _FAILED: Final = 'data: {"error"'  # how transformers ends a stream; never inside a chunk, where quotes are escaped
 
 
@@ -79,22 +84,42 @@ class TrimmedChat(ChatCompletionHandler):
 
     def __init__(self, served: Served) -> None:
         self._served = served
+        self._stopping = False
         self._asked = WeakValueDictionary[str, Inquiry]()  # as long as somebody answers it
         generating = TrimmedGenerating(served, self._asked)
         super().__init__(model_manager=TrimmedModels(served), generation_state=TrimmedState(generating))
 
-    async def answer(self, text: bytes) -> Any:
-        """The response to a request's body.
+    def stop(self) -> None:
+        """Break off all answers, and those that are asked for from now on."""
+        self._stopping = True
+        for asked in list(self._asked.values()):
+            asked.ended = _STOPPED
+
+    async def answer(self, request: Request) -> Any:
+        """The response to a request.
 
         Raises:
+            Ended: when the client has left, or the server stops.
             TokentrimError: when it cannot be answered.
             Exception: what generating raised.
         """
-        asked = read_request(text, self._served.name, self._served.spec)
+        try:
+            text = await request.body()
+        except ClientDisconnect as cause:
+            raise Ended(_LEFT) from cause
+        asked = read_request(text, self._served.name, self._served.spec, self._served.limits)
         name = f"chatcmpl-{uuid.uuid4().hex}"
         self._asked[name] = asked
+        if self._stopping:
+            asked.ended = _STOPPED
+        # Who reads a stream is missed when the next part is sent.
+        watch = None if asked.body.get("stream") else asyncio.create_task(_watch(request, asked))
         try:
             return await self.handle_request(asked.body, name)
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            raise Ended(_STOPPED) from None
         except TokentrimError:
             raise
         except Exception as cause:
@@ -104,6 +129,9 @@ class TrimmedChat(ChatCompletionHandler):
             raise DataError(
                 complaint("the prompt", "be accepted by the model's processor", hint=reason_of(cause))
             ) from cause
+        finally:
+            if watch is not None:
+                watch.cancel()
 
     def _streaming(self, request_id: str, *args: Any, **kwargs: Any) -> Any:
         response = super()._streaming(request_id, *args, **kwargs)
@@ -131,6 +159,13 @@ class TrimmedChat(ChatCompletionHandler):
         return config
 
 
+async def _watch(request: Request, asked: Inquiry) -> None:
+    """Wait until the client has left, and note it."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    asked.ended = asked.ended or _LEFT
+
+
 async def _told(asked: Inquiry, parts: Any) -> AsyncIterator[str]:
     """A stream up to its end, or up to what went wrong in the words of an error's body."""
     async with aclosing(parts):
@@ -146,6 +181,9 @@ async def _told(asked: Inquiry, parts: Any) -> AsyncIterator[str]:
 def error_of(cause: BaseException | None) -> tuple[int, dict[str, Any]]:
     """(HTTP status, body) of what went wrong, in the form in which OpenAI's clients expect it."""
     ours = isinstance(cause, TokentrimError)
+    if isinstance(cause, Ended):
+        said = complaint("an answer", "be generated", hint=str(cause))
+        return UNAVAILABLE, {"error": {"message": said, "type": "server_error", "param": None, "code": "Ended"}}
     said = str(cause) if ours else complaint("an answer", "be generated", hint=reason_of(cause or Exception("?")))
     bad = ours and cause.exit_code == 2
     kind = "invalid_request_error" if bad else "server_error"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -14,15 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokentrim.config.specs import Budget, StrategySpec
 from tokentrim.config.validation import check
 from tokentrim.config.yaml_reader import Where
-from tokentrim.errors import DataError, TokentrimError, UnsupportedError, complaint, reason_of, unknown_name
+from tokentrim.errors import DataError, TokentrimError, UnsupportedError, complaint, reason_of, suggestion, unknown_name
 from tokentrim.reading import as_shown
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _HANDED_ON: Final = (
-    "stream", "max_tokens", "temperature", "top_p", "frequency_penalty", "logit_bias", "tools", "chat_template_kwargs",
+    "stream", "temperature", "top_p", "frequency_penalty", "tools", "chat_template_kwargs",
 )  # fmt: skip
+_IN_MESSAGE: Final = ("role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id")
 _SHOWN: Final = 60  # characters of what is no picture
 
 
@@ -32,6 +34,38 @@ class OwnBudget(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     budget: float = Field(gt=0, le=1, description="share of the layer-mean visual tokens")
+
+
+class Settings(BaseModel):
+    """What a request may say under ``generation_config``: what shapes one answer, not what comes back of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    min_new_tokens: int | None = Field(default=None, ge=0)
+    max_time: float | None = Field(default=None, gt=0)
+    do_sample: bool | None = None
+    temperature: float | None = Field(default=None, gt=0)
+    top_k: int | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    typical_p: float | None = Field(default=None, gt=0, le=1)
+    epsilon_cutoff: float | None = Field(default=None, ge=0, lt=1)
+    eta_cutoff: float | None = Field(default=None, ge=0, lt=1)
+    repetition_penalty: float | None = Field(default=None, gt=0)
+    no_repeat_ngram_size: int | None = Field(default=None, ge=0)
+    num_beams: int | None = Field(default=None, ge=1)
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
+    num_return_sequences: Literal[1] | None = None
+    suppress_tokens: list[int] | None = None
+    begin_suppress_tokens: list[int] | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    renormalize_logits: bool | None = None
+    remove_invalid_values: bool | None = None
+    use_cache: bool | None = None
+    cache_implementation: str | None = None
 
 
 class ChatRequest(BaseModel):
@@ -71,6 +105,21 @@ class ChatRequest(BaseModel):
     service_tier: Any = None
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What of a model bounds a request.
+
+    Attributes:
+        usual: new tokens of an answer whose request names no limit.
+        most: new tokens that a request may ask for.
+        vocabulary: number of token ids.
+    """
+
+    usual: int
+    most: int
+    vocabulary: int
+
+
 @dataclass(eq=False)
 class Inquiry:
     """One request, while it is answered.
@@ -78,26 +127,30 @@ class Inquiry:
     Attributes:
         spec: the strategy, with the budget that its knob is solved for.
         body: what transformers' handler is handed, the pictures in it decoded.
+        limit: new tokens at most.
         pictures: in the order of their places.
         seed: for sampling, where the request names one.
         stops: texts before which the answer ends.
         begun: whether the model was asked.
+        ended: why nobody waits for the answer any more; generating looks at it before every token.
         kept: what was kept and spent, once the answer is there.
         failure: what ended the answer.
     """
 
     spec: StrategySpec
     body: dict[str, Any] = field(default_factory=dict[str, Any])
+    limit: int = 1
     pictures: list[Image.Image] = field(default_factory=list["Image.Image"])
     seed: int | None = None
     stops: tuple[str, ...] = ()
     begun: bool = False
+    ended: str = ""
     kept: dict[str, Any] | None = None
     failure: Exception | None = None
 
 
-def read_request(text: bytes, name: str, spec: StrategySpec) -> Inquiry:
-    """What a request asks of the model ``name`` that is served under ``spec``.
+def read_request(text: bytes, name: str, spec: StrategySpec, limits: Limits) -> Inquiry:
+    """What a request asks of the model ``name`` that is served under ``spec`` and bounded by ``limits``.
 
     Raises:
         ConfigError: when a field is unknown, missing or malformed; names the nearest one.
@@ -128,28 +181,95 @@ def read_request(text: bytes, name: str, spec: StrategySpec) -> Inquiry:
     asked = Inquiry(spec, seed=request.seed, stops=stops)
     asked.body = {key: value for key in _HANDED_ON if (value := getattr(request, key)) is not None}
     asked.body |= {"model": name, "messages": _messages(request.messages, asked)}
-    if request.max_completion_tokens is not None:
-        asked.body["max_tokens"] = request.max_completion_tokens
+    if request.logit_bias:
+        asked.body["logit_bias"] = _biases(request.logit_bias, limits)
+    settings = Settings()
     if request.generation_config is not None:
-        asked.body["generation_config"] = _settings(request.generation_config)
+        settings, asked.body["generation_config"] = _settings(request.generation_config, bool(request.stream), limits)
+    asked.limit = _limit(
+        {
+            "max_completion_tokens": request.max_completion_tokens,
+            "max_tokens": request.max_tokens,
+            "max_new_tokens in generation_config": settings.max_new_tokens,
+        },
+        limits,
+    )
+    asked.body["max_tokens"] = asked.limit  # always: a configuration without one means 20 tokens to generate
     return asked
 
 
-def _settings(given: dict[str, Any] | str) -> str:
-    """Settings of ``generate`` as transformers' handler reads them.
+def _limit(named: Mapping[str, int | None], limits: Limits) -> int:
+    """The limit of an answer: the first that is named.
 
     Raises:
-        DataError: when they are none.
+        DataError: when one is beyond the model.
+    """
+    given = {key: value for key, value in named.items() if value is not None}
+    for key, value in given.items():
+        if value > limits.most:
+            must = f"be at most {limits.most}, what the model has positions for"
+            raise DataError(complaint(f"{key} of the request", must, value))
+    return next(iter(given.values()), limits.usual)
+
+
+def _biases(given: Mapping[str, float], limits: Limits) -> dict[str, float]:
+    """Biases by token id.
+
+    Raises:
+        DataError: when an id is none of the model's, or a bias is not finite.
+    """
+    for key, bias in given.items():
+        if not (key.isascii() and key.isdigit() and len(key) < _SHOWN and int(key) < limits.vocabulary):
+            must = f"be a token id of the model, 0 to {limits.vocabulary - 1}"
+            raise DataError(complaint("each key of logit_bias of the request", must, key))
+        if not math.isfinite(bias):
+            raise DataError(complaint(f"logit_bias of the request for token {key}", "be a finite number", bias))
+    return {str(int(key)): bias for key, bias in given.items()}
+
+
+def _settings(given: dict[str, Any] | str, stream: bool, limits: Limits) -> tuple[Settings, str]:
+    """Settings of ``generate``, and as transformers' handler reads them.
+
+    Raises:
+        ConfigError: when one is unknown, not served or malformed.
+        DataError: when they are none, or name a token that the model lacks.
+        UnsupportedError: when a stream asks for beams.
     """
     from transformers import GenerationConfig
 
-    text = given if isinstance(given, str) else json.dumps(given)
+    what = "generation_config of the request"
+    try:
+        data: Any = json.loads(given) if isinstance(given, str) else given
+    except (ValueError, RecursionError) as cause:
+        must = "be settings of transformers' generate"
+        raise DataError(complaint(what, must, hint=reason_of(cause))) from cause
+    found = check(Settings, data, what, Where())
+    text = json.dumps(found.model_dump(exclude_none=True))
+    for key in ("suppress_tokens", "begin_suppress_tokens", "eos_token_id", "pad_token_id"):
+        tokens: Any = getattr(found, key)
+        for token in tokens if isinstance(tokens, list) else [] if tokens is None else [tokens]:
+            if not 0 <= token < limits.vocabulary:
+                must = f"name token ids of the model, 0 to {limits.vocabulary - 1}"
+                raise DataError(complaint(f"{key} of {what}", must, token))
+    if stream and (found.num_beams or 1) > 1:
+        must = "be 1 in a stream: what beams say is known at the end alone"
+        raise UnsupportedError(complaint(f"num_beams of {what}", must, found.num_beams, "leave stream out"))
     try:
         GenerationConfig(**json.loads(text))
     except Exception as cause:  # its checks raise what they like
-        must = "be settings of transformers' generate"
-        raise DataError(complaint("generation_config of the request", must, hint=reason_of(cause))) from cause
-    return text
+        raise DataError(complaint(what, "be settings of transformers' generate", hint=reason_of(cause))) from cause
+    return found, text
+
+
+def _known(given: Mapping[str, Any], names: Iterable[str], what: str) -> None:
+    """Refuse a key that is none of ``names``.
+
+    Raises:
+        DataError: names the nearest one.
+    """
+    for key in given:
+        if key not in names:
+            raise DataError(complaint(f"each key of {what}", "be a known one", key, suggestion(key, names)))
 
 
 def _messages(messages: list[Any], asked: Inquiry) -> list[dict[str, Any]]:
@@ -161,11 +281,17 @@ def _messages(messages: list[Any], asked: Inquiry) -> list[dict[str, Any]]:
         what = f"messages[{place}] of the request"
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise DataError(complaint(what, "be a mapping with a role", message, "such as {role: user, content: ...}"))
+        message: dict[str, Any] = {key: value for key, value in message.items() if value is not None}
+        _known(message, _IN_MESSAGE, what)
         content: Any = message.get("content")
+        before = len(asked.pictures)
         if isinstance(content, list):
             content = [_part(part, f"content[{index}] of {what}", asked) for index, part in enumerate(content)]
         elif not isinstance(content, str) and not (content is None and "tool_calls" in message):
             raise DataError(complaint(f"content of {what}", "be text or a list of parts", content))
+        if "tool_calls" in message and len(asked.pictures) > before:
+            hint = "send the pictures in a message of their own"
+            raise UnsupportedError(complaint(what, "hold tool_calls or pictures, not both", hint=hint))
         found.append({**message, "content": content})
     return found
 
@@ -176,13 +302,20 @@ def _part(part: Any, what: str, asked: Inquiry) -> dict[str, Any]:
     if kind == "text":
         if not isinstance(part.get("text"), str):
             raise DataError(complaint(what, "hold its text", part))
+        _known(part, ("type", "text"), what)
         return {"type": "text", "text": part["text"]}
     if kind != "image_url":
         raise UnsupportedError(
             complaint(f"the type of {what}", "be text or image_url", kind, "send the frames of a video as pictures")
         )
+    _known(part, ("type", "image_url"), what)
     url: Any = part.get("image_url")
-    url = url.get("url") if isinstance(url, Mapping) else url
+    if isinstance(url, Mapping):
+        _known(url, ("url", "detail"), f"image_url in {what}")
+        if url.get("detail") not in (None, "auto"):
+            hint = "the model's processor alone decides on a picture's size"
+            raise UnsupportedError(complaint(f"detail of image_url in {what}", "be auto", url["detail"], hint))
+        url = url.get("url")
     asked.pictures.append(_picture(url, what))
     return {"type": "image_url", "image_url": asked.pictures[-1]}
 

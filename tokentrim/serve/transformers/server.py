@@ -25,20 +25,20 @@ from tokentrim.serve.transformers.handlers import TrimmedChat, error_of
 _LOG: Final = logging.getLogger(__name__)
 _LOST: Final = 404
 _OURS: Final = 500
+_PATIENCE: Final = 5  # seconds for answers to break off, each at its next token
 _PATHS: Final = "/v1/chat/completions, /v1/models, /health"
 
 
-def application(served: Served) -> Starlette:
+def application(served: Served, chat: TrimmedChat) -> Starlette:
     """The web application that answers for a model."""
-    chat = TrimmedChat(served)
     since = int(time.time())
 
     async def completions(request: Request) -> Any:
         try:
-            return await chat.answer(await request.body())
+            return await chat.answer(request)
         except Exception as cause:
             status, body = error_of(cause)
-            if status >= _OURS:
+            if status == _OURS:
                 _LOG.exception("a request failed, the next ones are not concerned")
             return JSONResponse(body, _LOST if isinstance(cause, UnknownNameError) else status)
 
@@ -65,6 +65,20 @@ async def _elsewhere(request: Request, cause: Exception) -> JSONResponse:
     return JSONResponse({"error": {"message": said, "type": "invalid_request_error", "code": None}}, status)
 
 
+class _Stopping(uvicorn.Server):
+    """A web server that breaks off its answers when it is stopped."""
+
+    def __init__(self, chat: TrimmedChat, served: Served) -> None:
+        app = application(served, chat)
+        super().__init__(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=_PATIENCE))
+        self._chat = chat
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does."""
+        self._chat.stop()
+        await super().shutdown(sockets)
+
+
 class Server:
     """A model behind an address: in this thread until it is interrupted, or beside it in a ``with`` block.
 
@@ -87,8 +101,8 @@ class Server:
         self._socket = listening
         host, port, *_ = listening.getsockname()
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        app = application(Served(name, loaded, spec))
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        served = Served(name, loaded, spec)
+        self._server = _Stopping(TrimmedChat(served), served)
         self._thread: threading.Thread | None = None
 
     def run(self) -> None:
