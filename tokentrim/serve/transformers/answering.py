@@ -16,7 +16,7 @@ from tokentrim.engine.report import Report
 from tokentrim.loading import Loaded
 from tokentrim.runs.batches import visual_tokens
 from tokentrim.runs.stopping import StopsAtText
-from tokentrim.serve.transformers.requests import Inquiry, Limits
+from tokentrim.serve.transformers.requests import Inquiry, ModelLimits
 from tokentrim.session import Session, located, session_with
 
 _KEPT_SOLVED: Final = 256
@@ -60,7 +60,7 @@ class Served:
         text = model.config.get_text_config()
         most: int = getattr(text, "max_position_embeddings", None) or _MOST
         usual = min(max(_USUAL, model.generation_config.max_new_tokens or 0), most)
-        self.limits = Limits(usual, most, text.vocab_size)
+        self.limits = ModelLimits(usual, most, text.vocab_size)
 
     def session(self, spec: StrategySpec | Strategy) -> Session:
         """A session for one request."""

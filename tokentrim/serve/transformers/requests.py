@@ -106,7 +106,7 @@ class ChatRequest(BaseModel):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ModelLimits:
     """What of a model bounds a request.
 
     Attributes:
@@ -149,7 +149,7 @@ class Inquiry:
     failure: Exception | None = None
 
 
-def read_request(text: bytes, name: str, spec: StrategySpec, limits: Limits) -> Inquiry:
+def read_request(text: bytes, name: str, spec: StrategySpec, limits: ModelLimits) -> Inquiry:
     """What a request asks of the model ``name`` that is served under ``spec`` and bounded by ``limits``.
 
     Raises:
@@ -198,7 +198,7 @@ def read_request(text: bytes, name: str, spec: StrategySpec, limits: Limits) -> 
     return asked
 
 
-def _limit(named: Mapping[str, int | None], limits: Limits) -> int:
+def _limit(named: Mapping[str, int | None], limits: ModelLimits) -> int:
     """The limit of an answer: the first that is named.
 
     Raises:
@@ -212,7 +212,7 @@ def _limit(named: Mapping[str, int | None], limits: Limits) -> int:
     return next(iter(given.values()), limits.usual)
 
 
-def _biases(given: Mapping[str, float], limits: Limits) -> dict[str, float]:
+def _biases(given: Mapping[str, float], limits: ModelLimits) -> dict[str, float]:
     """Biases by token id.
 
     Raises:
@@ -227,7 +227,7 @@ def _biases(given: Mapping[str, float], limits: Limits) -> dict[str, float]:
     return {str(int(key)): bias for key, bias in given.items()}
 
 
-def _settings(given: dict[str, Any] | str, stream: bool, limits: Limits) -> tuple[Settings, str]:
+def _settings(given: dict[str, Any] | str, stream: bool, limits: ModelLimits) -> tuple[Settings, str]:
     """Settings of ``generate``, and as transformers' handler reads them.
 
     Raises:
