@@ -1,6 +1,7 @@
 """The testbed's eight tasks: questions about rendered scenes, their answers, and how answers are scored."""
 
 import zlib
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -129,16 +130,12 @@ def evidence_of(scene: Scene, asked: Asked) -> tuple[Evidence, ...]:
     return tuple(boxes)
 
 
-@dataclass(eq=False)
-class SceneTask(Task):
-    """One kind of question on endless scenes of 4 to 10 objects, on canvases in turn."""
+class DrawnTask(Task):
+    """Endless samples out of chunks, each drawn from a seed of its own; splits share no seed."""
 
-    name: str
-    ask: Question
-    metric: Metric
-    max_new_tokens: int
-    description: str
-    canvases: tuple[Canvas, ...] = (SQUARE,)
+    @abstractmethod
+    def draw(self, rng: np.random.Generator) -> Sequence[Sample]:
+        """The samples of one chunk, without ids. A scene that the question does not fit is left out."""
 
     def samples(self, split: Split, n: int) -> Sequence[Sample]:
         """The first n samples of a split; each task has scenes of its own."""
@@ -159,28 +156,43 @@ class SceneTask(Task):
         return _chunk(self, _TRAINING, handful)
 
     def score(self, sample: Sample, prediction: str) -> float:
-        """Exact match, or F1 of the listed objects."""
+        """Exact match, or F1 of the listed parts."""
         return (exact if self.metric == "exact" else list_f1)(sample.answer, prediction)
 
 
 @lru_cache(maxsize=256)
-def _chunk(task: SceneTask, split: int, chunk: int) -> tuple[Sample, ...]:
-    """Samples of one seed, canvas after canvas. A scene that a question does not fit is left out."""
-    rng = np.random.default_rng([zlib.crc32(task.name.encode()), split, chunk])
-    drawn: list[list[Sample]] = []
-    for canvas in task.canvases:
-        scenes = draw_scenes(rng, _CHUNK // len(task.canvases), FEWEST_OBJECTS, canvas.most, canvas)
-        pictures = render(rng, scenes)
-        samples: list[Sample] = []
-        for i, pixels in enumerate(pictures):
-            scene = scenes.scene(i)
-            asked = task.ask(rng, scene)
-            if asked is not None:
-                picture = Image.fromarray(pixels)
-                samples.append(Sample("", (picture,), asked.question, asked.answer, evidence_of(scene, asked)))
-        drawn.append(samples)
-    mixed = zip_longest(*drawn)  # one of every canvas in turn, so that any number of samples holds all sizes
-    return tuple(sample for row in mixed for sample in row if sample is not None)
+def _chunk(task: DrawnTask, split: int, chunk: int) -> tuple[Sample, ...]:
+    """Samples of one seed."""
+    return tuple(task.draw(np.random.default_rng([zlib.crc32(task.name.encode()), split, chunk])))
+
+
+@dataclass(eq=False)
+class SceneTask(DrawnTask):
+    """One kind of question on endless scenes of 4 to 10 objects, on canvases in turn."""
+
+    name: str
+    ask: Question
+    metric: Metric
+    max_new_tokens: int
+    description: str
+    canvases: tuple[Canvas, ...] = (SQUARE,)
+
+    def draw(self, rng: np.random.Generator) -> Sequence[Sample]:
+        """Samples of canvas after canvas."""
+        drawn: list[list[Sample]] = []
+        for canvas in self.canvases:
+            scenes = draw_scenes(rng, _CHUNK // len(self.canvases), FEWEST_OBJECTS, canvas.most, canvas)
+            pictures = render(rng, scenes)
+            samples: list[Sample] = []
+            for i, pixels in enumerate(pictures):
+                scene = scenes.scene(i)
+                asked = self.ask(rng, scene)
+                if asked is not None:
+                    picture = Image.fromarray(pixels)
+                    samples.append(Sample("", (picture,), asked.question, asked.answer, evidence_of(scene, asked)))
+            drawn.append(samples)
+        mixed = zip_longest(*drawn)  # one of every canvas in turn, so that any number of samples holds all sizes
+        return [sample for row in mixed for sample in row if sample is not None]
 
 
 def resized(task: SceneTask, name: str, canvases: tuple[Canvas, ...]) -> SceneTask:

@@ -1,16 +1,14 @@
 """Questions about busy pictures: coarse ones, which any part of a large thing answers, fine ones, and long answers."""
 
-import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from tokentrim.contracts.tasks import Evidence, Metric, Sample, Split, Task
+from tokentrim.contracts.tasks import Evidence, Metric, Sample
 from tokentrim.testbed.busy.render import render
 from tokentrim.testbed.busy.scenes import (
     Box,
@@ -24,13 +22,11 @@ from tokentrim.testbed.busy.scenes import (
     place_of,
 )
 from tokentrim.testbed.busy.vocabulary import CORNERS, LARGE, NO, SMALL, YES
-from tokentrim.testbed.tasks import exact, list_f1
+from tokentrim.testbed.tasks import DrawnTask
 from tokentrim.testbed.vocabulary import COLUMNS, ROWS
 
 _T = TypeVar("_T")
 Grain = Literal["coarse", "fine", "long"]
-_SPLITS: Final[dict[Split, int]] = {"calibration": 1, "test": 2}
-_TRAINING: Final = 3  # seeds of scenes to train on, beside those of the splits
 _CHUNK: Final = 16  # scenes per seed; a constant, because it decides which scenes exist
 _OTHER_WEIGHT: Final = 0.5
 _APART: Final = 24  # pixels between centres from which one thing counts as left of another
@@ -199,7 +195,7 @@ def evidence_of(scene: BusyScene, asked: BusyAsked) -> tuple[Evidence, ...]:
 
 
 @dataclass(eq=False)
-class BusyTask(Task):
+class BusyTask(DrawnTask):
     """One kind of question on endless busy pictures."""
 
     name: str
@@ -209,41 +205,16 @@ class BusyTask(Task):
     max_new_tokens: int
     description: str
 
-    def samples(self, split: Split, n: int) -> Sequence[Sample]:
-        """The first n samples of a split; each task has scenes of its own."""
-        if split not in _SPLITS:
-            raise ValueError(f"split must be calibration or test; got {split!r}")
-        found: list[Sample] = []
-        chunk = 0
-        while len(found) < n:
-            found.extend(_chunk(self, _SPLITS[split], chunk))
-            chunk += 1
-        return [
-            Sample(f"{self.name}/{split}/{i:04d}", s.images, s.question, s.answer, s.evidence)
-            for i, s in enumerate(found[:n])
-        ]
-
-    def training(self, handful: int) -> Sequence[Sample]:
-        """Scenes of their own, other ones in every handful."""
-        return _chunk(self, _TRAINING, handful)
-
-    def score(self, sample: Sample, prediction: str) -> float:
-        """Exact match, or F1 of the listed parts."""
-        return (exact if self.metric == "exact" else list_f1)(sample.answer, prediction)
-
-
-@lru_cache(maxsize=256)
-def _chunk(task: BusyTask, split: int, chunk: int) -> tuple[Sample, ...]:
-    """Samples of one seed. A scene that a question does not fit is left out."""
-    rng = np.random.default_rng([zlib.crc32(task.name.encode()), split, chunk])
-    samples: list[Sample] = []
-    for _ in range(_CHUNK):
-        scene = draw_scene(rng)
-        asked = task.ask(rng, scene)
-        if asked is not None:
-            picture = Image.fromarray(render(rng, scene))
-            samples.append(Sample("", (picture,), asked.question, asked.answer, evidence_of(scene, asked)))
-    return tuple(samples)
+    def draw(self, rng: np.random.Generator) -> Sequence[Sample]:
+        """Samples of scene after scene."""
+        samples: list[Sample] = []
+        for _ in range(_CHUNK):
+            scene = draw_scene(rng)
+            asked = self.ask(rng, scene)
+            if asked is not None:
+                picture = Image.fromarray(render(rng, scene))
+                samples.append(Sample("", (picture,), asked.question, asked.answer, evidence_of(scene, asked)))
+        return samples
 
 
 TASKS: Final[dict[str, BusyTask]] = {
