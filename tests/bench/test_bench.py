@@ -26,7 +26,7 @@ from tokentrim.bench import (
 )
 from tokentrim.bench.geometry import build_model, build_prompt
 from tokentrim.bench.limits import Limits
-from tokentrim.bench.subject import at_budget
+from tokentrim.bench.subject import BenchSubject, at_budget
 from tokentrim.cli import app
 from tokentrim.config.specs import strategy_from
 from tokentrim.counting.published import PRESETS
@@ -227,6 +227,8 @@ def test_commas_inside_brackets_belong_to_yaml():
         ({"new_tokens": 1}, ConfigError, "new_tokens of a bench must be at least 2"),
         ({"device": "tpu"}, ConfigError, "be one of auto, cpu, cuda"),
         ({"dtype": "int8"}, ConfigError, "be one of auto, float32"),
+        ({"attn_implementation": "eagre"}, ConfigError, "Did you mean 'eager'"),
+        ({"device_map": "auto"}, ConfigError, "device_map of a bench must be left out; got 'auto'. Its floor and"),
     ],
 )
 def test_bad_options_are_refused(values: dict[str, Any], kind: type[Exception], message: str):
@@ -238,6 +240,20 @@ def test_bad_options_are_refused(values: dict[str, Any], kind: type[Exception], 
 def test_missing_gpu_is_refused():
     with pytest.raises(ConfigError, match="finds no GPU"):
         run(BenchOptions(geometry="tiny", device="cuda"))
+
+
+@pytest.mark.parametrize("geometry", ["tiny", "tiny-qwen", "testbed"])
+def test_the_attention_is_the_one_that_was_asked_for(geometry: str):
+    options = BenchOptions(geometry=geometry, device="cpu", attn_implementation="eager")
+    config = BenchSubject.of(options).model.config
+    assert config.get_text_config()._attn_implementation == "eager"
+    assert options.command().endswith("--device cpu --attn-implementation eager")
+
+
+def test_an_attention_whose_library_is_missing_is_refused_by_name():
+    options = BenchOptions(geometry="tiny", device="cpu", attn_implementation="flash_attention_2")
+    with pytest.raises(ConfigError, match="attn_implementation 'flash_attention_2' of a bench must be one that its"):
+        BenchSubject.of(options)
 
 
 # ---------------------------------------------------------------------- what is printed and read back

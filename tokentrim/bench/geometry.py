@@ -19,12 +19,12 @@ GEOMETRIES: Final[Mapping[str, Geometry]] = MappingProxyType(
 """Geometries by name."""
 
 
-def build_model(geometry: Geometry, device: torch.device, dtype: torch.dtype, seed: int) -> Any:
-    """An untrained model of the geometry; torch's global random state is left as it was."""
+def build_model(geometry: Geometry, device: torch.device, dtype: torch.dtype, seed: int, **how: Any) -> Any:
+    """An untrained model of the geometry, built as ``how`` says; torch's global random state is left as it was."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
-        model = built(geometry.model_class(), geometry.config(), dtype=dtype)
+        model = built(geometry.model_class(), geometry.config(), dtype=dtype, **how)
     model = model.to(device).eval()
     # Random weights end an answer at random; every run has to generate the same number of tokens.
     model.generation_config.eos_token_id = None

@@ -13,8 +13,9 @@ from typing import Any, get_args
 from tokentrim.bench.families.base import Geometry
 from tokentrim.bench.geometry import GEOMETRIES
 from tokentrim.config.specs import Spec, strategy_from
+from tokentrim.contracts.load_options import DeviceMap
 from tokentrim.errors import ConfigError, complaint, unknown_name
-from tokentrim.loading import DeviceName, DTypeName, hub_model
+from tokentrim.loading import DeviceName, DTypeName, hub_model, require_attention
 from tokentrim.plugins.loader import registry
 
 
@@ -41,6 +42,8 @@ class BenchOptions:
         layer_mean_ratio: budget that each strategy's knob is solved for; None = as configured.
         device: auto takes a GPU where there is one.
         dtype: of the weights; auto is float32 on CPU and bfloat16 on a GPU.
+        attn_implementation: of transformers; None leaves the choice to the model.
+        device_map: refused, unless None: a bench measures one device.
         batch: equal rows per prompt.
         images: images per row.
         prompt_tokens: text tokens of the prompt, besides those that its images bring along.
@@ -59,6 +62,8 @@ class BenchOptions:
     layer_mean_ratio: float | None = 0.25
     device: DeviceName = "auto"
     dtype: DTypeName = "auto"
+    attn_implementation: str | None = None
+    device_map: DeviceMap | None = None
     batch: int = 1
     images: int = 1
     prompt_tokens: int = 35
@@ -85,6 +90,10 @@ class BenchOptions:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(complaint(f"{name} of a bench", f"be one of {', '.join(known)}", getattr(self, name)))
+        if self.device_map is not None:
+            hint = "its floor and its limits are those of one device: name that as device"
+            raise ConfigError(complaint("device_map of a bench", "be left out", self.device_map, hint))
+        require_attention(self.attn_implementation)
 
     @property
     def sizes(self) -> Geometry:

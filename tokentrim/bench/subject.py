@@ -19,7 +19,7 @@ from tokentrim.contracts.adapter import Layout
 from tokentrim.contracts.compose import Composition
 from tokentrim.contracts.strategy import Strategy
 from tokentrim.counting.shape import ModelShape
-from tokentrim.errors import ConfigError, complaint
+from tokentrim.errors import ConfigError, complaint, reason_of
 from tokentrim.session import adapter_of
 
 
@@ -44,10 +44,17 @@ class BenchSubject:
         """The model of some options, built.
 
         Raises:
-            ConfigError: when the device is not there.
+            ConfigError: when the device is not there, or the model cannot be built with the attention that is named.
         """
         device = chosen_device(options)
-        model = build_model(options.sizes, device, chosen_dtype(options, device), options.seed)
+        chosen = {"attn_implementation": options.attn_implementation} if options.attn_implementation else {}
+        try:
+            model = build_model(options.sizes, device, chosen_dtype(options, device), options.seed, **chosen)
+        except (ImportError, ValueError) as cause:  # of transformers: a library is missing, or the family has no such
+            what = f"attn_implementation {options.attn_implementation!r} of a bench"
+            if not chosen:
+                raise
+            raise ConfigError(complaint(what, "be one that its model has here", hint=reason_of(cause))) from cause
         layout = adapter_of(model).locate(model)
         return cls(options, model, layout, shape_for(layout.shape, options))
 

@@ -18,8 +18,8 @@ from tokentrim.bench.throughput import ThroughputResult
 from tokentrim.config.specs import load_yaml, strategy_from
 from tokentrim.config.validation import check
 from tokentrim.config.yaml_reader import Where
+from tokentrim.contracts.load_options import LoadOptions
 from tokentrim.errors import ConfigError, complaint
-from tokentrim.loading import DeviceName, DTypeName
 from tokentrim.progress import Progress, Silent, duration
 from tokentrim.runs.files import make_folder, write_json, write_text
 
@@ -31,7 +31,7 @@ def _listed(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-class Setting(BaseModel):
+class Setting(LoadOptions):
     """Benches of one kind: every combination of its geometries, numbers of images, batches and new tokens.
 
     With ``throughput``, each is a throughput bench, which finds its own batches.
@@ -50,8 +50,6 @@ class Setting(BaseModel):
     strategies: tuple[Any, ...] = ("st3", "fastv", "random")
     layer_mean_ratio: float | None = 0.25
     prompt_tokens: int = 35
-    device: DeviceName = "auto"
-    dtype: DTypeName = "auto"
     repeats: int = 3
     threads: int | None = None
     memory: bool = True

@@ -9,6 +9,8 @@ import typer
 
 from tokentrim.cli.output import (
     AsJson,
+    AttentionOption,
+    DeviceMapOption,
     DeviceOption,
     DTypeOption,
     console,
@@ -41,6 +43,8 @@ def bench(
     layer_mean_ratio: Annotated[float, typer.Option(help="Budget of every strategy; 0 = as configured.")] = 0.25,
     device: DeviceOption = None,
     dtype: DTypeOption = None,
+    attn_implementation: AttentionOption = None,
+    device_map: DeviceMapOption = None,
     batch: Annotated[int, typer.Option(help="Rows per prompt.")] = 1,
     images: Annotated[int, typer.Option(help="Images per row.")] = 1,
     prompt_tokens: Annotated[int, typer.Option(help="Text tokens of the prompt.")] = 35,
@@ -87,7 +91,7 @@ def bench(
     from tokentrim.bench import BenchOptions, markdown
 
     quiet_libraries()
-    words: dict[str, Any] = placement(device, dtype)
+    words: dict[str, Any] = placement(device, dtype, attn_implementation, device_map)
     chosen = tuple(listed(strategies)) if strategies else BenchOptions.strategies
     options = BenchOptions(
         geometry=geometry, strategies=chosen, layer_mean_ratio=layer_mean_ratio or None,
