@@ -30,7 +30,8 @@ class BusyStage:
     batch: int
     rate: float  # peak learning rate
     after: str = ""  # stage whose weights this one starts from
-    vision_rate: float = 0.0
+    vision_rate: float = 0.0  # the tower's; 0 leaves it as it is
+    projector_rate: float = 5e-4
     warmup: int = 60
     final: float = 0.02  # learning rate at the end, relative to the peak
     decay: float = 0.03
@@ -60,8 +61,8 @@ STAGES: Final = (
     BusyStage("vision", "vision", steps=1200, batch=24, rate=1.5e-3, decay=0.02),
     BusyStage("words", "words", after="vision", steps=4000, batch=12, rate=2e-3, few=3000, full=0.1, describe=0.2),
     BusyStage("alignment", "alignment", after="words", steps=500, batch=16, rate=2e-3, vision_rate=5e-4),
-    BusyStage("base", "language", after="alignment", steps=6000, batch=12, rate=7e-4, vision_rate=3e-4, few=1500),
+    BusyStage("base", "language", after="alignment", steps=3000, batch=12, rate=7e-4, few=800),
     BusyStage(
-        "adapted", "language", after="base", steps=8000, batch=12, rate=1e-3, vision_rate=2e-4, layers=12, final=0.01
+        "adapted", "language", after="base", steps=3500, batch=12, rate=1e-3, vision_rate=2e-4, layers=12, final=0.01
     ),
 )

@@ -134,8 +134,11 @@ class BusyRun:
                 named = [([*inner.language_model.parameters(), *self.model.lm_head.parameters()], stage.rate)]
             case "language":
                 mind = [*inner.language_model.parameters(), *self.model.lm_head.parameters()]
-                eyes = [*tower, *inner.multi_modal_projector.parameters()]
-                named = [(mind, stage.rate), (eyes, stage.vision_rate)]
+                named = [(mind, stage.rate), ([*inner.multi_modal_projector.parameters()], stage.projector_rate)]
+                if stage.vision_rate:
+                    named.append((tower, stage.vision_rate))
+                else:  # backward through the tower is a third of a step
+                    inner.vision_tower.requires_grad_(False)
         return [{"params": params, "lr": rate, "peak": rate} for params, rate in named]
 
     def run(self, stop_after: int | None = None) -> None:
@@ -221,7 +224,8 @@ class BusyRun:
             unlike = alignment_loss(encoded.visual.float(), words, targets)
             meters["unlike"] = float(unlike.detach())
             loss = loss + _ALIGNED * unlike
-            loss = loss + 0.15 * vision_loss(self.heads, out.features.float(), out.pooled, targets, meters)
+            if stage.vision_rate:
+                loss = loss + 0.15 * vision_loss(self.heads, out.features.float(), out.pooled, targets, meters)
         return loss
 
     def _log(self, seconds: float) -> None:
@@ -235,7 +239,7 @@ class BusyRun:
 
 
 def _right(questions: Questions, logits: Tensor, prefix: str, meters: Meters) -> None:
-    """Share of right answers by task, with the right words before each word."""
+    """Share of right answers by task, of right words in descriptions, with the right words before each word."""
     right = questions.answers
     hit = (logits.argmax(-1) == right) | (right < 0)
     counts: dict[str, list[float]] = {}
@@ -243,10 +247,11 @@ def _right(questions: Questions, logits: Tensor, prefix: str, meters: Meters) ->
     for names, length in zip(questions.names, questions.packed.lengths, strict=True):
         here = slice(start, start + length)
         start += length
-        asked = (right[:, here] >= 0).any(1).tolist()
-        for name, was_asked, was_hit in zip(names, asked, hit[:, here].all(1).tolist(), strict=True):
-            if was_asked:
-                counts.setdefault(name, []).append(float(was_hit))
+        said = (right[:, here] >= 0).sum(1).tolist()
+        wrong = (~hit[:, here]).sum(1).tolist()
+        for name, of, bad in zip(names, said, wrong, strict=True):
+            if of:
+                counts.setdefault(name, []).append(1 - bad / of if name == DESCRIBE else float(bad == 0))
     for name, values in counts.items():
         meters[prefix + name.removeprefix("busy-")] = float(np.mean(values))
 
