@@ -41,6 +41,7 @@ class BusyStage:
     # steps; with 28 to 64 of them a third were after 350. Over as many steps again all of them come in.
     few: int = 0
     describe: float = 0.35  # share of the batches with a description
+    helps: bool = True  # ask what only prepares other questions
 
     def most_tokens(self, step: int) -> int:
         """Most visual tokens that go into the language model at a step."""
@@ -49,20 +50,29 @@ class BusyStage:
 
 
 QUESTIONS: Final = (
-    "busy-ground", "busy-ground", "busy-there", "busy-there", "busy-color", "busy-color", "busy-left", "busy-left",
-    "busy-count-large", "reading", "busy-digit", "busy-digit", "busy-mark", "busy-mark", "busy-count-small",
-    "busy-count-small", "busy-where", "busy-where", "help-color", "help-color", "help-where",
-    "help-digit",
+    "busy-ground", "busy-there", "busy-color", "busy-color", "busy-left", "busy-left", "busy-count-large", "reading",
+    "reading", "busy-digit", "busy-digit", "busy-mark", "busy-mark", "busy-count-small", "busy-count-small",
+    "busy-count-small", "busy-count-small", "busy-where", "busy-where",
 )  # fmt: skip
+HELPING: Final = ("help-color", "help-color", "help-where", "help-digit")
 DESCRIBE: Final = "busy-describe"
 PLACES: Final = (0, 1, 3, 4, 6, 8)  # of the six trained layers among twelve
 
 STAGES: Final = (
     BusyStage("vision", "vision", steps=1200, batch=24, rate=1.5e-3, decay=0.02),
     BusyStage("words", "words", after="vision", steps=4000, batch=12, rate=2e-3, few=3000, full=0.1, describe=0.2),
-    BusyStage("alignment", "alignment", after="words", steps=500, batch=16, rate=2e-3, vision_rate=5e-4),
+    BusyStage("alignment", "alignment", after="words", steps=1000, batch=16, rate=2e-3, vision_rate=5e-4),
     BusyStage("base", "language", after="alignment", steps=3000, batch=12, rate=7e-4, few=800),
     BusyStage(
-        "adapted", "language", after="base", steps=3500, batch=12, rate=1e-3, vision_rate=2e-4, layers=12, final=0.01
+        "adapted",
+        "language",
+        after="base",
+        steps=3200,
+        batch=12,
+        rate=1e-3,
+        vision_rate=2e-4,
+        layers=12,
+        full=0.2,
+        helps=False,
     ),
 )
