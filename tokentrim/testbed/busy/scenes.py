@@ -68,7 +68,7 @@ class Large:
 
 @dataclass(frozen=True)
 class Small:
-    """A thing of 9 x 9 pixels, at any offset to the patches."""
+    """A thing of 9 x 9 pixels, of which one patch shows most."""
 
     kind: str
     color: str
@@ -268,7 +268,8 @@ def _draw_small(rng: np.random.Generator, busy: Bools) -> list[Small]:
     kinds = tuple(rng.permutation(SMALL)[: int(rng.integers(2, 6))].tolist())
     found: list[Small] = []
     for _ in range(int(rng.integers(4, 8))):
-        for top, left in rng.integers(1, SIZE - SMALL_SIZE, (_TRIES, 2)).tolist():
+        cells, off = rng.integers(1, GRID - 1, (_TRIES, 2)), rng.integers(-2, 2, (_TRIES, 2))
+        for top, left in (cells * PATCH + off).tolist():
             around = busy[top - 1 : top + SMALL_SIZE + 1, left - 1 : left + SMALL_SIZE + 1]
             box = (top, left, top + SMALL_SIZE, left + SMALL_SIZE)
             if not around.any() and all(centre_patch(box) != centre_patch(other.box) for other in found):

@@ -61,7 +61,7 @@ PLACES: Final = (0, 1, 3, 4, 6, 8)  # of the six trained layers among twelve
 STAGES: Final = (
     BusyStage("vision", "vision", steps=1200, batch=24, rate=1.5e-3, decay=0.02),
     BusyStage("words", "words", after="vision", steps=4000, batch=12, rate=2e-3, few=3000, full=0.1, describe=0.2),
-    BusyStage("alignment", "alignment", after="words", steps=1000, batch=16, rate=2e-3, vision_rate=5e-4),
+    BusyStage("alignment", "alignment", after="words", steps=1600, batch=16, rate=2e-3, vision_rate=5e-4),
     BusyStage("base", "language", after="alignment", steps=3000, batch=12, rate=7e-4, few=800),
     BusyStage(
         "adapted",
