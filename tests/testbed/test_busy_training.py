@@ -50,17 +50,13 @@ def test_the_last_words_of_a_question_learn_the_answer_too():
     scenes = draw_scenes(np.random.default_rng(0), 2)
     questions = pack_questions(np.random.default_rng(1), scenes, ("busy-color",), np.ones((2, TOKENS), np.bool_))
     packed = questions.packed
-    for ids, labels, answers in zip(packed.ids, packed.labels.tolist(), questions.answers.tolist(), strict=True):
-        words = decode(ids.tolist()).split()
-        color = IDS[scenes_color(scenes, words[2])]
+    rows = (packed.ids.tolist(), packed.labels.tolist(), questions.answers.tolist())
+    for scene, ids, labels, answers in zip(scenes, *rows, strict=True):
+        words = decode(ids).split()
+        color = IDS[next(thing.color for thing in scene.large if thing.kind == words[2])]
         assert words[:2] == ["color", "of"]
         assert labels[:5] == [IGNORE, IGNORE, color, color, color]
         assert answers[:5] == [IGNORE] * 4 + [color]
-
-
-def scenes_color(scenes, kind):
-    (color,) = {thing.color for scene in scenes for thing in scene.large if thing.kind == kind}
-    return color
 
 
 def test_questions_of_the_training_alone_are_about_what_is_there():
