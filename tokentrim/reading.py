@@ -30,10 +30,24 @@ class Video:
         frames: RGB, in their order, at equal distances.
         fps: how many of these frames make up a second; None: nobody knows, and a model is told what its processor takes
             for usual.
+        name: what people call it, such as its file's name.
     """
 
     frames: tuple[Image.Image, ...]
     fps: float | None = None
+    name: str = ""
+
+    def called(self, first: int, last: int, which: str = "video") -> str:
+        """Name some of the frames for people: whose they are, their numbers, and the second where it is known.
+
+        Args:
+            first: number of the first one, from 0.
+            last: number of the last one.
+            which: the video, where it has no name.
+        """
+        numbers = f"frame {first + 1}" if first == last else f"frames {first + 1}-{last + 1}"
+        second = f", at {first / self.fps:.1f} s" if self.fps else ""
+        return f"{self.name or which}, {numbers} of {len(self.frames)}{second}"
 
 
 def regular(path: str | Path, at_most: int | None = None) -> Path:
@@ -121,7 +135,7 @@ def load_video(path: str | Path, frames: int) -> Video:
     try:
         if path.is_dir():
             files = frame_files(path)
-            return Video(tuple(load_image(files[place]) for place in _places(len(files), frames)))
+            return Video(tuple(load_image(files[place]) for place in _places(len(files), frames)), name=path.name)
         regular(path)
         return _moving(path, frames) if path.suffix.lower() in _MOVING else _decoded(path, frames)
     except FileNotFoundError as cause:
@@ -161,7 +175,7 @@ def _moving(path: Path, frames: int) -> Video:
             shown += file.info.get("duration", 0)
             found.append(file.convert("RGB"))
     seconds = shown / len(found) * total / 1000
-    return Video(tuple(found), len(found) / seconds if seconds else None)
+    return Video(tuple(found), len(found) / seconds if seconds else None, path.name)
 
 
 def _decoded(path: Path, frames: int) -> Video:
@@ -182,4 +196,4 @@ def _decoded(path: Path, frames: int) -> Video:
     decode: Any = video_utils.load_video
     decoded, about = decode(str(path), backend=backend, sample_indices_fn=places)
     taken = tuple(Image.fromarray(frame) for frame in decoded)
-    return Video(taken, len(taken) / about.total_num_frames * about.fps if about.fps else None)
+    return Video(taken, len(taken) / about.total_num_frames * about.fps if about.fps else None, path.name)

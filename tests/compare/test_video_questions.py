@@ -44,7 +44,9 @@ def test_videos_are_compared_and_every_frame_that_the_model_sees_is_drawn(clips,
     gallery = json.loads((clips / "run" / "gallery.json").read_text())
     first, second = sorted(gallery["questions"], key=lambda question: question["sample"])
     for question, planes in ((first, 2), (second, 1)):
-        assert len(gallery["images"][question["images"]]) == planes
+        names = [picture["name"] for picture in gallery["images"][question["images"]]]
+        assert names[0] == ("0.gif, frames 1-2 of 4, at 0.0 s" if planes == 2 else "frames, frames 1-2 of 2")
+        assert len(names) == planes
         assert [plane[0] for plane in question["cells"][0]["planes"]] == list(range(planes))
     assert any("answers nothing of mine.jsonl right" in note for note in found.data["notes"])
     (skipped,) = json.loads((clips / "run" / "summary.json").read_text())["skipped"]

@@ -11,7 +11,7 @@ def frames(*greys):
 
 
 def drawn(planes, images, videos):
-    cells, pictures = Cells(tuple(Plane(*plane, 0, 1, 1) for plane in planes), (), ()).drawn(images, videos)
+    cells, pictures, _ = Cells(tuple(Plane(*plane, 0, 1, 1) for plane in planes), (), ()).drawn(images, videos)
     return [(plane.image, plane.frame) for plane in cells.planes], [picture.tobytes()[0] for picture in pictures]
 
 
@@ -27,3 +27,19 @@ def test_frames_may_be_images_to_a_model():
 
 def test_images_are_drawn_as_they_are():
     assert drawn([(0, 0), (1, 0)], frames(1, 2), []) == ([(0, 0), (1, 0)], [1, 2])
+
+
+def named(planes, images, videos):
+    return Cells(tuple(Plane(*plane, 0, 1, 1) for plane in planes), (), ()).drawn(images, videos)[2]
+
+
+def test_frames_are_called_by_their_video_their_number_and_the_second():
+    clip = Video(frames(1, 2, 3, 4), fps=2.0, name="clip.mp4")
+    two = [(0, 0), (0, 1)]
+    assert named(two, (), [clip]) == ["clip.mp4, frames 1-2 of 4, at 0.0 s", "clip.mp4, frames 3-4 of 4, at 1.0 s"]
+    each = [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (5, 0)]
+    assert named(each, frames(9), [clip, Video(frames(5))]) == [
+        "image 1", *(f"clip.mp4, frame {n + 1} of 4, at {n / 2:.1f} s" for n in range(4)), "video 2, frame 1 of 1"
+    ]  # fmt: skip
+    assert named([(0, 0)], frames(9), []) == [""]
+    assert named(two[:1], (), [Video(frames(5))]) == ["video, frame 1 of 1"]

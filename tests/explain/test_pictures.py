@@ -153,7 +153,7 @@ def test_the_overview_is_as_narrow_as_a_page_and_its_words_fit(strategy):
     inputs = prompt_inputs(loaded.processor, [asked.question], [asked.images])
     found, images = explain(loaded, strategy_from(strategy).strategy, inputs, max_new_tokens=4), list(asked.images)
     with figure_style():
-        figure = overview_figure(plt, [found, found], images, "where is it ? " * 30, "a long answer , " * 40)
+        figure = overview_figure(plt, [found, found], images, [""], "where is it ? " * 30, "a long answer , " * 40)
         renderer = FigureCanvasAgg(figure).get_renderer()
         boxes = [text.get_window_extent(renderer) for text in figure.texts if text.get_text()]
         width, height = figure.get_size_inches() * figure.dpi

@@ -103,8 +103,8 @@ def explain(
         reference = answered(strategy_from("none")).answer if baseline else None
         explanations = [answered(spec) for spec in specs]
         drawn = [one.cells.drawn(sample.images, sample.videos) for one in explanations]
-        explanations = [replace(one, cells=cells) for one, (cells, _) in zip(explanations, drawn, strict=True)]
-        files = write_folder(out, explanations, drawn[0][1], sample.question, model=model, reference=reference)
+        explanations = [replace(one, cells=cells) for one, (cells, *_) in zip(explanations, drawn, strict=True)]
+        files = write_folder(out, explanations, *drawn[0][1:], sample.question, model=model, reference=reference)
         told.step("pictures drawn")
     if as_json:
         emit({"answers": {e.strategy: e.answer for e in explanations}, "files": [str(file) for file in files]})

@@ -90,15 +90,15 @@ def run(
     if bool(image) == (video is not None):
         raise ConfigError(complaint("a run", "be given either --image or --video", hint="such as --image photo.jpg"))
     pictures = [load_image(path) for path in image or ()]
-    videos = [] if video is None else [load_video(video, frames)]
+    videos = watched = [] if video is None else [load_video(video, frames)]
     refuse_evidence(spec.strategy)
     check_fit([spec], name, len(pictures) + sum(len(one.frames) for one in videos))
     loaded = load_model(name, **place)
     if videos and not takes_videos(loaded.processor):
-        pictures, videos = list(videos[0].frames), []
+        pictures, watched = list(videos[0].frames), []
         note = f"note: this model takes no videos: its {len(pictures)} frames were asked about as images"
         console(to_stderr=True).print(note, style="yellow", soft_wrap=True)
-    inputs = inputs_of(loaded, prompt, pictures, videos)
+    inputs = inputs_of(loaded, prompt, pictures, watched)
     untouched = strategy_from("none").strategy
     if baseline:  # the first prompt pays for what later ones find ready, so it is not the one that is timed
         _answer(loaded, inputs, untouched, 1)
@@ -113,8 +113,9 @@ def run(
         from tokentrim.contracts.token_places import IN_ORDER
         from tokentrim.runs.drawn_on import canvas_of
 
-        canvas = canvas_of(answer.session, pictures, videos)
-        write_overlay(overlay, canvas.images, answer.stages, canvas.cells, note=IN_ORDER if canvas.note else "")
+        canvas = canvas_of(answer.session, [] if videos else pictures, videos)
+        said = IN_ORDER if canvas.note else ""
+        write_overlay(overlay, canvas.images, answer.stages, canvas.cells, names=canvas.names, note=said)
         if canvas.note:
             console(to_stderr=True).print(f"note: {overlay}: {canvas.note}", style="yellow", soft_wrap=True)
     if as_json:

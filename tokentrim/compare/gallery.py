@@ -49,16 +49,20 @@ def gallery_of(cells: Sequence[Cell], results: Mapping[str, CellResult]) -> Gall
             place = (cell.model.name, task.name, name)
             sample, grid = samples[name], record["cells"]
             if sample.videos:
-                cells_drawn, pictures = Cells.from_dict(grid).drawn(sample.images, sample.videos)
+                cells_drawn, pictures, names = Cells.from_dict(grid).drawn(sample.images, sample.videos)
                 grid = cells_drawn.as_dict()
             else:
-                pictures = list(sample.images)
+                pictures, names = list(sample.images), []
             if place not in questions:
                 questions[place] = _question(cell, sample, task.metric)
                 still = len(sample.images)
                 images.setdefault(
                     questions[place]["images"],
-                    [stored(image, _LONGEST if number < still else _FRAME) for number, image in enumerate(pictures)],
+                    [
+                        stored(image, _LONGEST if number < still else _FRAME)
+                        | ({"name": names[number]} if number >= still else {})
+                        for number, image in enumerate(pictures)
+                    ],
                 )
             _add(questions[place], cell, {**record, "cells": grid}, said[name])
     return {"schema": SCHEMA, "images": images, "questions": list(questions.values())}

@@ -38,11 +38,12 @@ class Line(NamedTuple):
 
 
 class Block(NamedTuple):
-    """One question with all methods."""
+    """One question with all methods; ``name`` says which of its pictures is shown, where it is one of a video."""
 
     question: Question
     image: Image.Image
     lines: list[Line]
+    name: str = ""
 
 
 def kept_picture(gallery: Gallery, model: str, path: Path) -> Path | None:
@@ -98,7 +99,9 @@ def _block(gallery: Gallery, question: Question, budget: float | None) -> Block 
         if said["budget_requested"] in (None, budget) and name not in (REFERENCE, TEXT_ONLY, *lines):
             cells = Cells.from_dict(question["cells"][said["cells"]])
             lines[name] = Line(name, Kept.from_dict(said), cells, said["prediction"], said["score"])
-    return Block(question, opened(images[0]), list(lines.values())) if lines and images else None
+    if not lines or not images:
+        return None
+    return Block(question, opened(images[0]), list(lines.values()), images[0].get("name", ""))
 
 
 def _columns(blocks: Sequence[Block]) -> list[int | None]:
@@ -119,7 +122,8 @@ def _width(block: Block, tiles: float) -> float:
 
 
 def _right(block: Block) -> str:
-    return f"answer: {block.question['answer']}" if block.question["metric"] == "exact" else ""
+    answer = f"answer: {block.question['answer']}" if block.question["metric"] == "exact" else ""
+    return "; ".join(part for part in (answer, block.name) if part)
 
 
 def _verdict(block: Block, line: Line) -> tuple[str, str]:

@@ -104,6 +104,7 @@ class _Image(BaseModel):
     src: str
     width: int = Field(ge=1)
     height: int = Field(ge=1)
+    name: str = ""
 
     @field_validator("src")
     @classmethod

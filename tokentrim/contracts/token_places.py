@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BaseModel, Field, model_validator
 
-from tokentrim.reading import Video
-
 if TYPE_CHECKING:
     from PIL import Image
 
     from tokentrim.contracts.sites import Grid
+    from tokentrim.reading import Video
 
 MOST_TOKENS: Final = 2**18
 """More visual tokens than one prompt of any model has; a file that says more is none of ours."""
@@ -113,8 +112,9 @@ class Cells:
 
     def drawn(
         self, images: Sequence[Image.Image], videos: Sequence[Video]
-    ) -> tuple[Cells, list[Image.Image]]:  # fmt: skip
-        """The same cells with each frame of a video as a picture of its own, and these pictures behind the images.
+    ) -> tuple[Cells, list[Image.Image], list[str]]:  # fmt: skip
+        """The same cells with each frame of a video as a picture of its own, these pictures behind the images, and
+        what each picture is called: nothing, where it is the only one.
 
         Of frames that a model merges, the first is shown. What draws tokens knows pictures alone.
         """
@@ -126,13 +126,20 @@ class Cells:
             for plane in self.planes
         )
         owners = sorted({image for image, _ in seen})
+        frames = [[(number, place) for place in range(len(video.frames))] for number, video in enumerate(videos)]
         # To some families each frame is an image: then all frames there are stand for all of these.
-        parts = videos if len(owners) == len(videos) else [Video(tuple(f for video in videos for f in video.frames))]
-        pictures = list(images)
-        for number, video in enumerate(parts):
+        parts = frames if len(owners) == len(videos) else [[one for part in frames for one in part]]
+        pictures, names = list(images), [f"image {number + 1}" for number in range(first)]
+        for number, part in enumerate(parts):
             own = [place for place in seen if len(parts) == 1 or place[0] == owners[number]]
-            pictures += [video.frames[place * len(video.frames) // len(own)] for place in range(len(own))]
-        return replace(self, planes=planes), pictures
+            for place in range(len(own)):
+                begin = place * len(part) // len(own)
+                end = max(begin, (place + 1) * len(part) // len(own) - 1)
+                which, frame = part[begin]
+                pictures.append(videos[which].frames[frame])
+                named = f"video {which + 1}" if len(videos) > 1 else "video"
+                names.append(videos[which].called(frame, frame + end - begin, named))
+        return replace(self, planes=planes), pictures, names if len(pictures) > 1 or videos else [""] * first
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Cells:

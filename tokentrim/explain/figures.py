@@ -26,21 +26,23 @@ _MOST_STEPS: Final = 5
 T = TypeVar("T")
 
 
-def plane_name(explanation: Explanation, number: int, n_images: int) -> str:
-    """What a plane shows, where that is not plain."""
+def plane_name(explanation: Explanation, number: int, names: Sequence[str]) -> str:
+    """What a plane shows, where that is not plain; ``names`` are those of its pictures."""
     plane = explanation.cells.planes[number]
     tiled = any(other.plane for other in explanation.cells.planes if other.image == plane.image)
-    words = [f"image {plane.image + 1}"] if n_images > 1 else []
+    words = [names[plane.image]] if names[plane.image] else []
     words += [("tiles" if plane.plane else "thumbnail")] if tiled else []
     return ", ".join(words)
 
 
-def stage_figure(plt: Any, explanation: Explanation, stage: DecidedStage, images: Sequence[Image.Image]) -> Any:
+def stage_figure(
+    plt: Any, explanation: Explanation, stage: DecidedStage, images: Sequence[Image.Image], names: Sequence[str]
+) -> Any:
     """One decision: the picture, the scores with what was kept outlined, and what became of the tokens."""
     planes = explanation.cells.planes
     sizes = [size_of(images[plane.image], _SIDE) for plane in planes]
     wide = max(width for width, _ in sizes)
-    named = [plane_name(explanation, number, len(images)) for number in range(len(planes))]
+    named = [plane_name(explanation, number, names) for number in range(len(planes))]
     heights = [height + (0.22 if name else 0) for (_, height), name in zip(sizes, named, strict=True)]
     bar_width = _GAP if stage.scores is None else _BAR + _GAP
     figure_width = _LEFT + 3 * wide + _GAP + bar_width + _LEFT

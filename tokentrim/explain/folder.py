@@ -31,6 +31,7 @@ def write_folder(
     path: Path,
     explanations: Sequence[Explanation],
     images: Sequence[Image.Image],
+    names: Sequence[str],
     question: str,
     *,
     model: str,
@@ -42,6 +43,7 @@ def write_folder(
         path: an opened folder.
         explanations: what each strategy did.
         images: the prompt's pictures; a plain one is drawn where the places of tokens are not known.
+        names: what each of these is called; nothing, where that is plain.
         question: the prompt.
         model: name or folder of the model.
         reference: answer of the unpruned model, where it was asked.
@@ -53,7 +55,7 @@ def write_folder(
     from tokentrim.explain.overview import overview_figure
 
     if any(explanation.in_order for explanation in explanations):
-        images = [plain()]
+        images, names = [plain()], [""]
     earlier = _listed(path)
     files: list[Path] = []
     with figure_style() as plt:
@@ -63,12 +65,12 @@ def write_folder(
             plt.close(figure)
             files.append(path / name)
 
-        save("side-by-side.png", overview_figure(plt, explanations, images, question, reference))
+        save("side-by-side.png", overview_figure(plt, explanations, images, names, question, reference))
         for number, explanation in enumerate(explanations, 1):
             begin = f"{number}-{_slug(explanation.spec.get('name', 'composition'))}"
             for order, stage in enumerate(explanation.stages, 1):
                 name = f"{begin}-{order:02d}-boundary-{stage.boundary:02d}.png"
-                save(name, stage_figure(plt, explanation, stage, images))
+                save(name, stage_figure(plt, explanation, stage, images, names))
             if explanation.evictions:
                 save(f"{begin}-decode.png", decode_figure(plt, explanation, images))
     numbers = {

@@ -12,7 +12,7 @@ from PIL import Image
 from tokentrim.contracts.token_places import IN_ORDER
 from tokentrim.drawing.sheet import Rect, axis_at, cut, fitted, size_of, width_of, write
 from tokentrim.drawing.style import FAINT, INK
-from tokentrim.explain.figures import no_scores, spread
+from tokentrim.explain.figures import no_scores, plane_name, spread
 from tokentrim.explain.gather import DecidedStage, Explanation
 from tokentrim.explain.panels import LIFE_MAP, MAP, Panel, scale, scale_bar
 
@@ -50,7 +50,12 @@ class _Band(NamedTuple):
 
 
 def overview_figure(
-    plt: Any, explanations: Sequence[Explanation], images: Sequence[Image.Image], question: str, reference: str | None
+    plt: Any,
+    explanations: Sequence[Explanation],
+    images: Sequence[Image.Image],
+    names: Sequence[str],
+    question: str,
+    reference: str | None,
 ) -> Any:
     """All strategies on one question.
 
@@ -58,6 +63,7 @@ def overview_figure(
         plt: pyplot in our style.
         explanations: what each did.
         images: the prompt's pictures.
+        names: what each of these is called; nothing, where that is plain.
         question: the prompt.
         reference: answer of the unpruned model, where it was asked.
     """
@@ -72,7 +78,7 @@ def overview_figure(
     for band in bands:
         _draw(figure, band, image, number, side, top)
         top += band.height
-    _legend(figure, bands, top)
+    _legend(figure, bands, plane_name(explanations[0], number, names), top)
     return figure
 
 
@@ -200,8 +206,8 @@ def _fading(explanation: Explanation) -> str:
     return f"{first:.0f} → {last:.0f} per layer"
 
 
-def _legend(figure: Any, bands: Sequence[_Band], top: float) -> None:
-    """What the colours mean: scores have a scale of their own in each tile."""
+def _legend(figure: Any, bands: Sequence[_Band], shown: str, top: float) -> None:
+    """What the colours mean: scores have a scale of their own in each tile; and what plane is ``shown``."""
     height = figure.get_size_inches()[1]
     bars = [(MAP, "scores, a scale per tile", ("lowest", "highest"))] * any(
         stage.scores is not None for band in bands for stage in band.stages
@@ -221,7 +227,7 @@ def _legend(figure: Any, bands: Sequence[_Band], top: float) -> None:
         foot = [IN_ORDER, "scores, kept outlined"]
     planes = len(bands[0].explanation.cells.planes)
     if planes > 1:
-        foot.append(f"one of {planes} planes")
+        foot.append(f"{shown}, one of {planes} planes")
     write(
         figure, _EDGE, height - 0.16, fitted("; ".join(foot), _ROOM, _WORDS - 1.5), fontsize=_WORDS - 1.5, color=FAINT
     )

@@ -22,11 +22,13 @@ class DrawnOn(NamedTuple):
     Attributes:
         cells: where the tokens are drawn.
         images: what lies below them: the prompt's pictures, or a plain one.
+        names: what each of these is called; nothing, where that is plain.
         note: why the tokens stand in their order and not in their places; empty where they stand in their places.
     """
 
     cells: Cells
     images: list[Image.Image]
+    names: list[str]
     note: str = ""
 
 
@@ -35,7 +37,7 @@ def canvas_of(session: Session, images: Sequence[Image.Image], videos: Sequence[
     found = session.placed(None if videos else len(images))
     if isinstance(found, Cells):
         return DrawnOn(*found.drawn(images, videos))
-    return DrawnOn(Cells.in_order(session.trace.n_visual[0]), [plain()], f"{IN_ORDER}: {found}")
+    return DrawnOn(Cells.in_order(session.trace.n_visual[0]), [plain()], [""], f"{IN_ORDER}: {found}")
 
 
 def plain() -> Image.Image:

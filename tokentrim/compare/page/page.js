@@ -301,9 +301,10 @@ function start_gallery() {
     const shares = [...new Set(found.methods.map((line) => line.budget_requested))].filter((share) => share !== null);
     shares.sort((a, b) => b - a);
     options(budget, shares.map((share) => [share, per_cent(share)]));
+    const pictures = data.images[found.images];
     const planes = found.cells[0].planes.map(([image, frame, kind, rows, cols], place) => {
       const parts = [];
-      if (data.images[found.images].length > 1) parts.push(`image ${image + 1}`);
+      if (pictures.length > 1) parts.push(pictures[image].name || `image ${image + 1}`);
       if (frame > 0) parts.push(`frame ${frame}`);
       parts.push(kind > 0 ? `tiles, ${rows} × ${cols}` : `whole, ${rows} × ${cols}`);
       return [place, parts.join(", "), rows * cols];
