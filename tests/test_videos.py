@@ -38,6 +38,15 @@ def test_frames_lie_at_equal_distances(video: Path, wanted: int, found: list[int
     assert {frame.mode for frame in frames} == {"RGB"}
 
 
+def test_frames_are_called_by_the_second_at_which_they_are_shown(video: Path):
+    found = load_video(video, 4)  # 0, 2, 5 and 7 of ten
+    assert found.called(2, 3) == f"{video.name}, frames 3-4 of 4"
+    if video.suffix:
+        first, *others = (Image.new("RGB", (8, 8), (20 * place,) * 3) for place in range(10))
+        first.save(video, save_all=True, append_images=others, duration=200)
+        assert load_video(video, 4).called(2, 2) == "clip.gif, frame 3 of 4, at 1.0 s"
+
+
 def test_what_is_no_video_is_refused(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.gif").write_bytes(b"GIF89a")
@@ -70,6 +79,7 @@ def test_a_decoder_is_asked_for_the_same_places(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(video_utils, "load_video", decode)
     found = load_video(tmp_path / "clip.mp4", 4)
     assert (len(found.frames), found.fps) == (4, 2.0)  # four of two seconds
+    assert found.called(2, 2) == "clip.mp4, frame 3 of 4, at 1.0 s"
     assert asked == {"path": str(tmp_path / "clip.mp4"), "backend": "opencv", "places": [0, 2, 5, 7]}
 
 

@@ -31,11 +31,13 @@ class Video:
         fps: how many of these frames make up a second; None: nobody knows, and a model is told what its processor takes
             for usual.
         name: what people call it, such as its file's name.
+        seconds: when each frame is shown, where that is known better than from ``fps``.
     """
 
     frames: tuple[Image.Image, ...]
     fps: float | None = None
     name: str = ""
+    seconds: tuple[float, ...] = ()
 
     def called(self, first: int, last: int, which: str = "video") -> str:
         """Name some of the frames for people: whose they are, their numbers, and the second where it is known.
@@ -46,7 +48,8 @@ class Video:
             which: the video, where it has no name.
         """
         numbers = f"frame {first + 1}" if first == last else f"frames {first + 1}-{last + 1}"
-        second = f", at {first / self.fps:.1f} s" if self.fps else ""
+        seconds = self.seconds or tuple(place / self.fps for place in range(len(self.frames)) if self.fps)
+        second = f", at {seconds[first]:.1f} s" if seconds else ""
         return f"{self.name or which}, {numbers} of {len(self.frames)}{second}"
 
 
@@ -167,15 +170,18 @@ def _moving(path: Path, frames: int) -> Video:
     from PIL import Image
 
     found: list[Image.Image] = []
-    shown = 0.0  # milliseconds
+    shown = 0.0  # milliseconds of those that are taken
     with Image.open(path) as file:
         total: int = getattr(file, "n_frames", 1)
-        for place in _places(total, frames):
+        places = _places(total, frames)
+        for place in places:
             file.seek(place)
             shown += file.info.get("duration", 0)
             found.append(file.convert("RGB"))
     seconds = shown / len(found) * total / 1000
-    return Video(tuple(found), len(found) / seconds if seconds else None, path.name)
+    if not seconds:
+        return Video(tuple(found), name=path.name)
+    return Video(tuple(found), len(found) / seconds, path.name, tuple(place * seconds / total for place in places))
 
 
 def _decoded(path: Path, frames: int) -> Video:
@@ -188,12 +194,18 @@ def _decoded(path: Path, frames: int) -> Video:
     from PIL import Image
     from transformers import video_utils
 
+    asked: list[int] = []
+
     def places(metadata: Any, **_: Any) -> Any:
         import numpy as np
 
-        return np.asarray(_places(int(metadata.total_num_frames), frames))
+        asked[:] = _places(int(metadata.total_num_frames), frames)
+        return np.asarray(asked)
 
     decode: Any = video_utils.load_video
     decoded, about = decode(str(path), backend=backend, sample_indices_fn=places)
     taken = tuple(Image.fromarray(frame) for frame in decoded)
-    return Video(taken, len(taken) / about.total_num_frames * about.fps if about.fps else None, path.name)
+    if not about.fps:
+        return Video(taken, name=path.name)
+    seconds = tuple(place / about.fps for place in asked) if len(taken) == len(asked) else ()
+    return Video(taken, len(taken) / about.total_num_frames * about.fps, path.name, seconds)
