@@ -21,7 +21,7 @@ from tokentrim.testbed.training.busy.batch import (
     pack_questions,
     targets_of,
 )
-from tokentrim.testbed.training.busy.check import BusyResult
+from tokentrim.testbed.training.busy.check import BusyResult, GrainResult, with_grains
 from tokentrim.testbed.training.busy.model import BUSY, NO_PRINT, PRINT, TOKENS
 from tokentrim.testbed.training.busy.recipe import QUESTIONS, STAGES
 from tokentrim.testbed.training.busy.words import alignment_loss, spelled_out
@@ -174,8 +174,9 @@ def test_an_exported_model_reads_as_in_training(exported):
 def test_check_asks_a_busy_model_about_busy_pictures(exported, capsys):
     asked = ["--model", str(exported), "--n", "2", "--split", "calibration", "--json"]
     assert check.main([*asked, "--task", "busy-color"]) == 1
-    (row,) = json.loads(capsys.readouterr().out)["tasks"]
+    row, mean = json.loads(capsys.readouterr().out)["tasks"]
     assert row["grain"] == "coarse"
+    assert {**row, "task": mean["task"], "complaints": mean["complaints"]} == mean
     assert "below 90%" in row["complaints"][0]
     assert check.main([*asked, "--task", "where"]) == 2
     assert "must be one of busy-ground" in capsys.readouterr().err
@@ -185,11 +186,21 @@ def test_check_asks_a_busy_model_about_busy_pictures(exported, capsys):
 
 def test_the_rule_for_busy_pictures():
     scores = {"full": 1.0, "oracle_quarter": 1.0, "oracle_ninth": 0.95, "random_ninth": 0.3, "text_only": 0.2}
-    assert not list(BusyResult("x", "coarse", 9, random_half=0.9, **scores).complaints())
-    assert not list(BusyResult("x", "fine", 9, random_half=0.5, **scores).complaints())
-    assert len(list(BusyResult("x", "coarse", 9, random_half=0.5, **scores).complaints())) == 1
-    assert len(list(BusyResult("x", "fine", 9, random_half=0.9, **scores).complaints())) == 1
-    broken = BusyResult(
-        "x", "long", 9, 0.8, oracle_quarter=0.7, oracle_ninth=0.6, random_half=0.5, random_ninth=0.5, text_only=0.0
-    )
-    assert len(list(broken.complaints())) == 4
+    for grain, good, bad in (("coarse", 0.9, 0.5), ("fine", 0.5, 0.9)):
+        assert not list(GrainResult("x", grain, 9, random_half=good, **scores).complaints())
+        assert len(list(GrainResult("x", grain, 9, random_half=bad, **scores).complaints())) == 1
+        assert not list(BusyResult("x", grain, 9, random_half=bad, **scores).complaints())
+    broken = ("long", 9, 0.8, 0.7, 0.6, 0.5, 0.5, 0.0)
+    assert len(list(BusyResult("x", *broken).complaints())) == 3
+    (only,) = GrainResult("x", *broken).complaints()
+    assert only == "random at 11% reaches 50.0%, hardly less than at 50%"
+
+
+def test_chance_is_judged_by_the_mean_of_a_grain():
+    easy = BusyResult("easy", "fine", 10, 1.0, 1.0, 1.0, 0.9, 0.4, 0.0)
+    hard = BusyResult("hard", "fine", 20, 1.0, 1.0, 1.0, 0.3, 0.1, 0.0)
+    long = BusyResult("long", "long", 20, 1.0, 1.0, 1.0, 0.3, 0.1, 0.0)
+    *tasks, fine, other = with_grains([easy, hard, long])
+    assert tasks == [easy, hard, long]
+    assert (fine.task, fine.n, fine.random_half, other.grain) == ("mean, fine", 30, pytest.approx(0.6), "long")
+    assert not list(fine.complaints())

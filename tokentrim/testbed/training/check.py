@@ -24,8 +24,9 @@ from tokentrim.errors import complaint
 from tokentrim.testbed import MODELS, model_folder
 from tokentrim.testbed.busy.tasks import TASKS as BUSY_TASKS
 from tokentrim.testbed.tasks import TASKS, resized
-from tokentrim.testbed.training.busy.check import BusyResult, busy_table, check_busy
+from tokentrim.testbed.training.busy.check import BusyResult, busy_table, check_busy, with_grains
 from tokentrim.testbed.training.busy.model import BUSY
+from tokentrim.testbed.training.busy.separation import read_separations, separation_table
 from tokentrim.testbed.training.evaluate import mean_score, oracle, random_order
 from tokentrim.testbed.training.families import family_of
 from tokentrim.testbed.training.family import TestbedFamily
@@ -118,7 +119,7 @@ def _measure(
     split, n = arguments.split, arguments.n
     title = f"{arguments.model}, {split} split, n = {n}"
     if family is BUSY:
-        busy = [check_busy(model, BUSY_TASKS[name], split, n) for name in asked]
+        busy = with_grains([check_busy(model, BUSY_TASKS[name], split, n) for name in asked])
         return busy, busy_table(busy, title)
     tasks: list[Task] = [TASKS[name] for name in asked]
     if arguments.sizes != "square" and len(family.canvases) > 1:
@@ -141,6 +142,12 @@ def main(argv: list[str] | None = None) -> int:
         default="all",
         help="pictures of 80 x 80 pixels only, or of all sizes that the model was trained on (default)",
     )
+    parser.add_argument(
+        "--comparison",
+        type=Path,
+        metavar="DIR",
+        help="of a model of the busy pictures: whether methods separate, from the folder of a finished comparison",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--threads", type=int, default=None, help="threads of torch")
     arguments = parser.parse_args(argv)
@@ -150,16 +157,26 @@ def main(argv: list[str] | None = None) -> int:
         model = load_model(arguments.model)
         family = family_of(model)
         asked = _asked(arguments, family)
+        if arguments.comparison is not None and family is not BUSY:
+            raise ValueError(complaint("--comparison", "be of a model of the busy pictures", arguments.model))
+        separations = [] if arguments.comparison is None else read_separations(arguments.comparison, arguments.model)
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     results, table = _measure(model, family, asked, arguments)
-    failed = any(list(r.complaints()) for r in results)
+    failed = any(list(r.complaints()) for r in (*results, *separations))
     if arguments.json:
         rows = [{**asdict(r), "kept": r.kept, "complaints": list(r.complaints())} for r in results]
-        print(json.dumps({"model": arguments.model, "split": arguments.split, "fit": not failed, "tasks": rows}))
+        told = [{**asdict(s), "spread": s.spread, "complaints": list(s.complaints())} for s in separations]
+        about = {"model": arguments.model, "split": arguments.split, "fit": not failed}
+        print(json.dumps({**about, "tasks": rows, "separation": told}))
     else:
-        Console(width=130).print(table)
+        console = Console(width=130)
+        console.print(table)
+        if separations:
+            console.print(separation_table(separations, arguments.comparison))
+        elif family is BUSY:
+            print("whether methods separate was not looked at: --comparison DIR")
         print("not fit to judge pruning" if failed else "fit to judge pruning")
     return int(failed)
 

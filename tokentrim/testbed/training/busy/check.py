@@ -6,7 +6,8 @@ does: then a method's loss on coarse, on fine and on long questions says what it
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from statistics import mean
+from typing import Any, Final, get_args
 
 from rich.table import Table
 
@@ -23,11 +24,12 @@ LEAST_NINTH: Final = 0.90
 LEAST_HALF_COARSE: Final = 0.85  # of the unpruned score, under random selection
 MOST_HALF_FINE: Final = 0.65
 MOST_NINTH: Final = 0.90  # of the score of a random half, under a random ninth
+_SCORES: Final = ("full", "oracle_quarter", "oracle_ninth", "random_half", "random_ninth", "text_only")
 
 
 @dataclass(frozen=True)
 class BusyResult:
-    """Mean scores of one task, 0 to 1."""
+    """Mean scores of one task, 0 to 1; or of the tasks of one grain."""
 
     task: str
     grain: Grain
@@ -42,9 +44,10 @@ class BusyResult:
     @property
     def kept(self) -> float:
         """Share of the unpruned score that the oracle's quarter keeps."""
-        return self._kept(self.oracle_quarter)
+        return self.kept_of(self.oracle_quarter)
 
-    def _kept(self, score: float) -> float:
+    def kept_of(self, score: float) -> float:
+        """A score as a share of the unpruned one."""
         return score / self.full if self.full else 0.0
 
     def complaints(self) -> Iterator[str]:
@@ -55,15 +58,34 @@ class BusyResult:
             (QUARTER, self.oracle_quarter, LEAST_QUARTER),
             (NINTH, self.oracle_ninth, LEAST_NINTH),
         ):
-            if self._kept(score) < least:
-                yield f"oracle at {share:.0%} keeps {self._kept(score):.1%}, below {least:.0%}"
-        half = self._kept(self.random_half)
+            if self.kept_of(score) < least:
+                yield f"oracle at {share:.0%} keeps {self.kept_of(score):.1%}, below {least:.0%}"
+
+
+@dataclass(frozen=True)
+class GrainResult(BusyResult):
+    """Means over the tasks of one grain, each of which counts the same; `n` is of all together."""
+
+    def complaints(self) -> Iterator[str]:
+        """What the grain breaks: chance is judged over its tasks together, since one of them may be harder to guess."""
+        half = self.kept_of(self.random_half)
         if self.grain == "coarse" and half < LEAST_HALF_COARSE:
             yield f"random at {HALF:.0%} keeps {half:.1%}, below {LEAST_HALF_COARSE:.0%}"
         if self.grain == "fine" and half > MOST_HALF_FINE:
             yield f"random at {HALF:.0%} keeps {half:.1%}, above {MOST_HALF_FINE:.0%}"
         if self.random_ninth > MOST_NINTH * self.random_half:
             yield f"random at {NINTH:.0%} reaches {self.random_ninth:.1%}, hardly less than at {HALF:.0%}"
+
+
+def with_grains(results: list[BusyResult]) -> list[BusyResult]:
+    """Results of tasks, and behind them the means of every grain that they are of."""
+    means: list[BusyResult] = []
+    for grain in get_args(Grain):
+        tasks = [result for result in results if result.grain == grain]
+        if tasks:
+            columns = {name: mean(getattr(task, name) for task in tasks) for name in _SCORES}
+            means.append(GrainResult(f"mean, {grain}", grain, sum(task.n for task in tasks), **columns))
+    return [*results, *means]
 
 
 def check_busy(model: Any, task: BusyTask, split: Split, n: int) -> BusyResult:
@@ -94,6 +116,6 @@ def busy_table(results: list[BusyResult], title: str) -> Table:
         table.add_column(name, justify="right")
     table.add_column("verdict")
     for r in results:
-        scores = (r.full, r.oracle_quarter, r.oracle_ninth, r.random_half, r.random_ninth, r.text_only)
-        table.add_row(r.task, r.grain, *(f"{100 * score:.1f}" for score in scores), "; ".join(r.complaints()) or "ok")
+        scores = (f"{100 * getattr(r, name):.1f}" for name in _SCORES)
+        table.add_row(r.task, r.grain, *scores, "; ".join(r.complaints()) or "ok")
     return table
