@@ -34,9 +34,7 @@ class TokentrimLlavaNext(LlavaNextForConditionalGeneration):
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        tower: Any = self.vision_tower
-        cores = [layer.self_attn.attn for layer in tower.vision_model.encoder.layers]
-        self.trimmer = Trimmer.of(self.config, cores, self.multi_modal_projector)
+        self.trimmer = Trimmer.of_clip(self)
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         """What stays of each picture: [n, D]."""

@@ -43,6 +43,12 @@ class Trimmer:
         tower = Tower(loaded, core.num_heads, core.scale, layout.has_cls, layout.projector)
         return cls(replace(found, layout=layout), tower)
 
+    @classmethod
+    def of_clip(cls, model: Any) -> Trimmer:
+        """For one of vLLM's models with a CLIP tower and LLaVA's projector."""
+        cores = [block.self_attn.attn for block in model.vision_tower.vision_model.encoder.layers]
+        return cls.of(model.config, cores, model.multi_modal_projector)
+
     def kept(
         self,
         modality: Modality,
