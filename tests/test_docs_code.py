@@ -40,11 +40,13 @@ BLOCKS_NOT_RUN = {
     ("docs/test-a-plugin.md", "@parametrize_with_checks("): "of a plugin that is not here; tests/testing runs its like",
     ("docs/quickstart.md", 'folder = "/path/to/llava-1.5-7b-hf"'): "needs weights that do not come along, and a GPU",
     ("docs/serve.md", "import base64"): "asks a server; tests/serve asks one",
+    ("docs/vllm.md", "import base64"): "asks a server; tests/serve/vllm asks one where vLLM is",
 }
 # Where a command begins with this, it is not run.
 COMMANDS_NOT_RUN = {
     "make ": "sets up an environment of its own",
     "pip ": "installs",
+    "python -c": "writes a model that vLLM loads; tests/serve/vllm does it where vLLM is",
     "python -m venv": "makes an environment",
     "python -m pip": "installs",
     ".venv-lmms/bin/pip": "installs",
