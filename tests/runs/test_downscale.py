@@ -1,5 +1,7 @@
 """Smaller pictures at a budget's tokens: fewer tokens where a family has them, else the same with less in them."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -56,6 +58,28 @@ def test_a_family_of_any_resolution_really_has_fewer_tokens():
     n = vision.for_image(found.image.height, found.image.width).n_visual
     assert 0.7 * full / 4 <= n <= full / 4
     assert abs(found.image.width / found.image.height - 0.75) < 0.02
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.25, 0.1])
+def test_a_processor_that_has_to_be_asked_is_asked_a_few_times_and_says_the_same(ratio):
+    vision = shape_of("qwen2.5-vl-7b").vision
+    asked = []
+
+    class Asked(type(vision.tiling)):
+        asks = True
+
+        def cut(self, height, width, images=1):
+            asked.append(height)
+            return super().cut(height, width, images)
+
+    told = Asked(**{field.name: getattr(vision.tiling, field.name) for field in fields(vision.tiling)})
+    image = noise(448, 336)
+    full = vision.for_image(448, 336).n_visual
+    whole, found = (
+        shrink(image, [image], one, round(full * ratio), full) for one in (vision, replace(vision, tiling=told))
+    )
+    assert found.image.size == whole.image.size
+    assert len(asked) < 15
 
 
 def test_a_whole_budget_leaves_the_picture_alone():

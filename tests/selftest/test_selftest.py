@@ -286,10 +286,14 @@ def test_an_adapter_that_needs_proof_is_proven_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(running, "_KNOWN", {})
     monkeypatch.setattr("tokentrim.session.adapter_of", lambda model: Unproven())
     model = subject().model
+    shrunk: list[Any] = []
+    small = running.small_config
+    monkeypatch.setattr(running, "small_config", lambda config: (shrunk.append(config), small(config))[1])
+    monkeypatch.setattr(running, "_DIGESTS", {})
     for _ in range(2):
         session = trim(model, "none")
         assert session.layout.unserved == {Need.GRID: "the self-test found: none"}
-    assert len(calls) == 1
+    assert len(calls) == len(shrunk) == 1
     with pytest.raises(UnsupportedError, match=r"what this model can give; got \['grid'\].*self-test found: none"):
         trim(model, "pool")
 

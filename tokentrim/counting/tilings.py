@@ -60,6 +60,8 @@ class Tiling(ABC):
 
     varies: ClassVar[bool] = True
     """Whether images of different sizes become different numbers of visual tokens."""
+    asks: ClassVar[bool] = False
+    """Whether somebody has to be asked about each size, which takes a while."""
 
     @abstractmethod
     def cut(self, height: int, width: int, images: int = 1) -> Cut:

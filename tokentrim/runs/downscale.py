@@ -7,7 +7,8 @@ The target is the number of tokens that ``uniform`` keeps at the same budget. Ho
 what the model's family does with sizes:
 
 * **fewer tokens** (any resolution, tiles): the largest version of the picture, its aspect kept, that becomes at most
-  that many visual tokens. All its costs are those of the smaller prompt, as shares of the full picture's.
+  that many visual tokens; where a processor has to be asked about each size, the largest that halving finds. All its
+  costs are those of the smaller prompt, as shares of the full picture's.
 * **same tokens** (towers of one resolution, such as CLIP at 336; and where even the smallest picture has more tokens
   than the target): the picture is shrunk until it has that share of the pixels that the tower looks at, and blown up
   to its old size. The information is that of the target; the cost is that of the unpruned run, and is reported so.
@@ -16,6 +17,7 @@ what the model's family does with sizes:
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -129,14 +131,19 @@ def shrink(
 def _tallest(image: Image.Image, vision: VisionShape, images: int, target: int) -> int | None:
     """Height of the largest version of a picture with at most ``target`` tokens; None where there is none."""
 
-    def fits(height: int) -> bool:
+    def count(height: int) -> int:
+        """Tokens; 0 of a picture that is too thin to be accepted."""
         try:
-            return vision.for_image(height, _width(image, height), images).n_visual <= target
-        except DataError:  # too thin to be accepted
-            return False
+            return vision.for_image(height, _width(image, height), images).n_visual
+        except DataError:
+            return 0
 
+    if vision.tiling is not None and vision.tiling.asks:
+        heights = range(1, image.height)
+        height = bisect_right(heights, target, key=count)  # of as many heights as this one more would be too many
+        return height if height and count(height) else None
     # Rounding to whole tokens makes the count no strictly rising function of the height, so every height is tried.
-    return next((height for height in range(image.height - 1, 0, -1) if fits(height)), None)
+    return next((height for height in range(image.height - 1, 0, -1) if 0 < count(height) <= target), None)
 
 
 def _width(image: Image.Image, height: int) -> int:

@@ -55,6 +55,8 @@ class Learnt(Tiling):
 
     model: str
 
+    asks: ClassVar[bool] = True
+
     def cut(self, height: int, width: int, images: int = 1) -> Cut:
         """What the processor makes of such an image; the grid where the adapter can tell it."""
         return _cut(self.model, height, width, images)
