@@ -339,6 +339,18 @@ def test_videos(folder):
     write("video,frames,question,answer\nframes,3,what ?,red\n", name="a.csv")
     assert len(task("a.csv").samples("test", 1)[0].videos[0].frames) == 3
     assert "mine.jsonl:2: a video must be in one split" in said_of(row, {**row, "split": "train"})
+    still = {"image": "frames/3.png", "question": "what ?", "answer": "red", "split": "calibration"}
+    filmed = {**row, "video": "frames"}
+    for rows, said in (
+        ((filmed, still), "mine.jsonl:2: a picture must be in one split, .*mine.jsonl:1 (test) has the same"),
+        ((still, filmed), "2: a video must be .*mine.jsonl:1 (calibration) has the same frame '3.png'"),
+    ):
+        beginning, _, end = said.partition(".*")
+        assert beginning in said_of(*rows)
+        assert end in said_of(*rows)
+    os.mkdir("other")
+    Image.new("RGB", (8, 8)).save("other/3.png")
+    assert len(task(write({**row, "video": "other"}, still)).samples("test", 9)) == 1
 
 
 @pytest.mark.parametrize(

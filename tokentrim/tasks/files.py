@@ -214,13 +214,22 @@ def _clashes(questions: Sequence[Question]) -> Iterator[str]:
             yield f"{question.place}: the id must be of one question; {question.id!r} is that of {ids[question.id]} too"
         ids[question.id] = question.place
         for picture in (*question.pictures, *question.films):
-            other = shown.setdefault(picture.source, question)
-            if other.split != question.split:
-                what = "video" if isinstance(picture, Film) else "picture"
-                yield (
-                    f"{question.place}: a {what} must be in one split, or what is calibrated has seen the test; "
-                    f"{other.place} ({other.split}) has the same"
-                )
+            for source in _parts(picture):
+                other = shown.setdefault(source, question)
+                if other.split != question.split:
+                    what = "picture" if isinstance(picture, Picture) else "video"
+                    frame = f"frame {source.name!r}" if isinstance(source, Path) and source != picture.source else ""
+                    yield (
+                        f"{question.place}: a {what} must be in one split, or what is calibrated has seen the test; "
+                        f"{other.place} ({other.split}) has the same {frame}".rstrip()
+                    )
+                    break
+
+
+def _parts(picture: Picture | Film) -> list[Path | bytes]:
+    """What of a picture or video may also be another one: itself, and the frames of a folder."""
+    frames = frame_files(picture.source) if isinstance(picture, Film) and picture.source.is_dir() else []
+    return [picture.source, *frames]
 
 
 def _metric(name: FileName, questions: Sequence[Question], file: Path) -> AnswerMetric:
