@@ -20,6 +20,19 @@ from tokentrim.testbed.training.busy.model import TOKENS
 FEW: Final = 40  # most tokens at the beginning of a stage that begins with few
 
 
+QUESTIONS: Final = (
+    "busy-ground", "busy-there", "busy-color", "busy-color", "busy-left", "busy-left", "busy-count-large", "reading",
+    "reading", "busy-digit", "busy-digit", "busy-mark", "busy-mark", "busy-count-small", "busy-count-small",
+    "busy-count-small", "busy-count-small", "busy-where", "busy-where", "help-color", "help-color", "help-where",
+    "help-digit",
+)  # fmt: skip
+# At the end counting is what is left to learn.
+LAST: Final = (
+    "busy-ground", "busy-there", "busy-color", "busy-left", "busy-count-large", "reading", "reading", "busy-digit",
+    "busy-digit", "busy-mark", *("busy-count-small",) * 5, *("busy-where",) * 2,
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class BusyStage:
     """One stage. All durations are steps, so that a run does not depend on the machine's speed."""
@@ -41,7 +54,7 @@ class BusyStage:
     # steps; with 28 to 64 of them a third were after 350. Over as many steps again all of them come in.
     few: int = 0
     describe: float = 0.35  # share of the batches with a description
-    helps: bool = True  # ask what only prepares other questions
+    questions: tuple[str, ...] = QUESTIONS
 
     def most_tokens(self, step: int) -> int:
         """Most visual tokens that go into the language model at a step."""
@@ -49,12 +62,6 @@ class BusyStage:
         return TOKENS if step >= 2 * self.few else int(FEW + (TOKENS - FEW) * behind)
 
 
-QUESTIONS: Final = (
-    "busy-ground", "busy-there", "busy-color", "busy-color", "busy-left", "busy-left", "busy-count-large", "reading",
-    "reading", "busy-digit", "busy-digit", "busy-mark", "busy-mark", "busy-count-small", "busy-count-small",
-    "busy-count-small", "busy-count-small", "busy-where", "busy-where",
-)  # fmt: skip
-HELPING: Final = ("help-color", "help-color", "help-where", "help-digit")
 DESCRIBE: Final = "busy-describe"
 PLACES: Final = (0, 1, 3, 4, 6, 8)  # of the six trained layers among twelve
 
@@ -67,12 +74,13 @@ STAGES: Final = (
         "adapted",
         "language",
         after="base",
-        steps=3600,
+        steps=2600,
         batch=12,
         rate=1e-3,
         layers=12,
         full=0.2,
         final=0.01,
-        helps=False,
+        describe=0.5,
+        questions=LAST,
     ),
 )

@@ -34,7 +34,7 @@ from tokentrim.testbed.training.busy.model import (
     VIEW,
     BusyHeads,
 )
-from tokentrim.testbed.training.busy.recipe import DESCRIBE, HELPING, PLACES, QUESTIONS, STAGES, BusyStage
+from tokentrim.testbed.training.busy.recipe import DESCRIBE, PLACES, STAGES, BusyStage
 from tokentrim.testbed.training.busy.words import alignment_loss, spelled_out
 from tokentrim.testbed.training.checkpoint import Checkpoint, TrainingProgress
 from tokentrim.testbed.training.family import Encoded
@@ -204,9 +204,7 @@ class BusyRun:
         if plan.mode == "keep-some":
             threshold = -np.sort(-priority, 1)[:, min(plan.schedule.values()) - 1 :][:, :1]
             kept = priority >= threshold
-        asked_for = (*QUESTIONS, *HELPING) if stage.helps else QUESTIONS
-        if rng.random() < stage.describe:
-            asked_for = (*asked_for, DESCRIBE)
+        asked_for = (*stage.questions, DESCRIBE) if rng.random() < stage.describe else stage.questions
         questions, targets = pack_questions(rng, scenes, asked_for, kept), targets_of(scenes)
         packed, words = questions.packed, model.model.language_model.embed_tokens.weight
         seen = None if stage.kind == "words" else BUSY.pixels(paint(rng, scenes), VIEW)
