@@ -13,4 +13,6 @@ from tokentrim.session import located, unwrapped
 
 def masked_logits(model: Any, inputs: dict[str, Any], generated: Tensor, trace: Trace, **more: Any) -> Tensor:
     """:func:`tokentrim.selftest.masked.masked_logits` with the layout that the model's own adapter finds."""
-    return reference(model, located(unwrapped(model)[0])[1], inputs, generated, trace, **more)
+    adapter, layout = located(unwrapped(model)[0])
+    mutual = adapter.mutual(layout, inputs)
+    return reference(model, layout, inputs, generated, trace, mutual=None if mutual is None else mutual[0], **more)

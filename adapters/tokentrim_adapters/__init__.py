@@ -55,6 +55,12 @@ def tokentrim_adapters(register: Register) -> None:
         summary="Mistral3 (Pixtral tower): native resolution, a break behind every row",
     )
     register(
+        "gemma3",
+        "tokentrim_adapters.gemma3:Gemma3Adapter",
+        model_types=("gemma3",),
+        summary="Gemma 3: images of fixed size whose tokens see each other, two kinds of positions",
+    )
+    register(
         "glm4v",
         "tokentrim_adapters.glm4v:Glm4vAdapter",
         model_types=("glm4v", "glm4v_moe", "glm46v"),

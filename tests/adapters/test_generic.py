@@ -110,7 +110,6 @@ def test_the_grid_of_an_image_that_is_no_square() -> None:
 
 # model type -> what of it the reason names
 REFUSED = {
-    "Gemma3": "plain masks: bidirectional attention",
     "PaliGemma": "plain masks: bidirectional attention",
 }
 UNKNOWN = {

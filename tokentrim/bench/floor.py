@@ -18,10 +18,10 @@ from tokentrim.runs.stopwatch import timed
 
 @dataclass(frozen=True)
 class _Width:
-    """What a layer of some token count is handed besides hidden states."""
+    """What a layer of some token count is handed besides hidden states; position embeddings by their kind."""
 
     n: int
-    position_embeddings: tuple[Tensor, Tensor]
+    position_embeddings: Mapping[str, tuple[Tensor, Tensor]]
     position_ids: Tensor
     mask: Any
 
@@ -74,7 +74,9 @@ class KernelFloor:
             device=hidden.device,
         )
         turned = positions.expand(3, len(hidden), n) if layout.mrope else positions
-        return _Width(n, layout.rotary(hidden, turned), positions, mask)
+        kinds = {layout.rotary_kind(layer): layer for layer in range(len(layout.layers))}
+        embeddings = {kind: layout.position_embeddings(layer, hidden, turned) for kind, layer in kinds.items()}
+        return _Width(n, embeddings, positions, mask)
 
     def run(self) -> Tensor:
         """One prefill; returns the logits [B, 1, V]."""
@@ -83,11 +85,11 @@ class KernelFloor:
         self._encode(**self._pictures)
         cache = DynamicCache(config=self._layout.text_config)
         hidden = self._hidden
-        for layer, width in zip(self._layout.layers, self._widths, strict=True):
+        for number, (layer, width) in enumerate(zip(self._layout.layers, self._widths, strict=True)):
             hidden = layer(
                 hidden[:, : width.n],
                 attention_mask=width.mask,
-                position_embeddings=width.position_embeddings,
+                position_embeddings=width.position_embeddings[self._layout.rotary_kind(number)],
                 position_ids=width.position_ids,
                 past_key_values=cache,
                 use_cache=True,

@@ -138,17 +138,20 @@ def head_ratios(loaded: Loaded, batch: Batch) -> Tensor:
     real = inputs["attention_mask"].bool()
     image = (adapter.modalities(layout, inputs) > 0) & real
     seen: dict[int, Tensor] = {}
-    observers = {module: _observer(layer, image, real, seen) for layer, module in enumerate(layout.attentions)}
+    mutual = adapter.mutual(layout, inputs)
+    observers = {module: _observer(layer, image, real, mutual, seen) for layer, module in enumerate(layout.attentions)}
     with attention.observing(observers, layout.text_config), torch.inference_mode():
         loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)
     return torch.stack([seen[layer] for layer in sorted(seen)], dim=1).cpu()
 
 
-def _observer(layer: int, image: Tensor, real: Tensor, seen: dict[int, Tensor]) -> attention.Observer:
+def _observer(
+    layer: int, image: Tensor, real: Tensor, mutual: Tensor | None, seen: dict[int, Tensor]
+) -> attention.Observer:
     """Notes the ratio of every head of a layer, [B, H]."""
 
     def look(call: attention.AttentionCall) -> attention.Attended:
-        given = attention_rows.received(call.query, call.key, call.scaling, real)
+        given = attention_rows.received(call.query, call.key, call.scaling, real, mutual=mutual)
         to_image, to_text = ((given * part[:, None]).sum(2) for part in (image, real & ~image))
         seen[layer] = to_image / to_text.clamp(min=1e-9)
         return call.run()

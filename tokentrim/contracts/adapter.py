@@ -55,6 +55,8 @@ class Layout:
             one patch; empty elsewhere.
         unserved: what strategies may not ask for on this model, with the reason of each.
         packed: whether the tower attends to all images of a call in one row, under a mask that keeps them apart.
+        rotary_kinds: the kind of position embeddings of each decoder layer, which ``rotary`` takes as a third argument;
+            empty where all layers have the same.
     """
 
     entry: nn.Module
@@ -75,6 +77,7 @@ class Layout:
     tower_blocks: tuple[TowerBlock, ...] = ()
     unserved: Mapping[Need, str] = field(default_factory=dict[Need, str])
     packed: bool = False
+    rotary_kinds: tuple[str, ...] = ()
 
     @classmethod
     def around(cls, entry: nn.Module, language_model: nn.Module, **more: Any) -> Layout:
@@ -110,6 +113,14 @@ class Layout:
             if any(True for _ in part.parameters()) and all(weight.dim() == 1 for weight in part.parameters())
         ]
         return found[0] if len(found) == 1 else None
+
+    def position_embeddings(self, layer: int, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of ``position_ids`` for decoder layer number ``layer``; ``hidden`` says device and dtype."""
+        return self.rotary(hidden, position_ids, *self.rotary_kinds[layer : layer + 1])
+
+    def rotary_kind(self, layer: int) -> str:
+        """Which layers share their position embeddings with ``layer``: those with the same name; empty for all."""
+        return self.rotary_kinds[layer] if self.rotary_kinds else ""
 
     def vision_block(self, block: int) -> int:
         """The vision block (0-based) that stands in for ``block``: itself, or the nearest earlier (else later) one
@@ -293,6 +304,16 @@ class Adapter(ABC):
         found = (ids == config.image_token_id).to(torch.uint8)
         video = getattr(config, "video_token_id", None)
         return found if video is None else found + 2 * (ids == video).to(torch.uint8)
+
+    def mutual(self, layout: Layout, arguments: Mapping[str, Any]) -> Tensor | None:
+        """int64 [B, T]: a number for each run of tokens that see each other in both directions in a prompt, -1 at
+        those that see what is before them alone; None, by default, where all do.
+
+        Args:
+            layout: the located modules.
+            arguments: the entry module's forward arguments by name.
+        """
+        return None
 
     def fixed_length(self, layout: Layout, modality: Modality) -> int | None:
         """Placeholders of every image (video), where all have the same number; None where sizes differ."""

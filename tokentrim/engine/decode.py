@@ -164,23 +164,25 @@ class Decode:
 
     def hook_layers(self, position_ids: Tensor) -> None:
         """Under the renumber policy each stretch of layers continues from its own length."""
-        made: dict[int, tuple[Tensor | None, tuple[Tensor, Tensor]]] = {}
+        made: dict[tuple[int, str], tuple[Tensor | None, tuple[Tensor, Tensor]]] = {}
+        layout = self.context.layout
 
-        def make(shift: Tensor) -> Callable[..., Any]:
+        def make(number: int, shift: Tensor) -> Callable[..., Any]:
             def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                if id(shift) not in made:
+                key = id(shift), layout.rotary_kind(number)
+                if key not in made:
                     hidden = (args[0] if args else kwargs["hidden_states"]).to(shift.device)
                     ids = position_ids.to(shift.device) - shift.unsqueeze(1)
-                    embeddings = moved(self.context.layout.rotary(hidden, positions.of_rotary(ids)), shift.device)
-                    made[id(shift)] = (positions.of_layers(ids), embeddings)
-                ids, embeddings = made[id(shift)]
+                    embeddings = layout.position_embeddings(number, hidden, positions.of_rotary(ids))
+                    made[key] = (positions.of_layers(ids), moved(embeddings, shift.device))
+                ids, embeddings = made[key]
                 return args, {**kwargs, "position_ids": ids, "position_embeddings": embeddings}
 
             return before
 
-        for layer, module in zip(self.layers, self.context.layout.layers, strict=True):
+        for number, (layer, module) in enumerate(zip(self.layers, layout.layers, strict=True)):
             if layer.shift is not None:
-                hook(module, make(layer.shift), self.undo, before=True, first=True)
+                hook(module, make(number, layer.shift), self.undo, before=True, first=True)
 
     # ------------------------------------------------------------------ inside attention
 

@@ -33,7 +33,7 @@ from tokentrim.engine.generate import Generating
 from tokentrim.engine.passes import Passes
 from tokentrim.engine.prefill import Prefill
 from tokentrim.engine.prompting import Prompting
-from tokentrim.engine.seams import attention, positions
+from tokentrim.engine.seams import attention, masks, positions
 from tokentrim.engine.seams.calls import bind, cached_length, pictured
 from tokentrim.engine.seams.clock import Clock
 from tokentrim.engine.seams.sharding import SharedHeads
@@ -147,7 +147,7 @@ class Engine:
             return
         self.context.turns.take()
         arguments = bind(module.forward, args, kwargs)
-        self._modalities, self._prompting.arguments = None, {}
+        self._modalities, self._prompting.arguments, self._prompting.mask = None, {}, arguments.get("attention_mask")
         ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
         columns = ids.shape[1] if ids is not None else embeds.shape[1] if embeds is not None else 0
         if cached_length(arguments.get("past_key_values")) and (columns == 1 or not pictured(arguments)):
@@ -159,7 +159,7 @@ class Engine:
 
     def _leave_entry(self, *_: Any) -> None:
         if not (torch.compiler.is_compiling() or self.context.vision.suspended) and self.context.turns.is_mine():
-            self._modalities, self._prompting.arguments = None, {}
+            self._modalities, self._prompting.arguments, self._prompting.mask = None, {}, None
             self.context.turns.give_back()
 
     def _compiling(self) -> bool:
@@ -181,18 +181,19 @@ class Engine:
             if not cache.trimmed(past):
                 return None  # the language model called on its own, with text
             embeds = arguments["input_ids"]  # which are as many
+        mask = masks.of_padding(arguments.get("attention_mask"), self._prompting.mask)
         if self.untouched is not None:
-            return self.untouched.enter(arguments, self._modalities)
+            return self.untouched.enter({**arguments, "attention_mask": mask}, self._modalities)
         if cached_length(past):
-            return (), self._enter_decode(arguments, past, embeds)
+            return (), self._enter_decode(arguments, past, embeds, mask)
         if self._modalities is None:
             return None
-        return (), self._enter_prefill(arguments, past, embeds, self._modalities)
+        return (), self._enter_prefill(arguments, past, embeds, mask, self._modalities)
 
     def _enter_prefill(
-        self, arguments: dict[str, Any], past: Any, embeds: Tensor, modalities: Tensor
+        self, arguments: dict[str, Any], past: Any, embeds: Tensor, mask: Any, modalities: Tensor
     ) -> dict[str, Any]:
-        context, mask = self.context, arguments.get("attention_mask")
+        context = self.context
         refusals.of_mask(mask, *embeds.shape[:2])
         prompt = self._prompting.begin(modalities, mask, embeds.device)
         stream = prompt.start
@@ -221,12 +222,12 @@ class Engine:
         self._passes.begin(run, embeds.device)
         return run.enter(arguments)
 
-    def _enter_decode(self, arguments: dict[str, Any], past: Any, embeds: Tensor) -> dict[str, Any]:
+    def _enter_decode(self, arguments: dict[str, Any], past: Any, embeds: Tensor, mask: Any) -> dict[str, Any]:
         pictures = self._modalities is not None and bool(self._modalities.any())
         if cache.is_text(past, self._mark) and not pictures:
             return arguments
         layers = refusals.of_continued(past, self._prompting.is_active, pictures=pictures)
-        prompt, mask = layers[0].prompt, arguments.get("attention_mask")
+        prompt = layers[0].prompt
         refusals.of_mask(mask, len(embeds))
         columns, start = embeds.shape[1], layers[0].get_seq_length()
         refusals.of_window(self.context, start + columns)

@@ -38,6 +38,7 @@ def read(
         window: trailing prompt tokens whose rows ``Need.WINDOW_ROWS`` wants.
     """
     query, key, scaling, valid = call.query, call.key, call.scaling, stream.valid
+    mutual = stream.mutual_columns() if wanted & {Need.COLUMN_MEAN, Need.HEAD_PEAKS} else None
     found: dict[Need, Any] = {}
     if Need.LAST_ROW in wanted:
         found[Need.LAST_ROW] = _last_row(call, stream)
@@ -47,7 +48,7 @@ def read(
     if Need.WINDOW_ROWS in wanted:
         found[Need.WINDOW_ROWS] = _window(call, stream, window)
     if Need.COLUMN_MEAN in wanted:
-        found[Need.COLUMN_MEAN] = attention_rows.column_mean(query, key, scaling, stream.vis_pos, valid)
+        found[Need.COLUMN_MEAN] = attention_rows.column_mean(query, key, scaling, stream.vis_pos, valid, mutual)
     for need, tensor in ((Need.KEYS, key), (Need.VALUES, call.value)):
         if need in wanted:
             found[need] = attention_rows.pick_rows(tensor, stream.vis_pos)
@@ -60,7 +61,7 @@ def read(
         text = columns.masked_fill(~behind(stream, start, columns, real), stream.length)
         asks = torch.zeros(stream.rows, stream.length + 1, dtype=torch.bool, device=query.device)
         groups = torch.stack([stream.visual_mask(), asks.scatter(1, text, True)[:, :-1]], dim=1)
-        peaks = attention_rows.peaks(query, key, scaling, groups, valid, heads.whole)
+        peaks = attention_rows.peaks(query, key, scaling, groups, valid, heads.whole, mutual)
         whole[Need.HEAD_PEAKS] = peaks.gather(2, stream.vis_pos.unsqueeze(1).expand(-1, 2, -1))
     return whole
 
@@ -163,6 +164,6 @@ def _window(call: AttentionCall, stream: Stream, window: int) -> tuple[Tensor, T
 
 
 def _rows_at(call: AttentionCall, stream: Stream, columns: Tensor, real: Tensor) -> Tensor:
-    visible = attention_rows.causal_visible(columns, call.key.shape[2], stream.valid, real)
+    visible = attention_rows.causal_visible(columns, call.key.shape[2], stream.valid, real, stream.mutual_columns())
     rows = attention_rows.attention_rows(attention_rows.pick_rows(call.query, columns), call.key, call.scaling, visible)
     return attention_rows.pick_visual(rows, stream.vis_pos)

@@ -36,6 +36,7 @@ class Prefill:
 
     Attributes:
         handed: what every layer after a boundary is handed instead of what the model's loop hands it, by name.
+        tables: what these layers' position embeddings are made by; None as long as the model's own fit.
         deeper: what adds the features that belong in front of a layer, by its number.
     """
 
@@ -47,6 +48,7 @@ class Prefill:
     position_ids: Tensor
     stream: Stream = field(init=False)
     handed: dict[str, Any] | None = None
+    tables: positions.Tables | None = None
     deeper: dict[int, Callable[[Any], Any]] = field(default_factory=dict[int, Callable[[Any], Any]])
     surplus: Tensor | None = None
     read: dict[Need, Any] = field(default_factory=dict[Need, Any])
@@ -75,7 +77,7 @@ class Prefill:
             mask = self._mask_for_model()
             kwargs = {**kwargs, "inputs_embeds": hidden, "position_ids": self.position_ids, "attention_mask": mask}
         before = [layer for layer, needs in self.wanted.items() if Need.HIDDEN_BEFORE in needs]
-        inside = [*(b for b in (*self.at, *self.deeper) if b > 0), *before]
+        inside = [*(b for b in (*self.at, *self.deeper) if b > 0), *before, *([] if self.handed is None else [0])]
         if inside:
             for index in range(min(inside), self.context.shape.n_layers):
                 layer = self.context.layout.layers[index]
@@ -136,12 +138,19 @@ class Prefill:
                 self.read[Need.HIDDEN_BEFORE] = gather_columns(hidden, self.stream.on(hidden.device).vis_pos).detach()
             if hidden is before and self.handed is None:
                 return None
-            kwargs = {**kwargs, **{name: moved(what, hidden.device) for name, what in (self.handed or {}).items()}}
+            kwargs = {**kwargs, **self._handed_to(index, hidden, kwargs)}
             if args:
                 return (hidden, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": hidden}
 
         return before_layer
+
+    def _handed_to(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What ``layer`` is handed instead of what the model's loop hands it, on the device of its hidden states."""
+        if self.handed is None:
+            return {}
+        tables = {} if self.tables is None else {"position_embeddings": self.tables.of(layer, hidden, kwargs)}
+        return {name: moved(what, hidden.device) for name, what in {**self.handed, **tables}.items()}
 
     def _prune(self, boundary: int, hidden: Tensor, kwargs: dict[str, Any] | None = None) -> Tensor:
         """Take every decision of ``boundary``; returns the hidden states that go on."""
@@ -150,7 +159,7 @@ class Prefill:
         self.read = {need: moved(what, hidden.device) for need, what in self.read.items()}
         with clock.timed("selection", hidden.device):
             wanted = frozenset().union(*(d.part.needed_at(boundary) for d in self.at[boundary] if self._drops(d)))
-            given = {**(kwargs or {}), **(self.handed or {})}
+            given = {**(kwargs or {}), **self._handed_to(boundary, hidden, kwargs or {})}
             here = before.on(hidden.device)
             for need, rotary in ((Need.NEXT_ROW, True), (Need.NEXT_ROW_PLAIN, False)):
                 if need in wanted:
@@ -253,33 +262,33 @@ class Prefill:
             self.position_ids = positions.take_columns(self.position_ids, order)
         if renumber:
             self.position_ids = positions.renumbered(self.position_ids, original, before.on(device), self.stream)
-        if kwargs is None:  # boundary 0: the language model makes embeddings and mask itself
+        if kwargs is None:  # boundary 0: the language model makes embeddings and mask itself, if it sees but backwards
+            if self.stream.mutual is not None:
+                self.handed = {"attention_mask": self._mask_of_layers(hidden)}
             return
         if "position_embeddings" not in kwargs:
             raise AdapterError(
                 complaint("decoder layers of this model", "receive position_embeddings by keyword", sorted(kwargs),
                           "this family needs an adapter of its own")
             )  # fmt: skip
-        if renumber:
-            made = self.context.layout.rotary(hidden, positions.of_rotary(self.position_ids))
-            embeddings = moved(made, device)  # where accelerate has a device for the rotary module
-        else:
-            cos, sin = moved((self.handed or kwargs)["position_embeddings"], device)
-            for order in orders:
-                cos, sin = gather_columns(cos, order), gather_columns(sin, order)
-            embeddings = (cos, sin)
-        mask = causal_mask(
+        tables = positions.Tables(self.context.layout) if self.tables is None else self.tables
+        self.tables = tables.made_for(self.position_ids) if renumber else tables.taken(orders, self.position_ids)
+        position_ids = positions.of_layers(self.position_ids)
+        self.handed = {"position_ids": position_ids, "attention_mask": self._mask_of_layers(hidden)}
+
+    def _mask_of_layers(self, hidden: Tensor) -> Any:
+        stream = self.stream.on(hidden.device)
+        return causal_mask(
             self.context.implementation,
             self.context.layout.text_config,
-            batch=self.stream.rows,
-            queries=self.stream.length,
-            keys=self.stream.length,
-            valid=self.stream.valid,
+            batch=stream.rows,
+            queries=stream.length,
+            keys=stream.length,
+            valid=stream.valid,
             dtype=hidden.dtype,
-            device=device,
+            device=hidden.device,
+            mutual=stream.mutual_columns(),
         )
-        position_ids = positions.of_layers(self.position_ids)
-        self.handed = {"position_embeddings": embeddings, "position_ids": position_ids, "attention_mask": mask}
 
     def _record(self, first: int) -> None:
         """Note the stream that layers from ``first`` on run with."""

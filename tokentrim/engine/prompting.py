@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from tokentrim.engine.abilities.exits import Exited
 from tokentrim.engine.ability import PromptOrigin
 from tokentrim.engine.context import Context
 from tokentrim.engine.generate import Generating
+from tokentrim.engine.seams.masks import takes_masks
 from tokentrim.engine.tokens.placement import Placement, encoded_elsewhere, fixed_encodings
 from tokentrim.engine.tokens.prompt import TEMPORAL, Prompt
 from tokentrim.engine.tokens.stream import Stream, moved
@@ -31,7 +32,8 @@ class Prompting:
         on_prompt: called with a prompt that need not run.
         is_active: whether the engine is installed.
         record: whether prompts keep a trace.
-        arguments: of the running forward of the entry module, by name.
+        arguments: of the running forward of the entry module, by name, where it brings a prompt.
+        mask: that this forward was handed, a step's too.
     """
 
     context: Context
@@ -40,6 +42,7 @@ class Prompting:
     is_active: Callable[[], bool]
     record: bool
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    mask: Any = None
 
     def begin(self, modalities: Tensor, mask: Tensor | None, device: torch.device | None = None) -> Prompt:
         """A prompt of ``modalities`` uint8 [B, T] under ``mask`` [B, T], shown to all abilities.
@@ -56,6 +59,9 @@ class Prompting:
         if device is not None:
             modalities, mask = moved((modalities, mask), device)
         stream, place = self._stream(modalities, mask)
+        mutual = self._mutual() if context.acts else None
+        if mutual is not None:
+            stream = replace(stream, mutual=mutual.to(stream.device))
         info, call = PromptInfo(stream.n_visual, context.shape), self.generating.call
         new_tokens = None if call is None else call.new_tokens
         temporal = None if context.temporal is None else context.temporal.for_answer(new_tokens or NEW_TOKENS)
@@ -82,6 +88,12 @@ class Prompting:
         if any(stream.n_visual):
             self._show(prompt, mask)
         return prompt
+
+    def _mutual(self) -> Tensor | None:
+        """Which tokens of the prompt see each other in both directions; None where none do."""
+        if not takes_masks(self.context.implementation):
+            return None
+        return self.context.adapter.mutual(self.context.layout, self.arguments)
 
     def _trace(self, stream: Stream, evicts: bool) -> Trace:
         context = self.context

@@ -26,34 +26,37 @@ _PROBED_CELLS: Final = 7
 
 
 def plain_masks(subject: Subject) -> str:
-    """Every decoder layer lets a token see all that came before it, and nothing after it.
+    """Every decoder layer lets a token see all that came before it, and nothing after it but what the adapter says.
 
     Told from the masks and rotary tables that the untouched copy hands to its own layers.
     """
     model = subject.build("eager", None)
-    made: list[Any] = []
-    handle = subject.adapter.locate(model).rotary.register_forward_hook(
-        lambda module, args, output: made.append(output)
-    )
+    layout, made = subject.adapter.locate(model), list[Any]()
+    handle = layout.rotary.register_forward_hook(lambda module, args, output: made.append(output))
     seen = _layer_arguments(subject, model)
     handle.remove()
-    later = [n for n, (mask, _) in enumerate(seen) if mask is not None and bool((mask & ~_causal(mask)).any())]
+    due = _due(subject)
+    later = [n for n, (mask, _) in enumerate(seen) if mask is not None and bool((mask & ~due).any())]
     if later:
         raise Failed(f"bidirectional attention: in decoder layers {later} some tokens attend to tokens behind them")
-    fewer = [n for n, (mask, _) in enumerate(seen) if mask is not None and bool((~mask & _causal(mask)).any())]
+    whole = torch.ones_like(due).tril()
+    fewer = [n for n, (mask, _) in enumerate(seen) if bool((~(whole if mask is None else mask) & due).any())]
     if fewer:
         raise Failed(f"windows or chunks: in decoder layers {fewer} some tokens do not attend to all before them")
     tables = [table for _, table in seen]
     bare = [n for n, table in enumerate(tables) if table is None]
     if bare:
         raise Failed(f"decoder layers {bare} are not handed their position embeddings")
-    first = tables[0]
-    others = [n for n, table in enumerate(tables) if first is not None and table is not None and _differ(table, first)]
+    firsts = {layout.rotary_kind(n): table for n, table in reversed([*enumerate(tables)])}
+    others = [n for n, table in enumerate(tables) if _differ(table, firsts[layout.rotary_kind(n)])]
     if others:
         raise Failed(f"position embeddings of more than one kind: decoder layers {others} have others than layer 0")
-    if not any(isinstance(table, tuple) and not _differ(table, first) for table in made):
+    tables = [table for table in made if isinstance(table, tuple)]
+    if not all(any(not _differ(table, first) for table in tables) for first in firsts.values()):
         raise Failed(f"position embeddings of decoder layers do not come from {type(subject.layout.rotary).__name__}")
-    return f"{len(seen)} decoder layers see all before them, with one kind of position embeddings"
+    kinds = "one kind" if len(firsts) == 1 else f"{len(firsts)} kinds"
+    behind = "" if bool((due == due.tril()).all()) else ", tokens of a picture each other"
+    return f"{len(seen)} decoder layers see all before them{behind}, with {kinds} of position embeddings"
 
 
 def windows(subject: Subject) -> str:
@@ -79,8 +82,10 @@ def reference(subject: Subject) -> str:
     n_visual = int(visual.sum())
     everything = Trace((n_visual,), len(subject.layout.layers))
     everything.prefill.append((0, torch.arange(n_visual).unsqueeze(0)))
-    found = masked_logits(subject.model, subject.layout, inputs, _no_tokens(), everything, visual=visual)
-    return _close(found, plain, "logits under causal masks of our own differ from the untouched model's")
+    found = masked_logits(
+        subject.model, subject.layout, inputs, _no_tokens(), everything, visual=visual, mutual=subject.mutual(inputs)
+    )
+    return _close(found, plain, "logits under masks of our own differ from the untouched model's")
 
 
 def cached_heads(subject: Subject) -> str:
@@ -239,7 +244,14 @@ def _against_reference(subject: Subject, strategy: Strategy, *, renumber: bool =
     if len(trace.kept(trace.n_layers - 1)) >= int(visual.sum()):
         raise Failed("nothing was dropped")
     expected = masked_logits(
-        subject.model, subject.layout, inputs, ids[0][:-1], trace, visual=visual, renumber=renumber
+        subject.model,
+        subject.layout,
+        inputs,
+        ids[0][:-1],
+        trace,
+        visual=visual,
+        mutual=subject.mutual(inputs),
+        renumber=renumber,
     )[len(visual) - 1 :]
     plain = generate(subject.model, inputs, 1)[1][0]
     if deviation(plain, expected[:1]) < _LEAST_EFFECT:
@@ -275,6 +287,14 @@ def _layer_arguments(subject: Subject, model: Any) -> list[tuple[Tensor | None, 
         for handle in handles:
             handle.remove()
     return found
+
+
+def _due(subject: Subject) -> Tensor:
+    """bool [T, T]: who is to see whom in an untouched prompt."""
+    inputs = subject.prompt(0)
+    length, mutual = inputs["input_ids"].shape[1], subject.mutual(inputs)
+    due = torch.ones(length, length, dtype=torch.bool).tril()
+    return due if mutual is None else due | ((mutual[:, None] == mutual) & (mutual >= 0))
 
 
 def _causal(mask: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ def masked_logits(
     *,
     visual: Tensor,
     sample: int = 0,
+    mutual: Tensor | None = None,
     renumber: bool = False,
     change: dict[int, Change] | None = None,
 ) -> Tensor:
@@ -40,6 +41,8 @@ def masked_logits(
         trace: which visual tokens each layer kept, and which its cache held at every step.
         visual: bool [T], the visual tokens of the prompt (structure is none).
         sample: the trace's row.
+        mutual: int64 [T], runs of the prompt's tokens that see each other in both directions, -1 elsewhere; None where
+            all see what is before them alone.
         renumber: positions are contiguous in every layer that lacks a token, instead of the original ones.
         change: boundary -> what happens to the prompt's hidden states [T, D] there (merging).
     """
@@ -48,6 +51,9 @@ def masked_logits(
     is_visual = torch.cat([visual, torch.zeros(extra, dtype=torch.bool)])
     raster = torch.cumsum(is_visual, 0) - 1
     causal = torch.arange(total)[:, None] >= torch.arange(total)[None, :]
+    if mutual is not None:
+        runs = torch.cat([mutual, mutual.new_full((extra,), -1)])
+        causal = causal | ((runs[:, None] == runs) & (runs >= 0))
 
     def hook(number: int) -> Callable[..., Any]:
         kept = torch.isin(raster, trace.kept(number, sample)) & is_visual
@@ -66,7 +72,7 @@ def masked_logits(
             if renumber and not bool(kept[:length][visual].all()):
                 line = (torch.cumsum(~is_visual | kept, 0) - 1).clamp(min=0).unsqueeze(0)
                 line = line.expand(3, 1, -1) if layout.mrope else line
-                kwargs["position_embeddings"] = layout.rotary(hidden, line)
+                kwargs["position_embeddings"] = layout.position_embeddings(number, hidden, line)
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         return replace

@@ -98,6 +98,11 @@ class Subject:
             raise Skipped(f"{max(rows) + 1} prompts are needed, and {len(self.prompts)} are given")
         return self.prompts.prompt(*rows)
 
+    def mutual(self, inputs: dict[str, Any]) -> Tensor | None:
+        """int64 [T]: runs of tokens of a prompt's first row that see each other, as the adapter says; None without."""
+        found = self.adapter.mutual(self.layout, inputs)
+        return None if found is None else found[0]
+
     def visual(self, inputs: dict[str, Any]) -> Tensor:
         """bool [T]: the visual tokens of a prompt's first row; structure among the placeholders is none."""
         return self.visuals(inputs)[0]

@@ -252,7 +252,14 @@ def _against_masks(case: Case, run: CaseRun, row: int, *, renumber: bool = False
     inputs = subject.prompt(row)
     visual = subject.visual(inputs)
     expected = masked_logits(
-        subject.model, subject.layout, inputs, run.ids[0][:-1], run.trace, visual=visual, renumber=renumber
+        subject.model,
+        subject.layout,
+        inputs,
+        run.ids[0][:-1],
+        run.trace,
+        visual=visual,
+        mutual=subject.mutual(inputs),
+        renumber=renumber,
     )
     return deviation(run.logits[0], expected[len(visual) - 1 :])
 

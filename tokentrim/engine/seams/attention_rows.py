@@ -47,9 +47,17 @@ def pick_visual(rows: Tensor, vis_pos: Tensor) -> Tensor:
     return rows.gather(3, index)
 
 
-def causal_visible(columns: Tensor, n_keys: int, valid: Tensor | None, real: Tensor | None = None) -> Tensor:
-    """bool [B, 1, R, K]: keys that the queries at ``columns`` [B, R] may see; none where ``real`` [B, R] is False."""
+def causal_visible(
+    columns: Tensor, n_keys: int, valid: Tensor | None, real: Tensor | None = None, mutual: Tensor | None = None
+) -> Tensor:
+    """bool [B, 1, R, K]: keys that the queries at ``columns`` [B, R] may see; none where ``real`` [B, R] is False.
+
+    Those before them, and those of the same run in ``mutual`` int64 [B, K], where that is not -1.
+    """
     visible = columns.unsqueeze(-1) >= torch.arange(n_keys, device=columns.device)
+    if mutual is not None:
+        own = mutual.gather(1, columns).unsqueeze(2)
+        visible = visible | ((own == mutual.unsqueeze(1)) & (own >= 0))
     if valid is not None:
         visible = visible & valid.unsqueeze(1)
     if real is not None:
@@ -78,7 +86,15 @@ def attend(weights: Tensor, value: Tensor, query: Tensor) -> tuple[Tensor, Tenso
     return mixed.reshape(batch, heads, n_rows, -1).transpose(1, 2).contiguous().to(query.dtype), weights
 
 
-def received(query: Tensor, key: Tensor, scaling: float, valid: Tensor | None, *, causal: bool = True) -> Tensor:
+def received(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    valid: Tensor | None,
+    *,
+    causal: bool = True,
+    mutual: Tensor | None = None,
+) -> Tensor:
     """float32 [B, H, K]: attention that every key receives, summed over the real queries, in blocks.
 
     Args:
@@ -87,16 +103,23 @@ def received(query: Tensor, key: Tensor, scaling: float, valid: Tensor | None, *
         scaling: usually head_dim ** -0.5.
         valid: bool [B, K], False in padding; None when nothing is padded.
         causal: whether query i sees keys 0..i alone; else every query sees every key, and nothing may be padded.
+        mutual: int64 [B, K], runs of tokens that see each other besides; None where there are none.
     """
     batch, heads = query.shape[:2]
     total = torch.zeros(batch, heads, key.shape[2], dtype=torch.float32, device=query.device)
-    for _, rows in _in_blocks(query, key, scaling, valid, causal=causal):
+    for _, rows in _in_blocks(query, key, scaling, valid, causal=causal, mutual=mutual):
         total += rows.sum(dim=2)
     return total
 
 
 def peaks(
-    query: Tensor, key: Tensor, scaling: float, groups: Tensor, valid: Tensor | None, whole: Callable[[Tensor], Tensor]
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    groups: Tensor,
+    valid: Tensor | None,
+    whole: Callable[[Tensor], Tensor],
+    mutual: Tensor | None = None,
 ) -> Tensor:
     """float32 [B, G, K]: the largest attention of all heads from each query to each key, summed over groups of queries.
 
@@ -109,16 +132,17 @@ def peaks(
         groups: bool [B, G, T]: the queries of each group.
         valid: bool [B, T], False in padding; None when nothing is padded.
         whole: completes heads [B, H of this process, ...] by those of other processes.
+        mutual: int64 [B, T], runs of tokens that see each other besides; None where there are none.
     """
     total = torch.zeros(*groups.shape[:2], key.shape[2], dtype=torch.float32, device=query.device)
-    for start, rows in _in_blocks(query, key, scaling, valid, causal=True):
+    for start, rows in _in_blocks(query, key, scaling, valid, causal=True, mutual=mutual):
         peak = whole(rows.amax(dim=1, keepdim=True)).amax(dim=1)
         total += torch.matmul(groups[:, :, start : start + _BLOCK].float(), peak)
     return total
 
 
 def _in_blocks(
-    query: Tensor, key: Tensor, scaling: float, valid: Tensor | None, *, causal: bool
+    query: Tensor, key: Tensor, scaling: float, valid: Tensor | None, *, causal: bool, mutual: Tensor | None
 ) -> Iterator[tuple[int, Tensor]]:
     """(number of the first query, attention rows float32 [B, H, block, K]), block after block."""
     for start in range(0, query.shape[2], _BLOCK):
@@ -126,13 +150,20 @@ def _in_blocks(
         if causal:
             columns = torch.arange(start, start + block.shape[2], device=query.device).expand(len(block), -1)
             real = None if valid is None else valid[:, start : start + _BLOCK]
-            visible = causal_visible(columns, key.shape[2], valid, real)
+            visible = causal_visible(columns, key.shape[2], valid, real, mutual)
         yield start, attention_rows(block, key, scaling, visible)
 
 
-def column_mean(query: Tensor, key: Tensor, scaling: float, vis_pos: Tensor, valid: Tensor | None) -> Tensor:
+def column_mean(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    vis_pos: Tensor,
+    valid: Tensor | None,
+    mutual: Tensor | None = None,
+) -> Tensor:
     """float32 [B, H, N]: attention that visual keys receive, averaged over the real queries."""
-    total = received(query, key, scaling, valid).unsqueeze(2)
+    total = received(query, key, scaling, valid, mutual=mutual).unsqueeze(2)
     n_real = query.shape[2] if valid is None else valid.sum(1)[:, None, None]
     return pick_visual(total, vis_pos)[:, :, 0] / n_real
 

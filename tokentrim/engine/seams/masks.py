@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
+from transformers.masking_utils import AttentionMaskInterface, blockwise_overlay, causal_mask_function, or_masks
 
 _MASKS = AttentionMaskInterface()
+_CAUSAL_ALONE = "flash"
+"""Kernels that take no mask but of padding: under them every model sees what is before a token alone."""
+
+
+def takes_masks(implementation: str) -> bool:
+    """Whether an attention implementation lets tokens see others behind them, where a mask says so."""
+    return not implementation.startswith(_CAUSAL_ALONE)
+
+
+def of_padding(mask: Any, entry_mask: Any) -> Any:
+    """The mask of padding that the language model runs under.
+
+    Args:
+        mask: as the language model is handed it: one that its entry has made for each kind of layer, or of padding.
+        entry_mask: as the entry was handed it.
+    """
+    return entry_mask if isinstance(mask, Mapping) else mask
 
 
 def causal_mask(
@@ -21,6 +39,7 @@ def causal_mask(
     valid: Tensor | None,
     dtype: torch.dtype,
     device: torch.device,
+    mutual: Tensor | None = None,
 ) -> Any:
     """Mask for ``queries`` new columns at the end of ``keys`` columns, in the form that ``implementation`` wants.
 
@@ -35,6 +54,8 @@ def causal_mask(
         valid: bool [B, keys], False in padding; None when nothing is padded.
         dtype: dtype of additive masks.
         device: where to build it.
+        mutual: int64 [B, keys], a number for each run of columns that see each other in both directions, -1 elsewhere;
+            None where all see what is before them alone.
     """
     if queries == 1 and valid is None:
         return None
@@ -45,9 +66,11 @@ def causal_mask(
         kv_length=keys,
         q_offset=keys - queries,
         kv_offset=0,
-        mask_function=causal_mask_function,
+        mask_function=causal_mask_function
+        if mutual is None
+        else or_masks(causal_mask_function, blockwise_overlay(mutual)),
         attention_mask=valid,
-        allow_is_causal_skip=valid is None,
+        allow_is_causal_skip=valid is None and mutual is None,
         dtype=dtype,
         config=config,
         use_vmap=False,

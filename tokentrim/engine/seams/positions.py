@@ -6,13 +6,15 @@ decoder layer is handed the text's count alone, in (cos, sin) the axes are folde
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokentrim.engine.tokens.stream import Stream
+from tokentrim.contracts.adapter import Layout
+from tokentrim.engine.tokens.stream import Stream, gather_columns, moved
 
 _AXES_WITH_TEXT = 4
 
@@ -86,6 +88,50 @@ def of_layers(position_ids: Tensor) -> Tensor | None:
 def of_rotary(position_ids: Tensor) -> Tensor:
     """What the rotary module is handed: all axes, without the text's own count."""
     return position_ids[1:] if position_ids.dim() == 3 and position_ids.shape[0] == _AXES_WITH_TEXT else position_ids
+
+
+@dataclass(frozen=True)
+class Tables:
+    """(cos, sin) of the columns that are left, for every layer those of its own kind, made once for each kind.
+
+    Attributes:
+        layout: the located modules.
+        order: int64 [B, T_new], which columns of what the model's loop hands a layer are left; None = all.
+        ids: position ids of the columns that are left, in any form, where the model's own are left behind; else None.
+    """
+
+    layout: Layout
+    order: Tensor | None = None
+    ids: Tensor | None = None
+    _made: dict[str, tuple[Tensor, Tensor]] = field(init=False, default_factory=dict[str, tuple[Tensor, Tensor]])
+
+    def made_for(self, ids: Tensor) -> Tables:
+        """Those of other position ids."""
+        return Tables(self.layout, ids=ids)
+
+    def taken(self, orders: Sequence[Tensor], ids: Tensor) -> Tables:
+        """Those of the columns ``orders``, cut after cut, whose position ids are ``ids``."""
+        if self.ids is not None:
+            return self.made_for(ids)
+        order = self.order
+        for now in orders:
+            order = now if order is None else moved(order, now.device).gather(1, now)
+        return Tables(self.layout, order)
+
+    def of(self, layer: int, hidden: Tensor, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """What ``layer`` takes, which is handed ``kwargs`` by the model's loop."""
+        kind = self.layout.rotary_kind(layer)
+        if kind not in self._made:
+            if self.ids is None:
+                cos, sin = moved(kwargs["position_embeddings"], hidden.device)
+                order = moved(self.order, hidden.device)
+                self._made[kind] = (
+                    (cos, sin) if order is None else (gather_columns(cos, order), gather_columns(sin, order))
+                )
+            else:
+                made = self.layout.position_embeddings(layer, hidden, of_rotary(self.ids))
+                self._made[kind] = moved(made, hidden.device)  # where accelerate has a device for the rotary module
+        return self._made[kind]
 
 
 def _first(position_ids: Tensor, stream: Stream) -> Tensor:

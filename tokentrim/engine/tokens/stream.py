@@ -38,6 +38,8 @@ class Stream:
             stay and are no text either; None where there are none.
         n_structure: their number per row; empty where there are none.
         flush: whether every row is known to end in the last column, padding in front.
+        mutual: int64 [B, T_prompt], a number for each run of the prompt's tokens that see each other in both
+            directions, -1 at those that see what is before them alone; None where all do.
     """
 
     length: int
@@ -53,6 +55,7 @@ class Stream:
     structure: Tensor | None = None
     n_structure: tuple[int, ...] = ()
     flush: bool = False
+    mutual: Tensor | None = None
     _on: dict[torch.device, Stream] = field(
         init=False, default_factory=dict[torch.device, "Stream"], repr=False, compare=False
     )
@@ -134,6 +137,10 @@ class Stream:
         """int64 [B, T]: the column of the prompt that each current column was; ``spare`` in padding."""
         return self.columns if self.valid is None else self.columns.masked_fill(~self.valid, spare)
 
+    def mutual_columns(self) -> Tensor | None:
+        """int64 [B, T]: :attr:`mutual` at the current columns."""
+        return None if self.mutual is None else self.mutual.gather(1, self.columns)
+
     def last_visual(self) -> Tensor:
         """int64 [B, 1]: the column of each row's last visual token; -1 where there is none."""
         return self.vis_pos.masked_fill(~self.vis_valid, -1).amax(dim=1, keepdim=True)
@@ -214,6 +221,7 @@ class Stream:
             structure=self.structure,
             n_structure=self.n_structure,
             flush=True,
+            mutual=self.mutual,
         )
         return after, order
 
@@ -253,6 +261,7 @@ class Stream:
             structure=None if self.structure is None else self.structure.index_select(0, index),
             n_structure=tuple(self.n_structure[i] for i in host) if self.structure is not None else (),
             flush=self.flush,
+            mutual=None if self.mutual is None else self.mutual.index_select(0, index),
         )
 
 
