@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from tokentrim.config.specs import strategy_from
 from tokentrim.counting.forecast import plan
@@ -207,7 +208,7 @@ def watched(monkeypatch):
     return begun, ended
 
 
-ENDLESS = body(max_tokens=512, generation_config={"min_new_tokens": 512})
+ENDLESS = body(max_tokens=400, generation_config={"min_new_tokens": 400})
 
 
 def test_an_answer_whose_client_has_left_is_broken_off(url, watched):
@@ -237,6 +238,24 @@ def test_a_server_that_stops_breaks_its_answers_off(loaded, watched):
         assert (status, "the server was stopped" in text.lower()) == (503, True)
         assert "the server was stopped" in stream.result(60)[1].lower()
     assert ended == ["the server was stopped"] * 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_limit_beyond_what_the_prompt_leaves_is_refused(url, stream):
+    said = refused(url, body(max_tokens=500, stream=stream))["message"]
+    assert said.startswith("max_tokens of the request must be at most 4")
+    assert "of the model's 512 positions the prompt takes 1" in said
+    words = [{"role": "user", "content": "list " * 600}]
+    assert (
+        "the prompt must leave some of the model's 512" in refused(url, body(messages=words, stream=stream))["message"]
+    )
+
+
+def test_an_answer_without_a_limit_ends_where_the_positions_do(loaded):
+    served = answering.Served(MODEL, loaded, strategy_from(SPEC))
+    asked, config = Inquiry(served.spec, limit=served.limits.usual), GenerationConfig()
+    served.bound(asked, {"input_ids": torch.zeros(1, 500, dtype=torch.long)}, config)
+    assert asked.limit == config.max_new_tokens == 12
 
 
 def test_a_stream_says_the_same_and_ends_with_the_usage(url):

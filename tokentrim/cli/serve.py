@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,10 +67,9 @@ def serve(
         server = Server(name, loaded, spec, listening)
         people.print(f"{name} under {spec.strategy.label()} answers at {server.url}/v1, one request after the other")
         people.print("Ctrl-C ends it", style="dim")
-        try:
+        with suppress(KeyboardInterrupt):  # asyncio may take Ctrl-C for the end of its main task, and raise nothing
             server.run()
-        except KeyboardInterrupt:
-            people.print("stopped")
+        people.print("stopped")
 
 
 def _with(spec: Any, budget: float | None, structure: str | None) -> Any:

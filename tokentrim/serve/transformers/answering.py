@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from tokentrim.contracts.adapter import Adapter, Layout
 from tokentrim.contracts.strategy import Strategy
 from tokentrim.counting.forecast import NEW_TOKENS
 from tokentrim.engine.report import Report
+from tokentrim.errors import DataError, complaint
 from tokentrim.loading import Loaded
 from tokentrim.runs.batches import visual_tokens
 from tokentrim.runs.stopping import StopsAtText
@@ -24,7 +26,7 @@ _USUAL: Final = 1024
 """New tokens of an answer whose request names no limit."""
 
 _MOST: Final = 32768
-"""New tokens at most of a model that does not say how many positions it has."""
+"""Positions of a model that does not say how many it has."""
 
 
 class Ended(Exception):
@@ -61,6 +63,29 @@ class Served:
         most: int = getattr(text, "max_position_embeddings", None) or _MOST
         usual = min(max(_USUAL, model.generation_config.max_new_tokens or 0), most)
         self.limits = ModelLimits(usual, most, text.vocab_size)
+
+    def bound(self, asked: Inquiry, inputs: Mapping[str, Any], config: Any) -> None:
+        """Hold an answer to the positions that its prompt leaves.
+
+        Args:
+            asked: the request.
+            inputs: its prompt, as the model takes it.
+            config: how it is generated, of transformers.
+
+        Raises:
+            DataError: when the prompt leaves none, or fewer than the request names.
+        """
+        length = int(inputs["input_ids"].shape[-1])
+        if self.found[1].mrope:  # a picture takes as many positions as its longer side has tokens, or fewer
+            length -= visual_tokens(self.loaded, dict(inputs), [()])[0]
+        left, most = self.limits.most - length, self.limits.most
+        if left < 1:
+            hint = "say less, or send fewer or smaller pictures"
+            raise DataError(complaint("the prompt", f"leave some of the model's {most} positions", length, hint))
+        if asked.named and asked.limit > left:
+            must = f"be at most {left}: of the model's {most} positions the prompt takes {length}"
+            raise DataError(complaint(f"{asked.named} of the request", must, asked.limit))
+        asked.limit = config.max_new_tokens = min(asked.limit, left)
 
     def session(self, spec: StrategySpec | Strategy) -> Session:
         """A session for one request."""

@@ -56,15 +56,21 @@ class TrimmedGenerating(GenerateManager):
         self, model: Any, processor: Any, inputs: Any, gen_config: Any, request_id: str, response_parser: Any = None
     ) -> Any:
         """As transformers does."""
-        model = TrimmedModel(self._served, self._asked[request_id])
+        model = self._trimmed(inputs, gen_config, request_id)
         return super().generate_streaming(model, processor, inputs, gen_config, request_id, response_parser)  # type: ignore[arg-type]
 
     async def generate_non_streaming(
         self, model: Any, processor: Any, inputs: Any, gen_config: Any, request_id: str
     ) -> Any:
         """As transformers does."""
-        model = TrimmedModel(self._served, self._asked[request_id])
+        model = self._trimmed(inputs, gen_config, request_id)
         return await super().generate_non_streaming(model, processor, inputs, gen_config, request_id)  # type: ignore[arg-type]
+
+    def _trimmed(self, inputs: Any, gen_config: Any, request_id: str) -> TrimmedModel:
+        """What answers a request: here a stream has no status yet, so that one that cannot be is refused."""
+        asked = self._asked[request_id]
+        self._served.bound(asked, inputs, gen_config)
+        return TrimmedModel(self._served, asked)
 
 
 class TrimmedState(GenerationState):

@@ -111,7 +111,7 @@ class ModelLimits:
 
     Attributes:
         usual: new tokens of an answer whose request names no limit.
-        most: new tokens that a request may ask for.
+        most: positions: tokens of a prompt and its answer together.
         vocabulary: number of token ids.
     """
 
@@ -128,6 +128,7 @@ class Inquiry:
         spec: the strategy, with the budget that its knob is solved for.
         body: what transformers' handler is handed, the pictures in it decoded.
         limit: new tokens at most.
+        named: the field of the request that names it; empty where none does.
         pictures: in the order of their places.
         seed: for sampling, where the request names one.
         stops: texts before which the answer ends.
@@ -140,6 +141,7 @@ class Inquiry:
     spec: StrategySpec
     body: dict[str, Any] = field(default_factory=dict[str, Any])
     limit: int = 1
+    named: str = ""
     pictures: list[Image.Image] = field(default_factory=list["Image.Image"])
     seed: int | None = None
     stops: tuple[str, ...] = ()
@@ -186,7 +188,7 @@ def read_request(text: bytes, name: str, spec: StrategySpec, limits: ModelLimits
     settings = Settings()
     if request.generation_config is not None:
         settings, asked.body["generation_config"] = _settings(request.generation_config, bool(request.stream), limits)
-    asked.limit = _limit(
+    asked.named, asked.limit = _limit(
         {
             "max_completion_tokens": request.max_completion_tokens,
             "max_tokens": request.max_tokens,
@@ -198,8 +200,8 @@ def read_request(text: bytes, name: str, spec: StrategySpec, limits: ModelLimits
     return asked
 
 
-def _limit(named: Mapping[str, int | None], limits: ModelLimits) -> int:
-    """The limit of an answer: the first that is named.
+def _limit(named: Mapping[str, int | None], limits: ModelLimits) -> tuple[str, int]:
+    """The limit of an answer and the field that names it: the first, or nothing and the usual one.
 
     Raises:
         DataError: when one is beyond the model.
@@ -209,7 +211,7 @@ def _limit(named: Mapping[str, int | None], limits: ModelLimits) -> int:
         if value > limits.most:
             must = f"be at most {limits.most}, what the model has positions for"
             raise DataError(complaint(f"{key} of the request", must, value))
-    return next(iter(given.values()), limits.usual)
+    return next(iter(given.items()), ("", limits.usual))
 
 
 def _biases(given: Mapping[str, float], limits: ModelLimits) -> dict[str, float]:
