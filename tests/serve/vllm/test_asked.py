@@ -91,12 +91,6 @@ def test_a_request_names_no_files():
     assert spec.strategy.label() == "uniform(keep_ratio=0.5, pattern=stride)"
 
 
-def test_videos_are_refused():
-    asked.require_images(["image", "image"])
-    with pytest.raises(UnsupportedError, match=r"must show images alone; got \['video'\]"):
-        asked.require_images(["image", "video"])
-
-
 def test_counts_are_those_of_a_picture(llava):
     text = asked.as_text(asked.of_server({"strategy": {"name": "random", "keep_ratio": 0.25}}))
     assert [asked.kept(text, llava.shape, n) for n in (4, 100, 101)] == [1, 25, 25]

@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from tests.qwen import tiny_qwen
+from tests.qwen import prompt, tiny_qwen
 from tokentrim.serve.vllm import mrope
 
 TEXT, IMAGE, VIDEO = 1, 2, 3
@@ -54,7 +55,7 @@ def test_what_stays_is_where_it_was(parts):
         step = per_frame if frames > 1 else 1.0
         whole = mrope.grid(frames, rows, cols, step)
         kept = torch.arange(1, frames * rows * cols, 3)  # whatever a strategy says
-        pictures.append((length, len(kept), (1 + int((frames - 1) * step), rows, cols)))
+        pictures.append((length, len(kept), mrope.extent(whole)))
         behind.append((length, whole[:, kept]))
         stays += (column + kept).tolist()
         column, length = column + frames * rows * cols, length + len(kept)
@@ -65,14 +66,38 @@ def test_what_stays_is_where_it_was(parts):
 
 
 def test_text_follows_the_longest_side_time_among_them():
-    found = mrope.laid_out(9, [(2, 4, (19, 3, 5))])
+    assert mrope.extent(mrope.grid(2, 3, 5)) == 5
+    taken = mrope.extent(mrope.grid(3, 3, 5, 9.0))
+    found = mrope.laid_out(9, [(2, 4, taken)])
     assert found[0].tolist() == [0, 1, 2, 2, 2, 2, 21, 22, 23]
     assert torch.equal(found[0], found[2])
 
 
+def test_a_fraction_of_a_position_per_frame_is_rounded_down_once():
+    seconds = float(torch.tensor(0.08))  # 25 frames per second
+    whole = mrope.grid(26, 1, 2, seconds * 4)
+    assert whole[0, ::2].tolist() == (np.arange(26) * (seconds * 4)).astype(np.int64).tolist()
+    assert mrope.extent(whole) == int(25 * (seconds * 4)) + 1
+
+
+def test_frames_between_time_stamps_are_pictures_of_their_own():
+    """As transformers counts them in Qwen3-VL."""
+    model = tiny_qwen("qwen3_vl")
+    given = prompt(model, [4, ("video", 3, 4, 2), 5])
+    video = given["input_ids"][0] == model.config.video_token_id
+    begins = int(video.nonzero()[0]) - 2  # the first frame's time stamp
+    ends = int(video.nonzero()[-1]) + 2
+    expected, _ = model.model.get_rope_index(
+        given["input_ids"], given["mm_token_type_ids"], video_grid_thw=given["video_grid_thw"]
+    )
+    found = mrope.stamped(video[begins:ends], 4, 2)
+    assert torch.equal(found + begins, expected[:, 0, begins:ends])
+    assert mrope.extent(found) + begins == expected[0, 0, ends]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_no_number_format_rounds_positions(dtype):
-    behind = torch.tensor([[0, 255, 256, 257, 601, 14400], [1, 2, 3, 4, 5, 6], [65535, 0, 512, 513, 255, 9]])
+    behind = torch.tensor([[0, 255, 256, 257, 601, 14400], [1, 2, 3, 4, 5, 6], [65535, 0, 512, 65536, 90001, 9]])
     features = torch.randn(6, 8, dtype=dtype)
     made = mrope.with_columns(features, behind)
     back, read = mrope.without_columns([made[:2], made[2:]])

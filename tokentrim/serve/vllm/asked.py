@@ -206,16 +206,6 @@ def kept(text: str, shape: ModelShape, n_visual: int) -> int:
     return left
 
 
-def require_images(modalities: Iterable[str]) -> None:
-    """Raise UnsupportedError for a request that shows anything but images, which nobody has held against ``trim``."""
-    others = sorted(set(modalities) - {"image"})
-    if others:
-        raise UnsupportedError(
-            complaint("a request where tokentrim prunes inside vLLM", "show images alone", others,
-                      "use tokentrim.trim for videos, or a server without tokentrim")
-        )  # fmt: skip
-
-
 def require_servable(spec: StrategySpec, family: PrunedFamily) -> str:
     """The strategy as text, if vLLM can serve it on this model.
 

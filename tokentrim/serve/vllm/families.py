@@ -30,5 +30,8 @@ SERVED: Final = {
     "qwen2_5_vl": ServedFamily(
         "Qwen2_5_VLForConditionalGeneration", "TokentrimQwen25VL", f"{_HERE}.qwen2_5_vl:TokentrimQwen25VL"
     ),
+    "qwen3_vl": ServedFamily(
+        "Qwen3VLForConditionalGeneration", "TokentrimQwen3VL", f"{_HERE}.qwen3_vl:TokentrimQwen3VL"
+    ),
 }
 """By transformers' ``model_type``."""

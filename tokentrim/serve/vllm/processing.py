@@ -25,7 +25,6 @@ from tokentrim.serve.vllm.asked import (
     field_of,
     kept,
     of_request,
-    require_images,
     require_servable,
     sent,
 )
@@ -94,9 +93,6 @@ class Trimming(_Processor):
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         text, rest = self._asked(hf_kwargs)
-        if not self._profiling:
-            with as_bad_request():
-                require_images(modality for modality, items in mm_items.items() if len(items))
         data = super()._apply_hf_processor_main(mm_items, rest)
         for modality in MODALITIES:
             if modality in mm_items:
