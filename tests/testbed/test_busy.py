@@ -101,7 +101,7 @@ def test_descriptions_go_from_large_to_small():
     question = TASKS["busy-describe"].ask(rng, scene)
     assert question is not None
     parts = question.answer.split(" , ")
-    kinds = [part.split()[1] for part in parts[: len(scene.large)]]
+    kinds = [part.split()[0] for part in parts[: len(scene.large)]]
     assert kinds == [thing.kind for thing in scene.large]
     assert parts[len(scene.large)] == " ".join(("ground", *scene.grounds))
     assert len(parts) == len(scene.large) + 1 + len(scene.small)

@@ -28,6 +28,7 @@ CORNER: Final = 32  # pixels of a corner's side that are of one material
 CELL: Final = 32  # pixels of one of 4 x 4 places
 _FREE_CORNER: Final = 16  # pixels at each corner that no large thing covers
 _TRIES: Final = 24
+_MOST_ALIKE: Final = 3  # small things of a kind
 _MOST_HIDDEN: Final = 0.2  # of the smaller thing's box
 _NOBODY: Final = -1
 _SMALL_OR_SIGN: Final = 100
@@ -264,17 +265,17 @@ def _draw_signs(rng: np.random.Generator, owner: Ints, taken: Bools) -> list[Sig
 
 
 def _draw_small(rng: np.random.Generator, busy: Bools) -> list[Small]:
-    """Four to seven small things of a few kinds, on free pixels; busy [128, 128] are taken."""
-    kinds = tuple(rng.permutation(SMALL)[: int(rng.integers(2, 6))].tolist())
+    """Four to six small things, at most three of a kind, on free pixels; busy [128, 128] are taken."""
+    kinds = rng.permutation(SMALL)[: int(rng.integers(2, 6))]
     found: list[Small] = []
-    for _ in range(int(rng.integers(4, 8))):
+    for kind in rng.permutation(np.repeat(kinds, _MOST_ALIKE))[: int(rng.integers(4, 7))].tolist():
         cells, off = rng.integers(1, GRID - 1, (_TRIES, 2)), rng.integers(-2, 2, (_TRIES, 2))
         for top, left in (cells * PATCH + off).tolist():
             around = busy[top - 1 : top + SMALL_SIZE + 1, left - 1 : left + SMALL_SIZE + 1]
             box = (top, left, top + SMALL_SIZE, left + SMALL_SIZE)
             if not around.any() and all(centre_patch(box) != centre_patch(other.box) for other in found):
                 around[:] = True
-                found.append(Small(_pick(rng, kinds), _pick(rng, COLORS), box, rng.uniform(0.6, 1)))
+                found.append(Small(kind, _pick(rng, COLORS), box, rng.uniform(0.6, 1)))
                 break
     return sorted(found, key=lambda thing: (*place_of(thing.box), thing.box))
 

@@ -168,7 +168,7 @@ def _place(box: Box) -> str:
 def ask_describe(rng: np.random.Generator, scene: BusyScene) -> BusyAsked | None:
     """Large things by size; the grounds; small things in reading order, with their places."""
     del rng
-    parts = [f"{thing.color} {thing.kind}" for thing in scene.large]
+    parts = [f"{thing.kind} {thing.color}" for thing in scene.large]
     parts.append(" ".join(("ground", *scene.grounds)))
     parts += [f"small {thing.kind} {_place(thing.box)}" for thing in scene.small]
     corners = (_of_corner(scene, quarter) for quarter in range(4))
