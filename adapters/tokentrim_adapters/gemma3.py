@@ -75,6 +75,7 @@ class Gemma3Adapter(_pieces.PiecesAdapter):
             shape=self.shape(config, bytes_per_element=_llava.element_size(model)),
             unserved={Need.TOWER_GROUPS: "it averages patches of a square grid that merging tokens would break"},
             rotary_kinds=tuple(text.layer_types),
+            windows=tuple(text.sliding_window if "sliding" in kind else None for kind in text.layer_types),
         )
 
     def shape(self, config: Any, *, name: str = "", bytes_per_element: int | None = None) -> ModelShape:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
-from transformers import Gemma3Config
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from tests import models
@@ -17,7 +18,12 @@ from tests.engine.probes import Probe
 from tests.gemma import MERGE, SIDE, WINDOW, Gemma3
 from tests.masked import masked_logits
 from tests.oracle import TOLERANCE, check, check_beams
+from tokentrim.config.specs import strategy_from
 from tokentrim.errors import AdapterError, UnsupportedError
+from tokentrim.plugins.loader import registry
+from tokentrim.selftest.checks import plain_masks, windows
+from tokentrim.selftest.running import subject_of
+from tokentrim.selftest.verdict import Failed
 from tokentrim.session import adapter_of, trim
 
 FAMILY = Gemma3()
@@ -150,17 +156,117 @@ def test_a_site_shows_the_towers_attention_where_the_features_are(attention: str
         torch.testing.assert_close(probe._seen[0]["vision_rows"][0, index], expected, atol=1e-6, rtol=1e-4)
 
 
+# ---------------------------------------------------------------------- windows shorter than the prompt
+
+NARROW = 11
+UNAWARE = ("yopo", "sgl")  # of windows
+BEYOND = [name for name in FIRST if strategy_from(SPECS[name]).strategy.name not in UNAWARE]
+
+
+@pytest.mark.parametrize(("strategy", "attention"), dealt(BEYOND, ("eager", "sdpa")))
+def test_dropping_is_masking_where_windows_are_short(strategy: str, attention: str) -> None:
+    """A window reaches as far back as in the untouched model, whatever has gone from it."""
+    check(FAMILY, FAMILY.model(attention=attention, sliding_window=NARROW), SPECS[strategy])
+
+
+@pytest.mark.parametrize("window", [NARROW, 28])
+def test_the_reference_is_the_untouched_model_where_windows_are_short(window: int) -> None:
+    """And keeping everything is too; the longer window is reached by a decode step alone."""
+    model = FAMILY.model(sliding_window=window)
+    inputs = FAMILY.prompt(model, FAMILY.row)
+    ids, logits = generate(model, inputs, 5)
+    visual = FAMILY.visual(model, inputs)[0]
+    with trim(model, {"name": "random", "keep_ratio": 1.0}) as session:
+        _, found = generate(model, inputs, 5)
+        trace = session.trace
+    expected = masked_logits(model, inputs, ids[0, :-1], trace, visual=visual)[len(visual) - 1 :]
+    assert deviation(expected, logits[0]) < TOLERANCE
+    assert deviation(found[0], logits[0]) < TOLERANCE
+    wide = FAMILY.model()
+    _, open_logits = generate(wide, inputs, 5)
+    assert deviation(open_logits[0, -1:], logits[0, -1:]) > 1e-3
+
+
+def test_beams_where_windows_are_short() -> None:
+    class Narrow(Gemma3):
+        def build(self, **options: Any) -> Any:
+            return super().build(**{"sliding_window": NARROW, **options})
+
+    check_beams(Narrow(), SPECS["st3"], FAMILY.ragged)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_rows_of_attention_where_windows_are_short(at: int) -> None:
+    """Of the layer before the boundary, and of the one behind it."""
+    model, maps = FAMILY.model(attention="eager", sliding_window=NARROW), dict[int, Tensor]()
+    inputs = FAMILY.prompt(model, (3, "image", 4, "image", 7))
+    plain = FAMILY.build(attention="eager", sliding_window=NARROW)
+    for number in (at - 1, at):
+        plain.model.language_model.layers[number].self_attn.register_forward_hook(
+            lambda module, args, output, number=number: maps.update({number: output[1][0]})
+        )
+    probe = Probe(at=(at,))
+    with trim(model, probe), torch.no_grad():
+        model(**inputs)
+        plain(**inputs)
+    visual, text = (inputs["input_ids"][0] == models.IMAGE, inputs["input_ids"][0] != models.IMAGE)
+    before, behind, seen = maps[at - 1][:, :, visual], maps[at][:, :, visual], probe._seen[at]
+    for name, expected in {
+        "last_row": before[:, -1],
+        "text_rows": before[:, text],
+        "window_rows": before[:, -3:],
+        "column_mean": before.mean(1),
+        "next_row": behind[:, -1],
+    }.items():
+        found = seen[name][0] if isinstance(seen[name], tuple) else seen[name]  # with those of its rows that are real
+        torch.testing.assert_close(found[0], expected, atol=1e-6, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    assert bool((before[:, -1, 0] == 0).all()) == (at == 1)  # the first picture is out of sight, in narrow layers
+
+
+def test_a_second_turn_where_windows_are_short() -> None:
+    model = FAMILY.model(sliding_window=NARROW)
+    inputs = FAMILY.prompt(model, FAMILY.row)
+    turn = torch.tensor([[5, 6, 7, 8]])
+    found: list[Tensor] = []
+    for chunks in ((4,), (1, 3)):
+        with trim(model, {**HALF, "boundary": 2}) as session, torch.no_grad():
+            out = again = model(**inputs)
+            for chunk in turn.split(list(chunks), dim=1):
+                again = model(input_ids=chunk, past_key_values=out.past_key_values)
+            found.append(again.logits[0, -1])
+            trace = session.trace
+    trace.steps = turn.shape[1]
+    expected = masked_logits(model, inputs, turn[0], trace, visual=FAMILY.visual(model, inputs)[0])[-1]
+    assert all(deviation(logits[None], expected[None]) < TOLERANCE for logits in found)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({**HALF, "positions": "renumber"}, "renumbered positions"),
+        (SPECS["yopo"], "neighbourhoods of edited attention"),
+    ],
+)
+def test_what_knows_no_window_is_refused_beyond_one(spec: Any, reason: str) -> None:
+    model = FAMILY.model()
+    long = FAMILY.prompt(model, (3, "image", WINDOW))
+    with trim(model, spec), pytest.raises(UnsupportedError, match=rf"the window, {WINDOW} tokens long \({reason}"):
+        generate(model, long, 1)
+    short = FAMILY.prompt(model, (3, "image", WINDOW - 22))  # and two marks
+    with trim(model, spec), pytest.raises(UnsupportedError, match=f"got {WINDOW + 1}"):
+        generate(model, short, 3)
+
+
 # ---------------------------------------------------------------------- refusals, by name
 
 
-def test_what_is_longer_than_the_window_is_refused() -> None:
-    model = FAMILY.model()
-    long = FAMILY.prompt(model, (3, "image", WINDOW))
-    with trim(model, HALF), pytest.raises(UnsupportedError, match=f"at most the window, {WINDOW} tokens long"):
-        generate(model, long, 1)
-    short = FAMILY.prompt(model, (3, "image", WINDOW - 22))  # and two marks
-    with trim(model, HALF), pytest.raises(UnsupportedError, match=f"{WINDOW} tokens long; got {WINDOW + 1}"):
-        generate(model, short, 3)
+def test_a_guide_reads_what_its_window_holds() -> None:
+    model = FAMILY.model(sliding_window=NARROW)
+    with (
+        trim(model, SPECS["sgl"]),
+        pytest.raises(UnsupportedError, match=f"of the guide 'self' must be at most .* {NARROW}"),
+    ):
+        generate(model, FAMILY.prompt(model, FAMILY.row), 2)
 
 
 def test_a_decoder_that_reads_text_both_ways_is_refused() -> None:
@@ -168,6 +274,41 @@ def test_a_decoder_that_reads_text_both_ways_is_refused() -> None:
     model.config.text_config.use_bidirectional_attention = True
     with pytest.raises(AdapterError, match="use_bidirectional_attention of a Gemma 3 decoder must be off"):
         trim(model, "none")
+
+
+# ---------------------------------------------------------------------- what the self-test makes of a wrong adapter
+
+Right: Any = registry("adapter").get("gemma3")
+
+
+class Backwards(Right):
+    def mutual(self, layout: Any, arguments: Any) -> None:
+        return None
+
+
+class OneTable(Right):
+    def locate(self, model: Any) -> Any:
+        return replace(super().locate(model), rotary_kinds=("full_attention",) * len(super().locate(model).layers))
+
+
+class Wider(Right):
+    def locate(self, model: Any) -> Any:
+        layout = super().locate(model)
+        return replace(layout, windows=tuple(window and window + 1 for window in layout.windows))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "check", "said"),
+    [(Backwards, plain_masks, "bidirectional attention"), (OneTable, plain_masks, "more than one kind"),
+     (Wider, windows, "dropping is not masking")],
+)  # fmt: skip
+def test_what_an_adapter_says_wrong_is_found(adapter: Any, check: Any, said: str) -> None:
+    found = subject_of(Gemma3ForConditionalGeneration, Gemma3Config(), Right(), None, [])
+    assert found is not None
+    assert check(found)
+    wrong = replace(found, adapter=adapter(), layout=adapter().locate(found.model))
+    with pytest.raises(Failed, match=said):
+        check(wrong)
 
 
 # ---------------------------------------------------------------------- sizes

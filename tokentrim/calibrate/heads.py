@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -18,6 +18,7 @@ from tokentrim.calibrate.measure import SPLIT
 from tokentrim.calibrate.options import CalibrationOptions
 from tokentrim.config.specs import strategy_from
 from tokentrim.engine.seams import attention, attention_rows
+from tokentrim.engine.tokens.stream import Sight, Stream
 from tokentrim.errors import ResultsError, complaint
 from tokentrim.loading import Loaded
 from tokentrim.progress import Progress, Silent
@@ -138,20 +139,23 @@ def head_ratios(loaded: Loaded, batch: Batch) -> Tensor:
     real = inputs["attention_mask"].bool()
     image = (adapter.modalities(layout, inputs) > 0) & real
     seen: dict[int, Tensor] = {}
-    mutual = adapter.mutual(layout, inputs)
-    observers = {module: _observer(layer, image, real, mutual, seen) for layer, module in enumerate(layout.attentions)}
+    stream = replace(Stream.of_prompt(image, real), mutual=adapter.mutual(layout, inputs))
+    sights = [stream.sight(layout.window_of(layer, stream.length)) for layer in range(len(layout.attentions))]
+    observers = {
+        module: _observer(layer, image, real, sights[layer], seen) for layer, module in enumerate(layout.attentions)
+    }
     with attention.observing(observers, layout.text_config), torch.inference_mode():
         loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)
     return torch.stack([seen[layer] for layer in sorted(seen)], dim=1).cpu()
 
 
 def _observer(
-    layer: int, image: Tensor, real: Tensor, mutual: Tensor | None, seen: dict[int, Tensor]
+    layer: int, image: Tensor, real: Tensor, sight: Sight | None, seen: dict[int, Tensor]
 ) -> attention.Observer:
     """Notes the ratio of every head of a layer, [B, H]."""
 
     def look(call: attention.AttentionCall) -> attention.Attended:
-        given = attention_rows.received(call.query, call.key, call.scaling, real, mutual=mutual)
+        given = attention_rows.received(call.query, call.key, call.scaling, real, sight=sight)
         to_image, to_text = ((given * part[:, None]).sum(2) for part in (image, real & ~image))
         seen[layer] = to_image / to_text.clamp(min=1e-9)
         return call.run()

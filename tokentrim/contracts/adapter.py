@@ -57,6 +57,8 @@ class Layout:
         packed: whether the tower attends to all images of a call in one row, under a mask that keeps them apart.
         rotary_kinds: the kind of position embeddings of each decoder layer, which ``rotary`` takes as a third argument;
             empty where all layers have the same.
+        windows: how many tokens each decoder layer's attention reaches back, the token itself among them, None where to
+            the beginning; empty where nothing is said of windows, and what is longer than one is then refused.
     """
 
     entry: nn.Module
@@ -78,6 +80,7 @@ class Layout:
     unserved: Mapping[Need, str] = field(default_factory=dict[Need, str])
     packed: bool = False
     rotary_kinds: tuple[str, ...] = ()
+    windows: tuple[int | None, ...] = ()
 
     @classmethod
     def around(cls, entry: nn.Module, language_model: nn.Module, **more: Any) -> Layout:
@@ -121,6 +124,11 @@ class Layout:
     def rotary_kind(self, layer: int) -> str:
         """Which layers share their position embeddings with ``layer``: those with the same name; empty for all."""
         return self.rotary_kinds[layer] if self.rotary_kinds else ""
+
+    def window_of(self, layer: int, length: int) -> int | None:
+        """What decoder layer number ``layer`` reaches back in ``length`` tokens; None where to the beginning."""
+        window = self.windows[layer] if self.windows else None
+        return window if window is not None and length > window else None
 
     def vision_block(self, block: int) -> int:
         """The vision block (0-based) that stands in for ``block``: itself, or the nearest earlier (else later) one

@@ -136,6 +136,8 @@ class Compiled(Ability):
             return "a temporal part that counts by data, reads more than its layer's own rows, or keeps what it hides"
         if context.edits_attention:
             return "edited attention"
+        if context.window is not None and prompt.length + sum(prompt.appended) > context.window:
+            return "a sequence longer than a sliding window"
         if any(layer.shift is not None for layer in run.layers):
             return "renumbered positions"
         if prompt.appended_valid is not None or prompt.shown is not None:

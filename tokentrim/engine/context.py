@@ -13,6 +13,7 @@ from tokentrim.engine.ability import Ability
 from tokentrim.engine.deciding import Doubts
 from tokentrim.engine.seams.attention import Kernel, implementation_of
 from tokentrim.engine.seams.clock import Clock
+from tokentrim.engine.seams.masks import window_in
 from tokentrim.engine.seams.sharding import SharedHeads
 from tokentrim.engine.seams.words import Words
 from tokentrim.engine.tokens.prompt import Prompt
@@ -72,8 +73,7 @@ class Context:
     @property
     def window(self) -> int | None:
         """Tokens that sliding-window attention sees, or None where attention has no window."""
-        config = self.layout.text_config
-        return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        return window_in(self.layout.text_config)
 
     @property
     def renumbers(self) -> bool:

@@ -24,7 +24,7 @@ from tokentrim.engine.seams.undo import Undo, hook
 from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.eviction import evict, evict_first, fronted
 from tokentrim.engine.tokens.prompt import TEMPORAL, Prompt
-from tokentrim.engine.tokens.stream import Stream, moved, spread
+from tokentrim.engine.tokens.stream import Sight, Stream, moved, spread
 
 _MASKLESS = ("sdpa", "flash")
 """Kernels that take no mask for one query over unpadded keys, whatever the length of each layer."""
@@ -53,7 +53,7 @@ class Decode:
     lenders: frozenset[int] = frozenset()
     lent: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     seen: dict[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
-    masks: dict[tuple[int, int], Any] = field(default_factory=dict[tuple[int, int], Any])
+    masks: dict[tuple[int, int, int | None], Any] = field(default_factory=dict[tuple[int, int, int | None], Any])
     undo: Undo = field(default_factory=Undo)
 
     def __post_init__(self) -> None:
@@ -199,7 +199,7 @@ class Decode:
                 return mixed, weights if self.context.implementation == "eager" else None  # as the kernel would
         stream = held.held_stream
         kernel = self.context.around_attention(layer, call.kernel, stream, self.prompt)
-        return replace(call, kernel=kernel, mask=self._mask(stream, call.key, call.query, unseen)).run()
+        return replace(call, kernel=kernel, mask=self._mask(layer, stream, call.key, call.query, unseen)).run()
 
     def _may_reuse(self, call: AttentionCall) -> bool:
         """Whether attention is nothing but the weights that were read times the values, at the kernel's precision."""
@@ -228,8 +228,9 @@ class Decode:
 
         def own_row() -> Tensor:
             if not weights:
-                valid = self._valid(stream, call.key.shape[2])
-                weights.append(attention_rows.last_row(call.query, call.key, call.scaling, None, valid))
+                keys = call.key.shape[2]
+                valid, sight = self._valid(stream, keys), self._sight(layer, stream, keys)
+                weights.append(attention_rows.last_row(call.query, call.key, call.scaling, None, valid, sight))
             return self.context.heads.whole(attention_rows.pick_visual(weights[0], stream.vis_pos)[:, :, 0])
 
         if layer in self.read:
@@ -337,9 +338,20 @@ class Decode:
             appended = torch.ones(rows, behind, dtype=torch.bool, device=device)
         return torch.cat([front, appended[:, :behind]], dim=1)
 
-    def _mask(self, stream: Stream, key: Tensor, query: Tensor, unseen: Tensor | None) -> Any:
+    def _window(self, layer: int, stream: Stream, keys: int) -> int | None:
+        return self.context.layout.window_of(layer, self.prompt.length + keys - stream.length)
+
+    def _sight(self, layer: int, stream: Stream, keys: int) -> Sight | None:
+        """Whom new tokens see in ``layer`` of all its ``keys`` columns; None where simply all that is before them."""
+        window, start, behind = self._window(layer, stream, keys), self.prompt.length, keys - stream.length
+        if window is None:
+            return None
+        appended = torch.arange(start, start + behind, device=stream.device).expand(stream.rows, -1)
+        return Sight(None, window, torch.cat([stream.columns, appended], dim=1))
+
+    def _mask(self, layer: int, stream: Stream, key: Tensor, query: Tensor, unseen: Tensor | None) -> Any:
         """This layer's mask, without the columns ``unseen`` [B, K]."""
-        where = (id(stream), key.shape[2])
+        where = (id(stream), key.shape[2], self._window(layer, stream, key.shape[2]))
         if unseen is not None or where not in self.masks:
             valid = self._valid(stream, key.shape[2])
             if unseen is not None:
@@ -353,6 +365,7 @@ class Decode:
                 valid=valid,
                 dtype=query.dtype,
                 device=query.device,
+                sight=self._sight(layer, stream, key.shape[2]),
             )
             if unseen is not None:
                 return mask

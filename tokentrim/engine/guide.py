@@ -22,6 +22,7 @@ from tokentrim.engine.ability import Ability, PromptOrigin
 from tokentrim.engine.generate import answer_lengths
 from tokentrim.engine.seams import attention, attention_rows
 from tokentrim.engine.seams.calls import GenerateOptions
+from tokentrim.engine.seams.masks import window_in
 from tokentrim.engine.session import Session
 from tokentrim.engine.tokens.placement import encoded_elsewhere
 from tokentrim.engine.tokens.prompt import Prompt
@@ -108,6 +109,18 @@ class Guide(Ability):
             all_exit = exits.decide(said.answers, start.n_visual)
             prompt.exit(exits.rows, said.answers.scores.tolist(), skipped=all_exit)
 
+    def _require_within_window(self, length: int) -> None:
+        window = window_in(self.layout.text_config)
+        if window is not None and length > window:
+            raise UnsupportedError(
+                complaint(
+                    f"prompt and answer of the guide {self.request.model!r}",
+                    f"be at most its window, {window} tokens long: what it looked at is read from all of them",
+                    length,
+                    "shorten them, or choose a guide without a sliding window",
+                )
+            )
+
     def say(self, inputs: Mapping[str, Any], visual: Tensor, valid: Tensor | None, exits: Exits | None = None) -> Said:
         """Answer a prompt.
 
@@ -118,13 +131,14 @@ class Guide(Ability):
             exits: where the answer may stand in for the model's; it then is as long as the caller asked for.
 
         Raises:
-            UnsupportedError: when the guide cannot run the prompt: it must see the same visual tokens.
+            UnsupportedError: when the guide cannot run the prompt: it must see the same visual tokens, and all of them.
         """
         stream = Stream.of_prompt(visual, valid)
         watch, chances = _Watch(self.layout, stream, self.request), Chances()
         short = {"max_new_tokens": max(1, self.request.new_tokens), "do_sample": False}
         how: dict[str, Any] = short if exits is None else {**exits.settings, "logits_processor": [chances]}
         answers = None
+        self._require_within_window(visual.shape[1] + int(how.get("max_new_tokens") or 0))
         try:
             with attention.observing(watch.observers(), self.layout.text_config):
                 output = self.model.generate(**inputs, **how)

@@ -15,7 +15,7 @@ from tokentrim.engine.seams import attention, attention_rows
 from tokentrim.engine.seams.attention import AttentionCall
 from tokentrim.engine.seams.private import device_of
 from tokentrim.engine.seams.sharding import SharedHeads
-from tokentrim.engine.tokens.stream import Stream, moved
+from tokentrim.engine.tokens.stream import Sight, Stream, moved
 from tokentrim.errors import UnsupportedError, complaint
 
 _TOKENS_AT = {Need.KEYS: 2, Need.VALUES: 2, Need.HIDDEN_BEFORE: 1}
@@ -25,7 +25,13 @@ _CACHES = ("past_key_values", "past_key_value")
 
 
 def read(
-    wanted: frozenset[Need], call: AttentionCall, stream: Stream, start: Stream, heads: SharedHeads, window: int
+    wanted: frozenset[Need],
+    call: AttentionCall,
+    stream: Stream,
+    start: Stream,
+    heads: SharedHeads,
+    window: int,
+    sight: Sight | None = None,
 ) -> dict[Need, Any]:
     """What is asked for of the layer that makes ``call``.
 
@@ -36,19 +42,19 @@ def read(
         start: those of the whole prompt.
         heads: completes what one of several processes reads.
         window: trailing prompt tokens whose rows ``Need.WINDOW_ROWS`` wants.
+        sight: whom the columns see in this layer, where not simply all that is before them.
     """
     query, key, scaling, valid = call.query, call.key, call.scaling, stream.valid
-    mutual = stream.mutual_columns() if wanted & {Need.COLUMN_MEAN, Need.HEAD_PEAKS} else None
     found: dict[Need, Any] = {}
     if Need.LAST_ROW in wanted:
-        found[Need.LAST_ROW] = _last_row(call, stream)
+        found[Need.LAST_ROW] = _last_row(call, stream, sight)
     if Need.TEXT_ROWS in wanted:
         columns, real = stream.text()
-        found[Need.TEXT_ROWS] = _rows_at(call, stream, columns, real), real
+        found[Need.TEXT_ROWS] = _rows_at(call, stream, columns, real, sight), real
     if Need.WINDOW_ROWS in wanted:
-        found[Need.WINDOW_ROWS] = _window(call, stream, window)
+        found[Need.WINDOW_ROWS] = _window(call, stream, window, sight)
     if Need.COLUMN_MEAN in wanted:
-        found[Need.COLUMN_MEAN] = attention_rows.column_mean(query, key, scaling, stream.vis_pos, valid, mutual)
+        found[Need.COLUMN_MEAN] = attention_rows.column_mean(query, key, scaling, stream.vis_pos, valid, sight)
     for need, tensor in ((Need.KEYS, key), (Need.VALUES, call.value)):
         if need in wanted:
             found[need] = attention_rows.pick_rows(tensor, stream.vis_pos)
@@ -61,7 +67,7 @@ def read(
         text = columns.masked_fill(~behind(stream, start, columns, real), stream.length)
         asks = torch.zeros(stream.rows, stream.length + 1, dtype=torch.bool, device=query.device)
         groups = torch.stack([stream.visual_mask(), asks.scatter(1, text, True)[:, :-1]], dim=1)
-        peaks = attention_rows.peaks(query, key, scaling, groups, valid, heads.whole, mutual)
+        peaks = attention_rows.peaks(query, key, scaling, groups, valid, heads.whole, sight)
         whole[Need.HEAD_PEAKS] = peaks.gather(2, stream.vis_pos.unsqueeze(1).expand(-1, 2, -1))
     return whole
 
@@ -72,7 +78,14 @@ def behind(stream: Stream, start: Stream, columns: Tensor, real: Tensor) -> Tens
 
 
 def next_row(
-    layout: Layout, layer: int, hidden: Tensor, kwargs: Mapping[str, Any], stream: Stream, *, rotary: bool = True
+    layout: Layout,
+    layer: int,
+    hidden: Tensor,
+    kwargs: Mapping[str, Any],
+    stream: Stream,
+    *,
+    rotary: bool = True,
+    sight: Sight | None = None,
 ) -> Tensor:
     """float32 [B, H of this process, N]: attention of the last prompt token in ``layer``, which has not run yet.
 
@@ -85,6 +98,7 @@ def next_row(
         kwargs: what it is about to be handed besides.
         stream: the columns of ``hidden``.
         rotary: whether queries and keys are turned as always; else not at all.
+        sight: whom the columns see in this layer, where not simply all that is before them.
 
     Raises:
         UnsupportedError: when the layer does not call its attention function.
@@ -92,7 +106,7 @@ def next_row(
     module, found = layout.attentions[layer], list[Tensor]()
 
     def look(call: AttentionCall) -> attention.Attended:
-        found.append(_last_row(call, stream))
+        found.append(_last_row(call, stream, sight))
         raise _Enough
 
     given: dict[str, Any] = {name: moved(what, hidden.device) for name, what in kwargs.items() if name not in _CACHES}
@@ -119,9 +133,9 @@ def normed(layout: Layout, vectors: Tensor) -> Tensor:
         return norm.forward(vectors.to(device_of(norm))).to(vectors.device)
 
 
-def window_mean(call: AttentionCall, stream: Stream, window: int) -> Tensor:
+def window_mean(call: AttentionCall, stream: Stream, window: int, sight: Sight | None = None) -> Tensor:
     """float32 [B, H of this process, N]: mean of the last ``window`` prompt tokens' rows, visual columns alone."""
-    rows, real = _window(call, stream, min(window, stream.length))
+    rows, real = _window(call, stream, min(window, stream.length), sight)
     return rows.sum(dim=2) / real.sum(dim=1).clamp(min=1)[:, None, None]
 
 
@@ -145,13 +159,13 @@ def pick(need: Need, what: Any, selection: Selection) -> Any:
     return what.gather(axis, slots.reshape(shape).expand(wanted))
 
 
-def _last_row(call: AttentionCall, stream: Stream) -> Tensor:
+def _last_row(call: AttentionCall, stream: Stream, sight: Sight | None) -> Tensor:
     """float32 [B, H, N]: the visual columns of the last prompt token's row."""
-    row = attention_rows.last_row(call.query, call.key, call.scaling, stream.last_columns(), stream.valid)
+    row = attention_rows.last_row(call.query, call.key, call.scaling, stream.last_columns(), stream.valid, sight)
     return attention_rows.pick_visual(row, stream.vis_pos)[:, :, 0]
 
 
-def _window(call: AttentionCall, stream: Stream, window: int) -> tuple[Tensor, Tensor]:
+def _window(call: AttentionCall, stream: Stream, window: int, sight: Sight | None) -> tuple[Tensor, Tensor]:
     """Rows [B, H, W, N] of the last W = ``window`` prompt tokens, zero where bool [B, W] says that there is none."""
     last = stream.last_columns()
     end = call.query.new_full((stream.rows,), stream.length - 1, dtype=torch.long) if last is None else last
@@ -160,10 +174,10 @@ def _window(call: AttentionCall, stream: Stream, window: int) -> tuple[Tensor, T
     columns = columns.clamp(min=0)
     if stream.valid is not None:
         real = real & stream.valid.gather(1, columns)
-    return _rows_at(call, stream, columns, real), real
+    return _rows_at(call, stream, columns, real, sight), real
 
 
-def _rows_at(call: AttentionCall, stream: Stream, columns: Tensor, real: Tensor) -> Tensor:
-    visible = attention_rows.causal_visible(columns, call.key.shape[2], stream.valid, real, stream.mutual_columns())
+def _rows_at(call: AttentionCall, stream: Stream, columns: Tensor, real: Tensor, sight: Sight | None) -> Tensor:
+    visible = attention_rows.causal_visible(columns, call.key.shape[2], stream.valid, real, sight)
     rows = attention_rows.attention_rows(attention_rows.pick_rows(call.query, columns), call.key, call.scaling, visible)
     return attention_rows.pick_visual(rows, stream.vis_pos)

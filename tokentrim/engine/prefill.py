@@ -23,7 +23,7 @@ from tokentrim.engine.seams.private import device_of
 from tokentrim.engine.seams.undo import Undo, hook
 from tokentrim.engine.tokens.cache import TrimLayer
 from tokentrim.engine.tokens.prompt import Prompt
-from tokentrim.engine.tokens.stream import Stream, gather_columns, merge_features, moved, place, spread
+from tokentrim.engine.tokens.stream import Sight, Stream, gather_columns, merge_features, moved, place, spread
 from tokentrim.errors import AdapterError, EngineError, UnsupportedError, complaint
 
 _FOR_STEPS = {Need.LAST_ROW: FROM_LAST_ROW, Need.COLUMN_MEAN: frozenset({Need.PROMPT_COLUMNS})}
@@ -36,6 +36,7 @@ class Prefill:
 
     Attributes:
         handed: what every layer after a boundary is handed instead of what the model's loop hands it, by name.
+        masks: those of these layers, by their windows, since the last cut.
         tables: what these layers' position embeddings are made by; None as long as the model's own fit.
         deeper: what adds the features that belong in front of a layer, by its number.
     """
@@ -48,6 +49,7 @@ class Prefill:
     position_ids: Tensor
     stream: Stream = field(init=False)
     handed: dict[str, Any] | None = None
+    masks: dict[int | None, Any] = field(default_factory=dict[int | None, Any])
     tables: positions.Tables | None = None
     deeper: dict[int, Callable[[Any], Any]] = field(default_factory=dict[int, Callable[[Any], Any]])
     surplus: Tensor | None = None
@@ -150,7 +152,8 @@ class Prefill:
         if self.handed is None:
             return {}
         tables = {} if self.tables is None else {"position_embeddings": self.tables.of(layer, hidden, kwargs)}
-        return {name: moved(what, hidden.device) for name, what in {**self.handed, **tables}.items()}
+        handed = {**self.handed, **tables, "attention_mask": self._mask(layer, hidden)}
+        return {name: moved(what, hidden.device) for name, what in handed.items()}
 
     def _prune(self, boundary: int, hidden: Tensor, kwargs: dict[str, Any] | None = None) -> Tensor:
         """Take every decision of ``boundary``; returns the hidden states that go on."""
@@ -163,7 +166,10 @@ class Prefill:
             here = before.on(hidden.device)
             for need, rotary in ((Need.NEXT_ROW, True), (Need.NEXT_ROW_PLAIN, False)):
                 if need in wanted:
-                    row = layer_reads.next_row(self.context.layout, boundary, hidden, given, here, rotary=rotary)
+                    sight = self._sight(boundary, before, hidden.device)
+                    row = layer_reads.next_row(
+                        self.context.layout, boundary, hidden, given, here, rotary=rotary, sight=sight
+                    )
                     self.read[need] = self.context.heads.whole(row)
             for decision in self.at[boundary]:
                 hidden = self._apply(decision, hidden)
@@ -255,7 +261,7 @@ class Prefill:
     def _rebuild(self, boundary: int, hidden: Tensor, before: Stream, kwargs: dict[str, Any] | None) -> None:
         """Positions and mask for the shorter sequence."""
         renumber = self.at[boundary][0].part.positions == "renumber"
-        device = hidden.device
+        device, self.masks = hidden.device, {}
         self.position_ids = original = self.position_ids.to(device)
         orders, self._orders = self._orders, []
         for order in orders:
@@ -263,8 +269,8 @@ class Prefill:
         if renumber:
             self.position_ids = positions.renumbered(self.position_ids, original, before.on(device), self.stream)
         if kwargs is None:  # boundary 0: the language model makes embeddings and mask itself, if it sees but backwards
-            if self.stream.mutual is not None:
-                self.handed = {"attention_mask": self._mask_of_layers(hidden)}
+            if any(self._sight(layer, self.stream, device) for layer in range(self.context.shape.n_layers)):
+                self.handed = {}
             return
         if "position_embeddings" not in kwargs:
             raise AdapterError(
@@ -274,9 +280,20 @@ class Prefill:
         tables = positions.Tables(self.context.layout) if self.tables is None else self.tables
         self.tables = tables.made_for(self.position_ids) if renumber else tables.taken(orders, self.position_ids)
         position_ids = positions.of_layers(self.position_ids)
-        self.handed = {"position_ids": position_ids, "attention_mask": self._mask_of_layers(hidden)}
+        self.handed = {"position_ids": position_ids}
 
-    def _mask_of_layers(self, hidden: Tensor) -> Any:
+    def _sight(self, layer: int, stream: Stream, device: torch.device) -> Sight | None:
+        """Whom the columns of ``stream`` see in ``layer``, where not simply all that is before them."""
+        return stream.on(device).sight(self.context.layout.window_of(layer, self.prompt.length))
+
+    def _mask(self, layer: int, hidden: Tensor) -> Any:
+        """For the columns that are left, in ``layer``; layers with the same window share one."""
+        key = self.context.layout.window_of(layer, self.prompt.length)
+        if key not in self.masks:
+            self.masks[key] = self._made_mask(self._sight(layer, self.stream, hidden.device), hidden)
+        return self.masks[key]
+
+    def _made_mask(self, sight: Sight | None, hidden: Tensor) -> Any:
         stream = self.stream.on(hidden.device)
         return causal_mask(
             self.context.implementation,
@@ -287,7 +304,7 @@ class Prefill:
             valid=stream.valid,
             dtype=hidden.dtype,
             device=hidden.device,
-            mutual=stream.mutual_columns(),
+            sight=sight,
         )
 
     def _record(self, first: int) -> None:
@@ -327,12 +344,13 @@ class Prefill:
             here = [d.part for d in self.at[layer + 1] if Need.WINDOW_ROWS in d.part.needed_at(layer + 1)]
             window = max(part.wants_window() for part in here)
         needs = wanted | {need for need, kin in _FOR_STEPS.items() if rows & kin}
-        found = layer_reads.read(needs, call, stream, start, self.context.heads, window)
+        sight = self._sight(layer, stream, device)
+        found = layer_reads.read(needs, call, stream, start, self.context.heads, window, sight)
         if rows and self.cache is not None:
             held: TrimLayer = self.cache.layers[layer]
             held.rows = dict.fromkeys(rows & FROM_LAST_ROW, found.get(Need.LAST_ROW))
             if self.context.temporal is not None and Need.PROMPT_WINDOW in rows:
-                mean = layer_reads.window_mean(call, stream, self.context.temporal.wants_window())
+                mean = layer_reads.window_mean(call, stream, self.context.temporal.wants_window(), sight)
                 held.rows[Need.PROMPT_WINDOW] = self.context.heads.whole(mean)
             if Need.PROMPT_COLUMNS in rows:
                 held.rows[Need.PROMPT_COLUMNS] = found[Need.COLUMN_MEAN]

@@ -13,6 +13,7 @@ from tokentrim.contracts.fits import Decision
 from tokentrim.contracts.strategy import Temporal
 from tokentrim.engine.context import Context
 from tokentrim.engine.seams import outputs, positions
+from tokentrim.engine.seams.masks import takes_masks
 from tokentrim.engine.seams.private import ORIGINAL, device_of, is_compiled
 from tokentrim.engine.tokens.cache import TrimLayer, trimmed
 from tokentrim.engine.tokens.stream import Stream
@@ -180,17 +181,25 @@ def _of_labels(labels: Tensor, stream: Stream, dropping: Sequence[bool]) -> None
 
 
 def of_window(context: Context, length: int) -> None:
-    """Refuse a sequence that does not fit into a sliding window.
+    """Refuse a sequence that does not fit into a sliding window, where it is not known whom a token then sees.
 
     Raises:
-        UnsupportedError: which entries a window holds is defined by positions that pruning changes.
+        UnsupportedError: for an adapter that says nothing of windows; else where the kernel measures them by what is
+            left, where positions are renumbered, and where attention is edited.
     """
     window = context.window
-    if window is not None and length > window:
+    reasons = {
+        "": not context.layout.windows,
+        " (flash kernels measure it by the tokens that are left)": not takes_masks(context.implementation),
+        " (renumbered positions leave open what it is measured by)": context.renumbers,
+        " (neighbourhoods of edited attention know no window)": context.edits_attention,
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if window is not None and length > window and reason is not None:
         raise UnsupportedError(
             complaint(
                 "a sequence under sliding-window attention",
-                f"be at most the window, {window} tokens long",
+                f"be at most the window, {window} tokens long{reason}",
                 length,
                 "shorten the prompt or the answer, or use a model without a sliding window",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -60,11 +61,15 @@ def plain_masks(subject: Subject) -> str:
 
 
 def windows(subject: Subject) -> str:
-    """Where attention has a window, what is longer than it is refused."""
+    """What is longer than a window is refused; where the adapter tells which layers have one, dropping is masking."""
     model = subject.build(None, _SMALL_WINDOW)
     if all(mask is None or not bool((~mask & _causal(mask)).any())
            for mask, _ in _layer_arguments(subject, subject.build("eager", _SMALL_WINDOW))):  # fmt: skip
         return "no decoder layer uses a window"
+    layout = subject.adapter.locate(model)
+    if layout.windows:
+        small = replace(subject, model=model, layout=layout)
+        return f"in a sequence longer than the window {drop_is_mask(small)}"
     try:
         with subject.trimmed(Scatter(shares={1: 0.5}), model):
             generate(model, subject.prompt(0))

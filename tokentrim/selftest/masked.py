@@ -61,6 +61,9 @@ def masked_logits(
         for step, place in enumerate(range(length, total), start=1):
             held = torch.isin(raster, trace.cached(number, step, sample)) & is_visual
             visible[place] = causal[place] & (~is_visual | held)
+        window = layout.window_of(number, total)
+        if window is not None:
+            visible &= torch.arange(total)[None, :] > torch.arange(total)[:, None] - window
         visible |= torch.eye(total, dtype=torch.bool)  # a dropped token sees itself: nobody sees it
 
         def replace(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokentrim.contracts.sites import Need
+from tokentrim.engine.tokens.stream import Sight
 
 _BLOCK = 128
 """Queries per block of a sum over all of them: bounds its memory to heads x 128 x keys."""
@@ -48,16 +49,16 @@ def pick_visual(rows: Tensor, vis_pos: Tensor) -> Tensor:
 
 
 def causal_visible(
-    columns: Tensor, n_keys: int, valid: Tensor | None, real: Tensor | None = None, mutual: Tensor | None = None
+    columns: Tensor, n_keys: int, valid: Tensor | None, real: Tensor | None = None, sight: Sight | None = None
 ) -> Tensor:
     """bool [B, 1, R, K]: keys that the queries at ``columns`` [B, R] may see; none where ``real`` [B, R] is False.
 
-    Those before them, and those of the same run in ``mutual`` int64 [B, K], where that is not -1.
+    Those before them, or whom ``sight`` says.
     """
-    visible = columns.unsqueeze(-1) >= torch.arange(n_keys, device=columns.device)
-    if mutual is not None:
-        own = mutual.gather(1, columns).unsqueeze(2)
-        visible = visible | ((own == mutual.unsqueeze(1)) & (own >= 0))
+    if sight is None:
+        visible = columns.unsqueeze(-1) >= torch.arange(n_keys, device=columns.device)
+    else:
+        visible = sight.visible(columns)
     if valid is not None:
         visible = visible & valid.unsqueeze(1)
     if real is not None:
@@ -65,9 +66,19 @@ def causal_visible(
     return visible.unsqueeze(1)
 
 
-def last_row(query: Tensor, key: Tensor, scaling: float, last: Tensor | None, valid: Tensor | None) -> Tensor:
+def last_row(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    last: Tensor | None,
+    valid: Tensor | None,
+    sight: Sight | None = None,
+) -> Tensor:
     """float32 [B, H, 1, K]: the row of the last real query; ``last`` [B] or None for the last column."""
     row = query[:, :, -1:] if last is None else pick_rows(query, last.unsqueeze(1))
+    if sight is not None and sight.window is not None:
+        at = torch.full((len(key),), key.shape[2] - 1, device=key.device) if last is None else last
+        return attention_rows(row, key, scaling, causal_visible(at.unsqueeze(1), key.shape[2], valid, None, sight))
     return attention_rows(row, key, scaling, None if valid is None else valid[:, None, None, :])
 
 
@@ -93,7 +104,7 @@ def received(
     valid: Tensor | None,
     *,
     causal: bool = True,
-    mutual: Tensor | None = None,
+    sight: Sight | None = None,
 ) -> Tensor:
     """float32 [B, H, K]: attention that every key receives, summed over the real queries, in blocks.
 
@@ -103,11 +114,11 @@ def received(
         scaling: usually head_dim ** -0.5.
         valid: bool [B, K], False in padding; None when nothing is padded.
         causal: whether query i sees keys 0..i alone; else every query sees every key, and nothing may be padded.
-        mutual: int64 [B, K], runs of tokens that see each other besides; None where there are none.
+        sight: whom they see, where not simply all that is before them.
     """
     batch, heads = query.shape[:2]
     total = torch.zeros(batch, heads, key.shape[2], dtype=torch.float32, device=query.device)
-    for _, rows in _in_blocks(query, key, scaling, valid, causal=causal, mutual=mutual):
+    for _, rows in _in_blocks(query, key, scaling, valid, causal=causal, sight=sight):
         total += rows.sum(dim=2)
     return total
 
@@ -119,7 +130,7 @@ def peaks(
     groups: Tensor,
     valid: Tensor | None,
     whole: Callable[[Tensor], Tensor],
-    mutual: Tensor | None = None,
+    sight: Sight | None = None,
 ) -> Tensor:
     """float32 [B, G, K]: the largest attention of all heads from each query to each key, summed over groups of queries.
 
@@ -132,17 +143,17 @@ def peaks(
         groups: bool [B, G, T]: the queries of each group.
         valid: bool [B, T], False in padding; None when nothing is padded.
         whole: completes heads [B, H of this process, ...] by those of other processes.
-        mutual: int64 [B, T], runs of tokens that see each other besides; None where there are none.
+        sight: whom they see, where not simply all that is before them.
     """
     total = torch.zeros(*groups.shape[:2], key.shape[2], dtype=torch.float32, device=query.device)
-    for start, rows in _in_blocks(query, key, scaling, valid, causal=True, mutual=mutual):
+    for start, rows in _in_blocks(query, key, scaling, valid, causal=True, sight=sight):
         peak = whole(rows.amax(dim=1, keepdim=True)).amax(dim=1)
         total += torch.matmul(groups[:, :, start : start + _BLOCK].float(), peak)
     return total
 
 
 def _in_blocks(
-    query: Tensor, key: Tensor, scaling: float, valid: Tensor | None, *, causal: bool, mutual: Tensor | None
+    query: Tensor, key: Tensor, scaling: float, valid: Tensor | None, *, causal: bool, sight: Sight | None
 ) -> Iterator[tuple[int, Tensor]]:
     """(number of the first query, attention rows float32 [B, H, block, K]), block after block."""
     for start in range(0, query.shape[2], _BLOCK):
@@ -150,7 +161,7 @@ def _in_blocks(
         if causal:
             columns = torch.arange(start, start + block.shape[2], device=query.device).expand(len(block), -1)
             real = None if valid is None else valid[:, start : start + _BLOCK]
-            visible = causal_visible(columns, key.shape[2], valid, real, mutual)
+            visible = causal_visible(columns, key.shape[2], valid, real, sight)
         yield start, attention_rows(block, key, scaling, visible)
 
 
@@ -160,10 +171,10 @@ def column_mean(
     scaling: float,
     vis_pos: Tensor,
     valid: Tensor | None,
-    mutual: Tensor | None = None,
+    sight: Sight | None = None,
 ) -> Tensor:
     """float32 [B, H, N]: attention that visual keys receive, averaged over the real queries."""
-    total = received(query, key, scaling, valid, mutual=mutual).unsqueeze(2)
+    total = received(query, key, scaling, valid, sight=sight).unsqueeze(2)
     n_real = query.shape[2] if valid is None else valid.sum(1)[:, None, None]
     return pick_visual(total, vis_pos)[:, :, 0] / n_real
 

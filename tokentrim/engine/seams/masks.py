@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import AttentionMaskInterface, blockwise_overlay, causal_mask_function, or_masks
+from transformers.masking_utils import (
+    AttentionMaskInterface,
+    and_masks,
+    blockwise_overlay,
+    causal_mask_function,
+    or_masks,
+)
+
+from tokentrim.engine.tokens.stream import Sight
 
 _MASKS = AttentionMaskInterface()
 _CAUSAL_ALONE = "flash"
@@ -17,6 +25,11 @@ _CAUSAL_ALONE = "flash"
 def takes_masks(implementation: str) -> bool:
     """Whether an attention implementation lets tokens see others behind them, where a mask says so."""
     return not implementation.startswith(_CAUSAL_ALONE)
+
+
+def window_in(config: Any) -> int | None:
+    """Tokens that sliding-window attention of a text config sees, or None where attention has no window."""
+    return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
 
 
 def of_padding(mask: Any, entry_mask: Any) -> Any:
@@ -39,7 +52,7 @@ def causal_mask(
     valid: Tensor | None,
     dtype: torch.dtype,
     device: torch.device,
-    mutual: Tensor | None = None,
+    sight: Sight | None = None,
 ) -> Any:
     """Mask for ``queries`` new columns at the end of ``keys`` columns, in the form that ``implementation`` wants.
 
@@ -54,10 +67,9 @@ def causal_mask(
         valid: bool [B, keys], False in padding; None when nothing is padded.
         dtype: dtype of additive masks.
         device: where to build it.
-        mutual: int64 [B, keys], a number for each run of columns that see each other in both directions, -1 elsewhere;
-            None where all see what is before them alone.
+        sight: whom the columns see; None where simply all that is before them.
     """
-    if queries == 1 and valid is None:
+    if queries == 1 and valid is None and sight is None:
         return None
     make = _MASKS[implementation] if implementation in _MASKS else _MASKS["eager"]
     return make(
@@ -66,13 +78,28 @@ def causal_mask(
         kv_length=keys,
         q_offset=keys - queries,
         kv_offset=0,
-        mask_function=causal_mask_function
-        if mutual is None
-        else or_masks(causal_mask_function, blockwise_overlay(mutual)),
+        mask_function=_rule(sight),
         attention_mask=valid,
-        allow_is_causal_skip=valid is None and mutual is None,
+        allow_is_causal_skip=valid is None and sight is None,
         dtype=dtype,
         config=config,
         use_vmap=False,
         device=device,
     )
+
+
+def _rule(sight: Sight | None) -> Callable[..., Any]:
+    """What transformers asks of every pair of a query and a key."""
+    rule: Callable[..., Any] = causal_mask_function
+    if sight is None:
+        return rule
+    if sight.mutual is not None:
+        rule = or_masks(rule, blockwise_overlay(sight.mutual))
+    places, window = sight.places, sight.window
+    if window is None:
+        return rule
+
+    def near(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        return places[batch, key] > places[batch, query] - window
+
+    return and_masks(rule, near)

@@ -18,6 +18,32 @@ from tokentrim.contracts.selection import Selection
 
 
 @dataclass(frozen=True)
+class Sight:
+    """Whom the tokens of a layer see, where that is not simply all that is before them. K columns.
+
+    Attributes:
+        mutual: int64 [B, K], a number for each run of tokens that see each other in both directions, -1 elsewhere; None
+            where there are none.
+        window: how many tokens back they see, themselves among them; None = to the beginning.
+        places: int64 [B, K], what that is measured by: columns of the whole prompt, and of all that followed.
+    """
+
+    mutual: Tensor | None
+    window: int | None
+    places: Tensor
+
+    def visible(self, columns: Tensor) -> Tensor:
+        """bool [B, R, K]: whom the tokens at ``columns`` int64 [B, R] see, padding not looked at."""
+        seen = columns.unsqueeze(2) >= torch.arange(self.places.shape[1], device=columns.device)
+        if self.mutual is not None:
+            own = self.mutual.gather(1, columns).unsqueeze(2)
+            seen = seen | ((own == self.mutual.unsqueeze(1)) & (own >= 0))
+        if self.window is not None:
+            seen = seen & (self.places.unsqueeze(1) > self.places.gather(1, columns).unsqueeze(2) - self.window)
+        return seen
+
+
+@dataclass(frozen=True)
 class Stream:
     """Columns of one stretch of layers. B rows, T columns, N = visual tokens of the fullest row.
 
@@ -137,9 +163,11 @@ class Stream:
         """int64 [B, T]: the column of the prompt that each current column was; ``spare`` in padding."""
         return self.columns if self.valid is None else self.columns.masked_fill(~self.valid, spare)
 
-    def mutual_columns(self) -> Tensor | None:
-        """int64 [B, T]: :attr:`mutual` at the current columns."""
-        return None if self.mutual is None else self.mutual.gather(1, self.columns)
+    def sight(self, window: int | None) -> Sight | None:
+        """Whom its tokens see in a layer with a window; None where simply all that is before them."""
+        if self.mutual is None and window is None:
+            return None
+        return Sight(None if self.mutual is None else self.mutual.gather(1, self.columns), window, self.columns)
 
     def last_visual(self) -> Tensor:
         """int64 [B, 1]: the column of each row's last visual token; -1 where there is none."""
