@@ -30,7 +30,7 @@ LONG_STRATEGIES = {
     "mmtok.py": (186, "which words show something, and what padding of a square was"),
     "prumerge.py": (200, "kept by outliers or by a budget, with and without evenly spaced tokens"),
     "prunevid.py": (239, "two stages: scenes, places that stand still and clusters; then attention"),
-    "pvtp.py": (158, "rankings that boundaries inherit, an ablation of our own"),
+    "pvtp.py": (149, "rankings that boundaries inherit, an ablation of our own"),
     "quecc.py": (155, "a trained module: its sizes, and the windows that it is made for"),
     "replay.py": (194, "a part for each ability, and what a trace must be to be repeated"),
     "scissor.py": (180, "two rounds of components, of which the authors' outputs show every step"),

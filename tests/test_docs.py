@@ -68,6 +68,7 @@ _BUILTINS = (
     "snapkv",
     "lookm",
     "layer-counts",
+    "tally",
     "text-only",
     "oracle",
     "replay",

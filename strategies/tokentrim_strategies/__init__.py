@@ -41,6 +41,7 @@ _STRATEGIES: Final = (
     ("divprune", "divprune:DivPrune", "input", "DivPrune: tokens that lie far from each other, whatever was asked"),
     ("holov", "holov:HoloV", "input", "HoloV: every strip of the picture keeps as much as [CLS] attends to it"),
     ("visionzip", "visionzip:VisionZip", "input", "VisionZip: what [CLS] attends to, the others merged by their keys"),
+    ("tally", "tally:RunningTally", "prefill", "cut early, by what all words of the question have looked at so far"),
     ("scope", "scope:SCOPE", "input", "SCOPE: tokens that cover the picture best, weighed by [CLS] attention"),
     (
         "pyramiddrop",

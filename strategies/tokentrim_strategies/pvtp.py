@@ -10,7 +10,7 @@ from pydantic import Field
 from tokentrim import LayerSite, ModelShape, Need, PromptInfo, Schedule, SpatialScorer, Stage, prune_count
 from tokentrim_strategies._blocks import Blocks
 from tokentrim_strategies._keeping import Share, check_boundary
-from tokentrim_strategies._scores import text_row_mean
+from tokentrim_strategies._scores import losing_rows, text_row_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,17 +142,8 @@ class PVTP(PVTPParameters, SpatialScorer):
         if self.boundaries(site.shape).index(site.boundary) % self.heredity:
             return state.inherited(lambda: self._fresh(site), site.ids)
         scores = self._fresh(site)
-        state.store(scores, site.ids, self._asked(site, state.n_visual))
+        state.store(scores, site.ids, losing_rows(self, site, state.n_visual))
         return scores
 
     def _fresh(self, site: LayerSite) -> Tensor:
         return site.last_row.mean(dim=1) if self.query == "last" else text_row_mean(site)
-
-    def _asked(self, site: LayerSite, n_visual: tuple[int, ...]) -> set[int]:
-        """Rows that lose tokens here, and so would have been ranked here without the rest of the batch too."""
-        before = zip(n_visual, site.n_visual, strict=True)
-        return {
-            row
-            for row, (n, current) in enumerate(before)
-            if n and self.schedule(site.shape, n).count_at(site.boundary) < current
-        }
