@@ -7,20 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import (
-    AsJson,
-    AttentionOption,
-    DeviceMapOption,
-    DeviceOption,
-    DTypeOption,
-    console,
-    emit,
-    listed,
-    placement,
-    quiet_libraries,
-    strategies_option,
-    write,
-)
+from tokentrim.cli import options
+from tokentrim.cli.output import console, emit, listed, placement, quiet_libraries, write
 from tokentrim.errors import ConfigError, complaint
 
 if TYPE_CHECKING:
@@ -39,12 +27,12 @@ GeometryOption = Annotated[
 
 def bench(
     geometry: GeometryOption = "scaled",
-    strategies: Annotated[list[str] | None, strategies_option("st3,fastv,random")] = None,
+    strategies: Annotated[list[str] | None, options.strategies("st3,fastv,random")] = None,
     layer_mean_ratio: Annotated[float, typer.Option(help="Budget of every strategy; 0 = as configured.")] = 0.25,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: AttentionOption = None,
-    device_map: DeviceMapOption = None,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    attn_implementation: options.Attention = None,
+    device_map: options.DeviceMap = None,
     batch: Annotated[int, typer.Option(help="Rows per prompt.")] = 1,
     images: Annotated[int, typer.Option(help="Images per row.")] = 1,
     prompt_tokens: Annotated[int, typer.Option(help="Text tokens of the prompt.")] = 35,
@@ -76,7 +64,7 @@ def bench(
         Path | None, typer.Option(help="Folder of a suite's results; what it holds is not run again.")
     ] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown on stdout.")] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Time strategies against the untouched model: prefill, decoding, selection and memory."""
     if as_json and as_markdown:

@@ -8,22 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import (
-    AsJson,
-    AttentionOption,
-    Command,
-    DeviceMapOption,
-    DeviceOption,
-    DTypeOption,
-    TasksOption,
-    console,
-    emit,
-    facts,
-    listed,
-    on_one_line,
-    placement,
-    quiet_libraries,
-)
+from tokentrim.cli import options
+from tokentrim.cli.output import Command, console, emit, facts, listed, on_one_line, placement, quiet_libraries
 
 if TYPE_CHECKING:
     from tokentrim.calibrate.options import CalibrationOptions, Options
@@ -31,7 +17,6 @@ if TYPE_CHECKING:
 calibrate = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Schedule file to write; a stopped search for it is continued.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="A registered model, a folder, or an id of the hub.")]
 Samples = Annotated[int, typer.Option(help="Calibration questions of each task.")]
 BatchSize = Annotated[int, typer.Option(help="Questions answered at once.")]
 Query = Annotated[str, typer.Option(help="Whose attention ranks: text or last.")]
@@ -48,8 +33,8 @@ def _calibrate() -> None:
 def gsearch(
     ctx: typer.Context,
     out: Out,
-    model: Model = "testbed",
-    tasks: TasksOption = None,
+    model: options.Model = "testbed",
+    tasks: options.Tasks = None,
     samples: Samples = 32,
     tolerance: Annotated[
         float | None, typer.Option(help="Quality that may be lost in all; default 0.01, of a likelihood 0.02.")
@@ -59,11 +44,11 @@ def gsearch(
     query: Query = "text",
     first: First = 1,
     batch_size: BatchSize = 25,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: AttentionOption = None,
-    device_map: DeviceMapOption = None,
-    as_json: AsJson = False,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    attn_implementation: options.Attention = None,
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """The least keep rate of each layer with which the quality holds (G-Search)."""
     from tokentrim.calibrate.options import GSearch
@@ -76,8 +61,8 @@ def psigmoid(
     ctx: typer.Context,
     out: Out,
     budget: Annotated[float, typer.Option(help="Share of the unpruned layer-mean tokens, met exactly.")] = 0.25,
-    model: Model = "testbed",
-    tasks: TasksOption = None,
+    model: options.Model = "testbed",
+    tasks: options.Tasks = None,
     samples: Samples = 32,
     trials: Annotated[int, typer.Option(help="Curves to try.")] = 40,
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
@@ -85,11 +70,11 @@ def psigmoid(
     query: Query = "text",
     first: First = 1,
     batch_size: BatchSize = 25,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: AttentionOption = None,
-    device_map: DeviceMapOption = None,
-    as_json: AsJson = False,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    attn_implementation: options.Attention = None,
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """The best sigmoid of keep rates over depth at a budget (P-Sigmoid); needs the extra 'calibrate'."""
     from tokentrim.calibrate.options import PSigmoid
@@ -101,8 +86,8 @@ def psigmoid(
 def vtw(
     ctx: typer.Context,
     out: Out,
-    model: Model = "testbed",
-    tasks: TasksOption = None,
+    model: options.Model = "testbed",
+    tasks: options.Tasks = None,
     samples: Samples = 32,
     eta: Annotated[float, typer.Option(help="Mean divergence of the next token allowed, in nats.")] = 0.003,
     direction: Annotated[str, typer.Option(help="withdrawn-full, as the released code, or full-withdrawn.")] = (
@@ -110,11 +95,11 @@ def vtw(
     ),
     first: Annotated[int, typer.Option(help="First boundary to try.")] = 5,
     batch_size: BatchSize = 25,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: AttentionOption = None,
-    device_map: DeviceMapOption = None,
-    as_json: AsJson = False,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    attn_implementation: options.Attention = None,
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """The first boundary at which every visual token can be withdrawn (K of VTW)."""
     from tokentrim.calibrate.options import VTW
@@ -127,16 +112,16 @@ def fitprune(
     ctx: typer.Context,
     out: Out,
     flops_cut: Annotated[float, typer.Option(help="Share of the visual tokens' FLOPs that has to go.")] = 0.6,
-    model: Model = "testbed",
-    tasks: TasksOption = None,
+    model: options.Model = "testbed",
+    tasks: options.Tasks = None,
     samples: Samples = 32,
     first: First = 1,
     batch_size: BatchSize = 25,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: AttentionOption = None,
-    device_map: DeviceMapOption = None,
-    as_json: AsJson = False,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    attn_implementation: options.Attention = None,
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """How many visual tokens each layer deletes so that attention changes evenly (recipe of FitPrune)."""
     from tokentrim.calibrate.options import FitSearch
@@ -149,19 +134,19 @@ def heads(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="Strategy file to write.")],
     keep: Annotated[float, typer.Option(help="Share of all heads that stay active.")] = 0.5,
-    model: Model = "testbed",
-    tasks: TasksOption = None,
+    model: options.Model = "testbed",
+    tasks: options.Tasks = None,
     samples: Samples = 32,
     share: Annotated[
         float, typer.Option(help="A head counts by what it reaches in this share of the questions.")
     ] = 0.4,
     always: Annotated[int, typer.Option(help="Lowest layers whose heads all stay active.")] = 2,
     batch_size: BatchSize = 25,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: AttentionOption = None,
-    device_map: DeviceMapOption = None,
-    as_json: AsJson = False,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    attn_implementation: options.Attention = None,
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """The heads that do without visual keys (inactive heads of YOPO)."""
     from tokentrim.calibrate import heads as search

@@ -10,19 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import (
-    AsJson,
-    AttentionOption,
-    DeviceMapOption,
-    DeviceOption,
-    DTypeOption,
-    StrategyOption,
-    console,
-    emit,
-    placement,
-    quiet_libraries,
-    started,
-)
+from tokentrim.cli import options
+from tokentrim.cli.output import console, emit, placement, quiet_libraries, started
 from tokentrim.cli.run import check_fit, chosen, refuse_evidence
 
 if TYPE_CHECKING:
@@ -70,23 +59,19 @@ def chat(
         list[str] | None,
         typer.Option("--prompt", "-p", help="A question; may be repeated. Default: read lines."),
     ] = None,
-    strategy: StrategyOption = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="YAML file with a strategy, perhaps a model.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A registered model, a folder, or an id of the hub; default: testbed.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
+    strategy: options.Strategy = None,
+    config: options.Config = None,
+    model: options.MaybeModel = None,
+    max_new_tokens: options.NewTokens = 64,
     anew: Annotated[
         bool,
         typer.Option("--anew", help="Make each turn a new prompt: its question meets the whole picture."),
     ] = False,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: AttentionOption = None,
-    device_map: DeviceMapOption = None,
-    as_json: AsJson = False,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    attn_implementation: options.Attention = None,
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Ask several questions about a picture, one after another, and see what each turn leaves of it.
 

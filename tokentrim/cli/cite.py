@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tokentrim.cli.output import AsJson, console, emit, write
+from tokentrim.cli import options
+from tokentrim.cli.output import console, emit, write
 from tokentrim.errors import ConfigError, complaint
 
 
@@ -17,7 +18,7 @@ def cite(
         typer.Argument(help="Strategies, YAML files for 'run' or 'compare', models, adapters: any number."),
     ] = None,
     tokentrim: Annotated[bool, typer.Option("--tokentrim", help="Cite tokentrim too.")] = False,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Print the BibTeX of strategies, of their parts and guides, and of models; each work once."""
     if not what and not tokentrim:

@@ -10,24 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import (
-    AsJson,
-    AttentionOption,
-    DeviceMapOption,
-    DeviceOption,
-    DTypeOption,
-    FormatOption,
-    RunFailed,
-    TasksOption,
-    console,
-    emit,
-    facts,
-    formats_of,
-    listed,
-    placement,
-    quiet_libraries,
-    strategies_option,
-)
+from tokentrim.cli import options
+from tokentrim.cli.output import RunFailed, console, emit, facts, formats_of, listed, placement, quiet_libraries
 from tokentrim.errors import ConfigError, complaint
 
 _STRATEGIES = ("st3", "fastv")
@@ -44,18 +28,18 @@ def compare(
         list[str] | None,
         typer.Option("--model", "-m", help="Models, folders, ids of the hub; default: testbed."),
     ] = None,
-    strategies: Annotated[list[str] | None, strategies_option("st3,fastv")] = None,
+    strategies: Annotated[list[str] | None, options.strategies("st3,fastv")] = None,
     budgets: Annotated[
         str | None, typer.Option("--budgets", help="Shares in (0, 1], such as 0.5,0.25; default: 0.5,0.3,0.2.")
     ] = None,
-    tasks: TasksOption = None,
+    tasks: options.Tasks = None,
     samples: Annotated[
         int | None, typer.Option("--samples", help="Questions of each task, at most; default: 100.")
     ] = None,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: AttentionOption = None,
-    device_map: DeviceMapOption = None,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    attn_implementation: options.Attention = None,
+    device_map: options.DeviceMap = None,
     timing: Annotated[
         bool | None, typer.Option("--timing/--no-timing", help="Also time every method; takes minutes; default: do.")
     ] = None,
@@ -71,8 +55,8 @@ def compare(
         list[str] | None,
         typer.Option("--executor-option", help="KEY=VALUE, such as workers=2 or num_gpus=1; may be repeated."),
     ] = None,
-    formats: FormatOption = None,
-    as_json: AsJson = False,
+    formats: options.Format = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Run many strategies at equal budgets on the same questions, and report what each costs and loses.
 

@@ -6,30 +6,22 @@ from typing import Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import (
-    AttentionOption,
-    DeviceMapOption,
-    DeviceOption,
-    DTypeOption,
-    StrategyOption,
-    console,
-    placement,
-    quiet_libraries,
-)
+from tokentrim.cli import options
+from tokentrim.cli.output import console, placement, quiet_libraries
 from tokentrim.cli.run import check_fit, loading, refuse_evidence
 
 
 def demo(
     model: Annotated[str, typer.Argument(help="A registered model, a folder, or an id of the hub.")] = "testbed",
-    strategy: StrategyOption = "st3",
+    strategy: options.Strategy = "st3",
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets others in the network in.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 7860,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: AttentionOption = None,
-    device_map: DeviceMapOption = None,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    attn_implementation: options.Attention = None,
+    device_map: options.DeviceMap = None,
 ) -> None:
     """Open a local page: a picture, a question, and the pruned answer beside the unpruned one."""
     from tokentrim.config.specs import strategy_from

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import AsJson, RunFailed, console, emit, plain_table, quiet_libraries
+from tokentrim.cli import options
+from tokentrim.cli.output import RunFailed, console, emit, plain_table, quiet_libraries
 from tokentrim.errors import complaint
 from tokentrim.hookspecs import PROJECT
 from tokentrim.plugins.loader import DISTRIBUTION, checked_infos, registry
@@ -26,7 +27,7 @@ def doctor(
     model: Annotated[
         str | None, typer.Option(help="Also check this registered model, folder or id of the hub.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Report versions, attention backends, plugins and adapters; with --model, check that pruning works on it.
 

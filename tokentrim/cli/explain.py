@@ -8,21 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from tokentrim.cli.output import (
-    AsJson,
-    AttentionOption,
-    DeviceMapOption,
-    DeviceOption,
-    DTypeOption,
-    console,
-    emit,
-    listed,
-    placement,
-    plain_table,
-    quiet_libraries,
-    started,
-    strategies_option,
-)
+from tokentrim.cli import options
+from tokentrim.cli.output import console, emit, listed, placement, plain_table, quiet_libraries, started
 from tokentrim.cli.run import check_fit, check_structure, loading, refuse_evidence
 from tokentrim.errors import ConfigError, UnsupportedError, complaint
 
@@ -44,10 +31,10 @@ class PictureQuestion:
 
 
 def explain(
-    strategy: Annotated[list[str] | None, strategies_option("st3")] = None,
-    image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="Image file; may be repeated.")] = None,
-    video: Annotated[Path | None, typer.Option(help="Instead of images: a video, or a folder of frames.")] = None,
-    frames: Annotated[int, typer.Option(help="Frames of the video, at equal distances.", min=1)] = 16,
+    strategy: Annotated[list[str] | None, options.strategies("st3")] = None,
+    image: options.Images = None,
+    video: options.Video = None,
+    frames: options.Frames = 16,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The question about the image.")] = None,
     task: Annotated[
         str | None,
@@ -55,21 +42,22 @@ def explain(
             "--task", "-t", help="Instead of an image: a question of a task or file: where, where:3, mine.jsonl:0."
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="A registered model, a folder, or an id of the hub.")] = "testbed",
+    model: options.Model = "testbed",
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("explained"),
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
-    structure: Annotated[str, typer.Option(help="Line ends of tiled images: keep or prune.")] = "keep",
+    max_new_tokens: options.NewTokens = 64,
+    structure: options.Structure = None,
     baseline: Annotated[bool, typer.Option(help="Also ask the unpruned model, to compare answers.")] = True,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: AttentionOption = None,
-    device_map: DeviceMapOption = None,
-    as_json: AsJson = False,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    attn_implementation: options.Attention = None,
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Draw each strategy's scores on the image, what it kept, merged and forgot: a picture per stage."""
     from tokentrim.config.specs import strategy_from
 
-    check_structure(structure)
+    ends = cast("Structure", structure or "keep")
+    check_structure(ends)
     place = loading(placement(device, dtype, attn_implementation, device_map))
     specs = [strategy_from(piece) for piece in listed(["st3"] if strategy is None else strategy)]
     if not specs:
@@ -93,7 +81,6 @@ def explain(
         loaded = load_model(model, **place)
         told.step("model loaded")
         inputs = on_device(loaded.model, sample_inputs(loaded, [sample]))
-        ends = cast("Structure", structure)
 
         def answered(spec: Any) -> Explanation:
             found = _one(loaded, spec, question, inputs, max_new_tokens, ends)

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import AsJson, console, emit, plain_table
+from tokentrim.cli import options
+from tokentrim.cli.output import console, emit, plain_table
 from tokentrim.errors import PluginError, unknown_name
 from tokentrim.plugins.loader import DISTRIBUTION, KINDS, installed_version, registry
 from tokentrim.plugins.registry import Entry, members_of
@@ -18,7 +19,7 @@ _KINDS = (*(kind.name for kind in KINDS), "config")
 
 def ls(
     kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(_KINDS)}; default: all.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """List strategies, adapters, tasks, models and shipped configurations."""
     # "strategies" and "strategy" are both natural to type.

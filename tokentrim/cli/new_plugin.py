@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tokentrim.cli.output import AsJson, console, emit
+from tokentrim.cli import options
+from tokentrim.cli.output import console, emit
 
 
 def new_plugin(
@@ -21,7 +22,7 @@ def new_plugin(
     ] = "scorer",
     strategy: Annotated[str | None, typer.Option(help="Name of the strategy or task, where it is another.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write, new or empty; default: ./NAME.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write a package with a strategy or task that can be installed, tested and compared at once, then be changed."""
     from tokentrim.cli.scaffold import NewPlugin

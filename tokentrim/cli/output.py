@@ -7,9 +7,8 @@ import re
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TextIO
 
-import typer
 from typer.core import TyperCommand
 
 from tokentrim.errors import StrategyError, TokentrimError, reason_of
@@ -23,53 +22,6 @@ _PLAIN_WIDTH = 160  # of tables in a file or pipe, where nothing says how wide a
 
 # Line ends and tabs are text; the last two ranges turn the direction of writing.
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; anything for people goes to stderr.")]
-StrategyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--strategy", "-s", help="A registered name, inline YAML such as '{name: fastv, k: 3}', or a YAML file."
-    ),
-]
-
-
-def strategies_option(default: str) -> Any:
-    """An option that takes several strategies, and what it is without them."""
-    return typer.Option(
-        "--strategies", "--strategy", "-s",
-        help=f"Names, inline YAML or YAML files, with commas between, or repeat; default: {default}.",
-    )  # fmt: skip
-
-
-TasksOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--tasks", "--task", "-t",
-        help="Names or files of questions (mine.jsonl, mine.csv@anls), with commas between, or repeat; "
-        "default: those of the shipped comparison.",
-    ),
-]  # fmt: skip
-DeviceOption = Annotated[str | None, typer.Option("--device", help="auto (the default), cpu or cuda.")]
-DTypeOption = Annotated[
-    str | None,
-    typer.Option("--dtype", help="auto, as it was saved (the default), float32, bfloat16 or float16."),
-]
-AttentionOption = Annotated[
-    str | None,
-    typer.Option("--attn-implementation", help="Of transformers: sdpa, eager, ...; default: the model's own choice."),
-]
-DeviceMapOption = Annotated[
-    str | None,
-    typer.Option(
-        "--device-map",
-        help="Instead of --device: auto, balanced, sequential, a device, or inline YAML "
-        "such as '{model.vision_tower: cuda:0, ...}'.",
-    ),
-]
-FormatOption = Annotated[
-    list[str] | None,
-    typer.Option("--format", help="Reports to write: md, csv, json, html, png; default: all. Repeat, or use commas."),
-]
 
 
 class RunFailed(TokentrimError):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from tokentrim.cli.output import AsJson, StrategyOption, console, emit, quiet_libraries
+from tokentrim.cli import options
+from tokentrim.cli.output import console, emit, quiet_libraries
 from tokentrim.counting.forecast import HEADER, NEW_TOKENS, TEXT_TOKENS, Plan, plan as make_plan
 from tokentrim.counting.tilings import NOMINAL_SIZE
 from tokentrim.errors import ConfigError, complaint
@@ -22,16 +23,16 @@ _SIZE = re.compile(r"\s*(\d+)\s*[xX]\s*(\d+)\s*")
 
 
 def plan(
-    strategy: StrategyOption = None,
+    strategy: options.Strategy = None,
     model: Annotated[
         str, typer.Option(help="A preset such as llava-1.5-7b, a registered model, a folder, or an id of the hub.")
     ] = "testbed",
     text_tokens: Annotated[int, typer.Option(help="Tokens of the prompt that are not visual.")] = TEXT_TOKENS,
     image_size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the image, in pixels.")] = None,
     images: Annotated[int, typer.Option(help="Images in the prompt.", min=0)] = 1,
-    structure: Annotated[str | None, typer.Option(help="Line ends of tiled images: keep or prune.")] = None,
+    structure: options.Structure = None,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = NEW_TOKENS,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Tokens per layer, FLOPs and KV bytes of a strategy on one prompt, from shapes alone."""
     if strategy is None:

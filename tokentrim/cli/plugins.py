@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from tokentrim.cli.output import AsJson, console, emit, plain_table
+from tokentrim.cli import options
+from tokentrim.cli.output import console, emit, plain_table
 from tokentrim.plugins.loader import LIMIT_VARIABLE, checked_infos
 
 
-def plugins(as_json: AsJson = False) -> None:
+def plugins(as_json: options.AsJson = False) -> None:
     """List plugins: their distribution, what they provide, and why one cannot be used, as a whole or in part."""
     infos = checked_infos(builtins=False)  # the doctor checks those that came with tokentrim
     if as_json:

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from tokentrim.cli.output import AsJson, FormatOption, console, emit, facts, formats_of
+from tokentrim.cli import options
+from tokentrim.cli.output import console, emit, facts, formats_of
 from tokentrim.errors import ConfigError, ResultsError, complaint, suggestion
 
 
@@ -18,7 +19,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write to; default: the results folder itself.")
     ] = None,
-    formats: FormatOption = None,
+    formats: options.Format = None,
     allow_different: Annotated[
         list[str] | None,
         typer.Option(
@@ -26,7 +27,7 @@ def report(
             "statistics; the report then says so on top. Repeatable."
         ),
     ] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write the report of a results folder anew, or merge several runs into one report.
 

@@ -8,20 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from tokentrim.cli.output import (
-    AsJson,
-    AttentionOption,
-    DeviceMapOption,
-    DeviceOption,
-    DTypeOption,
-    StrategyOption,
-    console,
-    emit,
-    placement,
-    plain_table,
-    quiet_libraries,
-    started,
-)
+from tokentrim.cli import options
+from tokentrim.cli.output import console, emit, placement, plain_table, quiet_libraries, started
 from tokentrim.errors import ConfigError, UnsupportedError, complaint
 
 if TYPE_CHECKING:
@@ -55,25 +43,21 @@ class RunAnswer:
 
 def run(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question.")],
-    image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="Image file; may be repeated.")] = None,
-    video: Annotated[Path | None, typer.Option(help="Instead of images: a video, or a folder of frames.")] = None,
-    frames: Annotated[int, typer.Option(help="Frames of the video, at equal distances.", min=1)] = 16,
-    strategy: StrategyOption = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="YAML file with a strategy, perhaps a model.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A registered model, a folder, or an id of the hub; default: testbed.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 64,
+    image: options.Images = None,
+    video: options.Video = None,
+    frames: options.Frames = 16,
+    strategy: options.Strategy = None,
+    config: options.Config = None,
+    model: options.MaybeModel = None,
+    max_new_tokens: options.NewTokens = 64,
     overlay: Annotated[Path | None, typer.Option(help="Write a picture of the kept patches to this file.")] = None,
-    structure: Annotated[str | None, typer.Option(help="Line ends of tiled images: keep or prune.")] = None,
+    structure: options.Structure = None,
     baseline: Annotated[bool, typer.Option(help="Also run the unpruned model, to compare with.")] = True,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: AttentionOption = None,
-    device_map: DeviceMapOption = None,
-    as_json: AsJson = False,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    attn_implementation: options.Attention = None,
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Answer a question about an image with fewer visual tokens, and show what was kept and what it cost."""
     place = placement(device, dtype, attn_implementation, device_map)

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import (
-    AttentionOption,
-    DeviceMapOption,
-    DeviceOption,
-    DTypeOption,
-    StrategyOption,
-    console,
-    placement,
-    quiet_libraries,
-)
+from tokentrim.cli import options
+from tokentrim.cli.output import console, placement, quiet_libraries
 from tokentrim.cli.run import check_fit, check_structure, chosen, refuse_evidence
 from tokentrim.errors import ConfigError, complaint
 
@@ -27,18 +18,16 @@ def serve(
     model: Annotated[
         str | None, typer.Argument(help="A registered model, a folder, or an id of the hub; default: testbed.")
     ] = None,
-    strategy: StrategyOption = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="YAML file with a strategy, perhaps a model.")
-    ] = None,
+    strategy: options.Strategy = None,
+    config: options.Config = None,
     budget: Annotated[
         float | None, typer.Option(help="Share in (0, 1] of the layer-mean visual tokens, solved for every prompt.")
     ] = None,
-    structure: Annotated[str | None, typer.Option(help="Line ends of tiled images: keep or prune.")] = None,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: AttentionOption = None,
-    device_map: DeviceMapOption = None,
+    structure: options.Structure = None,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    attn_implementation: options.Attention = None,
+    device_map: options.DeviceMap = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8000,
 ) -> None:

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from tokentrim.cli import options
 from tokentrim.cli.citations import BLOCK
-from tokentrim.cli.output import AsJson, console, emit, plain_table
+from tokentrim.cli.output import console, emit, plain_table
 from tokentrim.errors import unknown_name
 from tokentrim.plugins.loader import KINDS, registry
 from tokentrim.plugins.registry import Entry
@@ -23,7 +24,7 @@ _CODE = re.compile(r"`+([^`]+)`+")
 
 def show(
     name: Annotated[str, typer.Argument(help="A registered name; see 'tokentrim ls'.")],
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Describe a strategy with its parameters and citation, or an adapter, task or model."""
     entry = find(name)

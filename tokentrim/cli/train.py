@@ -8,21 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import (
-    AsJson,
-    AttentionOption,
-    DeviceMapOption,
-    DeviceOption,
-    DTypeOption,
-    TasksOption,
-    console,
-    emit,
-    facts,
-    listed,
-    on_one_line,
-    placement,
-    quiet_libraries,
-)
+from tokentrim.cli import options
+from tokentrim.cli.output import console, emit, facts, listed, on_one_line, placement, quiet_libraries
 from tokentrim.errors import ConfigError, complaint
 
 _OWN = {"lr": "learning_rate"}  # an option of the command whose field has a longer name
@@ -36,10 +23,8 @@ def train(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Weights file to write; a stopped training of it is continued.")
     ],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="A registered model, a folder, or an id of the hub.")
-    ] = "testbed",
-    tasks: TasksOption = None,
+    model: options.Model = "testbed",
+    tasks: options.Tasks = None,
     steps: Annotated[int | None, typer.Option(help="Batches to train on; may differ when continuing.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples of a batch.")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
@@ -48,11 +33,11 @@ def train(
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE: any option of the strategy's trainer. May be repeated."),
     ] = None,
-    device: DeviceOption = None,
-    dtype: DTypeOption = None,
-    attn_implementation: AttentionOption = None,
-    device_map: DeviceMapOption = None,
-    as_json: AsJson = False,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    attn_implementation: options.Attention = None,
+    device_map: options.DeviceMap = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Train a strategy's weights on a frozen model; writes a safetensors file."""
     from tokentrim.progress import progress_on

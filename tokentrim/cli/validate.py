@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokentrim.cli.output import AsJson, console, emit
+from tokentrim.cli import options
+from tokentrim.cli.output import console, emit
 from tokentrim.errors import ConfigError, StrategyError, complaint
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def validate(
     file: Annotated[Path, typer.Argument(help="A YAML file for 'tokentrim run', 'compare' or 'bench --suite'.")],
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Check that a configuration file could be run, and print what it means, defaults included."""
     kind, resolved = read(file)
