@@ -166,11 +166,16 @@ def _place(box: Box) -> str:
 
 
 def ask_describe(rng: np.random.Generator, scene: BusyScene) -> BusyAsked | None:
-    """Large things by size; the grounds; small things in reading order, with their places."""
+    """Large things, the grounds, small things with their places; kinds in one order, those of a kind in reading order.
+
+    By kind, because the next thing is then one look-up. By size, or all small things in reading order, the first word
+    of a part was right for 23 and 66 % after 1350 steps of the last stage.
+    """
     del rng
-    parts = [f"{thing.kind} {thing.color}" for thing in scene.large]
+    parts = [f"{thing.kind} {thing.color}" for thing in sorted(scene.large, key=lambda thing: LARGE.index(thing.kind))]
     parts.append(" ".join(("ground", *scene.grounds)))
-    parts += [f"small {thing.kind} {_place(thing.box)}" for thing in scene.small]
+    small = sorted(scene.small, key=lambda thing: SMALL.index(thing.kind))
+    parts += [f"small {thing.kind} {_place(thing.box)}" for thing in small]
     corners = (_of_corner(scene, quarter) for quarter in range(4))
     return BusyAsked("describe ?", " , ".join(parts), (*map(region_of, (*scene.large, *scene.small)), *corners))
 
@@ -230,7 +235,7 @@ TASKS: Final[dict[str, BusyTask]] = {
         BusyTask("busy-mark", "fine", ask_mark, "exact", 3, "the colour of the mark on a large thing"),
         BusyTask("busy-count-small", "fine", ask_count_small, "exact", 3, "number of small things of a kind"),
         BusyTask("busy-where", "fine", ask_where, "exact", 4, "the place of a small thing"),
-        BusyTask("busy-describe", "long", ask_describe, "f1", 60, "large things by size, grounds, small things"),
+        BusyTask("busy-describe", "long", ask_describe, "f1", 60, "large things, grounds, small things"),
         BusyTask("busy-signs", "long", ask_signs, "f1", 20, "the letters of three signs"),
     )
 }
