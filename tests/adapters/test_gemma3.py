@@ -99,6 +99,17 @@ def test_generate_continues_a_conversation() -> None:
     assert second.shape[1] == whole.shape[1] + 3
 
 
+def test_the_cache_that_published_checkpoints_name_is_the_usual_one() -> None:
+    model = FAMILY.build()
+    inputs = FAMILY.prompt(model, FAMILY.row)
+    with trim(model, SPECS["st3"]):
+        ids, logits = generate(model, inputs, 4)
+        model.generation_config.cache_implementation = "hybrid"
+        found_ids, found = generate(model, inputs, 4)
+    assert torch.equal(found_ids, ids)
+    assert torch.equal(found, logits)
+
+
 def test_columns_of_attention_are_those_of_eager_attention() -> None:
     """Tokens of a picture look at tokens behind them, too."""
     model, maps = FAMILY.model(attention="eager"), list[Tensor]()

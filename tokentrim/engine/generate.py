@@ -140,10 +140,14 @@ class Generating(threading.local):
             self._context.turns.give_back()
 
 
+_DYNAMIC = ("dynamic", "dynamic_full", "hybrid")
+"""Names under which ``generate`` makes a plain cache; the last, which published checkpoints have, it leaves out."""
+
+
 def _refuse(context: Context, options: GenerateOptions, call: Call | None) -> None:
     """Raise UnsupportedError for what would come out wrong under a strategy that prunes."""
     kind, past = options.get("cache_implementation"), options.arguments.get("past_key_values")
-    if kind not in (None, "dynamic", "dynamic_full"):
+    if kind not in (None, *_DYNAMIC):
         cache.refuse(f"cache_implementation={kind!r}")
     if past is not None and not cached_length(past):
         cache.require_plain(past)
