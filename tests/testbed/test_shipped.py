@@ -188,5 +188,11 @@ def test_export_of_a_checkpoint(tmp_path):
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path / "model")
     for name, value in model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
+    export(tmp_path / "x.pt", tmp_path / "half", half=True)
+    whole, halved = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("model", "half"))
+    assert halved < 0.55 * whole
+    half = LlavaForConditionalGeneration.from_pretrained(tmp_path / "half")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(half.state_dict()[name], value.half().float(), rtol=0, atol=0)
     assert AutoProcessor.from_pretrained(tmp_path / "model").tokenizer.get_vocab() == IDS
     assert build_processor(LLAVA).tokenizer("count all ?")["input_ids"][0] == IDS[BEGIN]

@@ -7,6 +7,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
+
 from tokentrim.testbed.training.checkpoint import Checkpoint
 from tokentrim.testbed.training.families import FAMILIES
 from tokentrim.testbed.training.family import LLAVA, TestbedFamily
@@ -24,8 +26,11 @@ def load_checkpoint(path: Path, family: TestbedFamily = LLAVA) -> Any:
     return model.eval()
 
 
-def export(checkpoint: Path, folder: Path, family: TestbedFamily = LLAVA) -> None:
-    """Write weights, configuration, tokenizer and processor; other files of the folder are left alone."""
+def export(checkpoint: Path, folder: Path, family: TestbedFamily = LLAVA, half: bool = False) -> None:
+    """Write weights, configuration, tokenizer and processor; other files of the folder are left alone.
+
+    half: store the weights in float16. The configuration says float32 all the same, in which they are loaded.
+    """
     model = load_checkpoint(checkpoint, family)
     model.generation_config.bos_token_id = IDS[BEGIN]
     model.generation_config.eos_token_id = IDS[END]
@@ -33,6 +38,10 @@ def export(checkpoint: Path, folder: Path, family: TestbedFamily = LLAVA) -> Non
     model.generation_config.do_sample = False
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
+    if half:
+        weights = load_file(folder / "model.safetensors")
+        halved = {name: value.half() for name, value in weights.items()}
+        save_file(halved, folder / "model.safetensors", metadata={"format": "pt"})
     build_processor(family).save_pretrained(folder)
 
 
@@ -41,9 +50,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="STAGE.pt of a training run")
     parser.add_argument("--model", choices=tuple(FAMILIES), default="llava", help="architecture of the checkpoint")
+    parser.add_argument("--half", action="store_true", help="store the weights in float16; they are loaded in float32")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     arguments = parser.parse_args()
-    export(arguments.checkpoint, arguments.out, FAMILIES[arguments.model])
+    export(arguments.checkpoint, arguments.out, FAMILIES[arguments.model], arguments.half)
 
 
 if __name__ == "__main__":
