@@ -8,18 +8,24 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 from torch import Tensor
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 
 from tests import models
 from tests.engine.cases import FIRST, SPECS, dealt, deviation, generate
 from tests.engine.probes import Probe
-from tests.gemma import MERGE, SIDE, WINDOW, Gemma3
+from tests.gemma import BEGIN, END, MERGE, PIXELS, SIDE, WINDOW, Gemma3
 from tests.masked import masked_logits
 from tests.oracle import TOLERANCE, check, check_beams
 from tokentrim.config.specs import strategy_from
 from tokentrim.errors import AdapterError, UnsupportedError
+from tokentrim.loading import prompt_inputs
 from tokentrim.plugins.loader import registry
 from tokentrim.selftest.checks import plain_masks, windows
 from tokentrim.selftest.running import subject_of
@@ -349,6 +355,35 @@ def test_pan_and_scan_makes_the_pieces_of_its_processor(size: tuple[int, int], m
     cut = vision.for_image(*size)
     assert cut.pieces == 1 + len(crops)
     assert cut.n_visual == cut.pieces * SIDE**2
+
+
+def _processor() -> Any:
+    """The family's own, for a model of one's own."""
+    letters = {letter: 3 + number for number, letter in enumerate(" ?abcdefghijklmnopqrstuvwxyz")}
+    words = {"<pad>": 0, "<bos>": 1, "<unk>": 2, **letters, "<img>": models.IMAGE, "<boi>": BEGIN, "<eoi>": END}
+    known = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    known.pre_tokenizer = Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=known, pad_token="<pad>", bos_token="<bos>", unk_token="<unk>", padding_side="left",
+        extra_special_tokens={"image_token": "<img>", "boi_token": "<boi>", "eoi_token": "<eoi>"},
+    )  # fmt: skip
+    return Gemma3Processor(
+        Gemma3ImageProcessorPil(size={"height": PIXELS, "width": PIXELS}), tokenizer, image_seq_length=SIDE**2
+    )
+
+
+def test_prompts_of_the_familys_processor() -> None:
+    processor, model = _processor(), FAMILY.model(sliding_window=1024)
+    wide, small = (Image.new("RGB", size, "red") for size in ((900, 300), (40, 30)))
+    inputs = prompt_inputs(processor, ["what ?", "and ?", "no ?"], [[wide], [small, wide], []])
+    with trim(model, HALF) as session:
+        generate(model, inputs, 2)
+        assert session.trace.n_visual == (SIDE**2, 2 * SIDE**2, 0)
+    panned = processor(text=["<boi>what ?"], images=[[wide]], return_tensors="pt", do_pan_and_scan=True)
+    with trim(model, HALF) as session:
+        generate(model, panned, 2)
+        assert session.trace.n_visual == (4 * SIDE**2,)
+        assert session.grid.image.unique().tolist() == [0, 1, 2, 3]  # the whole, and three crops
 
 
 def test_without_pan_and_scan_every_size_is_one_piece() -> None:
