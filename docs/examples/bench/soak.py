@@ -3,10 +3,14 @@
     tokentrim serve testbed-plain --strategy st3 --port 8000 &
     python docs/examples/bench/soak.py http://127.0.0.1:8000/v1 --requests 2000 --clients 4 --pid $!
 
+or a vLLM in which tokentrim prunes, started with --trust-request-mm-kwargs, --enable-prompt-tokens-details and a
+--limit-mm-per-prompt of two images: a server says which of both it is.
+
 Pictures have random sizes and contents, and so have budgets; some requests are streams, some come without a picture or
-with two, some clients hang up, and every third request is broken. Exit code 1 when one is answered as it should not be,
-when the first question is answered otherwise at the end, or when the server has grown by more than --may-grow MiB since
-a tenth of the requests. Needs Pillow and the standard library alone.
+with two, some clients hang up, and every third request is broken (vLLM refuses most of these itself, with a status and
+words of its own). Exit code 1 when one is answered as it should not be, when the first question is answered otherwise
+at the end, or when the server and the processes that it started have grown by more than --may-grow MiB since a tenth of
+the requests. Needs Pillow and the standard library alone.
 """
 
 from __future__ import annotations
@@ -27,19 +31,8 @@ from typing import Any
 
 from PIL import Image
 
-BROKEN = (
-    "cut",
-    "noise",
-    "no image",
-    "file",
-    "bomb",
-    "no json",
-    "no message",
-    "unknown field",
-    "budget",
-    "video",
-    "cache",
-)
+BROKEN = ("cut", "noise", "no image", "file", "bomb", "no json", "no message", "budget", "video")
+BROKEN_HERE = (*BROKEN, "unknown field", "cache")  # which vLLM passes over
 SOUND = ("picture", "picture", "picture", "two pictures", "no picture", "stream", "hang up")
 
 
@@ -66,7 +59,14 @@ def bomb() -> bytes:
     return bytes(data)
 
 
-def request_of(kind: str, model: str, draw: random.Random, new_tokens: int) -> bytes:
+def budget_of(share: float, *, vllm: bool) -> dict[str, Any]:
+    """How a request asks for a share of the visual tokens."""
+    if vllm:
+        return {"mm_processor_kwargs": {"tokentrim": {"strategy": {"name": "divprune", "keep_ratio": share}}}}
+    return {"tokentrim": {"budget": share}}
+
+
+def request_of(kind: str, model: str, draw: random.Random, new_tokens: int, *, vllm: bool) -> bytes:
     """The body of a request."""
     words = {"type": "text", "text": draw.choice(["list all ?", "color of ring ?", "where red ?", ""])}
     data = png(draw)
@@ -87,12 +87,14 @@ def request_of(kind: str, model: str, draw: random.Random, new_tokens: int) -> b
         "temperature": 0,
         "stream": kind in ("stream", "hang up"),
     }
+    if vllm and body["stream"]:
+        body["stream_options"] = {"include_usage": True}
     if kind not in ("no picture", "two pictures") and draw.random() < 0.5:
-        body["tokentrim"] = {"budget": draw.choice([0.5, 0.6, 0.7])}
+        body |= budget_of(draw.choice([0.5, 0.6, 0.7]), vllm=vllm)
     body |= {
         "no message": {"messages": []},
         "unknown field": {"temprature": 1},
-        "budget": {"tokentrim": {"budget": 2}},
+        "budget": budget_of(2, vllm=vllm),
         "cache": {"generation_config": {"cache_implementation": "static"}},
     }.get(kind, {})
     return json.dumps(body).encode()[: 20 if kind == "no json" else None]
@@ -104,24 +106,33 @@ class Soak:
     def __init__(self, address: str, new_tokens: int, seed: int) -> None:
         self.address, self.new_tokens, self.seed = address.rstrip("/"), new_tokens, seed
         with urllib.request.urlopen(f"{self.address}/models", timeout=60) as found:
-            self.model: str = json.load(found)["data"][0]["id"]
+            said: dict[str, Any] = json.load(found)["data"][0]
+        self.model: str = said["id"]
+        self.vllm = said.get("owned_by") == "vllm"
+        self.broken = BROKEN if self.vllm else BROKEN_HERE
         self.wrong: list[str] = []
         self.came = Counter[str]()
-        self.control = self.answer_of(request_of("picture", self.model, random.Random(0), new_tokens))
+        self.control = self.answer_to_first()
 
     def one(self, number: int) -> None:
         """Ask one question, and note what is wrong with the answer."""
         draw = random.Random(f"{self.seed} {number}")
-        kind = draw.choice(BROKEN if number % 3 == 2 else SOUND)
-        wanted = 400 if kind in BROKEN else 200
+        kind = draw.choice(self.broken if number % 3 == 2 else SOUND)
+        body = request_of(kind, self.model, draw, self.new_tokens, vllm=self.vllm)
         try:
-            status, text = self.ask(request_of(kind, self.model, draw, self.new_tokens), hang_up=kind == "hang up")
+            status, text = self.ask(body, hang_up=kind == "hang up")
         except OSError as cause:
             status, text = 0, f"{type(cause).__name__}: {cause}"
         self.came[f"{kind}: {status}"] += 1
-        fits = status == wanted and (kind not in BROKEN or " must " in json.loads(text)["error"]["message"])
+        if kind not in self.broken:
+            fits = status == 200
+        elif self.vllm and kind != "budget":  # in vLLM's words
+            fits = status >= 400 and bool(json.loads(text)["error"]["message"])
+        else:
+            fits = status == 400 and " must " in json.loads(text)["error"]["message"]
         if kind == "stream":
-            fits = fits and text.endswith("data: [DONE]\n\n") and '"kept_mean"' in text
+            kept = '"multimodal_tokens"' if self.vllm else '"kept_mean"'
+            fits = fits and text.endswith("data: [DONE]\n\n") and kept in text
         if not fits:
             self.wrong.append(f"request {number}, {kind}: {status} {text[:300]}")
 
@@ -135,21 +146,28 @@ class Soak:
             with error:
                 return error.code, error.read().decode()
 
-    def answer_of(self, body: bytes) -> tuple[str, float]:
+    def answer_to_first(self) -> tuple[str, float]:
         """What is said to a sound request, and what it keeps."""
-        status, text = self.ask(body)
+        draw = random.Random(0)
+        status, text = self.ask(request_of("picture", self.model, draw, self.new_tokens, vllm=self.vllm))
         if status != 200:
             raise SystemExit(f"the first question must be answered; got {status} {text}")
         found = json.loads(text)
-        return found["choices"][0]["message"]["content"], found["usage"]["tokentrim"]["kept_mean"]
+        usage = found["usage"]
+        said = found["choices"][0]["message"]["content"]
+        if self.vllm:
+            return said, usage["prompt_tokens_details"]["multimodal_tokens"]["image"]
+        return said, usage["tokentrim"]["kept_mean"]
 
 
 def memory(pid: int | None) -> float | None:
-    """MiB that a process holds, where Linux says so."""
+    """MiB that a process and those that it started hold, where Linux says so."""
     status = Path(f"/proc/{pid}/status")
     if pid is None or not status.exists():
         return None
-    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS")) / 1024
+    own = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS")) / 1024
+    started = [int(one) for tasks in Path(f"/proc/{pid}/task").glob("*/children") for one in tasks.read_text().split()]
+    return own + sum(memory(one) or 0.0 for one in started)
 
 
 def main() -> int:
@@ -171,7 +189,7 @@ def main() -> int:
             held.append(memory(given.pid))
             size = "" if held[-1] is None else f", the server holds {held[-1]:.0f} MiB"
             print(f"{min(first + warm, given.requests)} requests in {time.monotonic() - began:.0f} s{size}", flush=True)
-    if soak.answer_of(request_of("picture", soak.model, random.Random(0), given.new_tokens)) != soak.control:
+    if soak.answer_to_first() != soak.control:
         soak.wrong.append("the first question is answered otherwise at the end")
     for kind, times in sorted(soak.came.items()):
         print(f"{times:6d}  {kind}")
