@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -47,11 +48,12 @@ def tokenizer():
 
 def small_qwen(kind, folder):
     """The model, in whose heads vLLM's kernels have room, and its processor; both lie in ``folder``, too."""
-    third = kind == "qwen3_vl"
+    third = kind.startswith("qwen3")
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, **({"head_dim": 32} if third else {})}
+    experts = {"norm_topk_prob": True} if kind == "qwen3_vl_moe" else {}  # as published folders say, and vLLM asks
     model = tiny_qwen(
-        kind, layers=4, **heads, rope_parameters={**rope, **({"mrope_interleaved": True} if third else {})}
+        kind, layers=4, **heads, **experts, rope_parameters={**rope, **({"mrope_interleaved": True} if third else {})}
     )
     patches = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": TEMPORAL}
     films = Qwen3VLVideoProcessor if third else Qwen2VLVideoProcessor
@@ -63,6 +65,9 @@ def small_qwen(kind, folder):
     )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    weights = load_file(Path(folder) / "model.safetensors")
+    turned = {name: value.mT.contiguous() for name, value in weights.items() if "experts." in name}  # as published
+    save_file(weights | turned, Path(folder) / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((Path(folder) / "config.json").read_text())
     (Path(folder) / "config.json").write_text(json.dumps({**config, "dtype": "float32"}))
     return model, processor

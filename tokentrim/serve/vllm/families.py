@@ -33,5 +33,8 @@ SERVED: Final = {
     "qwen3_vl": ServedFamily(
         "Qwen3VLForConditionalGeneration", "TokentrimQwen3VL", f"{_HERE}.qwen3_vl:TokentrimQwen3VL"
     ),
+    "qwen3_vl_moe": ServedFamily(
+        "Qwen3VLMoeForConditionalGeneration", "TokentrimQwen3VLMoe", f"{_HERE}.qwen3_vl_moe:TokentrimQwen3VLMoe"
+    ),
 }
 """By transformers' ``model_type``."""

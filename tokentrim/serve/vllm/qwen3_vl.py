@@ -48,11 +48,8 @@ class Qwen3Trimming(Trimming, Qwen3VLMultiModalProcessor):
         return Shortened(left, kept=stay, dropped=len(gone))
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Qwen3Trimming, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
-)
-class TokentrimQwen3VL(PrunedQwen, Qwen3VLForConditionalGeneration):
-    """Qwen3-VL whose pictures and videos are pruned as soon as they are encoded."""
+class PrunedQwen3(PrunedQwen):
+    """What both of its language models share."""
 
     beside = "timestamps"
 
@@ -93,3 +90,10 @@ class TokentrimQwen3VL(PrunedQwen, Qwen3VLForConditionalGeneration):
             video_token_id=self.config.video_token_id,
         )
         return torch.tensor(ids.full)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Qwen3Trimming, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
+)
+class TokentrimQwen3VL(PrunedQwen3, Qwen3VLForConditionalGeneration):
+    """Qwen3-VL whose pictures and videos are pruned as soon as they are encoded."""
