@@ -27,7 +27,7 @@ from tokentrim.testbed.tasks import TASKS, resized
 from tokentrim.testbed.training.busy.check import BusyResult, busy_table, check_busy, with_grains
 from tokentrim.testbed.training.busy.model import BUSY
 from tokentrim.testbed.training.busy.separation import read_separations, separation_table
-from tokentrim.testbed.training.evaluate import mean_score, oracle, random_order
+from tokentrim.testbed.training.evaluate import mean_scores, oracle, random_order
 from tokentrim.testbed.training.families import family_of
 from tokentrim.testbed.training.family import TestbedFamily
 
@@ -66,16 +66,9 @@ class TaskResult:
 
 def check_task(model: Any, task: Task, split: Split, n: int) -> TaskResult:
     """Measure one task."""
-    samples = task.samples(split, n)
-    return TaskResult(
-        task.name,
-        task.metric,
-        n,
-        full=mean_score(model, task, samples, oracle, 1.0),
-        oracle=mean_score(model, task, samples, oracle, KEPT),
-        random=mean_score(model, task, samples, random_order, KEPT),
-        text_only=mean_score(model, task, samples, oracle, 0.0),
-    )
+    settings = [(oracle, 1.0), (oracle, KEPT), (random_order, KEPT), (oracle, 0.0)]
+    full, kept, random, blind = mean_scores(model, task, task.samples(split, n), settings)
+    return TaskResult(task.name, task.metric, n, full, kept, random, blind)
 
 
 def table_of(results: list[TaskResult], title: str) -> Table:

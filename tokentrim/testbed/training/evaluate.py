@@ -20,6 +20,8 @@ from tokentrim.testbed.vocabulary import ASSISTANT, END, IDS, SPECIAL
 
 # Priority of every visual token of a sample, [tokens]; the highest stay, and structure always does.
 Ranking = Callable[[int, Sample, View], np.ndarray]
+Setting = tuple[Ranking, float]
+"""Which tokens go on first, and the share of them that stays."""
 _BATCH: Final = 64
 
 
@@ -45,9 +47,15 @@ def kept_tokens(share: float, view: View) -> int:
 
 def predictions(model: Any, task: Task, samples: Sequence[Sample], ranking: Ranking, share: float) -> list[str]:
     """Greedy answers with a share of each picture's visual tokens."""
+    return _predictions(model, task, samples, [(ranking, share)])[0]
+
+
+@torch.no_grad()
+def _predictions(model: Any, task: Task, samples: Sequence[Sample], settings: Sequence[Setting]) -> list[list[str]]:
+    """Answers under every setting; the tower sees each picture once."""
     family = family_of(model)
     order: list[int] = []
-    answers: list[str] = []
+    answers: list[list[str]] = [[] for _ in settings]
     # Samples of equal size and equal length of the question share a batch, so nothing is padded.
     groups: dict[tuple[int, int, int], list[int]] = {}
     for i, sample in enumerate(samples):
@@ -57,21 +65,29 @@ def predictions(model: Any, task: Task, samples: Sequence[Sample], ranking: Rank
         view = family.view(Canvas(height, width))
         for start in range(0, len(group), _BATCH):
             chunk = group[start : start + _BATCH]
-            scores = torch.from_numpy(np.stack([ranking(i, samples[i], view) for i in chunk]))
-            kept = kept_tokens(share, view)
-            answers += _answer(model, family, view, [samples[i] for i in chunk], scores, kept, task.max_new_tokens)
+            asked = [samples[i] for i in chunk]
+            pixels = family.pixels(np.stack([np.asarray(sample.images[0]) for sample in asked]), view)
+            visual = family.encode(model, pixels, view).visual
+            for said, (ranking, share) in zip(answers, settings, strict=True):
+                scores = torch.from_numpy(np.stack([ranking(i, samples[i], view) for i in chunk]))
+                kept = kept_tokens(share, view)
+                said += _answer(model, family, view, asked, visual, scores, kept, task.max_new_tokens)
             order += chunk
-    return [answer for _, answer in sorted(zip(order, answers, strict=True))]
+    return [[answer for _, answer in sorted(zip(order, said, strict=True))] for said in answers]
 
 
-@torch.no_grad()
 def _answer(
-    model: Any, family: TestbedFamily, view: View, samples: list[Sample], scores: Tensor, kept: int, limit: int
+    model: Any,
+    family: TestbedFamily,
+    view: View,
+    samples: list[Sample],
+    visual: Tensor,
+    scores: Tensor,
+    kept: int,
+    limit: int,
 ) -> list[str]:
     language = model.model.language_model
     batch = len(samples)
-    pixels = family.pixels(np.stack([np.asarray(sample.images[0]) for sample in samples]), view)
-    visual = family.encode(model, pixels, view).visual
     scores = scores.masked_fill(torch.from_numpy(view.structure), torch.inf)
     stays = kept + view.tokens - view.pictorial
     chosen = scores.topk(stays, -1).indices.sort(-1).values
@@ -107,6 +123,13 @@ def _answer(
 
 def mean_score(model: Any, task: Task, samples: Sequence[Sample], ranking: Ranking, share: float) -> float:
     """Mean score of a task under one selection, 0 to 1."""
-    said = predictions(model, task, samples, ranking, share)
-    scores = [task.score(sample, text) for sample, text in zip(samples, said, strict=True)]
-    return float(np.mean([score for score in scores if score is not None]))  # the testbed's tasks score every answer
+    return mean_scores(model, task, samples, [(ranking, share)])[0]
+
+
+def mean_scores(model: Any, task: Task, samples: Sequence[Sample], settings: Sequence[Setting]) -> list[float]:
+    """The same under several."""
+    means: list[float] = []
+    for said in _predictions(model, task, samples, settings):
+        scores = [task.score(sample, text) for sample, text in zip(samples, said, strict=True)]
+        means.append(float(np.mean([s for s in scores if s is not None])))  # the testbed's tasks score every answer
+    return means

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tokentrim.contracts.tasks import Split
 from tokentrim.testbed.busy.tasks import BusyTask, Grain
-from tokentrim.testbed.training.evaluate import Ranking, mean_score, oracle, random_order
+from tokentrim.testbed.training.evaluate import mean_scores, oracle, random_order
 
 QUARTER: Final = 0.25  # shares of the visual tokens
 NINTH: Final = 0.11
@@ -90,22 +90,10 @@ def with_grains(results: list[BusyResult]) -> list[BusyResult]:
 
 def check_busy(model: Any, task: BusyTask, split: Split, n: int) -> BusyResult:
     """Measure one task."""
-    samples = task.samples(split, n)
-
-    def score(ranking: Ranking, share: float) -> float:
-        return mean_score(model, task, samples, ranking, share)
-
-    return BusyResult(
-        task.name,
-        task.grain,
-        n,
-        full=score(oracle, 1.0),
-        oracle_quarter=score(oracle, QUARTER),
-        oracle_ninth=score(oracle, NINTH),
-        random_half=score(random_order, HALF),
-        random_ninth=score(random_order, NINTH),
-        text_only=score(oracle, 0.0),
-    )
+    oracles = [(oracle, share) for share in (1.0, QUARTER, NINTH)]
+    settings = [*oracles, (random_order, HALF), (random_order, NINTH), (oracle, 0.0)]
+    scores = mean_scores(model, task, task.samples(split, n), settings)
+    return BusyResult(task.name, task.grain, n, **dict(zip(_SCORES, scores, strict=True)))
 
 
 def busy_table(results: list[BusyResult], title: str) -> Table:
