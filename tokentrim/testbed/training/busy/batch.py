@@ -30,7 +30,7 @@ from tokentrim.testbed.training.packing import IGNORE, Packed
 from tokentrim.testbed.vocabulary import ASSISTANT, COLORS, COLUMNS, END, PAD, ROWS
 
 WEIGHTS: Final[Mapping[str, float]] = {
-    "busy-ground": 1.5, "busy-describe": 1.0, "busy-sign": 1.5, "busy-signs": 1.5
+    "busy-ground": 1.5, "busy-describe": 2.0, "busy-sign": 1.5, "busy-signs": 1.5
 }  # fmt: skip
 _SHORT_WEIGHT: Final = 4.0  # look-ups are learnt last
 _END_WEIGHT: Final = 0.3

@@ -26,10 +26,10 @@ QUESTIONS: Final = (
     "busy-count-small", "busy-count-small", "busy-where", "busy-where", "help-color", "help-color", "help-where",
     "help-digit",
 )  # fmt: skip
-# At the end counting is what is left to learn.
+# At the end counting and describing are what is left to learn.
 LAST: Final = (
     "busy-ground", "busy-there", "busy-color", "busy-left", "busy-count-large", "reading", "reading", "busy-digit",
-    "busy-digit", "busy-mark", *("busy-count-small",) * 5, *("busy-where",) * 2,
+    "busy-digit", "busy-mark", *("busy-count-small",) * 3, *("busy-where",) * 2,
 )  # fmt: skip
 
 
@@ -74,13 +74,13 @@ STAGES: Final = (
         "adapted",
         "language",
         after="base",
-        steps=3700,
+        steps=3900,
         batch=12,
         rate=6e-4,
         layers=12,
         full=0.2,
         final=0.01,
-        describe=0.6,
+        describe=1.0,
         questions=LAST,
     ),
 )
