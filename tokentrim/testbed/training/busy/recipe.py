@@ -74,7 +74,7 @@ STAGES: Final = (
         "adapted",
         "language",
         after="base",
-        steps=3900,
+        steps=3500,
         batch=12,
         rate=6e-4,
         layers=12,
