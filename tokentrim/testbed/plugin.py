@@ -48,7 +48,7 @@ def tokentrim_tasks(register: Register) -> None:
         "busy-mark": "the colour of the mark on a large thing",
         "busy-count-small": "how many small things of a kind there are",
         "busy-where": "the place of a small thing",
-        "busy-describe": "large things by size, grounds, small things",
+        "busy-describe": "large things, grounds, small things",
         "busy-signs": "the letters of three signs",
     }
     for name, summary in busy.items():
