@@ -144,6 +144,10 @@ def draw_priorities(rng: np.random.Generator, scenes: list[BusyScene], everythin
         if not everything and rng.random() < 0.2:
             continue
         share = 1.0 if everything or rng.random() < 0.55 else rng.uniform(0.2, 0.9)
+        if not everything and rng.random() < 0.25:
+            # Of large things alone, as one who counts them keeps: how many tokens there are says nothing then.
+            for thing in scene.large:
+                priority[i, list(thing.shown)] += rng.choice((2, 20))
         whole = not everything and rng.random() < 0.5
         for need in all_needs(scene):
             if need.patches and rng.random() < share:
