@@ -1,4 +1,4 @@
-"""``tally``: cuts in the first half of the layers, by what the question's words have looked at in all layers so far."""
+"""``tally``: cuts in the first layers, by what the question's words have looked at in all layers so far."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ if TYPE_CHECKING:
 
 
 class RunningTally(Staged, SpatialScorer):
-    """Cut three times in the first half; what any word of the prompt looked at, in any layer read so far, counts on.
+    """Cut twice in the first layers; what any word of the prompt looked at, in any layer read so far, counts on.
 
-    At cut s = 1, 2, ..., before layer b, ``floor(n keep_ratio^s)`` of the n original tokens stay. With A the softmax
-    over all keys, H heads and T text tokens, layer b-1 gives token j ``a_j = (1/(H T)) sum_h sum_i A[h, i, j]``, and
-    the cut ranks by ``t_j = a_j / sum a + t'_j / sum t'``, both sums over the tokens that are left: one vote for what
-    the words look at now, one for the tally t' of the cut before.
+    At cut s = 1, 2, ..., before layer b, ``floor(n f keep_ratio^(s-1))`` of the n original tokens stay, with f the
+    larger of ``first`` and ``keep_ratio``. With A the softmax over all keys, H heads, T text tokens, layer b-1 gives j
+    ``a_j = (1/(H T)) sum_h sum_i A[h, i, j]``, and the cut ranks by ``t_j = a_j / sum a + t'_j / sum t'``, both sums
+    over the tokens that are left: one vote for what the words look at now, one for the tally t' of the cut before.
 
     Ours, composed of what others have shown: cuts step by step (``pvtp``, ``pyramiddrop``), rows of all words
     (``sparsevlm``, ``layer-counts``). New is the sum. A word looks up what it names in one layer; a cut that ranks
-    by a later layer alone drops what was found and not yet used, such as the letters of a sign that the answer spells
+    by a later layer alone drops what was found and not yet used, such as what a list names
     later. docs/results/tally.md says what each part is worth.
 
     When it fails: the prompt does not name what will be asked for (descriptions, second questions about the picture);
-    the first layers of a model do not look words up, and the ranking is noise: give later ``boundaries``. The layers
-    before the first cut see every token, which sets a least budget (one of twelve layers: 9 %; below 15 % put ``scope``
-    in front).
+    the first layers of a model do not look words up, and the ranking is noise: give later ``boundaries``. Layers before
+    the first cut see every token, and that cut leaves many, which sets a least budget: 15 % of twelve layers.
 
     Cost: attention rows of all text tokens of one layer at each cut, O(T g d), beside the fused kernel.
 
-    Parameters: ``keep_ratio`` (share that each cut keeps of what the one before kept), ``boundaries`` (decoder layers,
-    counted from 0; None: 3, 6 and 12 of 32, as deep in other models), ``votes`` and ``words``, whose other values are
-    ablations.
+    Parameters: ``first`` (share that the first cut keeps: little was read before it), ``keep_ratio`` (share that each
+    later cut keeps of what the one before kept), ``boundaries`` (decoder layers, counted from 0; None: 3 and 6 of 32,
+    as deep in other models), ``votes`` and ``words``, whose other values are ablations.
     """
 
     name: ClassVar[str] = "tally"
     stage: ClassVar[Stage] = "prefill"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TEXT_ROWS, Need.LAST_ROW})
     budget_knob: ClassVar[str | None] = "keep_ratio"
-    published: ClassVar[tuple[int, ...]] = (3, 6, 12)  # ours
+    published: ClassVar[tuple[int, ...]] = (3, 6)  # ours
 
-    keep_ratio: Share = Field(default=0.5, description="share that each cut keeps of what the one before kept")
+    keep_ratio: Share = Field(default=0.15, description="share that each later cut keeps of the cut before")
+    first: Share = Field(default=0.8, description="share that the first cut keeps, or keep_ratio where that is more")
     votes: Literal["sum", "latest"] = Field(
         default="sum", description="whether a cut also counts what earlier cuts' words looked at"
     )
@@ -61,9 +61,10 @@ class RunningTally(Staged, SpatialScorer):
         return frozenset({Need.TEXT_ROWS if self.words == "all" else Need.LAST_ROW})
 
     def schedule(self, shape: ModelShape, n_visual: int) -> Schedule:
-        """One share more of the original tokens at each cut."""
+        """What the first cut keeps, then a share of that at each later one."""
         ratio = Fraction(str(self.keep_ratio))
-        return Schedule.of({b: keep_count(ratio ** (s + 1), n_visual) for s, b in enumerate(self.cuts(shape))})
+        first = max(ratio, Fraction(str(self.first)))
+        return Schedule.of({b: keep_count(first * ratio**s, n_visual) for s, b in enumerate(self.cuts(shape))})
 
     def begin(self, prompt: PromptInfo) -> Inheritance:
         """An empty tally."""

@@ -57,7 +57,7 @@ _MORE: dict[str, tuple[dict[str, Any], ...]] = {
         {"evict": False, "ranking": "previous"},
         {"evict": False, "ranking": "accumulated"},
     ),
-    "tally": ({}, {"votes": "latest", "words": "last", "boundaries": (2, 4)}),
+    "tally": ({"first": 0.6}, {"votes": "latest", "words": "last", "boundaries": (2, 4)}),
     "scope": ({}, {"combined": "add", "alpha": 0.5}),
     "mmtok": ({}, {"alpha": 2.0, "picture": [640, 320]}),
     "text-only": ({}, {"k": 0}),

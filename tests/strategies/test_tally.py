@@ -34,11 +34,12 @@ def site(
     return replace(layer_site(n, {Need.TEXT_ROWS: data}, boundary=boundary, ids=ids), state=state, shape=SHAPE)
 
 
-def test_counts_are_powers_of_the_ratio_exactly_at_depths_that_scale():
-    assert RunningTally(keep_ratio=0.4).schedule(SHAPE, 100) == Schedule.of({1: 40, 2: 16, 4: 6})
-    assert RunningTally(keep_ratio=0.7).schedule(model_shape(32), 100) == Schedule.of({3: 70, 6: 49, 12: 34})
-    three = RunningTally(keep_ratio=0.4, boundaries=(2, 4, 7)).schedule(SHAPE, 1000)
-    assert three == Schedule.of({2: 400, 4: 160, 7: 64})
+def test_each_later_cut_keeps_a_share_of_the_first_exactly_at_depths_that_scale():
+    assert RunningTally(keep_ratio=0.3).schedule(SHAPE, 100) == Schedule.of({1: 80, 2: 24})
+    assert RunningTally(first=0.7, keep_ratio=0.7).schedule(model_shape(32), 100) == Schedule.of({3: 70, 6: 49})
+    assert RunningTally(keep_ratio=1).schedule(SHAPE, 7) == Schedule.of({1: 7, 2: 7})
+    two = RunningTally(first=0.4, keep_ratio=0.4, boundaries=(2, 7))
+    assert two.schedule(SHAPE, 1000) == Schedule.of({2: 400, 7: 160})
 
 
 def test_what_a_word_found_in_an_earlier_layer_still_counts():
