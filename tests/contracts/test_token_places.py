@@ -43,3 +43,12 @@ def test_frames_are_called_by_their_video_their_number_and_the_second():
     ]  # fmt: skip
     assert named([(0, 0)], frames(9), []) == [""]
     assert named(two[:1], (), [Video(frames(5))]) == ["video, frame 1 of 1"]
+
+
+def test_of_an_odd_number_of_frames_the_last_is_merged_with_itself():
+    planes = [(0, 0), (0, 1), (0, 2)]
+    assert drawn(planes, (), [Video(frames(1, 2, 3, 4, 5))])[1] == [1, 3, 5]
+    said = named(planes, (), [Video(frames(1, 2, 3, 4, 5))])
+    assert said == ["video, frames 1-2 of 5", "video, frames 3-4 of 5", "video, frame 5 of 5"]
+    assert named(planes, (), [Video(frames(1, 2, 3, 4))])[1:] == ["video, frame 2 of 4", "video, frames 3-4 of 4"]
+    assert named(planes, (), [Video(frames(1, 2))])[2] == "video, frame 2 of 2"

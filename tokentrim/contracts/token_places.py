@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BaseModel, Field, model_validator
@@ -132,9 +133,7 @@ class Cells:
         pictures, names = list(images), [f"image {number + 1}" for number in range(first)]
         for number, part in enumerate(parts):
             own = [place for place in seen if len(parts) == 1 or place[0] == owners[number]]
-            for place in range(len(own)):
-                begin = place * len(part) // len(own)
-                end = max(begin, (place + 1) * len(part) // len(own) - 1)
+            for begin, end in _merged(len(part), len(own)):
                 which, frame = part[begin]
                 pictures.append(videos[which].frames[frame])
                 named = f"video {which + 1}" if len(videos) > 1 else "video"
@@ -150,3 +149,12 @@ class Cells:
             tuple(plane for plane, _ in tokens),
             tuple(place for _, place in tokens),
         )
+
+
+def _merged(frames: int, groups: int) -> list[tuple[int, int]]:
+    """First and last frame of each group that a model merges: the last group may have fewer, which are padded."""
+    size = -(-frames // groups)
+    if -(-frames // size) != groups:  # a processor has chosen frames of its own: about these
+        edges = [group * frames // groups for group in range(groups + 1)]
+        return [(begin, max(begin, end - 1)) for begin, end in pairwise(edges)]
+    return [(begin, min(begin + size, frames) - 1) for begin in range(0, frames, size)]
