@@ -131,6 +131,8 @@ ERRORS = [
     ({"name": "fastv", "k": 1e-4}, "k of strategy 'fastv' must be a whole number; got 0.0001"),
     ({"name": "fastv", "query": "lst"}, "must be 'last' or 'all'; got 'lst'. Did you mean 'last'"),
     ({"name": "fastv", "query": False}, "must be 'last' or 'all'; got False"),
+    ({"name": "tally", "boundaries": []}, r"^boundaries of strategy 'tally' must not be empty; got \[\]\.$"),
+    ({"name": "sgl", "guide": ""}, r"^guide of strategy 'sgl' must not be empty; got ''\.$"),
     ({"nam": "fastv"}, "must have the key 'name', 'spatial' or 'temporal'.*Did you mean 'name'"),
     ({}, "must have the key 'name'"),
     ({"name": ["fastv"]}, "name of a strategy must be text"),

@@ -128,6 +128,8 @@ def _must(detail: ErrorDetails, field: FieldInfo | None) -> str:
             if (value := getattr(bound, key, None)) is not None
         }
         return _range({**declared, **{key: context[key] for key in _BOUNDS if key in context}})
+    if kind.endswith("too_short"):
+        return "not be empty" if context["min_length"] == 1 else f"have at least {context['min_length']} entries"
     for prefix, text in _KINDS.items():
         if kind.startswith(prefix):
             return text
