@@ -82,6 +82,7 @@ def test_only_shared_questions_count(tmp_path):
         (rows_of(RIGHT, tasks=("color",)), "must have oracle, other methods and fine tasks at 11%; got \\[\\]"),
         (rows_of(RIGHT, 0.33), "must have oracle, other methods and fine tasks at 11%; got \\[0.33\\]"),
         (rows_of({"oracle": 3, "random": 4}), "must have methods beside controls; got \\['oracle', 'random'\\]"),
+        ([{**rows_of(RIGHT)[0], "score": "x"}], "must be the folder of a finished comparison; got .*'x'"),
         ([{"method": "x"}], "must be the folder of a finished comparison; got \"'model'\""),
     ],
 )
@@ -98,3 +99,8 @@ def test_a_folder_without_results(tmp_path):
 def test_other_models_have_no_such_comparison(tmp_path, capsys):
     assert check.main(["--model", "testbed-plain", "--comparison", str(tmp_path)]) == 2
     assert "--comparison must be of a model of the busy pictures; got 'testbed-plain'" in capsys.readouterr().err
+
+
+def test_means_of_no_samples_fit_nothing(capsys):
+    assert check.main(["--model", "testbed-plain", "--n", "0"]) == 2
+    assert capsys.readouterr().err == "--n must be at least 1; got 0.\n"

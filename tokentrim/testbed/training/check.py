@@ -147,6 +147,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:
+        if arguments.n < 1:  # means of nothing break no limit
+            raise ValueError(complaint("--n", "be at least 1", arguments.n))
         model = load_model(arguments.model)
         family = family_of(model)
         asked = _asked(arguments, family)

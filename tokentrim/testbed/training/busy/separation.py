@@ -105,7 +105,11 @@ def _read(folder: Path, model: str) -> dict[float, dict[str, Scores]]:
         lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
         rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
         of = {row["model"] for row in rows}
-        asked = [(row["budget_requested"], row["method"], row["task"], row["sample"], row["score"]) for row in rows]
+        asked = [
+            (_number(row["budget_requested"]), str(row["method"]), str(row["task"]), str(row["sample"]),
+             _number(row["score"]))
+            for row in rows
+        ]  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as cause:
         hint = "name the folder that tokentrim compare wrote to"
         raise ValueError(complaint(f"{folder}", "be the folder of a finished comparison", str(cause), hint)) from cause
@@ -117,6 +121,10 @@ def _read(folder: Path, model: str) -> dict[float, dict[str, Scores]]:
             tasks = found.setdefault(budget, {}).setdefault(method, {})
             tasks.setdefault(task, {}).setdefault(sample, []).append(score)
     return found
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _complete(scores: Mapping[str, Scores]) -> tuple[list[str], dict[str, NDArray[np.float64]]]:
