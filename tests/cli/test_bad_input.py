@@ -4,6 +4,7 @@ import json
 import struct
 
 import pytest
+from PIL import Image
 
 PLAIN = ("--model", "testbed-plain")
 
@@ -19,6 +20,13 @@ def refused(result, *parts):
 
 def test_an_unknown_strategy_names_the_nearest(cli, picture):
     refused(cli("run", "-i", picture, "-p", "x", "-s", "fastvv", *PLAIN), "'fastvv'", "Did you mean 'fastv'?")
+
+
+def test_a_video_for_a_model_that_takes_none(cli, tmp_path):
+    Image.new("RGB", (80, 80)).save(tmp_path / "0.gif")
+    called = cli("explain", "--video", tmp_path / "0.gif", *PLAIN, "--out", tmp_path / "out")
+    assert called.exit_code == 2
+    assert "must take videos, which the question is about; got" in called.stderr
 
 
 def test_a_misspelt_key_names_file_line_and_the_nearest(cli, picture, tmp_path):

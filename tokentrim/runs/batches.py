@@ -97,7 +97,8 @@ def sample_inputs(loaded: Loaded, samples: Sequence[Sample]) -> Any:
     videos = [video for sample in samples for video in sample.videos]
     if videos:
         watching = next(sample.id for sample in samples if sample.videos)
-        require_watching(loaded.processor, str(loaded.model.config.name_or_path), f"question {watching!r}")
+        question = f"question {watching!r}" if watching else "the question"
+        require_watching(loaded.processor, str(loaded.model.config.name_or_path), question)
     return conversation_inputs(loaded.processor, turns, [s.images for s in samples], videos)
 
 
