@@ -47,6 +47,17 @@ def test_frames_are_called_by_the_second_at_which_they_are_shown(video: Path):
         assert load_video(video, 4).called(2, 2) == "clip.gif, frame 3 of 4, at 1.0 s"
 
 
+@pytest.mark.parametrize("kind", ["gif", "webp", "png"])
+def test_each_frame_may_be_shown_for_its_own_time(tmp_path: Path, kind: str):
+    first, *others = (Image.new("RGB", (8, 8), (60 * grey,) * 3) for grey in range(4))
+    times = [100, 1000, 100, 800]
+    first.save(tmp_path / f"clip.{kind}", save_all=True, append_images=others, duration=times)
+    whole, half = (load_video(tmp_path / f"clip.{kind}", frames) for frames in (4, 2))
+    assert whole.seconds == pytest.approx((0, 0.1, 1.1, 1.2))
+    assert half.seconds == pytest.approx((0, 1.1))
+    assert (whole.fps, half.fps) == (2.0, 1.0)
+
+
 def test_what_is_no_video_is_refused(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.gif").write_bytes(b"GIF89a")

@@ -170,18 +170,21 @@ def _moving(path: Path, frames: int) -> Video:
     from PIL import Image
 
     found: list[Image.Image] = []
-    shown = 0.0  # milliseconds of those that are taken
+    begins: list[float] = []  # seconds
+    shown = 0.0
     with Image.open(path) as file:
         total: int = getattr(file, "n_frames", 1)
-        places = _places(total, frames)
-        for place in places:
+        places = set(_places(total, frames))
+        for place in range(total):  # what lies between is decoded in any case, and each may be shown for its own time
             file.seek(place)
-            shown += file.info.get("duration", 0)
-            found.append(file.convert("RGB"))
-    seconds = shown / len(found) * total / 1000
-    if not seconds:
+            file.load()  # a WebP knows only then how long
+            if place in places:
+                begins.append(shown)
+                found.append(file.convert("RGB"))
+            shown += file.info.get("duration", 0) / 1000
+    if not shown:
         return Video(tuple(found), name=path.name)
-    return Video(tuple(found), len(found) / seconds, path.name, tuple(place * seconds / total for place in places))
+    return Video(tuple(found), len(found) / shown, path.name, tuple(begins))
 
 
 def _decoded(path: Path, frames: int) -> Video:
