@@ -180,8 +180,6 @@ def test_check_asks_a_busy_model_about_busy_pictures(exported, capsys):
     assert "below 90%" in row["complaints"][0]
     assert check.main([*asked, "--task", "where"]) == 2
     assert "must be one of busy-ground" in capsys.readouterr().err
-    assert check.main(["--model", "testbed-busy"]) == 2
-    assert "train and export them" in capsys.readouterr().err
 
 
 def test_the_rule_for_busy_pictures():

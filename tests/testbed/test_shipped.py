@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-from tokentrim.testbed import MODELS, model_folder
+from tokentrim.testbed import BUSY, MODELS, model_folder, whole_question
+from tokentrim.testbed.busy.tasks import TASKS as BUSY_TASKS
 from tokentrim.testbed.scenes import Canvas
 from tokentrim.testbed.tasks import TASKS, TASKS_SIZES, resized
 from tokentrim.testbed.training import check
@@ -22,7 +24,9 @@ from tokentrim.testbed.training.processors import build_processor
 from tokentrim.testbed.vocabulary import ASSISTANT, BEGIN, IDS, IMAGE
 
 models = pytest.mark.parametrize("name", MODELS)
-ADAPTED = tuple(name for name in MODELS if name != "testbed-plain")  # trained with missing tokens
+PLAIN = tuple(name for name in MODELS if name != BUSY)  # of plain scenes
+ADAPTED = tuple(name for name in PLAIN if name != "testbed-plain")  # trained with missing tokens
+BUSY_FOR = {"where": "busy-where", "at": "busy-there", "list-where": "busy-describe"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,9 @@ def message(sample):
 
 
 def everywhere(model, task):
-    """The task in all sizes that the model knows."""
+    """The task in all sizes that the model knows, or what is like it on busy pictures."""
+    if family_of(model).name == "busy":
+        return BUSY_TASKS[BUSY_FOR[task]]
     canvases = family_of(model).canvases
     return resized(TASKS[task], f"{task}-{family_of(model).name}", canvases) if len(canvases) > 1 else TASKS[task]
 
@@ -72,8 +78,7 @@ def test_plain_prompt_and_chat_template_give_the_same_ids(name, shipped):
         *view.start,
         *[IDS[IMAGE]] * view.tokens,
         *view.end,
-        *(IDS[w] for w in sample.question.split()),
-        IDS[ASSISTANT],
+        *(family_of(shipped[name]).words[w] for w in (*sample.question.split(), ASSISTANT)),
     ]
     assert by_hand["input_ids"].tolist() == at_once["input_ids"].tolist() == [expected]
     torch.testing.assert_close(by_hand["pixel_values"], at_once["pixel_values"], rtol=0, atol=0)
@@ -128,6 +133,29 @@ def test_adapted_models_need_the_right_tokens_only(name, task, shipped):
     assert score[oracle] >= 0.75
     assert score[random_order] <= 0.7 * score[oracle]
     assert mean_score(model, asked, samples, oracle, 0.0) <= 0.5
+
+
+@pytest.mark.parametrize("task", BUSY_TASKS)
+def test_the_busy_model_answers_with_the_right_tokens(task, shipped):
+    """Of fine questions, chance answers fewer; any part of a large thing answers most coarse ones."""
+    model, asked = shipped[BUSY], BUSY_TASKS[task]
+    samples = asked.samples("calibration", 24)
+    score = {r: mean_score(model, asked, samples, r, 0.25) for r in (oracle, random_order)}
+    assert score[oracle] >= (0.4 if task == "busy-describe" else 0.7)
+    if asked.grain == "fine":
+        assert score[random_order] <= 0.75 * score[oracle]
+
+
+def test_stored_in_half_the_bytes_it_is_loaded_as_it_was_trained(shipped):
+    with safe_open(model_folder(BUSY) / "model.safetensors", "pt") as stored:
+        assert {stored.get_tensor(name).dtype for name in stored.keys()} == {torch.float16}  # noqa: SIM118
+    assert {value.dtype for value in shipped[BUSY].parameters()} == {torch.float32}
+
+
+def test_every_shipped_model_is_asked_about_the_whole_picture_in_its_words(shipped):
+    for name in MODELS:
+        assert set(whole_question(name).split()) <= family_of(shipped[name]).words.keys()
+    assert whole_question("somewhere/else") is None
 
 
 def only_plane(plane):

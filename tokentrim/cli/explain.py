@@ -124,7 +124,7 @@ def _question(
     """
     from tokentrim.contracts.tasks import Sample
     from tokentrim.loading import load_image, load_video
-    from tokentrim.testbed import MODELS
+    from tokentrim.testbed import whole_question
 
     if [bool(image), video is not None, task is not None].count(True) != 1:
         raise ConfigError(
@@ -132,7 +132,7 @@ def _question(
         )
     if task is None:
         # The shipped models know a small language of their own.
-        asked = prompt or ("list all ?" if model in MODELS else "Describe the image.")
+        asked = prompt or whole_question(model) or "Describe the image."
         videos = () if video is None else (load_video(video, frames),)
         return PictureQuestion(Sample("", tuple(load_image(path) for path in image), asked, "", videos=videos))
     if prompt is not None:

@@ -1,4 +1,4 @@
-"""A benchmark that anyone can run: rendered scenes, eight tasks, and small models trained for them.
+"""A benchmark that anyone can run: rendered scenes, plain and busy, tasks, and small models trained for them.
 
 Importing this package costs nothing; the renderer needs NumPy, and only ``training/`` needs torch.
 """
@@ -6,7 +6,15 @@ Importing this package costs nothing; the renderer needs NumPy, and only ``train
 from pathlib import Path
 from typing import Final
 
-MODELS: Final = ("testbed", "testbed-plain", "testbed-qwen2.5-vl", "testbed-llava-next")
+BUSY: Final = "testbed-busy"
+MODELS: Final = ("testbed", "testbed-plain", "testbed-qwen2.5-vl", "testbed-llava-next", BUSY)
+
+
+def whole_question(model: str) -> str | None:
+    """The question about a whole picture in the small language of a shipped model; None for any other model."""
+    if model not in MODELS:
+        return None
+    return "describe ?" if model == BUSY else "list all ?"
 
 
 def model_folder(name: str = "testbed") -> Path:
@@ -14,7 +22,7 @@ def model_folder(name: str = "testbed") -> Path:
 
     `testbed`: 12 layers, trained with visual-token dropout. `testbed-plain`: 6 layers, which never saw a
     picture with missing tokens. `testbed-qwen2.5-vl`, `testbed-llava-next`: 14 layers, other architectures, as many
-    visual tokens as a picture's size asks for.
+    visual tokens as a picture's size asks for. `testbed-busy`: 12 layers, for the busy pictures.
     """
     if name not in MODELS:
         raise ValueError(f"shipped model must be one of {', '.join(MODELS)}; got {name!r}")

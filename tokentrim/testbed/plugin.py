@@ -14,6 +14,7 @@ def tokentrim_models(register: Register) -> None:
         "testbed-plain": "6 layers, never saw a picture with missing tokens",
         "testbed-qwen2.5-vl": "Qwen2.5-VL: dynamic resolution, windowed tower, M-RoPE; 14 layers",
         "testbed-llava-next": "LLaVA-NeXT: coarse picture and tiles, ends of lines; 14 layers",
+        "testbed-busy": "busy pictures: textures, clutter, large things and small print; 12 layers, 256 visual tokens",
     }
     for name, summary in summaries.items():
         register(name, partial(model_folder, name), summary=summary)

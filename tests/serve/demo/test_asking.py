@@ -7,7 +7,9 @@ import pytest
 from tokentrim.config.specs import Budget, strategy_from
 from tokentrim.errors import DataError, StrategyError
 from tokentrim.plugins.loader import registry
-from tokentrim.serve.demo import Asking, render
+from tokentrim.serve.demo import Asking, page, render
+from tokentrim.testbed import BUSY
+from tokentrim.testbed.busy.vocabulary import encode
 from tokentrim.testbed.tasks import TASKS
 
 
@@ -39,6 +41,14 @@ def test_every_strategy_is_offered_or_refused_with_its_reason(asking):
     assert not asking.is_temporal("st3")
     said = render.strategies(asking.served, asking.refused)
     assert html.escape(asking.refused["oracle"]) in said
+
+
+def test_examples_are_of_the_pictures_and_in_the_words_that_a_model_knows(asking, monkeypatch):
+    assert page._examples(asking)[0][1] == "list all ?"
+    monkeypatch.setattr(asking, "name", BUSY)
+    for picture, question in page._examples(asking):
+        assert picture.size == (128, 128)
+        assert encode(question)
 
 
 def test_both_answers_with_what_was_kept_and_their_times(asking, sample):

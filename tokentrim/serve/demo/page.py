@@ -14,13 +14,15 @@ from tokentrim.config.specs import Budget
 from tokentrim.errors import ConfigError, TokentrimError, UnsupportedError, complaint, reason_of
 from tokentrim.serve.demo import render
 from tokentrim.serve.demo.asking import Asking
-from tokentrim.testbed import MODELS
+from tokentrim.testbed import BUSY, MODELS
+from tokentrim.testbed.busy.tasks import TASKS as BUSY_TASKS
 from tokentrim.testbed.tasks import TASKS
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _EXAMPLES: Final = ("list-all", "color", "where", "count-color")  # the testbed's tasks
+_BUSY_EXAMPLES: Final = ("busy-describe", "busy-color", "busy-where", "busy-sign")
 _FONT: Final = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
 _MONO: Final = ("ui-monospace", "Cascadia Mono", "Menlo", "DejaVu Sans Mono", "monospace")
 _LARGEST: Final = "64mb"
@@ -166,6 +168,8 @@ def _language(model: str) -> str:
 
 def _examples(asking: Asking) -> list[list[Image.Image | str]]:
     """Pictures of the testbed, with questions that the model understands."""
-    samples = [TASKS[task].samples("test", place + 1)[place] for place, task in enumerate(_EXAMPLES)]
+    busy = asking.name == BUSY
+    asked = [BUSY_TASKS[name] for name in _BUSY_EXAMPLES] if busy else [TASKS[name] for name in _EXAMPLES]
+    samples = [task.samples("test", place + 1)[place] for place, task in enumerate(asked)]
     plain = "What do you see, and where?"
     return [[one.images[0], one.question if asking.name in MODELS else plain] for one in samples]

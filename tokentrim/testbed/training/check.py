@@ -86,12 +86,9 @@ def table_of(results: list[TaskResult], title: str) -> Table:
 
 def load_model(name_or_folder: str) -> Any:
     """A shipped model by name, or any testbed model by folder."""
-    busy = "busy" in name_or_folder
     folder = model_folder(name_or_folder) if name_or_folder in MODELS else Path(name_or_folder)
     if not (folder / "config.json").is_file():
-        hint = "Weights of the busy pictures are not shipped: train and export them, and give the folder"
-        must = f"be {', '.join(MODELS)} or a model folder"
-        raise FileNotFoundError(complaint("model", must, name_or_folder, hint if busy else ""))
+        raise FileNotFoundError(complaint("model", f"be {', '.join(MODELS)} or a model folder", name_or_folder))
     loader: Any = AutoModelForImageTextToText
     return loader.from_pretrained(folder, trust_remote_code=False).eval()
 
