@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -114,10 +113,9 @@ def asked(url, number, spec=None, **more):
 
 def metrics(url):
     """Tokens kept and dropped so far, by the endpoint."""
-    from prometheus_client.parser import text_string_to_metric_families
-
+    parser = pytest.importorskip("prometheus_client.parser")
     with urllib.request.urlopen(f"{url}/metrics", timeout=60) as found:
-        families = text_string_to_metric_families(found.read().decode())
+        families = parser.text_string_to_metric_families(found.read().decode())
     samples = [sample for family in families for sample in family.samples]
     counted = {one.labels["outcome"]: one.value for one in samples if one.name == "tokentrim:visual_tokens_total"}
     return [counted.get(outcome, 0) for outcome in ("kept", "dropped")]
