@@ -58,6 +58,7 @@ COMMANDS_NOT_RUN = {
     "pytest": "the suite of a package that the page makes",
     "python -m tests.costs": "reads what a comparison of minutes writes",
     "python tests/": "needs another checkout, or minutes",
+    "python run.py": "a command of VLMEvalKit; tests/serve asks what it asks",
     "python docs/examples/bench/": "minutes; tests/engine/test_packing.py tests what it times",
     "torchrun": "starts processes",
     "hf download": "needs the network",
