@@ -50,8 +50,8 @@ class BusyStage:
     batch: int
     rate: float  # peak learning rate
     after: str = ""  # stage whose weights this one starts from
-    vision_rate: float = 0.0  # the tower's; 0 leaves it as it is
-    projector_rate: float = 5e-4
+    vision_rate: float = 0.0  # the tower's, of `alignment`
+    projector_rate: float = 5e-4  # of stages about pictures, which leave the tower as it is
     warmup: int = 60
     final: float = 0.02  # learning rate at the end, relative to the peak
     decay: float = 0.03

@@ -135,10 +135,7 @@ class BusyRun:
             case "language":
                 mind = [*inner.language_model.parameters(), *self.model.lm_head.parameters()]
                 named = [(mind, stage.rate), ([*inner.multi_modal_projector.parameters()], stage.projector_rate)]
-                if stage.vision_rate:
-                    named.append((tower, stage.vision_rate))
-                else:  # backward through the tower is a third of a step
-                    inner.vision_tower.requires_grad_(False)
+                inner.vision_tower.requires_grad_(False)  # backward through it is a third of a step
         return [{"params": params, "lr": rate, "peak": rate} for params, rate in named]
 
     def run(self, stop_after: int | None = None) -> None:
@@ -224,8 +221,6 @@ class BusyRun:
             unlike = alignment_loss(encoded.visual.float(), words, targets)
             meters["unlike"] = float(unlike.detach())
             loss = loss + _ALIGNED * unlike
-            if stage.vision_rate:
-                loss = loss + 0.15 * vision_loss(self.heads, out.features.float(), out.pooled, targets, meters)
         return loss
 
     def _log(self, seconds: float) -> None:
