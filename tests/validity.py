@@ -18,13 +18,14 @@ from scipy.stats import rankdata
 
 from tests.published_table import data
 from tokentrim.testbed.busy.tasks import TASKS
+from tokentrim.testbed.training.busy.separation import RESAMPLES, resampled
 
 PAGE = Path(__file__).parent.parent / "docs/results/validity.md"
 BUDGETS = {0.33: 192, 0.22: 128, 0.11: 64}
 AGAINST = {"coarse": ("GQA", "MMB", "POPE"), "fine": ("TextVQA",)}
 FEWEST = 4  # methods that a correlation needs
 APART = 4  # ranks from which a method stands elsewhere
-DRAWS = 2000
+DRAWS = RESAMPLES
 _BEGIN, _END = "<!-- results:begin -->", "<!-- results:end -->"
 Floats = NDArray[np.float64]
 
@@ -93,15 +94,11 @@ def standing(folder: Path, grain: str, budget: float) -> Standing:
 
 def _kept(tasks: list[list[dict[str, float]]]) -> tuple[Floats, Floats]:
     """Shares of the first row's mean over tasks, [methods], and with questions drawn anew, [draws, methods]."""
-    rng = np.random.default_rng(20)
-    means, drawn = [], []
+    grids: list[Floats] = []
     for rows in tasks:
         asked = [question for question in rows[0] if all(question in row for row in rows)]
-        grid = np.array([[row[question] for question in asked] for row in rows])
-        weights = rng.multinomial(len(asked), [1 / len(asked)] * len(asked), DRAWS) / len(asked)
-        means.append(grid.mean(1))
-        drawn.append(weights @ grid.T)
-    mean, some = np.mean(means, 0), np.mean(drawn, 0)
+        grids.append(np.array([[row[question] for question in asked] for row in rows]))
+    mean, some = resampled(grids)
     return mean[1:] / mean[0], some[:, 1:] / some[:, :1]
 
 

@@ -81,19 +81,19 @@ def bench(
     quiet_libraries()
     words: dict[str, Any] = placement(device, dtype, attn_implementation, device_map)
     chosen = tuple(listed(strategies)) if strategies else BenchOptions.strategies
-    options = BenchOptions(
+    wanted = BenchOptions(
         geometry=geometry, strategies=chosen, layer_mean_ratio=layer_mean_ratio or None,
         batch=batch, images=images, prompt_tokens=prompt_tokens, new_tokens=new_tokens,
         repeats=repeats, budget_minutes=budget_minutes, threads=threads or None, memory=memory, compile=compile_steps,
         limits=limits, seed=seed, **words,
     )  # fmt: skip
     if throughput:
-        _throughput(options, round(throughput * 2**30), as_json)
+        _throughput(wanted, round(throughput * 2**30), as_json)
         return
     if profile:
-        _profile(options, as_json)
+        _profile(wanted, as_json)
         return
-    result = _result(options, read)
+    result = _result(wanted, read)
     if as_json:
         emit(result.to_dict())
     elif as_markdown:

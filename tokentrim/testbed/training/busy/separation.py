@@ -20,7 +20,7 @@ from tokentrim.testbed.training.busy.check import NINTH
 LEAST_SPREAD: Final = 0.25  # between the means of the best and the worst method
 ORACLE: Final = "oracle"
 BESIDE: Final = ("none", "text-only", "downscale", "random", "uniform", "pool", ORACLE)  # controls are no methods
-_RESAMPLES: Final = 2000
+RESAMPLES: Final = 2000
 _TAIL: Final = 2.5  # percent on each side of an interval
 _SEED: Final = 20
 Scores = dict[str, dict[str, list[float]]]
@@ -143,12 +143,12 @@ def _separation(budget: float, methods: list[str], grids: Mapping[str, NDArray[n
     judged = [name for name in methods if name not in BESIDE]
     if not judged or not grids:
         raise ValueError(complaint(f"a comparison at {budget:.0%}", "have methods beside controls", methods))
-    means, drawn = _resampled(list(grids.values()))
+    means, drawn = resampled(list(grids.values()))
     rows = [_measured(name, means[i], drawn[:, i]) for i, name in enumerate(methods) if name in judged]
     over: list[MethodMean] = []
     fine = [grid for task, grid in grids.items() if TASKS[task].grain == "fine"]
     if budget == NINTH and fine and ORACLE in methods:
-        means, drawn = _resampled(fine)
+        means, drawn = resampled(fine)
         best = methods.index(ORACLE)
         over = [
             _measured(name, means[best] - means[i], drawn[:, best] - drawn[:, i])
@@ -159,10 +159,10 @@ def _separation(budget: float, methods: list[str], grids: Mapping[str, NDArray[n
     return Separation(budget, tuple(rows), tuple(sorted(over, key=lambda found: found.low)))
 
 
-def _resampled(grids: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def resampled(grids: list[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Means over tasks, [methods], and those of questions drawn anew, the same for all methods, [draws, methods]."""
     rng = np.random.default_rng(_SEED)
-    weights = [rng.multinomial(n, [1 / n] * n, _RESAMPLES) / n for n in (grid.shape[1] for grid in grids)]
+    weights = [rng.multinomial(n, [1 / n] * n, RESAMPLES) / n for n in (grid.shape[1] for grid in grids)]
     drawn = np.mean([weight @ grid.T for weight, grid in zip(weights, grids, strict=True)], 0)
     return np.mean([grid.mean(1) for grid in grids], 0), drawn
 
