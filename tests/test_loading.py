@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import runpy
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,9 +18,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tokentrim import testbed
+from tokentrim.bench import BenchOptions
+from tokentrim.cli.show import find
 from tokentrim.counting.published import PRESETS
 from tokentrim.errors import ConfigError, DataError, TokentrimError, UnknownNameError, UnsupportedError
-from tokentrim.loading import load_image, load_model, resolve_folder, shape_of
+from tokentrim.loading import load_image, load_model, models as loading_models, resolve_folder, shape_of
 from tokentrim.plugins.loader import registry
 
 
@@ -149,6 +154,20 @@ def test_registered_model():
 def test_misspelt_name_suggests_the_nearest():
     with pytest.raises(UnknownNameError, match=r"Did you mean 'llava-1\.5-7b'"):
         shape_of("llava-1.5-7")
+
+
+def test_what_only_a_checkout_has_is_left_out_of_wheels_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As a wheel has it: the folder is not there, so nothing lists its name."""
+    packaging = Path(__file__).parent.parent.joinpath("pyproject.toml").read_text(encoding="utf-8")
+    assert re.findall(r'"/tokentrim/testbed/models/(.*?)"', packaging) == list(loading_models._NOT_IN_WHEELS)
+    (tmp_path / "models/testbed").mkdir(parents=True)
+    shutil.copy(testbed.__file__, tmp_path / "testbed.py")
+    assert runpy.run_path(str(tmp_path / "testbed.py"))["MODELS"] == ("testbed",)
+    monkeypatch.delitem(registry("model")._entries, "testbed-plain")
+    for ask in (load_model, shape_of, find, lambda name: BenchOptions(geometry=name)):
+        with pytest.raises(UnknownNameError, match="comes with a checkout of tokentrim's source, .*Known: ") as refused:
+            ask("testbed-plain")
+        assert "testbed-plain" not in str(refused.value).partition("Known: ")[2]
 
 
 def test_folder_without_config(tmp_path: Path):

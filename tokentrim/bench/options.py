@@ -14,8 +14,8 @@ from tokentrim.bench.families.base import Geometry
 from tokentrim.bench.geometry import GEOMETRIES
 from tokentrim.config.specs import Spec, strategy_from
 from tokentrim.contracts.load_options import DeviceMap
-from tokentrim.errors import ConfigError, complaint, unknown_name
-from tokentrim.loading import DeviceName, DTypeName, hub_model, require_attention
+from tokentrim.errors import ConfigError, complaint
+from tokentrim.loading import DeviceName, DTypeName, hub_model, require_attention, unknown_model
 from tokentrim.plugins.loader import registry
 
 
@@ -78,7 +78,7 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         if self.geometry not in GEOMETRIES and not self._is_model:
-            raise unknown_name("geometry of a bench", self.geometry, GEOMETRIES)
+            raise unknown_model("geometry of a bench", self.geometry, GEOMETRIES)
         least_of = {"batch": 1, "images": 1, "prompt_tokens": 2, "new_tokens": 2, "repeats": 1, "threads": 1}
         for name, least in least_of.items():
             value = getattr(self, name)

@@ -11,7 +11,7 @@ import typer
 from tokentrim.cli import options
 from tokentrim.cli.citations import BLOCK
 from tokentrim.cli.output import console, emit, plain_table
-from tokentrim.errors import unknown_name
+from tokentrim.loading import unknown_model
 from tokentrim.plugins.loader import KINDS, registry
 from tokentrim.plugins.registry import Entry
 
@@ -71,7 +71,7 @@ def find(name: str) -> Entry:
         if registered.knows(name):
             return registered.entry(name)
     names = [known for registered in every for known in registered.names()]
-    raise every[0].unknown(unknown_name("name", name, names))
+    raise every[0].unknown(unknown_model("name", name, names))
 
 
 def describe(entry: Entry) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tokentrim.loading.models import (
     require_supported,
     resolve_folder,
     shape_of,
+    unknown_model,
 )
 from tokentrim.loading.prompts import (
     chat_text,
@@ -66,4 +67,5 @@ __all__ = [
     "shape_of",
     "single_turn",
     "takes_videos",
+    "unknown_model",
 ]

@@ -25,7 +25,6 @@ from tokentrim.errors import (
     complaint,
     reason_of,
     suggestion,
-    unknown_name,
 )
 from tokentrim.loading.hub import HubModel, snapshot
 from tokentrim.loading.prompts import prepare_tokenizer
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from tokentrim.contracts.adapter import Adapter
 
 _LISTED: Final = 8
+_NOT_IN_WHEELS: Final = ("testbed-plain",)  # pyproject.toml leaves it out
 _GENERATION: Final = "generation_config.json"
 _MOST_BYTES: Final = 1 << 24  # of a JSON file that describes a model
 _DEPTHS: Final = ("layers", "depth", "blocks", "experts", "labels")
@@ -64,6 +64,13 @@ def hub_model(name_or_folder: str | Path) -> HubModel | None:
     return HubModel.spelt(name_or_folder)
 
 
+def unknown_model(what: str, name: str, names: Iterable[str], must: str = "be a registered name") -> UnknownNameError:
+    """The error for a name that may mean a model; says so where a checkout of the source would have it."""
+    why = "this model comes with a checkout of tokentrim's source, and not with a wheel. "
+    hint = suggestion(name, names)
+    return UnknownNameError(complaint(f"the {what}", must, name, why + hint if name in _NOT_IN_WHEELS else hint))
+
+
 def resolve_folder(name_or_folder: str | Path, *, weights: bool = False) -> Path:
     """The folder of a registered model, the folder itself, or that of a model of the hub.
 
@@ -83,11 +90,11 @@ def resolve_folder(name_or_folder: str | Path, *, weights: bool = False) -> Path
         folder = snapshot(hub, weights=weights)
     elif not os.path.exists(folder):  # no error for what can be no name
         name = str(name_or_folder)
-        known = suggestion(name, models.names())
+        must = "be a registered name, a model folder, or an id of the hub such as llava-hf/llava-1.5-7b-hf"
         if name in REPOSITORIES:
             known = f"it is a preset of 'tokentrim plan', without weights; its id on the hub is {REPOSITORIES[name]}"
-        must = "be a registered name, a model folder, or an id of the hub such as llava-hf/llava-1.5-7b-hf"
-        raise UnknownNameError(complaint("the model", must, name, known))
+            raise UnknownNameError(complaint("the model", must, name, known))
+        raise unknown_model("model", name, models.names(), must)
     try:
         inside = sorted(folder.iterdir()) if folder.is_dir() else []
         odd = [path.name for path in inside if path.exists() and not (path.is_file() or path.is_dir())]
@@ -239,7 +246,7 @@ def shape_of(model: str | Path) -> ModelShape:
         return PRESETS[name]
     models = registry("model")
     if name not in models and not os.path.exists(model) and hub_model(model) is None:
-        raise unknown_name("model", name, [*PRESETS, *models.names()])
+        raise unknown_model("model", name, [*PRESETS, *models.names()])
     return describe(model).shape
 
 

@@ -3,7 +3,7 @@
 from functools import partial
 
 from tokentrim.hookspecs import Register, hookimpl
-from tokentrim.testbed import model_folder
+from tokentrim.testbed import MODELS, model_folder
 
 
 @hookimpl
@@ -16,8 +16,8 @@ def tokentrim_models(register: Register) -> None:
         "testbed-llava-next": "LLaVA-NeXT: coarse picture and tiles, ends of lines; 14 layers",
         "testbed-busy": "busy pictures: textures, clutter, large things and small print; 12 layers, 256 visual tokens",
     }
-    for name, summary in summaries.items():
-        register(name, partial(model_folder, name), summary=summary)
+    for name in MODELS:
+        register(name, partial(model_folder, name), summary=summaries[name])
 
 
 @hookimpl
