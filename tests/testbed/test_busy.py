@@ -10,9 +10,9 @@ from hypothesis import given, strategies as st
 from tokentrim.plugins.loader import load
 from tokentrim.testbed import check
 from tokentrim.testbed.busy.render import render
-from tokentrim.testbed.busy.scenes import GRID, SIZE, SIZES, centre_patch, draw_scene, patches_of
-from tokentrim.testbed.busy.tasks import TASKS, all_needs, evidence_of
-from tokentrim.testbed.busy.vocabulary import IDS, LARGE, LETTERS, SIGNS, decode, encode
+from tokentrim.testbed.busy.scenes import GRID, SIZE, SIZES, centre_patch, draw_scene, patch_box, patches_of
+from tokentrim.testbed.busy.tasks import TASKS, all_needs, evidence_of, region_of
+from tokentrim.testbed.busy.vocabulary import IDS, LARGE, LETTERS, SIGNS, SMALL, decode, encode
 from tokentrim.testbed.vocabulary import COLORS, IDS as OLD_IDS, SPECIAL
 
 seeds = st.integers(0, 2**32 - 1)
@@ -95,17 +95,32 @@ def test_is_there_is_answered_no_as_often_as_yes():
     assert 0.4 < np.mean(answers) < 0.65
 
 
-def test_descriptions_go_from_large_to_small():
+def test_descriptions_go_through_all_kinds_and_score_what_is_there():
     rng = np.random.default_rng(2)
-    scene = draw_scene(rng)
-    question = TASKS["busy-describe"].ask(rng, scene)
+    scene, task = draw_scene(rng), TASKS["busy-describe"]
+    question = task.ask(rng, scene)
     assert question is not None
     parts = question.answer.split(" , ")
-    kinds = [part.split()[0] for part in parts[: len(scene.large)]]
-    assert kinds == [kind for kind in LARGE if kind in {thing.kind for thing in scene.large}]
-    assert parts[len(scene.large)] == " ".join(("ground", *scene.grounds))
-    assert len(parts) == len(scene.large) + 1 + len(scene.small)
-    assert TASKS["busy-describe"].score(TASKS["busy-describe"].samples("test", 1)[0], "") == 0
+    colors = {thing.kind: thing.color for thing in scene.large}
+    assert parts[: len(LARGE)] == [f"{kind} {colors.get(kind, 'no')}" for kind in LARGE]
+    assert parts[len(LARGE)] == " ".join(("ground", *scene.grounds))
+    often = [sum(thing.kind == kind for thing in scene.small) or "no" for kind in SMALL]
+    assert parts[len(LARGE) + 1 :] == [f"small {kind} {n}" for kind, n in zip(SMALL, often, strict=True)]
+    (sample,) = task.samples("test", 1)
+    there = [part for part in sample.answer.split(" , ") if "no" not in part.split()]
+    assert 2 < len(there) < len(parts)
+    assert task.score(sample, sample.answer) == task.score(sample, " , ".join(there)) == 1
+    assert task.score(sample, "") == task.score(sample, "house no , small star no") == 0
+    assert task.score(sample, f"{sample.answer} , tree black") == pytest.approx(2 * len(there) / (2 * len(there) + 1))
+
+
+def test_what_a_question_needs_is_a_patch_that_shows_it():
+    rng = np.random.default_rng(9)
+    for _ in range(12):
+        scene = draw_scene(rng)
+        for need in all_needs(scene):
+            assert patch_box(centre_patch(need.box)) == need.box
+            assert not need.patches or centre_patch(need.box) in need.patches
 
 
 def test_splits_share_no_picture_and_grow_from_the_front():
@@ -178,7 +193,7 @@ def test_what_is_asked_for_is_as_often_faint_as_salient():
         question = TASKS["busy-color"].ask(rng, scene)
         assert question is not None
         if len(scene.large) > 1:
-            asked += [(t.contrast, t.size, t.box == question.needs[0].box) for t in scene.large]
+            asked += [(t.contrast, t.size, region_of(t) == question.needs[0]) for t in scene.large]
     contrast, size, chosen = np.array(asked, float).T
     for salience in (contrast, size):
         assert abs(np.corrcoef(salience, chosen)[0, 1]) < 0.08

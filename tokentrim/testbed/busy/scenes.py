@@ -139,6 +139,12 @@ def centre_patch(box: Box) -> int:
     return (box[0] + box[2]) // 2 // PATCH * GRID + (box[1] + box[3]) // 2 // PATCH
 
 
+def patch_box(patch: int) -> Box:
+    """The pixels of a patch."""
+    top, left = patch // GRID * PATCH, patch % GRID * PATCH
+    return top, left, top + PATCH, left + PATCH
+
+
 def place_of(box: Box) -> tuple[int, int]:
     """Row and column of the place, of 4 x 4, in which a box's centre lies."""
     return (box[0] + box[2]) // 2 // CELL, (box[1] + box[3]) // 2 // CELL

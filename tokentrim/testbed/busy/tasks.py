@@ -1,5 +1,6 @@
 """Questions about busy pictures: coarse ones, which any part of a large thing answers, fine ones, and long answers."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from PIL import Image
 from tokentrim.contracts.tasks import Evidence, Metric, Sample
 from tokentrim.testbed.busy.render import render
 from tokentrim.testbed.busy.scenes import (
+    PATCH,
     Box,
     BusyScene,
     Fine,
@@ -19,10 +21,11 @@ from tokentrim.testbed.busy.scenes import (
     centre_patch,
     corner_box,
     draw_scene,
+    patch_box,
     place_of,
 )
 from tokentrim.testbed.busy.vocabulary import CORNERS, LARGE, NO, SMALL, YES
-from tokentrim.testbed.tasks import DrawnTask
+from tokentrim.testbed.tasks import DrawnTask, list_f1
 from tokentrim.testbed.vocabulary import COLUMNS, ROWS
 
 _T = TypeVar("_T")
@@ -34,7 +37,12 @@ _APART: Final = 24  # pixels between centres from which one thing counts as left
 
 @dataclass(frozen=True)
 class NeededRegion:
-    """A region that an answer needs; any one of its patches shows what is needed."""
+    """A region that an answer needs; any one of its patches shows what is needed.
+
+    box: the patch in its middle, with which an answer can be given. All of a large thing would fill a budget with its
+    edges: of the questions how many there are 95 % were answered with a ninth of the tokens about such patches, 79 %
+    with as many of the things' own.
+    """
 
     box: Box
     patches: tuple[int, ...]
@@ -54,12 +62,17 @@ Question = Callable[[np.random.Generator, BusyScene], BusyAsked | None]
 
 def region_of(thing: Large | Small | Fine) -> NeededRegion:
     """A thing: any patch of a large one tells what it is, the middle one of a small one."""
-    shown = thing.shown if isinstance(thing, Large) else (centre_patch(thing.box),)
-    return NeededRegion(thing.box, shown)
+    return _region(thing.box, thing.shown if isinstance(thing, Large) else (centre_patch(thing.box),))
+
+
+def _region(around: Box, patches: tuple[int, ...]) -> NeededRegion:
+    middle = ((around[0] + around[2] - PATCH) / 2, (around[1] + around[3] - PATCH) / 2)
+    boxes = map(patch_box, patches)
+    return NeededRegion(min(boxes, key=lambda box: math.dist(box[:2], middle)), patches)
 
 
 def _of_corner(scene: BusyScene, quarter: int) -> NeededRegion:
-    return NeededRegion(corner_box(quarter), scene.corners[quarter])
+    return _region(corner_box(quarter), scene.corners[quarter])
 
 
 def all_needs(scene: BusyScene) -> tuple[NeededRegion, ...]:
@@ -166,16 +179,17 @@ def _place(box: Box) -> str:
 
 
 def ask_describe(rng: np.random.Generator, scene: BusyScene) -> BusyAsked | None:
-    """Large things, the grounds, small things with their places; kinds in one order, those of a kind in reading order.
+    """Every kind of large thing with its colour, the grounds, every kind of small thing with its number, in one order.
 
-    By kind, because the next thing is then one look-up. By size, or all small things in reading order, the first word
-    of a part was right for 23 and 66 % after 1350 steps of the last stage.
+    What is not there is said too, and not scored: each word is then one look-up. When only what is there was listed,
+    small things with their places, 65 % of it were right after 3500 steps, because the next thing that is there was.
     """
     del rng
-    parts = [f"{thing.kind} {thing.color}" for thing in sorted(scene.large, key=lambda thing: LARGE.index(thing.kind))]
+    colors = {thing.kind: thing.color for thing in scene.large}
+    often = Counter(thing.kind for thing in scene.small)
+    parts = [f"{kind} {colors.get(kind, NO)}" for kind in LARGE]
     parts.append(" ".join(("ground", *scene.grounds)))
-    small = sorted(scene.small, key=lambda thing: SMALL.index(thing.kind))
-    parts += [f"small {thing.kind} {_place(thing.box)}" for thing in small]
+    parts += [f"small {kind} {often[kind] or NO}" for kind in SMALL]
     corners = (_of_corner(scene, quarter) for quarter in range(4))
     return BusyAsked("describe ?", " , ".join(parts), (*map(region_of, (*scene.large, *scene.small)), *corners))
 
@@ -220,6 +234,16 @@ class BusyTask(DrawnTask):
                 picture = Image.fromarray(render(rng, scene))
                 samples.append(Sample("", (picture,), asked.question, asked.answer, evidence_of(scene, asked)))
         return samples
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        """Exact match, or F1 of the listed parts; that something is not there counts for nothing."""
+        if self.metric == "exact":
+            return super().score(sample, prediction)
+        return list_f1(_there(sample.answer), _there(prediction))
+
+
+def _there(listed: str) -> str:
+    return ",".join(part for part in listed.split(",") if NO not in part.split())
 
 
 TASKS: Final[dict[str, BusyTask]] = {

@@ -34,7 +34,7 @@ from tokentrim.testbed.training.busy.model import (
     VIEW,
     BusyHeads,
 )
-from tokentrim.testbed.training.busy.recipe import DESCRIBE, PLACES, STAGES, BusyStage
+from tokentrim.testbed.training.busy.recipe import CONTROL, DESCRIBE, PLACES, STAGES, BusyStage
 from tokentrim.testbed.training.busy.words import alignment_loss, spelled_out
 from tokentrim.testbed.training.checkpoint import Checkpoint, TrainingProgress
 from tokentrim.testbed.training.family import Encoded
@@ -85,7 +85,7 @@ class BusyRun:
 
     def __init__(self, run: Path, stage: BusyStage, seed: int = 0) -> None:
         self.run_folder, self.stage, self.seed = run, stage, seed
-        self.number = [s.name for s in STAGES].index(stage.name)
+        self.number = [s.name for s in (*STAGES, CONTROL)].index(stage.name)
         torch.manual_seed(seed)
         self.model = BUSY.build(stage.layers)
         self.model.set_attn_implementation(FLOAT_ATTENTION)
@@ -255,13 +255,18 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and logs")
-    parser.add_argument("--stage", choices=("all", *(stage.name for stage in STAGES)), default="all")
+    parser.add_argument(
+        "--stage",
+        choices=("all", *(stage.name for stage in (*STAGES, CONTROL))),
+        default="all",
+        help="all trains what ships; control is the stage base without dropping tokens",
+    )
     parser.add_argument("--stop-after", type=int, default=None, help="stop each stage after so many steps")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.run.mkdir(parents=True, exist_ok=True)
-    for stage in STAGES:
-        if arguments.stage in ("all", stage.name):
+    for stage in (*STAGES, CONTROL):
+        if arguments.stage == stage.name or (arguments.stage == "all" and stage is not CONTROL):
             BusyRun(arguments.run, stage).run(arguments.stop_after)
 
 
