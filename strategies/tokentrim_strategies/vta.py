@@ -34,16 +34,21 @@ class VTAParameters(Blocks):
     )
     floor: Share = Field(default=0.0, description="share of the prefill's entries that is always seen")
     every: int = Field(default=1, ge=1, description="choose only at decode steps that are multiples of this")
-    ranking: Literal["current", "previous", "block", "frozen", "accumulated"] = Field(
-        default="accumulated", description="whose attention ranks: see the class"
+    ranking: Literal["auto", "current", "previous", "block", "frozen", "accumulated"] = Field(
+        default="auto", description="whose attention ranks: see the class; auto: accumulated if evict, else current"
     )
-    evict: bool = Field(
-        default=True, description="whether what is not chosen is gone; else it may return (best: current)"
-    )
+    evict: bool = Field(default=True, description="whether what is not chosen is gone; else it may return")
 
     def for_answer(self, new_tokens: int) -> Self:
         """With ``new_tokens`` for a horizon that is not given."""
         return self.model_copy(update={"horizon": new_tokens}) if self.horizon == "auto" else self
+
+    @property
+    def ranks_by(self) -> Literal["current", "previous", "block", "frozen", "accumulated"]:
+        """``ranking``, where it is ``auto``: what kept most on calibration questions for what ``evict`` says."""
+        if self.ranking == "auto":
+            return "accumulated" if self.evict else "current"
+        return self.ranking
 
 
 class VTA(VTAParameters, TemporalScorer):
@@ -62,17 +67,18 @@ class VTA(VTAParameters, TemporalScorer):
     in the layer in front of the block of ``start`` and ``stride`` (``block``; layer 0 in front of ``start``); of the
     last prompt token, in this layer (``frozen``); of that and of all tokens since, summed (``accumulated``).
     ``evict=False`` chooses anew at each step among all that the spatial part left: what is not chosen stays in memory,
-    unseen, and may return. It saves no memory, and no time here (what is hidden is read and masked).
+    unseen, and may return. It saves no memory, and no time here (what is hidden is read and masked). So it is the
+    default of ``st3``, whose spatial part has freed memory before, and not of this part, which alone would free none.
 
     Known from the paper: the visual tokens of each layer become fewer as generation proceeds, by an attenuation
     function of which several were compared. Ours, as its full text and code were not available to us: the three
     functions and their constants; a horizon of the answer's length (U5); rounding up, so that nothing leaves at the
-    first step (rounding down costs 10 points on lists); the rankings but ``previous``, and ``accumulated`` as the
-    default, chosen on calibration questions; eviction for good as the default (U6); chunks (``every``, U9; 1 is the
-    formula itself); no effect on the first new token (U10).
+    first step (rounding down costs 10 points on lists); the rankings but ``previous``, and which is the default:
+    ``accumulated`` where entries leave, ``current`` where they may return, chosen on calibration questions; eviction
+    for good, or not (U6); chunks (``every``, U9; 1 is the formula itself); no effect on the first new token (U10).
 
     When it fails: long answers that return to the image (captions, transcriptions) lose it towards the horizon, and a
-    second turn over the same cache finds what the first answer left, past its horizon nothing: set a ``floor``. It
+    second turn over the same cache sees what the first answer left, past its horizon nothing: set a ``floor``. It
     saves memory and bandwidth, hardly any arithmetic, lowers no peak, and does nothing for answers of one token.
 
     Cost: one attention row per ranking layer and step (``accumulated``: of every layer at every step), and a copy of as
@@ -91,7 +97,7 @@ class VTA(VTAParameters, TemporalScorer):
 
     def needed(self) -> frozenset[Need]:
         """The one row that ``ranking`` reads."""
-        return frozenset({_ROWS.get(self.ranking, Need.LAST_ROW)})
+        return frozenset({_ROWS.get(self.ranks_by, Need.LAST_ROW)})
 
     def count(self, step: int, layer: int, n_prefill: int, shape: ModelShape) -> int:
         """``max(ceil(n_prefill gamma(step)), floor(n_prefill floor))``; the same for every layer."""
@@ -114,16 +120,16 @@ class VTA(VTAParameters, TemporalScorer):
 
     def row_layer(self, layer: int, shape: ModelShape) -> int:
         """The layer whose row ``ranking`` reads."""
-        if self.ranking == "previous":
+        if self.ranks_by == "previous":
             return max(0, layer - 1)
-        return self.in_front(layer, shape) if self.ranking == "block" else layer
+        return self.in_front(layer, shape) if self.ranks_by == "block" else layer
 
     def ranks_once(self) -> bool:
         """The prompt's row does not change."""
-        return self.ranking == "frozen"
+        return self.ranks_by == "frozen"
 
     def score(self, site: StepSite) -> Tensor:
         """Attention, mean over heads."""
-        if self.ranking == "frozen":
+        if self.ranks_by == "frozen":
             return site.prompt_row.mean(dim=1)
-        return (site.accumulated if self.ranking == "accumulated" else site.last_row).mean(dim=1)
+        return (site.accumulated if self.ranks_by == "accumulated" else site.last_row).mean(dim=1)

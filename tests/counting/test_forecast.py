@@ -115,7 +115,7 @@ def test_fastv_rows_of_the_published_table(spec: dict[str, Any], macs: float):
     ],
 )
 def test_annealing_rows(attenuation: str, new_tokens: int, mean: tuple[float, float], end: float | None):
-    spec = {**pvtp(2, 4, 0.3), "name": "st3", "attenuation": attenuation, "horizon": 64}
+    spec = {**pvtp(2, 4, 0.3), "name": "st3", "attenuation": attenuation, "horizon": 64, "evict": True}
     usage = planned(spec, n_text=55, new_tokens=new_tokens).usage
     assert mean[0] <= 100 * usage.kv_total_mean_ratio <= mean[1]
     if end is not None:
@@ -133,11 +133,13 @@ def test_spatial_part_alone_leaves_the_cache_as_it_is():
 def test_composition_equals_its_named_form():
     parts = {"spatial": pvtp(2, 4, 0.3), "temporal": {"name": "vta", "horizon": 32}}
     whole = {**pvtp(2, 4, 0.3), "name": "st3", "horizon": 32}
+    assert planned(parts).usage == planned({**whole, "evict": True}).usage
+    parts["temporal"]["evict"] = False
     assert planned(parts).usage == planned(whole).usage
 
 
 def test_counts_never_rise_over_layers_or_steps():
-    usage = planned({"name": "st3", "attenuation": "exponential"}).usage
+    usage = planned({"name": "st3", "attenuation": "exponential", "evict": True}).usage
     for earlier, later in zip(usage.layer_tokens, usage.layer_tokens[1:], strict=False):
         assert later <= earlier
     for before, after in zip((usage.layer_tokens, *usage.cached), usage.cached, strict=False):
@@ -182,7 +184,7 @@ def test_static_strategy_is_exact():
 
 
 def test_dict_holds_every_figure():
-    data = planned({"name": "st3"}).to_dict()
+    data = planned({"name": "st3", "evict": True}).to_dict()
     assert data["layer_tokens"][:3] == [576, 576, 288]
     assert data["n_layers"] == len(data["layer_tokens"]) == len(data["layer_macs_field"]) == 32
     assert data["kv_bytes_peak"] < data["kv_bytes_peak_unpruned"]

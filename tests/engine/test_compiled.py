@@ -65,7 +65,7 @@ def test_a_bucket_holds_what_it_is_for_and_a_quarter_more_at_most(columns: int) 
         {"name": "random", "keep_ratio": 0.4},
         {"name": "fastv", "k": 1, "keep_ratio": 0.25},
         {"name": "vta", "ranking": "frozen", "horizon": 6},
-        {"name": "st3", "start": 1, "stride": 1, "ranking": "frozen", "horizon": 6, "every": 3},
+        {"name": "st3", "start": 1, "stride": 1, "evict": True, "ranking": "frozen", "horizon": 6, "every": 3},
     ],
     ids=["none", "random", "fastv", "vta", "st3"],
 )
@@ -88,11 +88,13 @@ def test_steps_of_generated_kernels_answer_as_plain_ones(monkeypatch: pytest.Mon
     "spec",
     [
         {"name": "vta", "horizon": 6, "ranking": "current"},
-        {"name": "st3", "start": 1, "stride": 1, "prune_ratio": 0.3, "horizon": 8, "every": 2},
+        {"name": "st3", "start": 1, "stride": 1, "prune_ratio": 0.3, "horizon": 8, "every": 2, "evict": True},
+        {"name": "st3", "start": 1, "stride": 1, "prune_ratio": 0.3, "horizon": 8},
+        {"name": "vta", "horizon": 8, "evict": False, "ranking": "accumulated", "every": 2},
     ],
-    ids=["vta", "st3"],
+    ids=["vta", "st3 evicting", "st3", "vta returning"],
 )
-def test_what_ranks_anew_lets_the_same_entries_go(spec: Any) -> None:
+def test_what_ranks_anew_chooses_the_same_entries(spec: Any) -> None:
     model = _model(kv_heads=2)
     inputs = _ragged(model)
     with torch.inference_mode():
@@ -106,6 +108,7 @@ def test_what_ranks_anew_lets_the_same_entries_go(spec: Any) -> None:
     assert torch.equal(found_ids, ids)
     assert deviation(found, logits) < 1e-5
     assert compiled.kv_mean_bytes == report.kv_mean_bytes
+    assert compiled.kv_read_ratio == report.kv_read_ratio
     assert compiled.pruning_events == report.pruning_events
     assert f"{STEPS - 1} of {STEPS - 1} decode forwards ran compiled" in compiled.notes
 

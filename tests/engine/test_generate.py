@@ -118,7 +118,7 @@ def test_beams_in_a_ragged_batch_are_the_beams_of_the_row_alone(name: str) -> No
         assert torch.equal(found[3 * index : 3 * index + 3], own)
 
 
-@pytest.mark.parametrize("name", ["vta", "st3", "vta-every=5"])
+@pytest.mark.parametrize("name", ["vta", "st3-evict=True", "vta-every=5"])
 def test_the_trace_of_a_beam_is_what_its_cache_holds(name: str) -> None:
     model = _model(side=4)
     inputs = prompt(model, [3, "image", 5])

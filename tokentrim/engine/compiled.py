@@ -20,7 +20,7 @@ from tokentrim.contracts.strategy import TemporalScorer
 from tokentrim.engine.ability import Ability
 from tokentrim.engine.deciding import SCORES, Place
 from tokentrim.engine.decode import Decode
-from tokentrim.engine.masked_eviction import MaskedEviction, attend_and_evict, evicts_under_mask, in_use
+from tokentrim.engine.masked_eviction import MaskedEviction, attend_and_evict, chooses_under_mask, in_use
 from tokentrim.engine.passes import Passes
 from tokentrim.engine.seams import fixed_cache
 from tokentrim.engine.seams.attention import attention_set
@@ -132,8 +132,8 @@ class Compiled(Ability):
         context, prompt = run.context, run.prompt
         if run.queries != 1:
             return "several new tokens at once"
-        if (run.acting or run.read) and not evicts_under_mask(prompt.temporal, context.shape):
-            return "a temporal part that counts by data, reads more than its layer's own rows, or keeps what it hides"
+        if (run.acting or run.read) and not chooses_under_mask(prompt.temporal, context.shape):
+            return "a temporal part that counts by data, or reads more than its layer's own rows"
         if context.edits_attention:
             return "edited attention"
         if context.window is not None and prompt.length + sum(prompt.appended) > context.window:
@@ -166,7 +166,10 @@ class Compiled(Ability):
         if run.acting and self._eviction is not None:
             now, wrong = self._eviction.now.clone(), self._eviction.wrong.clone()
             for index, counts in run.acting.items():
-                self._eviction.note(index, run.layers[index], counts)
+                if self._eviction.part.evicts():
+                    self._eviction.note(index, run.layers[index], counts)
+                else:
+                    run.seen[index] = counts
                 run.note(index, now[index])
                 place = Place(self._eviction.part, step=run.prompt.step, layer=index)
                 run.context.doubts.note(SCORES, place, wrong[index])

@@ -1,8 +1,8 @@
-"""Temporal eviction inside compiled steps: entries are masked where they stand, and leave when buffers change anyway.
+"""Temporal choices inside compiled steps: entries are masked where they stand, and leave when buffers change anyway.
 
 Sizes must not change from step to step in compiled code, so a temporal part that ranks anew at each step only marks
 what it lets go. The physical eviction is made up for later, all at once: when a step cannot run compiled, when rows
-change places, or when half of the buffers is masked.
+change places, or when half of the buffers is masked. A part whose entries may return masks them for the step alone.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from tokentrim.engine.tokens.eviction import evict
 from tokentrim.errors import StrategyError, complaint
 
 
-def evicts_under_mask(part: Temporal | None, shape: ModelShape) -> bool:
-    """Whether a part can evict in compiled code: by rows of the layer since the prompt's end, to known counts."""
+def chooses_under_mask(part: Temporal | None, shape: ModelShape) -> bool:
+    """Whether a part can choose in compiled code: by rows of the layer since the prompt's end, to known counts."""
     return (
         isinstance(part, TemporalScorer)
         and part.count_is_static
-        and part.evicts()
         and part.needed() <= {Need.LAST_ROW, Need.ACCUMULATED}
         and all(part.row_layer(layer, shape) == layer for layer in range(shape.n_layers))
     )
@@ -66,12 +65,12 @@ class MaskedEviction:
 
     Attributes:
         part: whose scores decide.
-        alive: per layer bool [B, C + 1], False where an entry was let go; the last column stands for padding.
+        alive: per layer bool [B, C + 1], False where an entry was let go for good; the last column stands for padding.
         columns: per layer int64 [B, N], where the visual entries stand.
         ids: per layer int64 [B, N], their raster numbers, -1 in padding.
         sums: per layer float [B, H, N], accumulated rows, which are the layers' own; none where nobody asks.
-        allowed: int64 [L, B], visual entries that may stay at this step.
-        now: int64 [L, B, N of the fullest layer], raster numbers of what stays, -1 elsewhere.
+        allowed: int64 [L, B], visual entries that may stay, or be seen, at this step.
+        now: int64 [L, B, N of the fullest layer], raster numbers of these, -1 elsewhere.
         wrong: bool [L], whether scores of this step held NaN.
     """
 
@@ -141,7 +140,7 @@ def attend_and_evict(
     eviction: MaskedEviction,
     scaling: float,
 ) -> Tensor:
-    """[B, 1, H, head_dim]: one step of one layer; reads the row, lets the lowest go, and attends to the rest."""
+    """[B, 1, H, head_dim]: one step of one layer; reads the row, lets or leaves out the lowest, attends to the rest."""
     layer: Any = module.layer_idx
     alive, columns, ids = eviction.alive[layer], eviction.columns[layer], eviction.ids[layer]
     seen = in_use(state, layer, key, eviction)
@@ -160,7 +159,9 @@ def attend_and_evict(
     places = there.gather(1, order).cumsum(1) - 1
     rank = torch.zeros_like(order).scatter(1, order, places)
     stays = (rank < eviction.allowed[layer].unsqueeze(1)) & there
-    alive.scatter_(1, columns, stays)
     eviction.now[layer, :, : ids.shape[1]] = ids.masked_fill(~stays, -1)
-    left = in_use(state, layer, key, eviction)
+    chosen = alive.scatter(1, columns, stays)
+    if eviction.part.evicts():
+        alive.copy_(chosen)
+    left = seen & chosen[:, :-1]
     return attention_rows.attend(weights.masked_fill(~left[:, None, None], 0.0), value, query)[0]

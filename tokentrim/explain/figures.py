@@ -173,7 +173,7 @@ def decode_figure(plt: Any, explanation: Explanation, images: Sequence[Image.Ima
     color_bar(bar, Normalize(0, 1), "share", colors=LIFE_MAP)
     write(
         figure, _LEFT, lower + 0.08,
-        f"decisions of layer {layer}: scores of what its cache held; what leaves is crossed out", fontsize=9,
+        f"decisions of layer {layer}: scores of what its cache held; what leaves or is not seen is crossed out", fontsize=9,
     )  # fmt: skip
     for order, eviction in enumerate(chosen):
         rect = Rect(_LEFT + order * (tile[0] + _BETWEEN), height - lower - 0.64 - tile[1], *tile)
