@@ -177,6 +177,14 @@ def test_an_unknown_strategy_gets_the_nearest_name(spec):
         strategy_from(spec)
 
 
+def test_an_unknown_strategy_in_a_file_is_placed_once(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text("model: testbed\nstrategy:\n  name: fastb\n")
+    with pytest.raises(UnknownNameError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}:3, strategy.name: the strategy must be a registered name; got 'fastb'")
+
+
 def test_errors_in_a_file_name_line_and_path_of_every_part(tmp_path):
     path = tmp_path / "st3.yaml"
     path.write_text(ST3_YAML.replace("0.30", "1.30").replace("stride", "strid").replace("cosine", "cosin"))

@@ -71,7 +71,9 @@ def check(model: type[Model], values: object, whom: str, where: Where, *, contex
         raise
     except TokentrimError as error:  # a validator's own complaint
         place = str(where)
-        raise type(error)(f"{place}: {error}" if place else str(error)) from error
+        if not place or str(error).startswith(where.source or place):  # of what lies deeper, which it has named
+            raise
+        raise type(error)(f"{place}: {error}") from error
     if alike:
         raise ConfigError("\n".join(alike.values()))
     return found

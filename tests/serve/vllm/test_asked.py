@@ -82,6 +82,12 @@ def test_what_a_server_is_asked_for_is_checked_as_everywhere(given, error, said)
         asked.of_server(given)
 
 
+def test_an_unknown_strategy_is_placed_once():
+    for ask, place in ((asked.of_server, "hf_overrides"), (asked.of_request, "mm_processor_kwargs")):
+        with pytest.raises(UnknownNameError, match=rf"^{place}\.tokentrim\.strategy\.name: the strategy must be"):
+            ask({"strategy": {"name": "divprun"}})
+
+
 def test_a_request_names_no_files():
     with pytest.raises(ConfigError, match="must be a mapping with a registered name"):
         asked.of_request({"strategy": "st3.yaml"})
