@@ -258,6 +258,20 @@ def test_an_answer_without_a_limit_ends_where_the_positions_do(loaded):
     assert asked.limit == config.max_new_tokens == 12
 
 
+def test_under_mrope_a_picture_takes_as_many_positions_as_its_longer_side_has_tokens():
+    served = answering.Served("testbed-qwen2.5-vl", load_model("testbed-qwen2.5-vl", "cpu"), strategy_from("fastv"))
+    pictures = [SAMPLES[0].images[0].resize(size) for size in ((56, 112), (112, 80))]
+    inputs = prompt_inputs(served.loaded.processor, [SAMPLES[0].question], [pictures])
+    sides = inputs["image_grid_thw"][:, 1:] // 2
+    tokens, visual = inputs["input_ids"].shape[1], int(sides.prod(1).sum())
+    asked, config = Inquiry(served.spec, limit=1 << 20, pictures=pictures), GenerationConfig()
+    served.bound(asked, inputs, config)
+    assert served.limits.most - asked.limit == tokens - visual + int(sides.max(1).values.sum())
+    asked = Inquiry(served.spec, limit=1 << 20)
+    served.bound(asked, {"input_ids": inputs["input_ids"]}, config)
+    assert served.limits.most - asked.limit == tokens
+
+
 def test_a_stream_says_the_same_and_ends_with_the_usage(url):
     answer, usage = answered(url, body())
     status, text = post(url, body(stream=True, stream_options={"include_usage": True}))

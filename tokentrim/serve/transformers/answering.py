@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, Final
 
 import torch
@@ -75,9 +76,7 @@ class Served:
         Raises:
             DataError: when the prompt leaves none, or fewer than the request names.
         """
-        length = int(inputs["input_ids"].shape[-1])
-        if self.found[1].mrope:  # a picture takes as many positions as its longer side has tokens, or fewer
-            length -= visual_tokens(self.loaded, dict(inputs), [()])[0]
+        length = self._positions(asked, inputs)
         left, most = self.limits.most - length, self.limits.most
         if left < 1:
             hint = "say less, or send fewer or smaller pictures"
@@ -86,6 +85,15 @@ class Served:
             must = f"be at most {left}: of the model's {most} positions the prompt takes {length}"
             raise DataError(complaint(f"{asked.named} of the request", must, asked.limit))
         asked.limit = config.max_new_tokens = min(asked.limit, left)
+
+    def _positions(self, asked: Inquiry, inputs: Mapping[str, Any]) -> int:
+        """How many a prompt takes up: one for each token, but what the model counts of pictures under M-RoPE."""
+        model: Any = self.loaded.model
+        count = getattr(getattr(model, "model", None), "get_rope_index", None)
+        if not (self.found[1].mrope and asked.pictures and count):
+            return int(inputs["input_ids"].shape[-1])
+        counted, _ = count(**{name: inputs[name] for name in signature(count).parameters if name in inputs})
+        return int(counted.max()) + 1
 
     def session(self, spec: StrategySpec | Strategy) -> Session:
         """A session for one request."""
