@@ -31,6 +31,7 @@ from tokentrim.loading.prompts import (
     require_watching,
     single_turn,
     takes_videos,
+    text_inputs,
 )
 from tokentrim.loading.weights import quantised_by, require_attention, require_reader
 from tokentrim.reading import Video, as_shown, load_image, load_video
@@ -67,5 +68,6 @@ __all__ = [
     "shape_of",
     "single_turn",
     "takes_videos",
+    "text_inputs",
     "unknown_model",
 ]

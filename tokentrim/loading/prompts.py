@@ -85,6 +85,26 @@ def conversation_inputs(
     Raises:
         DataError: when the processor refuses them.
     """
+    texts: list[str] = []
+    try:
+        texts += [chat_text(processor, turns) for turns in conversations]
+        return text_inputs(processor, texts, images, videos)
+    except TokentrimError:
+        raise
+    except Exception as cause:  # processors and chat templates differ in what they raise
+        raise DataError(
+            complaint("the prompt", "be accepted by the model's processor", texts[:3], reason_of(cause, WHOLE))
+        ) from cause
+
+
+def text_inputs(
+    processor: Any, texts: Sequence[str], images: Sequence[Sequence[Any]], videos: Sequence[Video] = ()
+) -> Any:
+    """Model inputs of a batch of conversations that were turned into text; else as :func:`conversation_inputs`.
+
+    Raises:
+        Exception: whatever the processor raises.
+    """
     shown_too: dict[str, Any] = {}
     if videos:
         shown_too = {
@@ -92,26 +112,17 @@ def conversation_inputs(
             "video_metadata": [_about(video) for video in videos],
             "do_sample_frames": False,
         }
-    texts: list[str] = []
-    try:
-        texts += [chat_text(processor, turns) for turns in conversations]
-        begin = processor.tokenizer.bos_token
-        # Some chat templates write the begin token themselves; a second one changes the answers.
-        written = begin is not None and texts[0].startswith(begin)
-        return processor(
-            text=texts,
-            images=[list(shown) for shown in images] if any(map(len, images)) else None,
-            padding=True,
-            return_tensors="pt",
-            add_special_tokens=not written,
-            **shown_too,
-        )
-    except TokentrimError:
-        raise
-    except Exception as cause:  # processors and chat templates differ in what they raise
-        raise DataError(
-            complaint("the prompt", "be accepted by the model's processor", texts[:3], reason_of(cause, WHOLE))
-        ) from cause
+    begin = processor.tokenizer.bos_token
+    # Some chat templates write the begin token themselves; a second one changes the answers.
+    written = begin is not None and texts[0].startswith(begin)
+    return processor(
+        text=list(texts),
+        images=[list(shown) for shown in images] if any(map(len, images)) else None,
+        padding=True,
+        return_tensors="pt",
+        add_special_tokens=not written,
+        **shown_too,
+    )
 
 
 def _about(video: Video) -> dict[str, Any]:

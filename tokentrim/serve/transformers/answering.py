@@ -16,7 +16,7 @@ from tokentrim.contracts.strategy import Strategy
 from tokentrim.counting.forecast import NEW_TOKENS
 from tokentrim.engine.report import Report
 from tokentrim.errors import DataError, complaint
-from tokentrim.loading import Loaded
+from tokentrim.loading import Loaded, takes_videos
 from tokentrim.runs.batches import visual_tokens
 from tokentrim.runs.stopping import StopsAtText
 from tokentrim.serve.transformers.requests import Inquiry, ModelLimits
@@ -63,7 +63,7 @@ class Served:
         text = model.config.get_text_config()
         most: int = getattr(text, "max_position_embeddings", None) or _MOST
         usual = min(max(_USUAL, model.generation_config.max_new_tokens or 0), most)
-        self.limits = ModelLimits(usual, most, text.vocab_size)
+        self.limits = ModelLimits(usual, most, text.vocab_size, takes_videos(self.loaded.processor))
 
     def bound(self, asked: Inquiry, inputs: Mapping[str, Any], config: Any) -> None:
         """Hold an answer to the positions that its prompt leaves.
@@ -90,7 +90,7 @@ class Served:
         """How many a prompt takes up: one for each token, but what the model counts of pictures under M-RoPE."""
         model: Any = self.loaded.model
         count = getattr(getattr(model, "model", None), "get_rope_index", None)
-        if not (self.found[1].mrope and asked.pictures and count):
+        if not (self.found[1].mrope and asked.shown and count):
             return int(inputs["input_ids"].shape[-1])
         counted, _ = count(**{name: inputs[name] for name in signature(count).parameters if name in inputs})
         return int(counted.max()) + 1
@@ -101,7 +101,7 @@ class Served:
 
     def strategy_for(self, asked: Inquiry, inputs: dict[str, Any]) -> Strategy:
         """The strategy of a request, its knob solved for what the prompt holds where there is a budget."""
-        if asked.spec.budget is None or not asked.pictures:
+        if asked.spec.budget is None or not asked.shown:
             return asked.spec.strategy
         structured = [] if self.spec.structure == "prune" else asked.pictures
         n_visual = visual_tokens(self.loaded, inputs, [structured])[0]

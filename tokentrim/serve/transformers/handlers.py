@@ -18,6 +18,7 @@ from transformers.cli.serving.utils import GenerateManager, GenerationState
 
 from tokentrim.errors import DataError, TokentrimError, complaint, reason_of
 from tokentrim.serve.transformers.answering import Ended, Served, TrimmedModel
+from tokentrim.serve.transformers.processor import ServedProcessor
 from tokentrim.serve.transformers.requests import Inquiry, read_request
 
 UNAVAILABLE: Final = 503
@@ -31,10 +32,11 @@ class TrimmedModels(ModelManager):
 
     def __init__(self, served: Served) -> None:
         self._served = served
+        self._processor = ServedProcessor(served.loaded.processor, served.loaded.model)
         super().__init__(force_model=served.name)
 
     def _load_processor(self, *args: Any, **kwargs: Any) -> Any:
-        return self._served.loaded.processor
+        return self._processor
 
     def _load_model(self, *args: Any, **kwargs: Any) -> Any:
         return self._served.loaded.model

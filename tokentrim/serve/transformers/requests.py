@@ -1,4 +1,4 @@
-"""A request of the chat API: what it may say, its pictures decoded, and everything else refused by name."""
+"""A request of the chat API: what it may say, its pictures and videos decoded, and everything else refused by name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +17,7 @@ from tokentrim.config.specs import Budget, StrategySpec
 from tokentrim.config.validation import check
 from tokentrim.config.yaml_reader import Where
 from tokentrim.errors import DataError, TokentrimError, UnsupportedError, complaint, reason_of, suggestion, unknown_name
-from tokentrim.reading import as_shown
+from tokentrim.reading import Video, as_shown, load_video
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,6 +27,10 @@ _HANDED_ON: Final = (
 )  # fmt: skip
 _IN_MESSAGE: Final = ("role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id")
 _SHOWN: Final = 60  # characters of what is no picture
+_FRAMES: Final = 16
+"""Frames of a video at most, where a request says nothing."""
+_FILMS: Final = ((4, b"ftyp", ".mp4"), (0, b"\x1a\x45\xdf\xa3", ".webm"), (8, b"AVI ", ".avi"), (0, b"GIF8", ".gif"))
+"""What files of videos hold at which byte. Decoders know more: playlists, too, which name files and addresses."""
 
 
 class OwnBudget(BaseModel):
@@ -113,11 +118,13 @@ class ModelLimits:
         usual: new tokens of an answer whose request names no limit.
         most: positions: tokens of a prompt and its answer together.
         vocabulary: number of token ids.
+        videos: whether its processor takes any.
     """
 
     usual: int
     most: int
     vocabulary: int
+    videos: bool = False
 
 
 @dataclass(eq=False)
@@ -130,6 +137,7 @@ class Inquiry:
         limit: new tokens at most.
         named: the field of the request that names it; empty where none does.
         pictures: in the order of their places.
+        videos: in the order of theirs.
         seed: for sampling, where the request names one.
         stops: texts before which the answer ends.
         begun: whether the model was asked.
@@ -143,12 +151,18 @@ class Inquiry:
     limit: int = 1
     named: str = ""
     pictures: list[Image.Image] = field(default_factory=list["Image.Image"])
+    videos: list[Video] = field(default_factory=list[Video])
     seed: int | None = None
     stops: tuple[str, ...] = ()
     begun: bool = False
     ended: str = ""
     kept: dict[str, Any] | None = None
     failure: Exception | None = None
+
+    @property
+    def shown(self) -> int:
+        """How many pictures and videos it is about."""
+        return len(self.pictures) + len(self.videos)
 
 
 def read_request(text: bytes, name: str, spec: StrategySpec, limits: ModelLimits) -> Inquiry:
@@ -182,7 +196,7 @@ def read_request(text: bytes, name: str, spec: StrategySpec, limits: ModelLimits
         spec = replace(spec, budget=Budget(layer_mean_ratio=own.budget))
     asked = Inquiry(spec, seed=request.seed, stops=stops)
     asked.body = {key: value for key in _HANDED_ON if (value := getattr(request, key)) is not None}
-    asked.body |= {"model": name, "messages": _messages(request.messages, asked)}
+    asked.body |= {"model": name, "messages": _messages(request.messages, asked, limits, _frames(request))}
     if request.logit_bias:
         asked.body["logit_bias"] = _biases(request.logit_bias, limits)
     settings = Settings()
@@ -274,8 +288,20 @@ def _known(given: Mapping[str, Any], names: Iterable[str], what: str) -> None:
             raise DataError(complaint(f"each key of {what}", "be a known one", key, suggestion(key, names)))
 
 
-def _messages(messages: list[Any], asked: Inquiry) -> list[dict[str, Any]]:
-    """The messages with their pictures decoded, which are noted in ``asked``."""
+def _frames(request: ChatRequest) -> int:
+    """How many frames of a video are taken at most; said as transformers' server is told.
+
+    Raises:
+        DataError: when it is no such number.
+    """
+    wanted: Any = (request.chat_template_kwargs or {}).get("num_frames", _FRAMES)
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
+        raise DataError(complaint("num_frames in chat_template_kwargs", "be a whole number of at least 1", wanted))
+    return wanted
+
+
+def _messages(messages: list[Any], asked: Inquiry, limits: ModelLimits, frames: int) -> list[dict[str, Any]]:
+    """The messages with their pictures and ``frames`` of each video decoded, which are noted in ``asked``."""
     found: list[dict[str, Any]] = []
     if not messages:
         raise DataError(complaint("messages of the request", "hold one message at least", messages))
@@ -286,19 +312,21 @@ def _messages(messages: list[Any], asked: Inquiry) -> list[dict[str, Any]]:
         message: dict[str, Any] = {key: value for key, value in message.items() if value is not None}
         _known(message, _IN_MESSAGE, what)
         content: Any = message.get("content")
-        before = len(asked.pictures)
+        before = asked.shown
         if isinstance(content, list):
-            content = [_part(part, f"content[{index}] of {what}", asked) for index, part in enumerate(content)]
+            content = [
+                _part(part, f"content[{index}] of {what}", asked, limits, frames) for index, part in enumerate(content)
+            ]
         elif not isinstance(content, str) and not (content is None and "tool_calls" in message):
             raise DataError(complaint(f"content of {what}", "be text or a list of parts", content))
-        if "tool_calls" in message and len(asked.pictures) > before:
+        if "tool_calls" in message and asked.shown > before:
             hint = "send the pictures in a message of their own"
             raise UnsupportedError(complaint(what, "hold tool_calls or pictures, not both", hint=hint))
         found.append({**message, "content": content})
     return found
 
 
-def _part(part: Any, what: str, asked: Inquiry) -> dict[str, Any]:
+def _part(part: Any, what: str, asked: Inquiry, limits: ModelLimits, frames: int) -> dict[str, Any]:
     """One part of a message."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
@@ -306,33 +334,51 @@ def _part(part: Any, what: str, asked: Inquiry) -> dict[str, Any]:
             raise DataError(complaint(what, "hold its text", part))
         _known(part, ("type", "text"), what)
         return {"type": "text", "text": part["text"]}
-    if kind != "image_url":
+    if kind == "video_url" and not limits.videos:
+        must = "be text or image_url: the model's processor takes no videos"
         raise UnsupportedError(
-            complaint(f"the type of {what}", "be text or image_url", kind, "send the frames of a video as pictures")
+            complaint(
+                f"the type of {what}", must, kind, "send the frames of a video as pictures, or serve another model"
+            )
         )
-    _known(part, ("type", "image_url"), what)
-    url: Any = part.get("image_url")
+    if kind not in ("image_url", "video_url"):
+        raise UnsupportedError(complaint(f"the type of {what}", "be text, image_url or video_url", kind))
+    _known(part, ("type", kind), what)
+    url: Any = part.get(kind)
     if isinstance(url, Mapping):
-        _known(url, ("url", "detail"), f"image_url in {what}")
+        _known(url, ("url", "detail") if kind == "image_url" else ("url",), f"{kind} in {what}")
         if url.get("detail") not in (None, "auto"):
             hint = "the model's processor alone decides on a picture's size"
             raise UnsupportedError(complaint(f"detail of image_url in {what}", "be auto", url["detail"], hint))
         url = url.get("url")
-    asked.pictures.append(_picture(url, what))
-    return {"type": "image_url", "image_url": asked.pictures[-1]}
+    if kind == "video_url":
+        asked.videos.append(_video(url, f"the video in {what}", frames))
+        return {"type": kind, kind: {"url": asked.videos[-1]}}
+    asked.pictures.append(_picture(url, f"the picture in {what}"))
+    return {"type": kind, kind: asked.pictures[-1]}
 
 
-def _picture(url: Any, what: str) -> Image.Image:
+def _data(url: Any, whose: str, kinds: tuple[str, ...], example: str) -> str:
+    """What a data URL of one of some kinds holds, in base64.
+
+    Raises:
+        DataError: when it is none.
+    """
+    head, comma, data = url.partition(",") if isinstance(url, str) else ("", "", "")
+    if not comma or not head.startswith(tuple(f"data:{kind}" for kind in kinds)) or not head.endswith(";base64"):
+        got = url[:_SHOWN] if isinstance(url, str) else url
+        hint = "nothing is fetched and no file is read: send the bytes"
+        raise DataError(complaint(whose, f"be a data: URL, data:{example};base64,...", got, hint))
+    return data
+
+
+def _picture(url: Any, whose: str) -> Image.Image:
     """The picture of a data URL, as viewers show it.
 
     Raises:
         DataError: when it is no such URL, or holds no picture.
     """
-    head, comma, data = url.partition(",") if isinstance(url, str) else ("", "", "")
-    if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
-        got = url[:_SHOWN] if isinstance(url, str) else url
-        hint = "nothing is fetched and no file is read: send the bytes"
-        raise DataError(complaint(f"the picture in {what}", "be a data: URL, data:image/png;base64,...", got, hint))
+    data = _data(url, whose, ("image/",), "image/png")
     from PIL import Image
 
     try:
@@ -341,4 +387,29 @@ def _picture(url: Any, what: str) -> Image.Image:
     except TokentrimError:
         raise
     except Exception as cause:  # Pillow's readers raise whatever the broken bytes led to
-        raise DataError(complaint(f"the picture in {what}", "be readable", hint=reason_of(cause))) from cause
+        raise DataError(complaint(whose, "be readable", hint=reason_of(cause))) from cause
+
+
+def _video(url: Any, whose: str, frames: int) -> Video:
+    """Frames of the video of a data URL, at equal distances.
+
+    Raises:
+        DataError: when it is no such URL, or holds no video.
+        UnsupportedError: when no library that decodes it is installed.
+    """
+    data = _data(url, whose, ("video/", "image/gif"), "video/mp4")
+    try:
+        film = base64.b64decode(data, validate=True)
+    except ValueError as cause:
+        raise DataError(complaint(whose, "be readable", hint=reason_of(cause))) from cause
+    ending = next((end for place, mark, end in _FILMS if film[place : place + len(mark)] == mark), None)
+    if ending is None:
+        raise DataError(complaint(whose, "be an MP4, WebM, Matroska, AVI or GIF file", hint="convert it"))
+    with NamedTemporaryFile(suffix=ending) as file:  # decoders read files
+        file.write(film)
+        file.flush()
+        try:
+            return replace(load_video(file.name, frames), name="")
+        except TokentrimError as error:  # which names that file
+            said = str(error).replace(f"the video {file.name}", whose).replace("the video must", f"{whose} must")
+            raise type(error)(said.replace(file.name, f"{len(film)} bytes")) from error
