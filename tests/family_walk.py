@@ -6,7 +6,7 @@ import gc
 import json
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,8 @@ from tokentrim.selftest import SelfTest, learning
 
 _command_of = cache(get_command)  # made anew for every call otherwise
 COMMANDS = ("run", "plan", "compare", "explain", "bench")
+REMARKED = ("run", "plan", "compare")
+"""Those that the remarks of a row come from; the others take most of a walk."""
 _SIZE = (48, 96)  # height and width of the picture
 _COMPARISON = """\
 models: [{"model": "{model}", device: cpu}]
@@ -55,8 +57,8 @@ class Walked:
     wrong: list[str] = field(default_factory=list[str])
 
 
-def walk(model_type: str, proof: SelfTest) -> Walked:
-    """Every command on the small copy of a family, whose self-test has said ``proof``."""
+def walk(model_type: str, proof: SelfTest, commands: Sequence[str] = COMMANDS) -> Walked:
+    """Commands on the small copy of a family, whose self-test has said ``proof``; ``run`` and ``plan`` always."""
     found = Walked()
     processor = small_families.stand_in(model_type)
 
@@ -74,13 +76,13 @@ def walk(model_type: str, proof: SelfTest) -> Walked:
         warnings.simplefilter("ignore")
         gc.freeze()  # a bench collects before each of its runs
         try:
-            _walk(model_type, Path(name), found)
+            _walk(model_type, Path(name), found, commands)
         finally:
             gc.unfreeze()
     return found
 
 
-def _walk(model_type: str, folder: Path, found: Walked) -> None:
+def _walk(model_type: str, folder: Path, found: Walked, commands: Sequence[str]) -> None:
     model, picture, overlay = folder / model_type, folder / "picture.png", folder / "kept.png"
     small_families.save(model_type, model)
     pixels = torch.randint(256, (*_SIZE, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -100,15 +102,19 @@ def _walk(model_type: str, folder: Path, found: Walked) -> None:
 
     ran = call("run", *asked, *shown, "--overlay", overlay, "--json")
     planned = call("plan", *asked[:4], "--image-size", f"{_SIZE[0]}x{_SIZE[1]}", "--json")
-    call("compare", config, "--out", folder / "compared", "--format", "csv")
-    call("explain", *asked, *shown, "--out", folder / "explained")
-    call("bench", *asked, "--repeats", 1, "--new-tokens", 2, "--no-memory", "--layer-mean-ratio", 0.8, "--json")
-    checks: dict[str, Callable[[], bool]] = {
-        "kept.png is not drawn": overlay.is_file,
-        "side-by-side.png is not drawn": (folder / "explained/side-by-side.png").is_file,
-        "nothing is compared": (folder / "compared/summary.csv").is_file,
+    for command, *words in (
+        ("compare", config, "--out", folder / "compared", "--format", "csv"),
+        ("explain", *asked, *shown, "--out", folder / "explained"),
+        ("bench", *asked, "--repeats", 1, "--new-tokens", 2, "--no-memory", "--layer-mean-ratio", 0.8, "--json"),
+    ):
+        if command in commands:
+            call(command, *words)
+    made = {
+        "run": ("kept.png is not drawn", overlay),
+        "compare": ("nothing is compared", folder / "compared/summary.csv"),
+        "explain": ("side-by-side.png is not drawn", folder / "explained/side-by-side.png"),
     }
-    found.wrong += [what for what, holds in checks.items() if not holds()]
+    found.wrong += [what for command, (what, file) in made.items() if command in commands and not file.is_file()]
     if not (ran.exit_code or planned.exit_code):
         report, plan = json.loads(ran.stdout)["report"], json.loads(planned.stdout)
         if report["n_visual"] != plan["n_visual"]:

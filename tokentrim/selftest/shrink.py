@@ -183,7 +183,7 @@ def _shrink_tower(part: dict[str, Any], widths: dict[int, int], patches: int | N
     if layers > depth:
         _truncate(part, layers, depth)
         for name, value in part.items():
-            if isinstance(value, list) and "ind" in name and all(isinstance(n, int) for n in value):
+            if isinstance(value, list) and "_ind" in f"_{name}" and all(isinstance(n, int) for n in value):
                 part[name] = list(range(min(len(value), depth)))
     text_hidden = next(iter(widths.values()))
     width = _first(part, _OWN)
