@@ -26,9 +26,8 @@ from tokentrim.session import adapter_of, trim
 NAMES = ("llava-next", "llava-next-video", "llava-onevision")
 
 
-@pytest.mark.parametrize("strategy", FIRST)
-@pytest.mark.parametrize("name", NAMES)
-def test_dropping_in_a_ragged_batch_is_masking_each_row(name: str, strategy: str) -> None:
+@pytest.mark.parametrize(("strategy", "name"), dealt(FIRST, (*NAMES[1:], NAMES[0])))
+def test_dropping_in_a_ragged_batch_is_masking_each_row(strategy: str, name: str) -> None:
     family = FAMILIES[name]
     check(family, family.model(), SPECS[strategy])
 

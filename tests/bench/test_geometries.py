@@ -128,11 +128,11 @@ def test_the_floor_has_a_row_per_prompt_whatever_its_images(subject: BenchSubjec
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_bench_of_each_family(name: str) -> None:
-    options = options_of(name, strategies=("random", "fastv", "fastervlm", "st3"), batch=2, new_tokens=2)
+    options = options_of(name, strategies=("fastervlm", "st3"), batch=2, new_tokens=2)
     result = run(options)
     none, *pruned = result.rows
     assert none.layer_mean_ratio == none.implied_speed_up == 1
-    assert len(pruned) == 4
+    assert len(pruned) == 2
     for row in pruned:
         assert row.layer_mean_ratio == pytest.approx(0.25, abs=0.05)
         assert 0 < row.flops_ratio < 1 < row.implied_speed_up

@@ -43,7 +43,7 @@ def test_what_the_device_has_no_memory_for_does_not_fit() -> None:
     assert largest_batch(100, peak, "x") == (5, 5)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [SMALL[0], "tiny-qwen"])  # tests/bench/test_suite.py has LLaVA-NeXT's
 def test_every_strategy_runs_at_what_fits(name: str) -> None:
     words = (
         f"bench --geometry {name} --strategies fastv --new-tokens 3 --prompt-tokens 6 --repeats 1 --throughput 0.0004"

@@ -19,12 +19,19 @@ from tokentrim.session import trim, unwrapped
 _HERE = [feature for feature in FEATURES if not feature.elsewhere]
 _OTHERS = ("none", "inside", "both")
 """Kinds that families beside the first are tried with: the features are the engine's, the families the adapters'."""
+_SIBLINGS = ("qwen2-vl", "qwen3-vl-moe")
+"""They have the adapter, the positions and the caches of Qwen2.5-VL and Qwen3-VL, which meet every feature."""
 
 
 def _kinds(number: int, family: str, feature: Feature) -> tuple[str, ...]:
-    """All kinds with the first family; beside it a feature meets every family once, and the kinds in turn."""
+    """All kinds with the first family; beside it a feature meets every family once, and the kinds in turn.
+
+    Of siblings it meets one.
+    """
     if family == "llava":
         return feature.kinds
+    if family in _SIBLINGS and _SIBLINGS[_HERE.index(feature) % len(_SIBLINGS)] != family:
+        return ()
     kinds = [kind for kind in _OTHERS if kind in feature.kinds and kind not in feature.first_only]
     return (kinds[(number + _HERE.index(feature)) % len(kinds)],)
 
