@@ -4,7 +4,8 @@
     python docs/examples/bench/soak.py http://127.0.0.1:8000/v1 --requests 2000 --clients 4 --pid $!
 
 or a vLLM in which tokentrim prunes, started with --trust-request-mm-kwargs, --enable-prompt-tokens-details and a
---limit-mm-per-prompt of two images: a server says which of both it is.
+--limit-mm-per-prompt of two images: a server says which of both it is. On CPUs vLLM's oneDNN prepares a matrix product
+for every number of tokens, and keeps 1,024 of them: ONEDNN_PRIMITIVE_CACHE_CAPACITY=16 in its environment bounds that.
 
 Pictures have random sizes and contents, and so have budgets; some requests are streams, some come without a picture or
 with two, some clients hang up, and every third request is broken (vLLM refuses most of these itself, with a status and
