@@ -170,6 +170,15 @@ def merges(strategy: Strategy) -> bool:
     return any(part.merges for part in strategy.parts().deciders) or strategy.attention_part is not None
 
 
+_CUTTING = ("random-boundary=0", "fastv-query=all", "pvtp", "st3", "composition")
+ANEW = [
+    name
+    for name in FIRST
+    if name in RENUMBERED and (name in _CUTTING or merges(strategy_from(RENUMBERED[name]).strategy))
+]
+"""What to try under new positions where the contract has asked every strategy: one cut, several, and what merges."""
+
+
 def generate(model: Any, inputs: dict[str, Tensor], new_tokens: int, **options: Any) -> tuple[Tensor, Tensor]:
     """(new ids [B, n], their logits [B, n, V]) of a greedy generation."""
     options = {"do_sample": False, **options}

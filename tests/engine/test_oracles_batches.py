@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.cases import FIRST, OTHERS, RENUMBERED, SPECS, annotate, dealt, deviation, generate, trimmed
+from tests.engine.cases import ANEW, OTHERS, RENUMBERED, SPECS, annotate, dealt, deviation, generate, trimmed
 from tests.models import IMAGE, alone, prompt, tiny_llava
 from tokentrim.config.specs import strategy_from
 from tokentrim.contracts.sites import Need
@@ -73,7 +73,7 @@ def test_a_row_in_a_ragged_batch_is_the_row_alone(name: str, attention: str) -> 
     _compare(_model("qwen2", "siglip", side=SIDE, attention=attention), SPECS[name], _RAGGED, 8)
 
 
-@pytest.mark.parametrize("name", [name for name in FIRST if name in RENUMBERED])
+@pytest.mark.parametrize("name", ANEW)
 def test_a_row_in_a_ragged_batch_is_the_row_alone_with_renumbered_positions(name: str) -> None:
     _compare(_model(side=SIDE), RENUMBERED[name], _RAGGED[:4], 5)
 
