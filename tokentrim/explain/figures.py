@@ -156,7 +156,7 @@ def decode_figure(plt: Any, explanation: Explanation, images: Sequence[Image.Ima
     ends = (sum(explanation.held[0]), sum(explanation.held[-1]))
     write(
         figure, _LEFT, 0.58,
-        f"visual entries in all caches: {ends[0]} after prefill, {ends[1]} in decode forward "
+        f"visual entries that all layers see: {ends[0]} after prefill, {ends[1]} in decode forward "
         f"{len(explanation.held) - 1}", fontsize=9.5, color=INK,
     )  # fmt: skip
     bottom = height - _TOP - _CAPTION - upper
@@ -173,7 +173,8 @@ def decode_figure(plt: Any, explanation: Explanation, images: Sequence[Image.Ima
     color_bar(bar, Normalize(0, 1), "share", colors=LIFE_MAP)
     write(
         figure, _LEFT, lower + 0.08,
-        f"decisions of layer {layer}: scores of what its cache held; what leaves or is not seen is crossed out", fontsize=9,
+        f"decisions of layer {layer}: scores of what its cache held; crossed out: what leaves or is not seen",
+        fontsize=9,
     )  # fmt: skip
     for order, eviction in enumerate(chosen):
         rect = Rect(_LEFT + order * (tile[0] + _BETWEEN), height - lower - 0.64 - tile[1], *tile)
