@@ -210,7 +210,7 @@ def by_vllm(model, processor, names):
 
     inputs = inputs_of(processor, names)
     ids, kinds = inputs["input_ids"][0].tolist(), inputs["mm_token_type_ids"][0].tolist()
-    features, column = [], 0
+    features, column, stamped = [], 0, model.config.model_type.startswith("qwen3")
     sizes = {modality: iter(inputs.get(f"{modality}_grid_thw", ())) for modality in ("image", "video")}
     for name in names:
         modality = "video" if name in CLIPS else "image"
@@ -220,7 +220,7 @@ def by_vllm(model, processor, names):
         # Its first token: of a video with time stamps, the first of these, behind the mark in front of all of them.
         column = ids.index(model.config.vision_start_token_id, column) + 1
         features.append(SimpleNamespace(modality=modality, mm_position=SimpleNamespace(offset=column), data=data))
-        for _ in range(CLIPS[name][0] // 2 if modality == "video" and "second_per_grid_ts" not in inputs else 1):
+        for _ in range(CLIPS[name][0] // 2 if modality == "video" and stamped else 1):
             column = next(n for n in range(column, len(ids)) if kinds[n])
             column = next(n for n in range(column, len(ids)) if not kinds[n])
     return super(PrunedQwen, model).get_mrope_input_positions(ids, features)[0].tolist()

@@ -9,6 +9,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
@@ -57,7 +58,8 @@ def small_qwen(kind, folder):
     )
     patches = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": TEMPORAL}
     films = Qwen3VLVideoProcessor if third else Qwen2VLVideoProcessor
-    processor = (Qwen3VLProcessor if third else Qwen2_5_VLProcessor)(
+    second = Qwen2VLProcessor if kind == "qwen2_vl" else Qwen2_5_VLProcessor
+    processor = (Qwen3VLProcessor if third else second)(
         image_processor=Qwen2VLImageProcessor(**patches, size=SIZE),
         tokenizer=tokenizer(),
         video_processor=films(**patches, size={**SIZE, "longest_edge": 8 * SIZE["longest_edge"]}),

@@ -24,7 +24,7 @@ def encoded(model, **given):
 
 
 @pytest.mark.parametrize("modality", PICTURES)
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("name", ["uniform", "random", "divprune"])
 def test_what_stays_is_what_the_engine_keeps(name, kind, modality):
     model, spec = tiny_qwen(kind), {"name": name, "keep_ratio": 0.5}
@@ -42,7 +42,7 @@ def test_what_stays_is_what_the_engine_keeps(name, kind, modality):
     assert whole.shape[1] == (3 if kind == "qwen3_vl" else 1) * 64
 
 
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_what_merges_moves_features_of_the_first_layer_alone(kind):
     """As in the engine, where a token that takes others in keeps its own features of depths."""
     model, spec = tiny_qwen(kind), {"name": "pool"}
@@ -57,7 +57,7 @@ def test_what_merges_moves_features_of_the_first_layer_alone(kind):
     assert torch.equal(one.features[:, 64:], whole[one.places, 64:])
 
 
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_what_depends_on_what_is_seen_is_refused_for_videos_too(kind):
     family = asked.PrunedFamily.of(tiny_qwen(kind).config)
     served, refused = set(), {}

@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"))
+@pytest.fixture(scope="module", params=("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"))
 def found(request, tmp_path_factory):
     """What one start of vLLM said, and what ``trim`` said before it."""
     out = tmp_path_factory.mktemp("vllm") / f"{request.param}.json"

@@ -27,6 +27,9 @@ SERVED: Final = {
     "llava_next": ServedFamily(
         "LlavaNextForConditionalGeneration", "TokentrimLlavaNext", f"{_HERE}.llava_next:TokentrimLlavaNext"
     ),
+    "qwen2_vl": ServedFamily(
+        "Qwen2VLForConditionalGeneration", "TokentrimQwen2VL", f"{_HERE}.qwen2_vl:TokentrimQwen2VL"
+    ),
     "qwen2_5_vl": ServedFamily(
         "Qwen2_5_VLForConditionalGeneration", "TokentrimQwen25VL", f"{_HERE}.qwen2_5_vl:TokentrimQwen25VL"
     ),

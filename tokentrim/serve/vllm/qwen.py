@@ -1,4 +1,4 @@
-"""What Qwen2.5-VL and Qwen3-VL share in vLLM, pruned: what stays keeps the positions that it has in the unpruned model.
+"""What Qwen-VLs share in vLLM, pruned: what stays keeps the positions that it has in the unpruned model.
 
 One function of each family lays a whole picture or video out, as vLLM does without pruning. What lies behind it in the
 prompt begins where that ends, and what stays of it is at its place there.
@@ -28,8 +28,8 @@ class PrunedQwen(_Model):
     """A Qwen-VL whose pictures and videos are pruned as soon as they are encoded."""
 
     supports_mm_device_do_normalize = False  # noise is seeded by pixels as processors of transformers make them
-    beside: str
-    """What vLLM hands along with a video, and its positions depend on."""
+    beside = ""
+    """What vLLM hands along with a video, and its positions depend on, if they do on anything."""
     width: int | None = None
     """How much of each feature enters the first layer; the rest is added behind deeper ones."""
 
