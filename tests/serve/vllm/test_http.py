@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.serve.vllm.serve_family import DEFAULT, NEW_TOKENS, QUESTION, folder_of, pictures, reference
-from tokentrim.loading import load_model
+from tokentrim.loading import conversation_inputs, load_model
+from tokentrim.reading import Video
 
 pytestmark = [
     pytest.mark.vllm,
@@ -60,15 +63,15 @@ def loaded(folder):
     return load_model(folder, "cpu")
 
 
-@pytest.fixture(scope="module")
-def url(folder, tmp_path_factory):
+@contextmanager
+def serving(own, folder, *options):
     """Address of a server that prunes."""
-    own, number = tmp_path_factory.mktemp("server"), port()
+    number = port()
     command = [
         str(Path(sys.executable).with_name("vllm")), "serve", str(folder), "--served-model-name", "testbed",
         "--host", "127.0.0.1", "--port", str(number), "--dtype", "float32", "--enforce-eager", "--max-model-len", "512",
         "--max-num-seqs", "16", "--enable-prompt-tokens-details", "--trust-request-mm-kwargs",
-        "--hf-overrides", json.dumps({"tokentrim": {"strategy": DEFAULT}}),
+        "--hf-overrides", json.dumps({"tokentrim": {"strategy": DEFAULT}}), *options,
     ]  # fmt: skip
     log, found = own / "log.txt", f"http://127.0.0.1:{number}"
     with log.open("wb") as out:
@@ -79,6 +82,23 @@ def url(folder, tmp_path_factory):
         finally:
             server.terminate()
             server.wait(120)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """Address of a server of a small Qwen2.5-VL, and the same model and processor here."""
+    from tests.serve.vllm.small_qwen import small_qwen
+
+    folder = tmp_path_factory.mktemp("qwen")
+    model, processor = small_qwen("qwen2_5_vl", folder)
+    with serving(tmp_path_factory.mktemp("films"), folder) as found:
+        yield found, model, processor
+
+
+@pytest.fixture(scope="module")
+def url(folder, tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("server"), folder) as found:
+        yield found
 
 
 def wait_for(found, server, log):
@@ -93,15 +113,24 @@ def wait_for(found, server, log):
     pytest.fail(f"the server did not start: {log.read_text()[-4000:]}")
 
 
+def encoded(image, kind):
+    """A picture in a format, as text."""
+    held = io.BytesIO()
+    image.save(held, kind)
+    return base64.b64encode(held.getvalue()).decode()
+
+
 def asked(url, number, spec=None, **more):
     """OpenAI's client asks about one of the pictures, with a strategy of its own if there is one."""
+    link = f"data:image/png;base64,{encoded(pictures()[number], 'PNG')}"
+    content = [{"type": "image_url", "image_url": {"url": link}}, {"type": "text", "text": QUESTION}]
+    # The model's template begins without a begin token, and this model needs it.
+    return completed(url, content, spec, {"add_special_tokens": True}, **more)
+
+
+def completed(url, content, spec, extra, **more):
     from openai import OpenAI
 
-    held = io.BytesIO()
-    pictures()[number].save(held, "PNG")
-    link = f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
-    content = [{"type": "image_url", "image_url": {"url": link}}, {"type": "text", "text": QUESTION}]
-    extra = {"add_special_tokens": True}  # the model's template begins without one, and this model needs it
     if spec is not None:
         extra["mm_processor_kwargs"] = {"tokentrim": {"strategy": spec}}
     client = OpenAI(base_url=f"{url}/v1", api_key="none", timeout=600, max_retries=0)
@@ -161,3 +190,28 @@ def test_what_cannot_be_had_is_a_bad_request(url, strategy, said):
     with pytest.raises(BadRequestError, match=said):
         asked(url, 0, strategy)
     assert metrics(url) == before
+
+
+@pytest.mark.parametrize("ratio", [None, 0.5], ids=["server's", "request's"])
+def test_videos_are_answered_as_by_trim(watched, ratio):
+    from tests.serve.vllm import serve_qwen  # it needs torchvision
+
+    url, model, processor = watched
+    own = None if ratio is None else {"name": "divprune", "keep_ratio": ratio}
+    film = serve_qwen.clip("portrait clip")
+    sent = [encoded(frame, "JPEG") for frame in film.frames]
+    shown = tuple(Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB") for one in sent)
+    content = [
+        {"type": "text", "text": "ba"},
+        {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{','.join(sent)}"}},
+        {"type": "text", "text": "bc bd"},
+    ]
+    turn = {"role": "user", "content": [{"type": "video"} if part["type"] != "text" else part for part in content]}
+    inputs = conversation_inputs(processor, [[turn]], [[]], [Video(shown, film.fps)])
+    ids, kept = serve_qwen.reference(model, inputs, own or DEFAULT)
+    extra = {"media_io_kwargs": {"video": {"fps": film.fps}}, "ignore_eos": True}
+    found = completed(url, content, own, extra)
+    words, said = processor.decode(ids, skip_special_tokens=True).split(), found.choices[0].message.content.split()
+    assert words
+    assert said[: len(words)] == words
+    assert found.usage.prompt_tokens_details.multimodal_tokens == {"video": len(kept)}
