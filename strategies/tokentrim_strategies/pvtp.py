@@ -80,9 +80,9 @@ class PVTP(PVTPParameters, SpatialScorer):
 
     Both floors are exact. Known from the paper: pruning progresses with depth, the ranking comes from the previous
     layer's attention, the parameters are a stride and a ratio. Ours, as its full text and code were not available to
-    us: the row of the last prompt token and the mean over heads (U1; ``query="text"`` is the option), the ratio of the
-    current count (U2; ``linear`` is the switch), the start (U3), the default values (U4, calibrated by us), no sharing
-    of queries or keys between layers (U7), original position ids (U8), one ranking over all images (U13).
+    us: the row of the last prompt token and the mean over heads (``query="text"`` is the option), the ratio of the
+    current count (``linear`` is the switch), the start, the default values (calibrated by us), no sharing
+    of queries or keys between layers, original position ids, one ranking over all images.
 
     ``heredity`` is an ablation (ours, off by default) of what the paper lists as QK heredity, as far as a ranking goes:
     of ``heredity`` pruning boundaries in a row, the first ranks, the others drop the least of what is left by that same

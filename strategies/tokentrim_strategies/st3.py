@@ -25,7 +25,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "evicting": {"ranking": "accumulated", "evict": True},
     }
 )
-"""Parameters per model, calibrated by us (U3, U4), and ``evicting``, for any model."""
+"""Parameters per model, calibrated by us, and ``evicting``, for any model."""
 
 
 class ST3(PVTPParameters, VTAParameters, Strategy):
@@ -35,14 +35,14 @@ class ST3(PVTPParameters, VTAParameters, Strategy):
     ``ceil(G gamma(t))`` of them at decode step t. The first new token depends on the spatial part alone.
 
     By default all G stay in memory, and each step chooses anew which of them it sees, by its own attention: at equal
-    memory that lost least on calibration questions, next to nothing where eviction for good lost 5 to 7 points
+    memory that lost least on calibration questions, next to nothing where eviction for good lost 4 to 7 points
     (docs/results/st3.md). So memory is what the spatial part leaves, 30 % of the visual KV under the presets, and does
     not fall while the answer grows; choosing costs one attention row per layer and step, and here no step is faster for
     it than under ``pvtp`` alone, which answers as well. ``evict=True`` (the preset ``evicting``) frees memory at every
     step instead: for long answers that leave the picture behind, and many rows at once.
 
     Only the abstract, the opening and third-party readings of the paper were available to us, and no code exists:
-    the two parts list what is known and what is ours (U1 to U13). Its headline, about twice as fast with about 30 %
+    the two parts list what is known and what is ours. Its headline, about twice as fast with about 30 %
     of the KV cache, does not determine start, stride and ratio; a whole curve of them fits, nor whether entries may
     return. The presets are calibrated by us, not the paper's, and results must be labelled with the values used.
 

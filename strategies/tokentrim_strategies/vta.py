@@ -72,10 +72,10 @@ class VTA(VTAParameters, TemporalScorer):
 
     Known from the paper: the visual tokens of each layer become fewer as generation proceeds, by an attenuation
     function of which several were compared. Ours, as its full text and code were not available to us: the three
-    functions and their constants; a horizon of the answer's length (U5); rounding up, so that nothing leaves at the
+    functions and their constants; a horizon of the answer's length; rounding up, so that nothing leaves at the
     first step (rounding down costs 10 points on lists); the rankings but ``previous``, and which is the default:
     ``accumulated`` where entries leave, ``current`` where they may return, chosen on calibration questions; eviction
-    for good, or not (U6); chunks (``every``, U9; 1 is the formula itself); no effect on the first new token (U10).
+    for good, or not; chunks (``every``; 1 is the formula itself); no effect on the first new token.
 
     When it fails: long answers that return to the image (captions, transcriptions) lose it towards the horizon, and a
     second turn over the same cache sees what the first answer left, past its horizon nothing: set a ``floor``. It
