@@ -98,7 +98,7 @@ def test_axes_and_features_for_deeper_layers_follow(family: str, name: str) -> N
     agree(family, CASES[name])
 
 
-@pytest.mark.parametrize("name", ["dycoke", "st3-ranking=block", "renumber-st3"])
+@pytest.mark.parametrize("name", ["dycoke", "st3-evict=True-ranking=block", "renumber-st3"])
 def test_beams_change_places_on_every_device(name: str) -> None:
     agree("llava", CASES[name], num_beams=2)
 
