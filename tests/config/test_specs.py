@@ -251,6 +251,9 @@ TRAPS = [
     ),
     ("switch: On", "got 'On'.*write true"),
     ("switch: 'true'", "got 'true'.*write true"),
+    ("switch: 0", "switch of the thing must be true or false; got 0. Only true and false are booleans.*write false"),
+    ("switch: 1.0", "switch of the thing must be true or false; got 1.0. Only true and false are booleans"),
+    ("perhaps: 1", "perhaps of the thing must be true or false; got 1.*write true"),
     ("shares: [0.5, '0.2']", r"shares\[1\]: 1 of shares of the thing must be a number; got '0.2'"),
     ("inner: {size: '3'}", r"inner\.size: size of inner of the thing must be a number; got '3'.*write 3"),
     ("maybe: off", "maybe of the thing must be a number; got 'off'"),
@@ -261,6 +264,7 @@ class Thing(BaseModel):
     size: int = 1
     share: float = Field(default=0.5, ge=0, le=1)
     switch: bool = True
+    perhaps: bool | None = None
     shares: tuple[float, ...] = ()
     maybe: int | None = None
     word: str = ""
@@ -276,9 +280,12 @@ def test_what_only_looks_like_a_number_or_boolean_is_refused(text, message):
 
 
 def test_numbers_booleans_and_words_are_taken_as_they_are():
-    text = "{size: 3, share: 1e-4, switch: false, shares: [1, 5e-1], maybe: null, word: no, either: auto}"
+    text = (
+        "{size: 3, share: 1e-4, switch: false, perhaps: null, shares: [1, 5e-1], maybe: null, word: no, either: auto}"
+    )
     document = load_yaml(text)
     expected = {"size": 3, "share": 1e-4, "switch": False, "shares": (1.0, 0.5), "maybe": None, "word": "no"}
+    expected["perhaps"] = None
     assert check(Thing, document.data, "the thing", document.where).model_dump(exclude={"inner"}) == {
         **expected,
         "either": "auto",

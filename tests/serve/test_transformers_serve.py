@@ -367,7 +367,16 @@ def picture_part(link, **more):
         (body(messages=picture_part(data_url(SAMPLES[0].images[0])[:-200])), "must be readable"),
         (body(generation_config="{"), "generation_config of the request must be settings"),
         (body(generation_config={"cache_implementation": "static"}), "must be a plain DynamicCache"),
-        (body(chat_template_kwargs={"chat_template": "{{ 1 / 0 }}"}), "must be accepted by the model's processor"),
+        (
+            body(chat_template_kwargs={"chat_template": "{{ 1 / 0 }}"}),
+            "must be a variable of the model's chat template",
+        ),
+        (
+            body(chat_template_kwargs={"add_generation_prompt": False}),
+            "must be a variable of the model's chat template",
+        ),
+        (body(chat_template_kwargs={"num_frame": 2}), "got 'num_frame'. Did you mean 'num_frames'?"),
+        (body(stream=1), "stream of the request must be true or false; got 1"),
     ],
     ids=lambda value: None if isinstance(value, dict | bytes) else value[:40],
 )

@@ -107,6 +107,29 @@ def test_what_is_no_video_is_refused_by_name(url, data, more, said):
     assert "/tmp" not in json.dumps(error)
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside one that is shown"])
+def test_a_video_that_the_chat_template_leaves_out_is_refused(url, loaded, film, beside, monkeypatch):
+    make = loaded.processor.apply_chat_template
+
+    def deaf(turns, **options):  # to all parts of a system's message but its words
+        heard = [
+            {**turn, "content": [part for part in turn["content"] if turn["role"] == "user" or part["type"] == "text"]}
+            for turn in turns
+        ]
+        return make(heard, **options)
+
+    monkeypatch.setattr(loaded.processor, "apply_chat_template", deaf)
+    asked = about(film.read_bytes())
+    asked["messages"].append({"role": "user", "content": "list all ?"})
+    answered(url, asked)
+    asked["messages"][0]["role"] = "system"
+    if beside:
+        asked["messages"][1]["content"] = about(film.read_bytes())["messages"][0]["content"]
+    said = refused(url, asked)["message"]
+    assert said.startswith("the video in content[0] of messages[0] of the request must have a place in the prompt")
+    assert "got 'role system'" in said
+
+
 def test_a_model_whose_processor_takes_no_videos_refuses_them(film):
     with Server(
         "testbed-plain", load_model("testbed-plain", "cpu"), strategy_from("fastv"), listen("127.0.0.1", 0)

@@ -169,7 +169,7 @@ def _look_alikes(
 ) -> dict[tuple[str | int, ...], str]:
     """A message for each value that pydantic would quietly turn into a number or boolean, by its path.
 
-    It would read true as 1, the text ``no`` as false, and ``010`` and ``1_0`` as 10.
+    It would read true as 1, 0 and the text ``no`` as false, and ``010`` and ``1_0`` as 10.
     """
     found: dict[tuple[str | int, ...], str] = {}
     for key, value in values.items():
@@ -219,6 +219,8 @@ def _looks_alike(value: object, wanted: set[Any]) -> bool:
     """Whether a value could be taken for the number or boolean that is wanted, and is neither."""
     if isinstance(value, bool):
         return bool(wanted & {int, float}) and bool not in wanted
+    if isinstance(value, int | float):
+        return bool in wanted and not wanted & {int, float}
     return isinstance(value, str) and bool(wanted & {int, float, bool}) and not _takes_text(wanted)
 
 
@@ -233,9 +235,9 @@ def _takes_text(wanted: set[Any]) -> bool:
 
 def _meant(value: object, wanted: set[Any]) -> str:
     """What to write instead of a look-alike."""
-    if not isinstance(value, str):
+    if isinstance(value, bool):
         return ""
-    word = value.strip().lower()
+    word = str(value).strip().lower()
     if not wanted & {int, float}:
         spelt = {**dict.fromkeys(_YES, "true"), **dict.fromkeys(_NO, "false")}.get(word)
         only = "only true and false are booleans in YAML 1.2"

@@ -63,7 +63,9 @@ class Served:
         text = model.config.get_text_config()
         most: int = getattr(text, "max_position_embeddings", None) or _MOST
         usual = min(max(_USUAL, model.generation_config.max_new_tokens or 0), most)
-        self.limits = ModelLimits(usual, most, text.vocab_size, takes_videos(self.loaded.processor))
+        processor = self.loaded.processor
+        template = str(getattr(processor, "chat_template", None) or "")  # of several, all of them
+        self.limits = ModelLimits(usual, most, text.vocab_size, takes_videos(processor), template)
 
     def bound(self, asked: Inquiry, inputs: Mapping[str, Any], config: Any) -> None:
         """Hold an answer to the positions that its prompt leaves.

@@ -8,10 +8,12 @@ from typing import Any, Final
 
 from transformers.cli.serving import utils
 
+from tokentrim.errors import DataError, complaint
 from tokentrim.loading import text_inputs
 
 _OF_INPUTS: Final = ("num_frames", "load_audio_from_video", "tokenize", "return_tensors", "return_dict")
 """What transformers' server asks of a processor besides a conversation as text."""
+_SHOWN: Final = {"image": "picture", "video": "video"}
 
 
 class ServedProcessor:
@@ -30,13 +32,34 @@ class ServedProcessor:
 
     def apply_chat_template(self, turns: list[dict[str, Any]], **options: Any) -> Any:
         """Model inputs of a conversation; of videos, with the frames that are there instead of a sample of them."""
+        self._require_shown(turns, options)
         parts = [part for turn in turns for part in turn["content"]]
         videos, pictures = ([part["url"] for part in parts if part["type"] == kind] for kind in ("video", "image"))
         if not videos:
             return self._processor.apply_chat_template(turns, **options)
+        return text_inputs(self._processor, [self._text(turns, options)], [pictures], videos)
+
+    def _text(self, turns: list[dict[str, Any]], options: dict[str, Any]) -> str:
         worded = {name: value for name, value in options.items() if name not in _OF_INPUTS}
-        text = self._processor.apply_chat_template(turns, **worded, tokenize=False)
-        return text_inputs(self._processor, [text], [pictures], videos)
+        return self._processor.apply_chat_template(turns, **worded, tokenize=False)
+
+    def _require_shown(self, turns: list[dict[str, Any]], options: dict[str, Any]) -> None:
+        """Refuse a picture or video that the chat template leaves out, such as those of some roles.
+
+        Raises:
+            DataError: when the prompt reads the same without it.
+        """
+        text: str | None = None
+        for place, turn in enumerate(turns):
+            for index, part in enumerate(turn["content"]):
+                if part["type"] not in _SHOWN:
+                    continue
+                text = text or self._text(turns, options)
+                without = {**turn, "content": [*turn["content"][:index], *turn["content"][index + 1 :]]}
+                if self._text([*turns[:place], without, *turns[place + 1 :]], options) == text:
+                    what = f"the {_SHOWN[part['type']]} in content[{index}] of messages[{place}] of the request"
+                    must = "have a place in the prompt, and the model's chat template gives it none"
+                    raise DataError(complaint(what, must, f"role {turn['role']}", "send it in a message of the user"))
 
 
 def answering_tokenizer(processor: Any, model: Any) -> Any:

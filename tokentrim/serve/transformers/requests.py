@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from tempfile import NamedTemporaryFile
@@ -29,6 +30,9 @@ _IN_MESSAGE: Final = ("role", "content", "name", "reasoning_content", "tool_call
 _SHOWN: Final = 60  # characters of what is no picture
 _FRAMES: Final = 16
 """Frames of a video at most, where a request says nothing."""
+_NUM_FRAMES: Final = "num_frames"
+_OF_MESSAGES: Final = ("messages", "tools", "add_generation_prompt")
+"""Variables of a chat template that are what a request says elsewhere, or that the server sets."""
 _FILMS: Final = ((4, b"ftyp", ".mp4"), (0, b"\x1a\x45\xdf\xa3", ".webm"), (8, b"AVI ", ".avi"), (0, b"GIF8", ".gif"))
 """What files of videos hold at which byte. Decoders know more: playlists, too, which name files and addresses."""
 
@@ -119,12 +123,14 @@ class ModelLimits:
         most: positions: tokens of a prompt and its answer together.
         vocabulary: number of token ids.
         videos: whether its processor takes any.
+        template: the text of its chat template.
     """
 
     usual: int
     most: int
     vocabulary: int
     videos: bool = False
+    template: str = ""
 
 
 @dataclass(eq=False)
@@ -196,7 +202,7 @@ def read_request(text: bytes, name: str, spec: StrategySpec, limits: ModelLimits
         spec = replace(spec, budget=Budget(layer_mean_ratio=own.budget))
     asked = Inquiry(spec, seed=request.seed, stops=stops)
     asked.body = {key: value for key in _HANDED_ON if (value := getattr(request, key)) is not None}
-    asked.body |= {"model": name, "messages": _messages(request.messages, asked, limits, _frames(request))}
+    asked.body |= {"model": name, "messages": _messages(request.messages, asked, limits, _frames(request, limits))}
     if request.logit_bias:
         asked.body["logit_bias"] = _biases(request.logit_bias, limits)
     settings = Settings()
@@ -288,13 +294,19 @@ def _known(given: Mapping[str, Any], names: Iterable[str], what: str) -> None:
             raise DataError(complaint(f"each key of {what}", "be a known one", key, suggestion(key, names)))
 
 
-def _frames(request: ChatRequest) -> int:
+def _frames(request: ChatRequest, limits: ModelLimits) -> int:
     """How many frames of a video are taken at most; said as transformers' server is told.
 
     Raises:
-        DataError: when it is no such number.
+        DataError: when it is no such number, or what stands beside it is no variable of the chat template.
     """
-    wanted: Any = (request.chat_template_kwargs or {}).get("num_frames", _FRAMES)
+    given = request.chat_template_kwargs or {}
+    for key in given:
+        spelt = re.search(rf"\b{re.escape(key)}\b", limits.template)
+        if key != _NUM_FRAMES and (key in _OF_MESSAGES or not spelt):
+            what, must = "each key of chat_template_kwargs of the request", "be a variable of the model's chat template"
+            raise DataError(complaint(what, must, key, suggestion(key, [_NUM_FRAMES])))
+    wanted: Any = given.get(_NUM_FRAMES, _FRAMES)
     if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
         raise DataError(complaint("num_frames in chat_template_kwargs", "be a whole number of at least 1", wanted))
     return wanted
