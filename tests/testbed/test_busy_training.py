@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tokentrim.errors import DataError
 from tokentrim.testbed.busy.scenes import centre_patch, place_of
 from tokentrim.testbed.busy.tasks import TASKS, all_needs
 from tokentrim.testbed.busy.vocabulary import IDS, decode
@@ -126,9 +127,28 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(tmp_path, monkeypatch):
                 train.BusyRun(tmp_path / run, stage).run(stop)
     whole, parts = (torch.load(tmp_path / run / "adapted.pt", weights_only=True)["model"] for run in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="train stage vision first"):
+    with pytest.raises(DataError, match="Train stage vision first"):
         train.BusyRun(tmp_path / "empty", small[1])
+
+
+def test_training_that_cannot_start_says_so_and_leaves_nothing(tmp_path, capsys):
+    run, file = tmp_path / "run", tmp_path / "file"
+    assert train.main(["--run", str(run), "--stage", "control"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"the checkpoint that stage control starts from must exist; got '{run}/alignment.pt'. Train")
+    assert not run.exists()
+    for wrong in (["--stage", "contol"], ["--stop-after", "0"]):
+        with pytest.raises(SystemExit) as ended:
+            train.main(["--run", str(run), *wrong])
+        assert ended.value.code == 2
+    file.write_bytes(b"no checkpoint")
+    assert train.main(["--run", str(file), "--stage", "vision", "--stop-after", "1"]) == 2
+    assert f"the output must be a folder; got '{file}'" in capsys.readouterr().err
+    run.mkdir()
+    file.rename(run / "alignment.pt")
+    assert train.main(["--run", str(run), "--stage", "control"]) == 2
+    assert f"the checkpoint {run}/alignment.pt must be that of a stage of training" in capsys.readouterr().err
+    assert [path.name for path in run.iterdir()] == ["alignment.pt"]
 
 
 def test_the_model_is_under_twelve_megabytes():

@@ -16,7 +16,7 @@ from tokentrim.testbed.tasks import TASKS, TASKS_SIZES, resized
 from tokentrim.testbed.training import check
 from tokentrim.testbed.training.checkpoint import Checkpoint, TrainingProgress
 from tokentrim.testbed.training.evaluate import kept_tokens, mean_score, oracle, predictions, random_order
-from tokentrim.testbed.training.export import export
+from tokentrim.testbed.training.export import export, main as export_main
 from tokentrim.testbed.training.families import family_of
 from tokentrim.testbed.training.family import LLAVA
 from tokentrim.testbed.training.model import build_model, pixel_values
@@ -197,8 +197,37 @@ def test_check_command(capsys):
     assert code in (0, 1)
     assert check.main(["--task", "where", "--n", "8", "--split", "calibration"]) in (0, 1)
     assert "oracle 25%" in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError, match="model must be"):
-        check.load_model("nowhere")
+
+
+def test_what_cannot_be_checked_is_said_in_a_line(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{")
+    for wrong, said in (
+        (
+            ["--model", "testbed-plane"],
+            "the model must be a registered name or a model folder; got 'testbed-plane'. Did",
+        ),
+        (["--model", ""], "the model must be a registered name or a model folder; got ''."),
+        (["--model", str(tmp_path)], f"the model folder {tmp_path} must be readable. "),
+    ):
+        assert check.main(wrong) == 2
+        assert capsys.readouterr().err.startswith(said)
+    for option, value in (("--n", "0"), ("--threads", "-1"), ("--threads", "0")):
+        assert check.main([option, value]) == 2
+        assert capsys.readouterr().err == f"{option} must be at least 1; got {value}.\n"
+
+
+def test_a_checkpoint_that_is_none_exports_nothing(tmp_path, capsys):
+    (tmp_path / "x.pt").write_bytes(b"no checkpoint")
+    Checkpoint(build_model(2).state_dict(), {}, {}, TrainingProgress()).save(tmp_path / "y.pt")
+    out = ["--out", str(tmp_path / "model")]
+    for name, more, said in (
+        ("none.pt", [], "must be that of a stage of training"),
+        ("x.pt", [], "must be that of a stage of training"),
+        ("y.pt", ["--model", "qwen2.5-vl"], "must be of a model of the family qwen2.5-vl"),
+    ):
+        assert export_main([str(tmp_path / name), *more, *out]) == 2
+        assert capsys.readouterr().err.startswith(f"the checkpoint {tmp_path / name} {said}")
+    assert not (tmp_path / "model").exists()
 
 
 def test_the_rule_of_the_check():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from tokentrim.errors import ConfigError, DataError, UnknownNameError
 from tokentrim.testbed.scenes import TOKENS, draw_scenes, render
 from tokentrim.testbed.tasks import TASKS, ask_list_all, ask_list_where
 from tokentrim.testbed.training.checkpoint import Checkpoint
@@ -234,9 +235,12 @@ def test_vision_loss_falls(tmp_path):
 
 
 def test_stages_need_their_predecessor(tmp_path):
-    with pytest.raises(FileNotFoundError, match="train stage vision first"):
-        train(StageOptions(run=tmp_path, stage="alignment"))
-    with pytest.raises(
-        ValueError, match="stage must be one of vision, alignment, plain, lookup, adapted, consolidation or all"
-    ):
-        train(StageOptions(run=tmp_path, stage="dessert"))
+    run = tmp_path / "run"
+    with pytest.raises(DataError, match="Train stage vision first"):
+        train(StageOptions(run=run, stage="alignment"))
+    with pytest.raises(UnknownNameError, match="Did you mean 'alignment'[?] Known: adapted, alignment, all"):
+        train(StageOptions(run=run, stage="aligment"))
+    for bad in ({"processes": 0}, {"stop_after": 0}, {"steps_scale": -1.0}, {"steps_scale": float("nan")}):
+        with pytest.raises(ConfigError, match="must be"):
+            train(StageOptions(run=run, **bad))
+    assert not run.exists()

@@ -20,7 +20,7 @@ from rich.table import Table
 from transformers import AutoModelForImageTextToText
 
 from tokentrim.contracts.tasks import Split, Task
-from tokentrim.errors import complaint
+from tokentrim.errors import ConfigError, DataError, TokentrimError, UnknownNameError, complaint, reason_of, suggestion
 from tokentrim.testbed import MODELS, model_folder
 from tokentrim.testbed.busy.tasks import TASKS as BUSY_TASKS
 from tokentrim.testbed.tasks import TASKS, resized
@@ -85,12 +85,21 @@ def table_of(results: list[TaskResult], title: str) -> Table:
 
 
 def load_model(name_or_folder: str) -> Any:
-    """A shipped model by name, or any testbed model by folder."""
+    """A shipped model by name, or any testbed model by folder.
+
+    Raises:
+        DataError: when the folder cannot be read.
+        UnknownNameError: when there is none.
+    """
     folder = model_folder(name_or_folder) if name_or_folder in MODELS else Path(name_or_folder)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(complaint("model", f"be {', '.join(MODELS)} or a model folder", name_or_folder))
+    if not name_or_folder or not (folder / "config.json").is_file():
+        must, hint = "be a registered name or a model folder", suggestion(name_or_folder, MODELS)
+        raise UnknownNameError(complaint("the model", must, name_or_folder, hint))
     loader: Any = AutoModelForImageTextToText
-    return loader.from_pretrained(folder, trust_remote_code=False).eval()
+    try:
+        return loader.from_pretrained(folder, trust_remote_code=False).eval()
+    except Exception as cause:  # transformers raises whatever the broken folder led to
+        raise DataError(complaint(f"the model folder {folder}", "be readable", hint=reason_of(cause))) from cause
 
 
 def _asked(arguments: argparse.Namespace, family: TestbedFamily) -> tuple[str, ...]:
@@ -99,7 +108,7 @@ def _asked(arguments: argparse.Namespace, family: TestbedFamily) -> tuple[str, .
     for name in arguments.task or ():
         if name not in known:
             raise ValueError(complaint(f"task of {arguments.model}", f"be one of {', '.join(known)}", name))
-    return tuple(arguments.task or known)
+    return tuple(dict.fromkeys(arguments.task or known))  # a mean over tasks counts each once
 
 
 def _measure(
@@ -141,18 +150,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--threads", type=int, default=None, help="threads of torch")
     arguments = parser.parse_args(argv)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     try:
-        if arguments.n < 1:  # means of nothing break no limit
-            raise ValueError(complaint("--n", "be at least 1", arguments.n))
+        for name in ("n", "threads"):  # means of nothing break no limit
+            if (value := getattr(arguments, name)) is not None and value < 1:
+                raise ConfigError(complaint(f"--{name}", "be at least 1", value))
+        if arguments.threads is not None:
+            torch.set_num_threads(arguments.threads)
         model = load_model(arguments.model)
         family = family_of(model)
         asked = _asked(arguments, family)
         if arguments.comparison is not None and family is not BUSY:
             raise ValueError(complaint("--comparison", "be of a model of the busy pictures", arguments.model))
         separations = [] if arguments.comparison is None else read_separations(arguments.comparison, arguments.model)
-    except (FileNotFoundError, ValueError) as error:
+    except (TokentrimError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     results, table = _measure(model, family, asked, arguments)

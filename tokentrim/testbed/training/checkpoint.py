@@ -1,12 +1,16 @@
 """Training checkpoints: one file per stage, replaced atomically, so that a killed run can always go on."""
 
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from tokentrim.errors import DataError, TokentrimError, complaint, reason_of
 
 
 @dataclass
@@ -41,6 +45,54 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
-        """Read a file without running any code of it."""
-        data = torch.load(path, weights_only=True)
-        return cls(data["model"], data["heads"], data["optimizer"], TrainingProgress(**data["progress"]))
+        """Read a file without running any code of it.
+
+        Raises:
+            DataError: when it is missing, or no checkpoint.
+        """
+        try:
+            data = torch.load(path, weights_only=True)
+            return cls(data["model"], data["heads"], data["optimizer"], TrainingProgress(**data["progress"]))
+        except Exception as cause:  # torch raises whatever the broken file led to
+            must = "be that of a stage of training, FOLDER/STAGE.pt"
+            raise DataError(complaint(f"the checkpoint {path}", must, hint=reason_of(cause))) from cause
+
+
+def file_before(run: Path, stage: str, before: str) -> Path:
+    """The checkpoint that a stage starts from.
+
+    Args:
+        run: folder of the training.
+        stage: its name.
+        before: the name of the stage that it follows.
+
+    Raises:
+        DataError: when that was not trained in this folder.
+    """
+    path = run / f"{before}.pt"
+    if not path.exists():
+        hint = f"train stage {before} first, or name the folder that has it"
+        raise DataError(complaint(f"the checkpoint that stage {stage} starts from", "exist", str(path), hint))
+    return path
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder to write to; not before there is something to write, lest an empty one stays.
+
+    Raises:
+        DataError: when it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise DataError(complaint("the output", "be a folder", str(folder), reason_of(cause))) from cause
+
+
+def told(command: Callable[[], None]) -> int:
+    """Run a command of the training; what was wrong with its input is said in a line, and the exit code is 2."""
+    try:
+        command()
+    except TokentrimError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tokentrim.testbed.scenes import MAX_OBJECTS
-from tokentrim.testbed.training.checkpoint import Checkpoint, TrainingProgress
+from tokentrim.testbed.training.checkpoint import Checkpoint, TrainingProgress, file_before
 from tokentrim.testbed.training.distil import distillation_step, placing_parameters, warm_start
 from tokentrim.testbed.training.families import FAMILIES
 from tokentrim.testbed.training.model import deepen
@@ -78,12 +78,7 @@ class StageRun:
         if not self.stage.after:
             return
         before = next(stage for stage in self.stages if stage.name == self.stage.after)
-        path = self.options.run / f"{before.name}.pt"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"stage {self.stage.name} starts from {path}, which must exist; train stage {before.name} first"
-            )
-        checkpoint = Checkpoint.load(path)
+        checkpoint = Checkpoint.load(file_before(self.options.run, self.stage.name, before.name))
         state = checkpoint.model
         if before.layers != self.stage.layers:
             state = deepen(state, DEEP_PLACES, self.stage.layers)

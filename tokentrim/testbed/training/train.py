@@ -10,7 +10,9 @@ and at its end, and goes on from there when started again; a stage that is compl
 
 import argparse
 import json
+import math
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +20,8 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from tokentrim.errors import ConfigError, complaint, unknown_name
+from tokentrim.testbed.training.checkpoint import file_before, make_folder, told
 from tokentrim.testbed.training.recipe import RECIPES, Stage, scaled
 from tokentrim.testbed.training.stage import StageOptions, StageRun
 
@@ -36,15 +40,29 @@ def _worker(rank: int, options: StageOptions, stages: list[Stage], meeting: str)
 
 
 def train(options: StageOptions) -> None:
-    """Run the chosen stages."""
+    """Run the chosen stages.
+
+    Raises:
+        ConfigError: when an option is out of its range.
+        DataError: when a stage lacks what it starts from, or the folder cannot be made.
+        UnknownNameError: when there is no such recipe or stage.
+    """
     if options.model not in RECIPES:
-        raise ValueError(f"model must be one of {', '.join(RECIPES)}; got {options.model!r}")
+        raise unknown_name("model to train", options.model, RECIPES)
     recipe = RECIPES[options.model]
     known = [stage.name for stage in recipe]
     if options.stage != "all" and options.stage not in known:
-        raise ValueError(f"stage must be one of {', '.join(known)} or all; got {options.stage!r}")
+        raise unknown_name(f"stage of the recipe {options.model}", options.stage, (*known, "all"))
+    for name, value, least in (("processes", options.processes, 1), ("stop-after", options.stop_after, 1)):
+        if value is not None and value < least:
+            raise ConfigError(complaint(f"--{name}", f"be at least {least}", value))
+    if not 0 < options.steps_scale < math.inf:
+        raise ConfigError(complaint("--steps-scale", "be a number above 0", options.steps_scale))
     stages = [scaled(s, options.steps_scale) for s in recipe if options.stage in ("all", s.name)]
-    options.run.mkdir(parents=True, exist_ok=True)
+    first = stages[0]
+    if first.after and not (options.run / f"{first.name}.pt").exists():
+        file_before(options.run, first.name, first.after)
+    make_folder(options.run)
     (options.run / "options.json").write_text(json.dumps({**asdict(options), "run": str(options.run)}, indent=1))
     if options.processes == 1:
         _worker(0, options, stages, "")
@@ -56,7 +74,7 @@ def train(options: StageOptions) -> None:
         meeting.unlink(missing_ok=True)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and logs")
@@ -66,8 +84,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps-scale", type=float, default=1.0, help="factor on every stage's steps")
     parser.add_argument("--stop-after", type=int, default=None, help="stop each stage after so many steps")
-    train(StageOptions(**vars(parser.parse_args())))
+    arguments = parser.parse_args(argv)
+    return told(lambda: train(StageOptions(**vars(arguments))))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

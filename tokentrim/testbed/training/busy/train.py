@@ -7,6 +7,7 @@ started again; a stage that is complete is skipped. One process, one thread.
 import argparse
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokentrim.errors import complaint
 from tokentrim.testbed.training.busy.batch import (
     Questions,
     Targets,
@@ -36,7 +38,7 @@ from tokentrim.testbed.training.busy.model import (
 )
 from tokentrim.testbed.training.busy.recipe import CONTROL, DESCRIBE, PLACES, STAGES, BusyStage
 from tokentrim.testbed.training.busy.words import alignment_loss, spelled_out
-from tokentrim.testbed.training.checkpoint import Checkpoint, TrainingProgress
+from tokentrim.testbed.training.checkpoint import Checkpoint, TrainingProgress, file_before, make_folder, told
 from tokentrim.testbed.training.family import Encoded
 from tokentrim.testbed.training.forward import run_encoded
 from tokentrim.testbed.training.losses import answer_loss
@@ -107,12 +109,7 @@ class BusyRun:
             self.optimizer.load_state_dict(resumed.optimizer)
 
     def _start_from(self, before: BusyStage) -> None:
-        path = self.run_folder / f"{before.name}.pt"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"stage {self.stage.name} starts from {path}, which must exist; train stage {before.name} first"
-            )
-        checkpoint = Checkpoint.load(path)
+        checkpoint = Checkpoint.load(file_before(self.run_folder, self.stage.name, before.name))
         state = checkpoint.model
         if before.layers != self.stage.layers:
             state = deepen(state, PLACES, self.stage.layers)
@@ -140,6 +137,7 @@ class BusyRun:
 
     def run(self, stop_after: int | None = None) -> None:
         """Train to the stage's end, or so many steps."""
+        make_folder(self.run_folder)
         first = logged = self.progress.step
         since = time.perf_counter()
         while self.progress.step < self.stage.steps:
@@ -251,7 +249,7 @@ def _right(questions: Questions, logits: Tensor, prefix: str, meters: Meters) ->
         meters[prefix + name.removeprefix("busy-")] = float(np.mean(values))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoints and logs")
@@ -262,13 +260,18 @@ def main() -> None:
         help="all trains what ships; control is the stage base without dropping tokens",
     )
     parser.add_argument("--stop-after", type=int, default=None, help="stop each stage after so many steps")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if arguments.stop_after is not None and arguments.stop_after < 1:
+        parser.error(complaint("--stop-after", "be at least 1", arguments.stop_after))
     torch.set_num_threads(1)
-    arguments.run.mkdir(parents=True, exist_ok=True)
-    for stage in (*STAGES, CONTROL):
-        if arguments.stage == stage.name or (arguments.stage == "all" and stage is not CONTROL):
-            BusyRun(arguments.run, stage).run(arguments.stop_after)
+
+    def train() -> None:
+        for stage in (*STAGES, CONTROL):
+            if arguments.stage == stage.name or (arguments.stage == "all" and stage is not CONTROL):
+                BusyRun(arguments.run, stage).run(arguments.stop_after)
+
+    return told(train)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
