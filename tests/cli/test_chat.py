@@ -15,6 +15,7 @@ def test_turns_over_one_cache_say_for_which_question_tokens_went(cli, picture):
     assert [first["question"], second["question"]] == ["list all ?", "color of ring ?"]
     assert first["kept"][1]["count"] == second["kept"][1]["count"] < first["visual_tokens"]
     assert second["kept"][-1]["count"] <= first["kept"][-1]["count"]
+    assert second["kept"][-1]["where"] == "seen at the end"  # and not what is there: under st3 it may return
     (note,) = data["notes"]
     assert note.startswith("visual tokens of turn 1 were dropped for turn 1's question")
 
@@ -23,6 +24,7 @@ def test_turns_over_one_cache_say_for_which_question_tokens_went(cli, picture):
     ("options", "said"),
     [
         (("--strategy", "uniform"), "were dropped whatever the question"),
+        (("--strategy", "{name: vta, evict: false, horizon: 2}"), "were left out of sight for turn 1's question"),
         (("--strategy", "none"), None),
         (("--strategy", "st3", "--anew"), None),
     ],

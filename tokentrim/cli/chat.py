@@ -26,7 +26,7 @@ class Turn:
         question: what was asked.
         answer: what the model said.
         n_visual: visual tokens of the pictures.
-        kept: (first layer, visual tokens of which entries are there from it on), and (None, in the last layer's cache).
+        kept: (first layer, visual tokens of which entries are there from it on), and (None, seen in the last layer).
     """
 
     question: str
@@ -37,7 +37,7 @@ class Turn:
     def as_dict(self) -> dict[str, Any]:
         """As plain data."""
         kept = [
-            {"from_layer": layer, "where": "prefill" if layer is not None else "cache at the end", "count": count}
+            {"from_layer": layer, "where": "prefill" if layer is not None else "seen at the end", "count": count}
             for layer, count in self.kept
         ]
         return {"question": self.question, "answer": self.answer, "visual_tokens": self.n_visual, "kept": kept}
@@ -46,7 +46,7 @@ class Turn:
     def left(self) -> str:
         """What is left of the pictures, for people."""
         places = [
-            f"{count} {'in the last layer at the end' if layer is None else f'from layer {layer}'}"
+            f"{count} {'seen in the last layer at the end' if layer is None else f'from layer {layer}'}"
             for layer, count in self.kept
         ]
         share = self.kept[-1][1] / self.n_visual if self.n_visual else 0
@@ -105,7 +105,9 @@ def chat(
             _print(people, turns[-1], echo=prompt is not None or not sys.stdin.isatty())
             if not anew and not note and min(count for _, count in stages) < n_visual:
                 why = "for turn 1's question" if asks(solved) else "whatever the question"
-                note = f"visual tokens of turn 1 were dropped {why}: later turns see what is left (--anew keeps them)"
+                gone = session.trace.evicts or any(layer is not None and count < n_visual for layer, count in stages)
+                went = "dropped" if gone else "left out of sight"
+                note = f"visual tokens of turn 1 were {went} {why}: later turns see what is left (--anew keeps them)"
                 people.print(f"note: {note}", style="yellow", soft_wrap=True)
     if as_json:
         emit({"model": name, "strategy": solved.spec(), "anew": anew, "turns": [turn.as_dict() for turn in turns],

@@ -39,7 +39,7 @@ def write_overlay(
     Args:
         path: file to write.
         images: the prompt's images, in order.
-        stages: (first layer, kept visual tokens), layer None for the cache at the end.
+        stages: (first layer, kept visual tokens), layer None for what the last layer sees at the end.
         cells: where the visual tokens lie.
         names: what each image is called; nothing, where that is plain.
         note: a few words below.

@@ -30,8 +30,8 @@ class RunAnswer:
     Attributes:
         text: the decoded answer.
         report: what was kept and spent.
-        stages: (first layer, visual tokens kept from there on), and where entries left the cache while the answer
-            grew, (None, what the last layer's cache held at the end).
+        stages: (first layer, visual tokens kept from there on), and where fewer were seen as the answer grew, (None,
+            what the last layer saw at the end).
         session: the closed session, for the model's layout.
     """
 
@@ -241,7 +241,7 @@ def _as_dict(answer: RunAnswer, reference: RunAnswer | None, model: str, overlay
         "unpruned_answer": None if reference is None else reference.text,
         "same_answer": None if reference is None else answer.text == reference.text,
         "kept": [
-            {"from_layer": layer, "where": "prefill" if layer is not None else "cache at the end", "count": len(kept),
+            {"from_layer": layer, "where": "prefill" if layer is not None else "seen at the end", "count": len(kept),
              "indices": kept}
             for layer, kept in answer.stages
         ],
@@ -261,7 +261,7 @@ def _print(out: Console, answer: RunAnswer, reference: RunAnswer | None, overlay
     out.print()
     kept = plain_table("from", "visual tokens kept", "share")
     for layer, tokens in answer.stages:
-        place = "last layer, at the end" if layer is None else f"layer {layer}"
+        place = "seen in the last layer, at the end" if layer is None else f"layer {layer}"
         share = f"{len(tokens) / answer.report.n_visual:.1%}" if answer.report.n_visual else "-"
         kept.add_row(place, str(len(tokens)), share)
     out.print(kept)

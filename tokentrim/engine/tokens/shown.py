@@ -18,8 +18,8 @@ _ROWS: Final = 8
 
 
 def stages_of(trace: Trace, row: int = 0) -> list[tuple[int | None, list[int]]]:
-    """What a row kept, wherever it changes: (first layer, tokens) at prefill, and where entries left the cache while
-    the answer grew, (None, what the last layer's cache held at the end).
+    """What a row kept, wherever it changes: (first layer, tokens) at prefill, and where fewer were seen as the answer
+    grew, (None, what the last layer saw at the end); ``trace.evicts`` says whether the others had left the cache.
     """
     found: list[tuple[int | None, list[int]]] = []
     for first, _ in trace.prefill:
@@ -33,7 +33,7 @@ def stages_of(trace: Trace, row: int = 0) -> list[tuple[int | None, list[int]]]:
 
 def _named(trace: Trace, row: int = 0) -> list[tuple[str, list[int]]]:
     """The same, each by its name."""
-    end = f"last layer's cache at the end, step {trace.steps}"
+    end = f"seen in the last layer at the end, step {trace.steps}"
     return [(end if first is None else f"from layer {first}", kept) for first, kept in stages_of(trace, row)]
 
 

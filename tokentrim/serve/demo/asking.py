@@ -36,7 +36,7 @@ class Ran:
         label: of the strategy, its knob solved.
         answer: the decoded answer.
         report: what was kept and spent.
-        stages: (first layer, tokens kept from there on), and (None, in the last layer's cache at the end).
+        stages: (first layer, tokens kept from there on), and (None, seen in the last layer at the end).
         cells: where the tokens lie.
         first_token: seconds to the first token: median, least, most; empty before they are taken.
         further_token: the same for each further token; empty also where the answer had none.
