@@ -47,8 +47,7 @@ class ST3(PVTPParameters, VTAParameters, Strategy):
     return. The presets are calibrated by us, not the paper's, and results must be labelled with the values used.
 
     Parameters: those of ``pvtp`` (``start``, ``stride``, ``prune_ratio``, ``rule``, ``query``, ``heredity``) and of
-    ``vta``
-    (``attenuation``, ``horizon``, ``floor``, ``every``, ``ranking``, ``evict``).
+    ``vta`` (``attenuation``, ``horizon``, ``floor``, ``every``, ``ranking``, ``evict``).
 
     ```bibtex
     @inproceedings{zhuang2025st3,

@@ -147,7 +147,7 @@ def test_the_slider_walks_through_layers_and_steps(chromium, report, finished):
         assert shown() == expected(3, then)
         assert f"vta {len(lines['vta'].end)}" in page.locator("#spoken").inner_text() or then > lines["vta"].steps
         faded = page.get_by_role("img", name=f"vta, layer 3, step {lines['vta'].steps}")
-        assert "evicted" in faded.get_attribute("aria-label")
+        assert "no longer seen" in faded.get_attribute("aria-label")
         assert faded.locator(".hatch").get_attribute("d")
 
 

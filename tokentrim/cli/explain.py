@@ -53,7 +53,7 @@ def explain(
     device_map: options.DeviceMap = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Draw each strategy's scores on the image, what it kept, merged and forgot: a picture per stage."""
+    """Draw each strategy's scores on the image, what it kept, merged and no longer saw: a picture per stage."""
     from tokentrim.config.specs import strategy_from
 
     ends = cast("Structure", structure or "keep")

@@ -259,10 +259,10 @@ class Card {
     const here = Math.min(layer, this.line.n_layers - 1), then = Math.min(step, this.line.steps);
     const { prompt, now } = kept_at(this.line, here, then);
     const inside = (tokens) => new Set([...tokens].filter((t) => this.places[t][0] === this.number).map((t) => this.places[t][1]));
-    const seen = inside(now), evicted = inside([...prompt].filter((token) => !now.has(token)));
+    const seen = inside(now), unseen = inside([...prompt].filter((token) => !now.has(token)));
     this.clip.setAttribute("d", area(seen, this.cols));
     this.edge.setAttribute("d", outline(seen, this.cols, this.rows));
-    this.hatch.setAttribute("d", strokes(evicted, this.cols));
+    this.hatch.setAttribute("d", strokes(unseen, this.cols));
     const total = this.line.n_visual;
     this.count.textContent = `${now.size} of ${total}`;
     this.count.title = `${per_cent(now.size / total)} of the visual tokens`;
@@ -270,7 +270,7 @@ class Card {
     this.before.textContent = this.line.tokens.slice(0, then + 1).join("");
     this.later.textContent = this.line.tokens.slice(then + 1).join("");
     if (this.line.tokens.join("") === "") this.later.textContent = "(no answer)";
-    const lost = evicted.size ? `, ${evicted.size} evicted` : "";
+    const lost = unseen.size ? `, ${unseen.size} no longer seen` : "";
     this.picture.setAttribute("aria-label", `${name_of(this.line)}, layer ${here}, step ${then}: ${now.size} of ${total} visual tokens${lost}`);
     return `${name_of(this.line)} ${now.size}`;
   }

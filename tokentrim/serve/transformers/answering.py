@@ -202,6 +202,7 @@ def kept_of(report: Report) -> dict[str, Any]:
         "flops_ratio": round(report.flops_ratio, 4),
         "kv_ratio": round(report.kv_mean_ratio, 4),
         "kv_end_ratio": round(report.kv_end_ratio, 4),
+        "kv_read_ratio": round(report.kv_read_ratio, 4),
         "kv_bytes": round(report.kv_mean_bytes) if pruned else None,
         "prefill_ms": round(1000 * report.prefill_seconds, 1) if pruned else None,
         "decode_ms": round(1000 * report.decode_seconds, 1) if pruned else None,
