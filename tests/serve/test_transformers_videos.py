@@ -3,6 +3,7 @@
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def film(tmp_path):
     return tmp_path / "a.gif"
 
 
-def about(data, kind="video/gif", **more):
+def about(data, kind="video/gif", **more) -> dict[str, Any]:
     """A request about a video."""
     link = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     content = [{"type": "video_url", "video_url": {"url": link}}, {"type": "text", "text": "list all ?"}]
