@@ -68,6 +68,7 @@ COMMANDS_NOT_RUN = {
     "cd ": "a change of folder",
     "git ": "needs a repository",
     "vllm serve": "needs vLLM, in an environment of its own; make test-vllm asks the same",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY=16 vllm serve": "needs vLLM as well",
     "tokentrim demo": "a server, which does not end; tests/serve/demo opens its page",
     "tokentrim serve": "a server, which does not end; tests/serve asks one",
     "tokentrim compare": "minutes; tests/compare runs it smaller",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tokentrim.errors import UnknownNameError
 from tokentrim.testbed.scenes import SQUARE, Canvas, draw_scenes, render
 from tokentrim.testbed.training.checkpoint import Checkpoint
 from tokentrim.testbed.training.distil import PLACING, load_teacher, teacher_tokens, warm_start
@@ -234,5 +235,5 @@ def test_a_few_steps_of_each_stage(name, tmp_path, monkeypatch):
 
 
 def test_unknown_recipe(tmp_path):
-    with pytest.raises(ValueError, match=r"model must be one of llava, qwen2.5-vl, llava-next; got 'gemma'"):
+    with pytest.raises(UnknownNameError, match=r"got 'gemma'. Known: llava, llava-next, qwen2.5-vl"):
         train(StageOptions(run=tmp_path, model="gemma"))

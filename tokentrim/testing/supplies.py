@@ -107,9 +107,9 @@ def sparsest(strategy: Strategy, shape: ModelShape, n_visual: int) -> Strategy:
 
 
 def share(strategy: Strategy, shape: ModelShape, n_visual: int) -> float:
-    """What the plan keeps, 0..1: mean of the shares of layer-mean tokens and of cache entries."""
+    """What the plan keeps, 0..1: mean of the shares of layer-mean tokens and of cache entries that are seen."""
     usage = plan(strategy, shape, n_visual, new_tokens=_STEPS).usage
-    return (usage.layer_mean_ratio + usage.kv_mean_ratio) / 2
+    return (usage.layer_mean_ratio + usage.kv_read_ratio) / 2
 
 
 def _ends(metadata: list[Any]) -> list[float]:
