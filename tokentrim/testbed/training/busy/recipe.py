@@ -21,7 +21,7 @@ followed each in its turn. `finished` taught the descriptions as they are: F1 of
 questions). Its first 525 steps followed the cosine of 2400.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from tokentrim.testbed.training.busy.model import TOKENS
@@ -74,38 +74,29 @@ class BusyStage:
 DESCRIBE: Final = "busy-describe"
 PLACES: Final = (0, 1, 3, 4, 6, 8)  # of the six trained layers among twelve
 
+_BASE: Final = BusyStage("base", "language", after="alignment", steps=1200, batch=12, rate=7e-4, few=400)
+_ADAPTED: Final = BusyStage(
+    "adapted",
+    "language",
+    after="base",
+    steps=3500,
+    batch=12,
+    rate=6e-4,
+    layers=12,
+    full=0.2,
+    final=0.01,
+    describe=1.0,
+    questions=LAST,
+)
+
 STAGES: Final = (
     BusyStage("vision", "vision", steps=1200, batch=24, rate=1.5e-3, decay=0.02),
     BusyStage("words", "words", after="vision", steps=4000, batch=12, rate=2e-3, few=3000, full=0.1, describe=0.2),
     BusyStage("alignment", "alignment", after="words", steps=1600, batch=16, rate=2e-3, vision_rate=5e-4),
-    BusyStage("base", "language", after="alignment", steps=1200, batch=12, rate=7e-4, few=400),
-    BusyStage(
-        "adapted",
-        "language",
-        after="base",
-        steps=3500,
-        batch=12,
-        rate=6e-4,
-        layers=12,
-        full=0.2,
-        final=0.01,
-        describe=1.0,
-        questions=LAST,
-    ),
-    BusyStage(
-        "finished",
-        "language",
-        after="adapted",
-        steps=1600,
-        batch=12,
-        rate=5e-4,
-        layers=12,
-        full=0.2,
-        final=0.01,
-        describe=1.0,
-        questions=LAST,
-    ),
+    _BASE,
+    _ADAPTED,
+    replace(_ADAPTED, name="finished", after="adapted", steps=1600, rate=5e-4),
 )
 
 # As base, but of every picture all tokens: what the dropping of tokens in training is worth. Nothing starts from it.
-CONTROL: Final = BusyStage("control", "language", after="alignment", steps=1200, batch=12, rate=7e-4, full=1.0)
+CONTROL: Final = replace(_BASE, name="control", few=0, full=1.0)
