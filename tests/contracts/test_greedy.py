@@ -38,6 +38,18 @@ def looped(count: int, n: int, gain: Callable[[int, list[int]], float]) -> list[
     return chosen
 
 
+def require_greedy(order: list[int], n: int, gain: Callable[[int, list[int]], float]) -> None:
+    """The same of an order: of gains that are equal but for rounding, any may come first.
+
+    Two tokens nearest to each other are such a pair: how ``a @ b`` and ``b @ a`` are rounded is the processor's matter.
+    """
+    for place, token in enumerate(order):
+        chosen = order[:place]
+        best = max(gain(i, chosen) for i in range(n) if i not in chosen)
+        assert token not in chosen
+        assert gain(token, chosen) >= best - 1e-6 * max(1.0, abs(best))
+
+
 def farthest(cosine: Tensor) -> Callable[[int, list[int]], float]:
     def gain(i: int, chosen: list[int]) -> float:
         others = chosen or [j for j in range(len(cosine)) if j != i]
@@ -84,7 +96,7 @@ def test_they_equal_the_loops(table: int, sizes: list[int], seed: int, data: st.
         cosine = unit(own) @ unit(own).T
         gains = {"farthest": farthest(cosine), "cover": covering(affinity[row, :size]), "volume": volume(own)}
         for name, order in found.items():
-            assert order[row].tolist()[:count] == looped(count, size, gains[name]), name
+            require_greedy(order[row].tolist()[:count], size, gains[name])
             assert set(order[row, count:].tolist()) <= {-1}
 
         def marginal(i: int, chosen: list[int], cosine: Tensor = cosine, row: int = row) -> float:

@@ -23,7 +23,7 @@ from tokentrim.engine.tokens.trace import Trace
 from tokentrim.errors import EngineError, complaint
 from tokentrim.progress import Progress, Silent, duration
 from tokentrim.runs.spread import Spread
-from tokentrim.runs.stopwatch import generate, peak_bytes, timed_generate
+from tokentrim.runs.stopwatch import generate, peak_bytes, settled, timed_generate
 from tokentrim.session import Session, trim
 
 
@@ -108,7 +108,7 @@ def run(options: BenchOptions, progress: Progress | None = None) -> BenchResult:
     options.to_dict()  # first, because it may refuse
     told = Silent() if progress is None else progress
     begin = time.monotonic()
-    with threads(options.threads), torch.inference_mode():
+    with threads(options.threads), torch.inference_mode(), settled():
         subject = BenchSubject.of(options)
         model, layout, inputs = subject.model, subject.layout, subject.inputs(options.batch)
         untouched, arms = _arms(subject)

@@ -17,7 +17,7 @@ from tokentrim.contracts.strategy import Strategy
 from tokentrim.errors import ConfigError, complaint
 from tokentrim.progress import Progress, Silent
 from tokentrim.runs.spread import Spread
-from tokentrim.runs.stopwatch import generate, peak_bytes, timed_generate
+from tokentrim.runs.stopwatch import generate, peak_bytes, settled, timed_generate
 
 COLUMNS: Final = ("strategy", "largest batch", "peak, MiB", "tokens per second", "against untouched")
 """Headings of :meth:`Throughput.cells`."""
@@ -117,7 +117,7 @@ def run_throughput(options: BenchOptions, budget: int, progress: Progress | None
     """
     asked = options.to_dict()  # first, because it may refuse
     told = Silent() if progress is None else progress
-    with threads(options.threads), torch.inference_mode():
+    with threads(options.threads), torch.inference_mode(), settled():
         subject = BenchSubject.of(options)
         arms: list[Strategy | None] = [None, *subject.strategies()[1:]]  # none costs what the untouched model costs
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Annotated, Any
+from collections.abc import Iterable
+from types import EllipsisType, NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
@@ -112,29 +114,46 @@ def parameters_of(strategy: Any) -> list[dict[str, Any]]:
     """Name, type, default, range and meaning of every parameter of a strategy class."""
     rows: list[dict[str, Any]] = []
     for name, field in strategy.model_fields.items():
-        bounds = [
-            f"{sign} {getattr(bound, key)}"
-            for bound in field.metadata
-            for key, sign in _BOUNDS.items()
-            if getattr(bound, key, None) is not None
-        ]
         rows.append(
             {
                 "name": name,
                 "type": _type_text(field.annotation),
                 "default": None if field.is_required() else _plain(field.get_default(call_default_factory=True)),
-                "range": ", ".join(bounds),
+                "range": ", ".join(_bounds(field.metadata)),
                 "description": field.description or "",
             }
         )
     return rows
 
 
+def _bounds(metadata: Iterable[Any]) -> list[str]:
+    """Bounds among what an annotation comes with, such as ``>= 1``."""
+    return [
+        f"{sign} {getattr(bound, key)}"
+        for bound in metadata
+        for key, sign in _BOUNDS.items()
+        if getattr(bound, key, None) is not None
+    ]
+
+
 def _type_text(annotation: Any) -> str:
-    """An annotation as a user would write it."""
-    text = annotation.__name__ if inspect.isclass(annotation) else str(annotation)
-    choices = re.fullmatch(r"typing\.Literal\[(.*)\]", text)
-    return choices[1].replace("'", "").replace(", ", " | ") if choices else text.replace("typing.", "")
+    """An annotation as a user would write it; what lies inside comes with its bounds."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        kept = (bound for about in inside[1:] for bound in getattr(about, "metadata", [about]))
+        bounds = ", ".join(_bounds(kept))
+        return f"{_type_text(inside[0])} ({bounds})" if bounds else _type_text(inside[0])
+    if origin is Literal:
+        return " | ".join(str(choice) for choice in inside)
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type_text, inside))
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(map(_type_text, inside))}]"
+    if isinstance(annotation, EllipsisType):
+        return "..."
+    if annotation is NoneType:
+        return "None"
+    return annotation.__name__ if inspect.isclass(annotation) else str(annotation)
 
 
 def _plain(value: Any) -> Any:

@@ -45,6 +45,8 @@ def solve_measured(
 
     To be called while no cell runs. Costs nothing where no budget is a share of time.
     """
+    from tokentrim.runs.stopwatch import settled
+
     found: dict[str, Solved] = {}
     for target, listed in groupby(cells, key=lambda cell: cell.model):
         members = list(listed)
@@ -64,7 +66,8 @@ def solve_measured(
                     continue
                 work = timed_work(cell, loaded, _SPLIT, settings.questions)
                 known = shares.setdefault(due[key].method, {})
-                held[key] = _solve(due[key], work.batches[-1], _measurer(Arm(work), due[key], known))
+                with settled():
+                    held[key] = _solve(due[key], work.batches[-1], _measurer(Arm(work), due[key], known))
                 folder.keep("knobs", key, held[key])
                 told.step(cell.where)
         found |= {key: _solved(row) for key, row in held.items() if row is not None}

@@ -139,6 +139,8 @@ def time_cells(
     """
     if config.timing is None:
         return []
+    from tokentrim.runs.stopwatch import settled
+
     rows: list[dict[str, Any]] = []
     begun = False
     for target, listed in groupby(cells, key=lambda cell: cell.model):
@@ -153,12 +155,13 @@ def time_cells(
             told.start(len(chosen), sum(row is not None for row in held.values()))
             loaded = target.load()
             unpruned = Arm(timed_work(chosen[0], loaded, chosen[0].split, config.timing.questions))
-            peak = peak_of(unpruned, config.timing.new_tokens) if config.timing.memory else None
-            for cell in chosen:
-                if held[cell.key] is None:
-                    held[cell.key] = _row(cell, unpruned, peak, config.timing)
-                    folder.keep("timings", keys[cell.key], held[cell.key])
-                    told.step(f"timing {cell.method}{'' if cell.budget is None else f' at {cell.budget:.0%}'}")
+            with settled():
+                peak = peak_of(unpruned, config.timing.new_tokens) if config.timing.memory else None
+                for cell in chosen:
+                    if held[cell.key] is None:
+                        held[cell.key] = _row(cell, unpruned, peak, config.timing)
+                        folder.keep("timings", keys[cell.key], held[cell.key])
+                        told.step(f"timing {cell.method}{'' if cell.budget is None else f' at {cell.budget:.0%}'}")
         rows += [row for row in held.values() if row is not None]
     return rows
 
