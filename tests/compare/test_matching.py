@@ -1,5 +1,6 @@
 """Budgets as shares of measured time: the search over a knob, and that a measurement is kept."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -41,11 +42,24 @@ def test_the_costliest_setting_that_is_not_above_the_budget_is_found(strategy):
     share = planned(cell)
     row = matching._solve(cell, BATCH, share)
     found = matching._solved(row)
-    assert found.about["realised"] <= 0.7
+    assert found.about["realised"] <= 0.7 + 0.002  # time is a line in tokens but for attention among them
     exact = cell.strategy.strategy.at_budget(cell.model.shape, 100, flops_ratio=(0.7 - 0.3) / 0.7, n_text=20)[0]
     assert found.about["realised"] == pytest.approx(share(exact)["share"], abs=0.01)
     assert measured(replace(cell, solved=found)) == found.strategy.strategy
-    assert len(found.about["probes"]) <= 13
+    assert len(found.about["probes"]) <= 2 + 2 * 9 + 1
+
+
+def test_noise_of_a_twentieth_moves_the_budget_by_little():
+    cell, draw = cell_of("uniform", 0.7), random.Random(0)
+    share = planned(cell)
+
+    def noisy(strategy, anew):
+        found = share(strategy)
+        return {**found, "share": found["share"] * draw.uniform(0.95, 1.05)}
+
+    for _ in range(20):
+        found = matching._solved(matching._solve(cell, BATCH, noisy))
+        assert share(found.strategy.strategy)["share"] == pytest.approx(0.7, abs=0.02)
 
 
 @pytest.mark.parametrize(("disturbed", "factor"), [(3, 3.0), (4, 0.2), (6, 3.0)])
@@ -73,7 +87,7 @@ def test_a_machine_that_never_rests_ends_the_search_all_the_same():
         return {"share": 0.1 if len(asked) in (1, 2) or len(asked) % 2 else 2.0, "low": 0, "high": 1, "repeats": 3}
 
     matching._solve(cell, BATCH, wild)
-    assert len(asked) <= 2 + 3 * 11
+    assert len(asked) <= 2 + 4 * 9 + 1
 
 
 def test_a_budget_below_the_cheapest_setting_is_out_of_reach():

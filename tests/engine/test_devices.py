@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.engine.cases import RENUMBERED, SPECS, generate, trimmed
+from tests.engine.cases import FIRST as EVERY, RENUMBERED, SPECS, generate, trimmed
 from tests.every_family import FAMILIES
 from tests.families import Family
 from tests.pretended import Pretending, spread
@@ -24,7 +24,7 @@ pytest.importorskip("accelerate")
 NEW = 4
 FIRST, LAST = "cpu:1", "cpu:3"
 CASES = {**SPECS, **{f"renumber-{name}": RENUMBERED[name] for name in ("fastv-query=last", "st3", "composition")}}
-"""Every configuration, and some under new positions, which the engine gives whatever the strategy."""
+"""Configurations, and some under new positions, which the engine gives whatever the strategy."""
 QUICK = (
     "composition",
     "sparsevlm",
@@ -54,6 +54,8 @@ def placed(model: Any) -> Any:
     return spread(model, {**places, "lm_head": LAST})
 
 
+FURTHER = ("vta-ranking=frozen-every=5-floor=0.1", "st3-evict=True-ranking=block", "sparsevlm-version=v1.0-scale=2.0")
+"""What other parameters keep from one layer, or one step, to the next."""
 AXES = ("st3", "renumber-fastv-query=last", "composition", "framefusion-cost=0.6-latest=1", "visionzip-contextual=0.4")
 
 
@@ -82,17 +84,18 @@ def agree(name: str, spec: Any, *, rows: bool = True, **options: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in dict.fromkeys((*QUICK, *EVERY, *FURTHER))
+    ],
 )
 def test_layers_on_several_devices_give_the_bits_of_one(name: str) -> None:
     agree("llava", CASES[name])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    ["st3", "renumber-fastv-query=last", "composition", "framefusion-cost=0.6-latest=1", "visionzip-contextual=0.4"],
-)
+@pytest.mark.parametrize("name", AXES)
 @pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3-vl", "llava-next"])
 def test_axes_and_features_for_deeper_layers_follow(family: str, name: str) -> None:
     agree(family, CASES[name])

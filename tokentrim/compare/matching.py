@@ -1,12 +1,13 @@
 """Budgets as shares of measured prefill time: knobs that are solved by measuring, before any cell runs.
 
 No plan knows time, so a method is timed against the unpruned run at several settings of its knob, on questions of the
-calibration split, and the knob is bisected for the highest share that is not above the budget. What was found is kept
-in the results folder and in the head of every cell: nobody measures it again.
+calibration split, and a line through the times near the budget says which setting is the costliest that is not above
+it. What was found is kept in the results folder and in the head of every cell: nobody measures it again.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -26,9 +27,9 @@ from tokentrim.runs.downscale import EQUAL
 from tokentrim.runs.results import CellResult
 from tokentrim.runs.specs import MEASURED, digest
 
-_ATTEMPTS: Final = 3  # searches, where a second measurement says that the first was misled
-_DOUBT: Final = 0.05  # share of the budget by which it has to be off for that
-_PROBES: Final = 9  # halvings of a knob's range: beyond these, neighbouring settings differ by less than times do
+_SETTINGS: Final = 9  # measured in each round
+_NEAR: Final = 6  # a round after the first looks at this part of the knob's range on either side of what was found
+_ROUNDS: Final = 4
 _SPLIT: Final = "calibration"
 
 Share = Callable[[Strategy, bool], dict[str, Any]]
@@ -132,7 +133,7 @@ def _solve(cell: Cell, batch: Batch, share: Share) -> dict[str, Any]:
     index = ends[1] if cost(ends[1], False) <= target else _searched(ends, tokens, cost, target)
     about = {
         "requested": target,
-        # The last time that it was measured: a search that was misled was done again.
+        # The last time that it was measured: no part of the search.
         "realised": [probe for probe in probes if probe["value"] == knob.value(index)][-1]["share"],
         "knob": knob.name,
         "value": knob.value(index),
@@ -142,32 +143,43 @@ def _solve(cell: Cell, batch: Batch, share: Share) -> dict[str, Any]:
 
 
 def _searched(ends: tuple[int, int], tokens: Callable[[int], int], cost: Cost, target: float) -> int:
-    """The costliest index found whose share is not above the target; the first end's is not, the second's is.
+    """The costliest index whose share is not above the target, by a line through measured shares.
 
-    One measurement that something else on the machine disturbed sends a bisection the wrong way for good. So what it
-    ends between is measured again; if that is far on the wrong side, the search begins again and remembers nothing.
+    The first end's share is not above the target, the second's is. Neighbouring settings differ by far less than two
+    measurements of one of them, so none decides alone: settings are measured evenly, over the whole range and then near
+    where the line through their shares meets the target, and it stands for those between.
     """
-    low = high = ends[0]
-    for attempt in range(_ATTEMPTS):
-        low, high = _bisect(ends, tokens, cost, target, anew=attempt > 0)
-        above = low != ends[0] and cost(low, True) > (1 + _DOUBT) * target
-        below = high != ends[1] and cost(high, True) < (1 - _DOUBT) * target
-        if not (above or below):
+    step = 1 if ends[1] > ends[0] else -1
+    most, shares = abs(ends[1] - ends[0]), dict[int, float]()  # places are counted from the cheapest end
+    found, first, last, near = 0, 0, most, max(2, most // _NEAR)
+    for round_ in range(_ROUNDS):
+        for number in range(_SETTINGS):
+            place = first + number * (last - first) // (_SETTINGS - 1)
+            shares.setdefault(place, cost(ends[0] + step * place, False))
+        within = {place: share for place, share in shares.items() if first <= place <= last}
+        line = _line(within, lambda place: tokens(ends[0] + step * place))
+        if line is None:
             break
-    return low
+        found = max(0, bisect_right(range(most + 1), target, key=line) - 1)
+        if round_ and first <= found <= last:
+            break
+        first, last = max(0, found - near), min(most, found + near)
+    cost(ends[0] + step * found, True)  # what is reported is no part of the search
+    return ends[0] + step * found
 
 
-def _bisect(
-    ends: tuple[int, int], tokens: Callable[[int], int], cost: Cost, target: float, *, anew: bool
-) -> tuple[int, int]:
-    """The last interval of the search: its first index is not above the target, its second is."""
-    low, high = ends
-    for _ in range(_PROBES):
-        middle = (low + high) // 2
-        if middle in (low, high) or tokens(low) == tokens(high):
-            break
-        low, high = (middle, high) if cost(middle, anew) <= target else (low, middle)
-    return low, high
+def _line(shares: Mapping[int, float], tokens: Callable[[int], int]) -> Callable[[int], float] | None:
+    """Share of time by place, in proportion to tokens: the median slope (Theil and Sen), of which a quarter may be off.
+
+    None where more tokens take no more time than fewer, as far as can be measured.
+    """
+    from scipy.stats import theilslopes
+
+    counts = [tokens(place) for place in shares]
+    if len(set(counts)) < 2:
+        return None
+    slope, intercept = (float(value) for value in theilslopes(list(shares.values()), counts)[:2])
+    return (lambda place: intercept + slope * tokens(place)) if slope > 0 else None
 
 
 def _unreachable(knob: Knob[Strategy], probes: Sequence[dict[str, Any]], must: str, got: str) -> dict[str, Any]:
