@@ -92,7 +92,7 @@ class PVTP(PVTPParameters, SpatialScorer):
     queries and keys before it calls the attention function, where alone they could be exchanged.
 
     The defaults were chosen on calibration questions of models with 6, 12 and 14 layers: few cuts, two
-    or three. One layer of ``start`` or ``stride`` moved single scores there by up to 48 points at 30 % of the tokens:
+    or three. One layer of ``start`` or ``stride`` moved single scores there by up to 88 points at 30 % of the tokens:
     calibrate both on your model (docs/results/st3.md).
 
     When it fails: as FastV does, since it trusts last-row attention of early layers at the first boundary; later

@@ -1,6 +1,7 @@
 """Commands that look things up: no weights are loaded for any of them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,7 @@ def test_show_describes_every_registered_name(cli):
             assert name in result.stdout
             assert "``" not in result.stdout
             assert ":`" not in result.stdout
+            assert not re.search(r"FieldInfo|Annotated|Union\[|NoneType", result.stdout)
 
 
 def test_show_gives_parameters_and_citation(cli):
