@@ -35,7 +35,7 @@ def written(folder, rows):
 
 def test_methods_that_separate(tmp_path):
     folder = written(tmp_path, [*rows_of(RIGHT), *rows_of(RIGHT, 0.33)])
-    wide, narrow = read_separations(folder, "somewhere/m")
+    wide, narrow = read_separations([folder], "somewhere/m")
     assert (wide.budget, narrow.budget) == (0.33, 0.11)
     assert [found.name for found in narrow.methods] == ["good", "fair", "poor"]
     assert narrow.spread == pytest.approx(0.8)
@@ -44,17 +44,28 @@ def test_methods_that_separate(tmp_path):
     assert narrow.over[0].mean == pytest.approx(0.1)
     assert not wide.over
     assert not list(narrow.complaints())
-    assert len(separation_table([wide, narrow], folder).rows) == 2
+    assert len(separation_table([wide, narrow], [folder]).rows) == 2
 
 
 def test_methods_that_do_not(tmp_path):
     folder = written(tmp_path, rows_of({"oracle": 36, "good": 36, "same": 35, "poor": 34}))
-    (found,) = read_separations(folder, "m")
+    (found,) = read_separations([folder], "m")
     spread, touch, noise = found.complaints()
     assert spread == "methods spread over 5.0 points, below 25"
     assert touch == "the intervals of the best and of the median method touch"
     assert noise.startswith("within noise of the oracle on fine tasks: ")
     assert "good" in noise
+
+
+def test_a_second_comparison_asks_more_of_the_same(tmp_path):
+    """Of one task it asks the same forty questions and forty more, of which one method answers others than before."""
+    few, more = tmp_path / "few", tmp_path / "more"
+    few.mkdir(), more.mkdir()
+    rows = rows_of(RIGHT, tasks=("busy-sign",))
+    rows += [{**row, "sample": f"more/{row['sample']}", "score": float(row["method"] == "oracle")} for row in rows]
+    (found,) = read_separations([written(few, rows_of(RIGHT)), written(more, rows)], "m")
+    assert found.methods[0].mean == pytest.approx((36 / 40 + 36 / 80) / 2)
+    assert found.over[0].mean == pytest.approx(1 - 36 / 80)
 
 
 def test_of_two_in_the_middle_the_better_one_counts():
@@ -70,7 +81,7 @@ def test_only_shared_questions_count(tmp_path):
             row["score"] = None
     rows += [row for row in rows_of({"half": 40}) if row["task"] == "busy-color"]
     rows += [{**row, "score": 0.0} for row in rows if row["method"] == "good"]
-    (found,) = read_separations(written(tmp_path, rows), "m")
+    (found,) = read_separations([written(tmp_path, rows)], "m")
     assert [one.name for one in found.methods] == ["good", "fair", "poor"]
     assert found.methods[0].mean == pytest.approx((18 / 40 + 18 / 39) / 2)
 
@@ -88,12 +99,12 @@ def test_only_shared_questions_count(tmp_path):
 )
 def test_folders_that_show_nothing(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
-        read_separations(written(tmp_path, rows), "m")
+        read_separations([written(tmp_path, rows)], "m")
 
 
 def test_a_folder_without_results(tmp_path):
     with pytest.raises(ValueError, match="must be the folder of a finished comparison; got .*No such file"):
-        read_separations(tmp_path, "m")
+        read_separations([tmp_path], "m")
 
 
 def test_other_models_have_no_such_comparison(tmp_path, capsys):

@@ -144,8 +144,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--comparison",
         type=Path,
+        action="append",
+        default=[],
         metavar="DIR",
-        help="of a model of the busy pictures: whether methods separate, from the folder of a finished comparison",
+        help="of a model of the busy pictures: whether methods separate in this finished comparison; may be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--threads", type=int, default=None, help="threads of torch")
@@ -159,9 +161,9 @@ def main(argv: list[str] | None = None) -> int:
         model = load_model(arguments.model)
         family = family_of(model)
         asked = _asked(arguments, family)
-        if arguments.comparison is not None and family is not BUSY:
+        if arguments.comparison and family is not BUSY:
             raise ValueError(complaint("--comparison", "be of a model of the busy pictures", arguments.model))
-        separations = [] if arguments.comparison is None else read_separations(arguments.comparison, arguments.model)
+        separations = read_separations(arguments.comparison, arguments.model) if arguments.comparison else []
     except (TokentrimError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

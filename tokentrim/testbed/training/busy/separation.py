@@ -1,10 +1,10 @@
-"""Do methods separate on the busy pictures? Read from the folder of a finished comparison; the check prints it.
+"""Do methods separate on the busy pictures? Read from the folders of finished comparisons; the check prints it.
 
 A testbed on which everything scores alike, or on which something pruned is as good as what is needed, ranks nothing.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -73,24 +73,26 @@ class Separation:
             yield f"within noise of the oracle on fine tasks: {', '.join(near)}"
 
 
-def read_separations(folder: Path, model: str) -> list[Separation]:
-    """What every budget of a comparison tells apart.
+def read_separations(folders: Sequence[Path], model: str) -> list[Separation]:
+    """What every budget of comparisons tells apart; one may ask more of the same questions than another.
 
     Raises:
-        ValueError: where that is no folder of a comparison of this model on busy tasks, with `oracle` and methods.
+        ValueError: where one is no folder of a comparison of this model on busy tasks; without `oracle` and methods.
     """
-    found = _read(folder, model)
+    found: dict[float, dict[str, Scores]] = {}
+    for folder in folders:
+        _read(folder, model, found)
     separations = [_separation(budget, *_complete(scores)) for budget, scores in sorted(found.items(), reverse=True)]
     if not any(separation.over for separation in separations):
         must = f"have {ORACLE}, other methods and fine tasks at {NINTH:.0%}"
-        raise ValueError(complaint(f"the comparison in {folder}", must, list(found)))
+        raise ValueError(complaint(f"the comparison in {_named(folders)}", must, list(found)))
     return separations
 
 
-def separation_table(separations: list[Separation], folder: object) -> Table:
+def separation_table(separations: list[Separation], folders: Sequence[Path]) -> Table:
     """The same as a table, in percent."""
     columns = ("budget", "methods", "spread", "best", "median", "worst", "nearest to the oracle, fine", "verdict")
-    table = Table(*columns, title=f"methods in {folder}, means over tasks; controls are none")
+    table = Table(*columns, title=f"methods in {_named(folders)}, means over tasks; controls are none")
     for s in separations:
         ends = (str(s.methods[0]), str(s.median), str(s.methods[-1]))
         nearest = str(s.over[0]) if s.over else ""
@@ -99,8 +101,12 @@ def separation_table(separations: list[Separation], folder: object) -> Table:
     return table
 
 
-def _read(folder: Path, model: str) -> dict[float, dict[str, Scores]]:
-    """Scores by budget, method, task and question. A question that failed has none."""
+def _named(folders: Sequence[Path]) -> str:
+    return " and ".join(str(folder) for folder in folders)
+
+
+def _read(folder: Path, model: str, found: dict[float, dict[str, Scores]]) -> None:
+    """Add scores by budget, method, task and question. A question that failed has none."""
     try:
         lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
         rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
@@ -115,12 +121,15 @@ def _read(folder: Path, model: str) -> dict[float, dict[str, Scores]]:
         raise ValueError(complaint(f"{folder}", "be the folder of a finished comparison", str(cause), hint)) from cause
     if not of <= {model, Path(model).name}:
         raise ValueError(complaint(f"the model of the comparison in {folder}", f"be {model}", sorted(of)))
-    found: dict[float, dict[str, Scores]] = {}
+    read: dict[float, dict[str, Scores]] = {}
     for budget, method, task, sample, score in asked:
         if budget is not None and score is not None and task in TASKS:
-            tasks = found.setdefault(budget, {}).setdefault(method, {})
+            tasks = read.setdefault(budget, {}).setdefault(method, {})
             tasks.setdefault(task, {}).setdefault(sample, []).append(score)
-    return found
+    for budget, methods in read.items():
+        for method, tasks in methods.items():
+            for task, scores in tasks.items():  # a question that was asked before has the same scores
+                found.setdefault(budget, {}).setdefault(method, {}).setdefault(task, {}).update(scores)
 
 
 def _number(value: Any) -> float | None:
