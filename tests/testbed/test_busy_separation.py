@@ -60,7 +60,8 @@ def test_methods_that_do_not(tmp_path):
 def test_a_second_comparison_asks_more_of_the_same(tmp_path):
     """Of one task it asks the same forty questions and forty more, of which one method answers others than before."""
     few, more = tmp_path / "few", tmp_path / "more"
-    few.mkdir(), more.mkdir()
+    for folder in (few, more):
+        folder.mkdir()
     rows = rows_of(RIGHT, tasks=("busy-sign",))
     rows += [{**row, "sample": f"more/{row['sample']}", "score": float(row["method"] == "oracle")} for row in rows]
     (found,) = read_separations([written(few, rows_of(RIGHT)), written(more, rows)], "m")
