@@ -5,7 +5,7 @@ On a CPU nothing waits, so the calls that would are counted: whatever turns a te
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -48,10 +48,13 @@ class Reads(TorchFunctionMode):
 
     @staticmethod
     def _who() -> str:
-        files = [frame.filename for frame in traceback.extract_stack()]
+        files, frame = list[str](), sys._getframe()
+        while frame is not None:
+            files.append(frame.f_code.co_filename)
+            frame = frame.f_back
         if any("tokentrim_strategies" in file for file in files):
             return "strategy"
-        last = next(file for file in reversed(files) if "/torch/" not in file and file != __file__)
+        last = next(file for file in files if "/torch/" not in file and file != __file__)
         return last.rpartition("/")[2] if last.startswith(_CORE) else "model"
 
 
