@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import tokentrim
-from tests.engine.cases import SPECS, trimmed
+from tests.engine.cases import ATTENDING_OTHERWISE, FIRST, SPECS, trimmed
 from tests.models import prompt, tiny_llava
 from tokentrim.config.specs import strategy_from
 from tokentrim.contracts.sites import Need
@@ -67,7 +67,7 @@ def _asks_a_guide(name: str) -> bool:
     return Need.GUIDE in strategy_from(SPECS[name]).strategy.needed()
 
 
-@pytest.mark.parametrize("name", [name for name in SPECS if not _asks_a_guide(name)])
+@pytest.mark.parametrize("name", [name for name in [*FIRST, *ATTENDING_OTHERWISE] if not _asks_a_guide(name)])
 def test_the_core_reads_the_device_twice_a_prompt_at_most(name: str) -> None:
     model = _model()
     inputs = prompt(model, [3, "image", 5], [9], [2, "image", 4, "image", 7])
