@@ -5,7 +5,7 @@ On a CPU nothing waits, so the calls that would are counted: whatever turns a te
 
 from __future__ import annotations
 
-import sys
+import inspect
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -48,7 +48,7 @@ class Reads(TorchFunctionMode):
 
     @staticmethod
     def _who() -> str:
-        files, frame = list[str](), sys._getframe()
+        files, frame = list[str](), inspect.currentframe()
         while frame is not None:
             files.append(frame.f_code.co_filename)
             frame = frame.f_back
