@@ -24,7 +24,7 @@ from tokentrim.selftest import SelfTest, learning
 
 _command_of = cache(get_command)  # made anew for every call otherwise
 COMMANDS = ("run", "plan", "compare", "explain", "bench")
-REMARKED = ("run", "plan", "compare")
+REMARKED = ("run", "plan")
 """Those that the remarks of a row come from; the others take most of a walk."""
 _SIZE = (48, 96)  # height and width of the picture
 _COMPARISON = """\

@@ -2,7 +2,7 @@
 
 A row that is made anew walks a small copy of its family through ``run``, ``plan``, ``compare``, ``explain`` and
 ``bench``: the table cannot say that a command works where it does not. Here one family of each adapter is walked so;
-the others through the commands that their remarks come from, because ``explain`` and ``bench`` ask the adapter alone.
+the others through the commands that their remarks come from, because the rest ask the adapter alone.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 
 from tests import models
-from tests.engine.cases import FIRST, SPECS, dealt, deviation, generate
+from tests.engine.cases import ATTENDING, FIRST, SPECS, dealt, deviation, generate
 from tests.engine.probes import Probe
 from tests.gemma import BEGIN, END, MERGE, PIXELS, SIDE, WINDOW, Gemma3
 from tests.masked import masked_logits
@@ -177,7 +177,7 @@ def test_a_site_shows_the_towers_attention_where_the_features_are(attention: str
 
 NARROW = 11
 UNAWARE = ("yopo", "sgl")  # of windows
-BEYOND = [name for name in FIRST if strategy_from(SPECS[name]).strategy.name not in UNAWARE]
+BEYOND = [name for name in ATTENDING if strategy_from(SPECS[name]).strategy.name not in UNAWARE]
 
 
 @pytest.mark.parametrize(("strategy", "attention"), dealt(BEYOND, ("eager", "sdpa")))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.models.glm4v.modeling_glm4v import apply_rotary_pos_emb_vision
 
-from tests.engine.cases import FIRST, SPECS, dealt, deviation, generate
+from tests.engine.cases import ATTENDING, FIRST, SPECS, dealt, deviation, generate
 from tests.engine.probes import Probe
 from tests.families import Layout
 from tests.masked import masked_logits
@@ -30,7 +30,7 @@ def test_dropping_in_a_ragged_batch_is_masking_each_row(name: str, strategy: str
     check(FAMILIES[name], FAMILIES[name].model(), SPECS[strategy])
 
 
-@pytest.mark.parametrize(("strategy", "name"), dealt(FIRST, NAMES[::-1]))
+@pytest.mark.parametrize(("strategy", "name"), dealt(ATTENDING, NAMES[::-1]))
 def test_dropping_is_masking_with_eager_attention(name: str, strategy: str) -> None:
     check(FAMILIES[name], FAMILIES[name].model(attention="eager"), SPECS[strategy])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,9 +36,14 @@ _large = st.tuples(st.integers(1, 4000), st.integers(1, 4000))
 
 def _tiling(family: Any, preprocessor: dict[str, Any]) -> Tiling:
     """Of a family's tiny model, as a folder with these settings of its image processor has it."""
-    model = family.model()
+    return _tiling_of(type(family), json.dumps(preprocessor))
+
+
+@lru_cache(maxsize=32)  # many sizes are asked of each
+def _tiling_of(family: Any, preprocessor: str) -> Tiling:
+    model = family().model()
     adapter = adapter_of(model)
-    vision = adapter.preprocessed(adapter.shape(model.config), preprocessor).vision
+    vision = adapter.preprocessed(adapter.shape(model.config), json.loads(preprocessor)).vision
     assert vision is not None
     assert vision.tiling is not None
     return vision.tiling

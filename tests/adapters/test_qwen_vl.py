@@ -11,7 +11,19 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from tests.engine.cases import ANEW, FIRST, OTHERS, RENUMBERED, SPECS, dealt, deviation, generate, merges, with_weights
+from tests.engine.cases import (
+    ANEW,
+    ATTENDING,
+    ATTENDING_OTHERWISE,
+    FIRST,
+    RENUMBERED,
+    SPECS,
+    dealt,
+    deviation,
+    generate,
+    merges,
+    with_weights,
+)
 from tests.engine.probes import Probe
 from tests.masked import masked_logits
 from tests.qwen import KINDS, MERGE, Kind, Part, alone, prompt, tiny_qwen, visual_of
@@ -74,12 +86,12 @@ def _check(model: Any, spec: Any, rows: tuple[list[Part], ...], steps: int, *, r
         assert deviation(own_logits[0], expected[len(visual) - 1 :]) < TOLERANCE
 
 
-@pytest.mark.parametrize(("name", "kind"), [*dealt(FIRST, KINDS[::-1]), *dealt(OTHERS, KINDS)])
+@pytest.mark.parametrize(("name", "kind"), [*dealt(FIRST, KINDS[::-1]), *dealt(ATTENDING_OTHERWISE, KINDS)])
 def test_dropping_is_masking_and_a_row_is_the_row_alone(name: str, kind: Kind) -> None:
     _check(_model(kind), SPECS[name], ROWS, 6)
 
 
-@pytest.mark.parametrize(("name", "kind"), dealt(FIRST, KINDS))
+@pytest.mark.parametrize(("name", "kind"), dealt(ATTENDING, KINDS))
 def test_eager_attention(name: str, kind: Kind) -> None:
     _check(_model(kind, attention="eager"), SPECS[name], ROWS, 6)
 

@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
 from tests import warm
 from tokentrim.calibrate import measure, runner
@@ -15,6 +16,7 @@ from tokentrim.calibrate.likelihood import likelihood
 from tokentrim.calibrate.measure import SPLIT, divergence
 from tokentrim.calibrate.options import VTW, GSearch, PSigmoid, options_from
 from tokentrim.calibrate.runner import NothingFound, first_within, run
+from tokentrim.cli import app
 from tokentrim.config.schedule_file import read_schedule
 from tokentrim.config.specs import strategy_from
 from tokentrim.errors import ConfigError, DataError, EngineError, ResultsError, UnknownNameError
@@ -124,15 +126,13 @@ def test_a_killed_search_goes_on_where_it_stopped(tmp_path):
     pause += "measure._score = lambda *given: time.sleep(0.2) or score(*given)\n"
     arguments = "calibrate psigmoid --model testbed-plain --task where --samples 3 --trials 6 --budget 0.4 --out"
 
-    def command(out, extra=""):
-        code = f"import sys\nfrom tokentrim.cli import main\n{extra}sys.argv[1:] = {[*arguments.split(), str(out)]!r}\n"
-        return [sys.executable, "-c", f"{code}main()"]
-
     values = {"model": "testbed-plain", "tasks": ["where"], "samples": 3, "trials": 6, "budget": 0.4}
     run(options_from(PSigmoid, values), tmp_path / "whole.yaml")
     out = tmp_path / "killed.yaml"
+    words = [*arguments.split(), str(out)]
+    code = f"import sys\nfrom tokentrim.cli import main\n{pause}sys.argv[1:] = {words!r}\nmain()"
     state = tmp_path / ".killed.yaml.state.json"
-    process = warm.start(command(out, pause), tmp_path / "said")
+    process = warm.start([sys.executable, "-c", code], tmp_path / "said")
     deadline = time.monotonic() + 300
     while process.is_alive() and time.monotonic() < deadline:
         if state.exists() and len(json.loads(state.read_text())["measured"]) >= 2:
@@ -142,8 +142,8 @@ def test_a_killed_search_goes_on_where_it_stopped(tmp_path):
     process.join()
     assert not out.exists()
     assert len(json.loads(state.read_text())["measured"]) >= 2
-    done = warm.run(command(out), timeout=600)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.stderr
     assert "were taken before" in done.stdout
     assert content(out) == content(tmp_path / "whole.yaml")
 

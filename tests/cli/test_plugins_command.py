@@ -100,7 +100,7 @@ def test_each_plugin_is_reported_with_its_cause_and_the_others_work(call):
 @pytest.mark.slow
 def test_what_strangers_print_and_write_is_neither_a_result_nor_a_command_to_the_terminal(call):
     for arguments in (("ls", "strategy"), ("ls", "strategy", "--json")):
-        done = call(*arguments)
+        done = call(*arguments, start=warm.run)
         assert done.returncode == 0, done.stderr
         assert "hello from a plugin" in done.stderr
         assert "hello" not in done.stdout

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.models import IMAGE
 from tokentrim.config.specs import strategy_from
-from tokentrim.contracts.sites import Need
+from tokentrim.contracts.sites import FROM_LAYERS, FROM_PROMPT, FROM_TOWER, Need
 from tokentrim.contracts.strategy import Strategy
 from tokentrim.plugins.loader import registry
 from tokentrim.selftest.subject import deviation as deviation
@@ -169,6 +169,20 @@ def merges(strategy: Strategy) -> bool:
     """Whether masks alone cannot express it: tokens merge, or attention itself is edited."""
     return any(part.merges for part in strategy.parts().deciders) or strategy.attention_part is not None
 
+
+def _attends(name: str) -> tuple[Any, ...]:
+    """All that a strategy has to do with how attention is computed: what it reads or edits, and where it acts."""
+    strategy = strategy_from(SPECS[name]).strategy
+    read = strategy.needed() & (FROM_LAYERS | FROM_PROMPT | FROM_TOWER | {Need.GUIDE, Need.TOWER_GROUPS})
+    temporal, edits = strategy.temporal_part, strategy.attention_part is not None
+    return read, temporal and temporal.evicts(), edits, merges(strategy), strategy.stage
+
+
+_WAYS = {_attends(name): name for name in reversed([*FIRST, *OTHERS])}
+ATTENDING = [name for name in FIRST if name in _WAYS.values()]
+"""Of FIRST, one for each way to read or edit attention: another implementation of it is the same to the rest."""
+ATTENDING_OTHERWISE = [name for name in OTHERS if name in _WAYS.values()]
+"""Of OTHERS, one for each way that FIRST has not."""
 
 _CUTTING = ("random-boundary=0", "fastv-query=all", "pvtp", "st3", "composition")
 ANEW = [

@@ -11,7 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.cases import ANEW, OTHERS, RENUMBERED, SPECS, annotate, dealt, deviation, generate, trimmed
+from tests.engine.cases import (
+    ANEW,
+    ATTENDING_OTHERWISE,
+    FIRST,
+    OTHERS,
+    RENUMBERED,
+    SPECS,
+    annotate,
+    dealt,
+    deviation,
+    generate,
+    trimmed,
+)
 from tests.models import IMAGE, alone, prompt, tiny_llava
 from tokentrim.config.specs import strategy_from
 from tokentrim.contracts.sites import Need
@@ -87,7 +99,7 @@ def test_equal_rows_without_padding(name: str) -> None:
 _WAYS = (("left", True), ("right", False), ("right", True), ("left", False))
 
 
-@pytest.mark.parametrize(("name", "way"), dealt(SPECS, _WAYS))
+@pytest.mark.parametrize(("name", "way"), dealt([*FIRST, *ATTENDING_OTHERWISE], _WAYS))
 def test_a_direct_forward_gives_each_row_its_logits(name: str, way: tuple[Any, bool]) -> None:
     model = _model(side=SIDE)
     padding, cached = way

@@ -5,7 +5,7 @@ On a CPU nothing waits, so the calls that would are counted: whatever turns a te
 
 from __future__ import annotations
 
-import traceback
+import inspect
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import tokentrim
-from tests.engine.cases import SPECS, trimmed
+from tests.engine.cases import ATTENDING_OTHERWISE, FIRST, SPECS, trimmed
 from tests.models import prompt, tiny_llava
 from tokentrim.config.specs import strategy_from
 from tokentrim.contracts.sites import Need
@@ -48,10 +48,13 @@ class Reads(TorchFunctionMode):
 
     @staticmethod
     def _who() -> str:
-        files = [frame.filename for frame in traceback.extract_stack()]
+        files, frame = list[str](), inspect.currentframe()
+        while frame is not None:
+            files.append(frame.f_code.co_filename)
+            frame = frame.f_back
         if any("tokentrim_strategies" in file for file in files):
             return "strategy"
-        last = next(file for file in reversed(files) if "/torch/" not in file and file != __file__)
+        last = next(file for file in files if "/torch/" not in file and file != __file__)
         return last.rpartition("/")[2] if last.startswith(_CORE) else "model"
 
 
@@ -64,7 +67,7 @@ def _asks_a_guide(name: str) -> bool:
     return Need.GUIDE in strategy_from(SPECS[name]).strategy.needed()
 
 
-@pytest.mark.parametrize("name", [name for name in SPECS if not _asks_a_guide(name)])
+@pytest.mark.parametrize("name", [name for name in [*FIRST, *ATTENDING_OTHERWISE] if not _asks_a_guide(name)])
 def test_the_core_reads_the_device_twice_a_prompt_at_most(name: str) -> None:
     model = _model()
     inputs = prompt(model, [3, "image", 5], [9], [2, "image", 4, "image", 7])

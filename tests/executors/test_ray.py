@@ -11,8 +11,7 @@ from importlib.util import find_spec
 import pytest
 
 from tests import warm
-from tests.executors.small import CELLS, CONFIG, contents, heads
-from tokentrim.compare import run
+from tests.executors.small import CELLS, contents, heads
 from tokentrim.errors import UnsupportedError
 from tokentrim.executors import on_ray
 
@@ -74,30 +73,9 @@ def test_two_machines_give_the_same_results_though_a_worker_is_killed(shaky, alo
     assert done.returncode == 0, done.stderr[-3000:]
     assert contents(tmp_path) == contents(alone)
     assert done.stdout.count("lost: ") == 1
+    assert done.stdout.index(f"1/{CELLS} cells") < done.stdout.index("lost: "), "each cell is stored as it is there"
     assert "it is run again, attempt 2 of 3" in done.stdout
     assert not any(head["timed_alone"] for head in heads(tmp_path))
-
-
-@needs_ray
-@pytest.mark.slow
-def test_a_killed_driver_leaves_what_another_executor_finishes(shaky, alone, cluster, tmp_path):
-    shaky.order("slow")
-    command = shaky.command(tmp_path, "--executor", "ray")
-    environment = shaky.environment() | LOOPBACK | {"RAY_ADDRESS": cluster}
-    driver = warm.start(command, shaky.folder / "said", environment)
-    deadline = time.monotonic() + 300
-    while driver.is_alive() and time.monotonic() < deadline:
-        if list((tmp_path / "cells").glob("[!.]*.jsonl")):
-            break
-        time.sleep(0.05)
-    driver.kill()
-    driver.join()
-    kept = {path.name: path.read_bytes() for path in (tmp_path / "cells").glob("[!.]*.jsonl")}
-    assert 1 <= len(kept) < CELLS
-    shaky.order()
-    assert run(CONFIG, tmp_path, formats=["csv"]).failures == 0
-    assert contents(tmp_path) == contents(alone)
-    assert {name: (tmp_path / "cells" / name).read_bytes() for name in kept} == kept
 
 
 class Cluster:
@@ -116,6 +94,37 @@ def test_there_are_as_many_workers_as_the_machines_hold():
     assert on_ray._room(machines, {"CPU": 4, "GPU": 0.0}) == 6
     with pytest.raises(UnsupportedError, match="have 1 CPU and 8 GPU for a worker"):
         on_ray._room(machines, {"CPU": 1, "GPU": 8})
+
+
+class Elsewhere:
+    """A Ray that finds no cluster, and remembers where it looked."""
+
+    def __init__(self):
+        self.looked = []
+
+    def is_initialized(self):
+        return False
+
+    def init(self, *, address, **more):
+        self.looked.append(address)
+        if address != "local":
+            raise ConnectionError(f"nothing answers at {address}")
+
+    def shutdown(self):
+        self.looked.append("no more")
+
+
+def test_a_cluster_is_started_where_none_is_named(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray = Elsewhere()
+    with on_ray.connected(ray, None):
+        assert ray.looked == ["auto", "local"]
+    assert ray.looked[-1] == "no more"
+    with pytest.raises(UnsupportedError, match="answer at far:1"), on_ray.connected(ray, "far:1"):
+        pass
+    monkeypatch.setenv("RAY_ADDRESS", "far:2")
+    with pytest.raises(UnsupportedError, match="answer at far:2"), on_ray.connected(ray, None):
+        pass
 
 
 def test_messages_of_ray_are_cut_to_what_they_say():

@@ -1,7 +1,5 @@
 """Two processes, talking by gloo: the same results as from one; and under torchrun, an honest end when one dies."""
 
-import subprocess
-
 import pytest
 
 from tests import warm
@@ -25,10 +23,7 @@ def test_two_ranks_give_the_same_results(shaky, alone, tmp_path):
 @pytest.mark.slow
 def test_a_dead_rank_ends_the_run_and_keeps_what_was_finished(shaky, alone, tmp_path):
     shaky.order("kill")
-    done = subprocess.run(
-        shaky.command(tmp_path, launcher=TORCHRUN),
-        env=shaky.environment(), capture_output=True, text=True, timeout=540, check=False,
-    )  # fmt: skip
+    done = warm.run(shaky.command(tmp_path, launcher=TORCHRUN), env=shaky.environment(), timeout=540)
     assert done.returncode == 1
     assert "SIGKILL" in done.stderr
     kept = list((tmp_path / "cells").glob("[!.]*.jsonl"))

@@ -1,6 +1,7 @@
 """Explanations hold what really decided, over every registered strategy."""
 
 from dataclasses import replace
+from functools import cache
 from typing import ClassVar
 
 import pytest
@@ -47,11 +48,18 @@ def question(loaded):
     return model_inputs(loaded, batch), evidence_of(task, batch)
 
 
-def explained(loaded, question, spec):
+@pytest.fixture(scope="module")
+def explained(loaded, question):
+    """(strategy, its explanation) of a configuration by its name, made once."""
     inputs, evidence = question
-    strategy = strategy_from(with_weights(loaded.model, spec)).strategy
-    wanted = evidence if Need.EVIDENCE in strategy.needed() else None
-    return strategy, explain(loaded, strategy, inputs, max_new_tokens=6, evidence=wanted)
+
+    @cache
+    def made(name):
+        strategy = strategy_from(with_weights(loaded.model, FIRST[name])).strategy
+        wanted = evidence if Need.EVIDENCE in strategy.needed() else None
+        return strategy, explain(loaded, strategy, inputs, max_new_tokens=6, evidence=wanted)
+
+    return made
 
 
 def highest(tokens, scores, count):
@@ -60,8 +68,8 @@ def highest(tokens, scores, count):
 
 
 @pytest.mark.parametrize("name", FIRST)
-def test_every_decision_is_recorded_and_agrees_with_the_trace(name, loaded, question):
-    strategy, found = explained(loaded, question, FIRST[name])
+def test_every_decision_is_recorded_and_agrees_with_the_trace(name, explained):
+    strategy, found = explained(name)
     alive = list(range(found.n_visual))
     for stage in found.stages:
         assert list(stage.tokens) == alive
@@ -77,8 +85,8 @@ def test_every_decision_is_recorded_and_agrees_with_the_trace(name, loaded, ques
 
 
 @pytest.mark.parametrize("name", FIRST)
-def test_scores_are_those_that_ranked(name, loaded, question):
-    strategy, found = explained(loaded, question, FIRST[name])
+def test_scores_are_those_that_ranked(name, explained):
+    strategy, found = explained(name)
     scorers = [isinstance(part, Scorer) for part in strategy.spatial_parts]
     if scorers and all(scorers):
         for stage in found.stages:
@@ -110,8 +118,8 @@ def test_scores_are_the_very_numbers(loaded, question):
         assert stage.scores == tuple(float(token * 7 % 31 + stage.boundary) for token in stage.tokens)
 
 
-def test_selectors_may_show_what_they_rank_by(loaded, question):
-    _, found = explained(loaded, question, FIRST["vispruner"])
+def test_selectors_may_show_what_they_rank_by(explained):
+    _, found = explained("vispruner")
     (stage,) = found.stages
     best = highest(stage.tokens, stage.scores, len(stage.kept) // 2)
     assert set(best) <= set(stage.kept)

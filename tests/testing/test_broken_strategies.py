@@ -411,7 +411,8 @@ def test_the_check_sees_what_is_broken(index: int, name: str, untouched_model: A
 
 @pytest.mark.parametrize("sound", [Sound(), SoundSelector(), SoundFade()])
 def test_what_they_were_made_from_is_sound(sound: Any) -> None:
-    outcomes = [check.outcome() for _, check in checks_of(sound, families=[])]
+    asked = {name for name, broken, _ in BROKEN if isinstance(broken, type(sound))}
+    outcomes = [check.outcome() for name, check in checks_of(sound, families=[]) if name in asked]
     assert not [outcome for outcome in outcomes if outcome.status == "failed"]
 
 
