@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.engine.cases import FIRST as EVERY, RENUMBERED, SPECS, generate, trimmed
+from tests.engine.cases import FIRST as EVERY, RENUMBERED, SPECS, dealt, generate, trimmed
 from tests.every_family import FAMILIES
 from tests.families import Family
 from tests.pretended import Pretending, spread
@@ -95,8 +95,7 @@ def test_layers_on_several_devices_give_the_bits_of_one(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", AXES)
-@pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3-vl", "llava-next"])
+@pytest.mark.parametrize(("name", "family"), dealt(2 * AXES, ("qwen2.5-vl", "qwen3-vl", "llava-next")))
 def test_axes_and_features_for_deeper_layers_follow(family: str, name: str) -> None:
     agree(family, CASES[name])
 
