@@ -33,7 +33,7 @@ QUICK = (
     "renumber-fastv-query=last",
     "yopo",
     "st3",
-    "random",
+    "random-boundary=0",
 )
 """A composition, states that outlive a boundary, rows that another layer lends, new positions, edits, noise."""
 
