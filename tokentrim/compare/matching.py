@@ -108,7 +108,7 @@ def _measurer(unpruned: Arm, cell: Cell, known: dict[Strategy, dict[str, Any]]) 
 
 
 def _solve(cell: Cell, batch: Batch, share: Share) -> dict[str, Any]:
-    """The highest setting of the knob whose measured share is not above the budget, as plain data."""
+    """The costliest setting of the knob whose share is not above the budget, by measurements; as plain data."""
     target, shape = cell.budget or 1.0, cell.model.shape
     probes: list[dict[str, Any]] = []
     try:
@@ -178,7 +178,8 @@ def _line(shares: Mapping[int, float], tokens: Callable[[int], int]) -> Callable
     counts = [tokens(place) for place in shares]
     if len(set(counts)) < 2:
         return None
-    slope, intercept = (float(value) for value in theilslopes(list(shares.values()), counts)[:2])
+    fitted: Any = theilslopes(list(shares.values()), counts)
+    slope, intercept = float(fitted.slope), float(fitted.intercept)
     return (lambda place: intercept + slope * tokens(place)) if slope > 0 else None
 
 
