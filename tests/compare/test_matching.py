@@ -78,6 +78,20 @@ def test_one_disturbed_measurement_does_not_decide(disturbed, factor):
     assert True in asked
 
 
+@pytest.mark.parametrize(("from_", "best"), [(50, 49), (97, 96), (100, 99)])
+def test_a_step_in_time_is_not_crossed(from_, best):
+    """A kernel that changes at some size: no line is near such times, and nothing far above the budget is taken."""
+    shares = []
+
+    def cost(index, anew):
+        shares.append((index, 0.4 + 0.001 * index if index < from_ else 1.5))
+        return shares[-1][1]
+
+    found = matching._searched((0, 100), lambda index: 10 + index, cost, 0.7)
+    assert best - 15 <= found <= best
+    assert shares[-1] == (found, 0.4 + 0.001 * found)
+
+
 def test_a_machine_that_never_rests_ends_the_search_all_the_same():
     cell = cell_of("uniform", 0.7)
     asked = []
@@ -87,7 +101,7 @@ def test_a_machine_that_never_rests_ends_the_search_all_the_same():
         return {"share": 0.1 if len(asked) in (1, 2) or len(asked) % 2 else 2.0, "low": 0, "high": 1, "repeats": 3}
 
     matching._solve(cell, BATCH, wild)
-    assert len(asked) <= 2 + 4 * 9 + 1
+    assert len(asked) <= 2 + 4 * 9 + 2
 
 
 def test_a_budget_below_the_cheapest_setting_is_out_of_reach():

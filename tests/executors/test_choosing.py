@@ -116,6 +116,13 @@ def test_torchrun_and_an_executor_do_not_share_the_work(monkeypatch, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_torchrun_takes_the_place_of_processes_that_a_configuration_asks_for(monkeypatch):
+    assert not runner.planned(None).executor.in_process
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert runner.planned(None).executor.in_process
+
+
 def test_the_documented_executor_is_the_one_that_is_tested():
     root = Path(__file__).parents[2]
     source = Path(__file__).with_name("shaky.py").read_text(encoding="utf-8")

@@ -91,7 +91,11 @@ def test_only_shared_questions_count(tmp_path):
     ("rows", "message"),
     [
         (rows_of(RIGHT, model="other"), "must be m; got \\['other'\\]"),
-        (rows_of(RIGHT, tasks=("color",)), "must have oracle, other methods and fine tasks at 11%; got \\[\\]"),
+        (
+            rows_of(RIGHT, tasks=("color",)),
+            "must be the folder of a finished comparison on busy tasks; got 'no answers",
+        ),
+        ([], "must be the folder of a finished comparison on busy tasks; got 'no answers"),
         (rows_of(RIGHT, 0.33), "must have oracle, other methods and fine tasks at 11%; got \\[0.33\\]"),
         (rows_of({"oracle": 3, "random": 4}), "must have methods beside controls; got \\['oracle', 'random'\\]"),
         ([{**rows_of(RIGHT)[0], "score": "x"}], "must be the folder of a finished comparison; got .*'x'"),

@@ -9,6 +9,7 @@ from types import EllipsisType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
 from tokentrim.cli import options
 from tokentrim.cli.citations import BLOCK
@@ -140,14 +141,16 @@ def _type_text(annotation: Any) -> str:
     """An annotation as a user would write it; what lies inside comes with its bounds."""
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        kept = (bound for about in inside[1:] for bound in getattr(about, "metadata", [about]))
+        kept = (
+            bound for about in inside[1:] for bound in (about.metadata if isinstance(about, FieldInfo) else [about])
+        )
         bounds = ", ".join(_bounds(kept))
         return f"{_type_text(inside[0])} ({bounds})" if bounds else _type_text(inside[0])
     if origin is Literal:
         return " | ".join(str(choice) for choice in inside)
     if origin in (Union, UnionType):
         return " | ".join(map(_type_text, inside))
-    if origin is not None:
+    if origin is not None and inside:
         return f"{origin.__name__}[{', '.join(map(_type_text, inside))}]"
     if isinstance(annotation, EllipsisType):
         return "..."

@@ -10,7 +10,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import combinations, groupby
+from statistics import median
 from typing import Any, Final
 
 from tokentrim.compare.folder import ResultsFolder
@@ -30,6 +31,7 @@ from tokentrim.runs.specs import MEASURED, digest
 _SETTINGS: Final = 9  # measured in each round
 _NEAR: Final = 6  # a round after the first looks at this part of the knob's range on either side of what was found
 _ROUNDS: Final = 4
+_DOUBT: Final = 0.1  # share of the budget above which what the line says is not believed
 _SPLIT: Final = "calibration"
 
 Share = Callable[[Strategy, bool], dict[str, Any]]
@@ -70,7 +72,7 @@ def solve_measured(
                 with settled():
                     held[key] = _solve(due[key], work.batches[-1], _measurer(Arm(work), due[key], known))
                 folder.keep("knobs", key, held[key])
-                told.step(cell.where)
+                told.step(f"{due[key].method} at {due[key].budget or 1:.0%}")
         found |= {key: _solved(row) for key, row in held.items() if row is not None}
     return [
         replace(cell, solved=found.get(_key(cell))) if cell.match == MEASURED and cell.budget is not None else cell
@@ -159,13 +161,21 @@ def _searched(ends: tuple[int, int], tokens: Callable[[int], int], cost: Cost, t
         within = {place: share for place, share in shares.items() if first <= place <= last}
         line = _line(within, lambda place: tokens(ends[0] + step * place))
         if line is None:
+            found = _fitting(shares, target)
             break
         found = max(0, bisect_right(range(most + 1), target, key=line) - 1)
         if round_ and first <= found <= last:
             break
         first, last = max(0, found - near), min(most, found + near)
-    cost(ends[0] + step * found, True)  # what is reported is no part of the search
+    if cost(ends[0] + step * found, True) > (1 + _DOUBT) * target:  # what is reported is no part of the search
+        found = _fitting({place: share for place, share in shares.items() if place < found}, target)
+        cost(ends[0] + step * found, True)
     return ends[0] + step * found
+
+
+def _fitting(shares: Mapping[int, float], target: float) -> int:
+    """The costliest measured place that was not above the target, for times that are no line."""
+    return max((place for place, share in shares.items() if share <= target), default=0)
 
 
 def _line(shares: Mapping[int, float], tokens: Callable[[int], int]) -> Callable[[int], float] | None:
@@ -173,13 +183,10 @@ def _line(shares: Mapping[int, float], tokens: Callable[[int], int]) -> Callable
 
     None where more tokens take no more time than fewer, as far as can be measured.
     """
-    from scipy.stats import theilslopes
-
-    counts = [tokens(place) for place in shares]
-    if len(set(counts)) < 2:
-        return None
-    fitted: Any = theilslopes(list(shares.values()), counts)
-    slope, intercept = float(fitted.slope), float(fitted.intercept)
+    points = [(tokens(place), share) for place, share in shares.items()]
+    slopes = [(b - a) / (y - x) for (x, a), (y, b) in combinations(points, 2) if x != y]
+    slope = median(slopes) if slopes else 0.0
+    intercept = median(share - slope * count for count, share in points)
     return (lambda place: intercept + slope * tokens(place)) if slope > 0 else None
 
 

@@ -22,6 +22,7 @@ from tokentrim.compare.timing import time_cells
 from tokentrim.contracts.sites import Need
 from tokentrim.errors import UnsupportedError, complaint
 from tokentrim.executors import Executor, choose
+from tokentrim.executors.choosing import DEFAULT
 from tokentrim.executors.workplace import job_of, packed
 from tokentrim.loading import device_of
 from tokentrim.plugins.loader import registry
@@ -114,7 +115,9 @@ def planned(config: str | Path | Mapping[str, Any] | CompareConfig | None, execu
     """
     require_report_extra()
     settings = load_compare(config)
-    chosen = choose(executor, settings.executor)
+    # Under torchrun its own processes take the place of those that a configuration asks for on this machine.
+    configured = settings.executor
+    chosen = choose(executor, None if started() > 1 and configured and configured.name == DEFAULT else configured)
     models = [locate(spec) for spec in settings.models]
     cells = expand(settings, models)
     require_questions(

@@ -126,6 +126,9 @@ def _read(folder: Path, model: str, found: dict[float, dict[str, Scores]]) -> No
         if budget is not None and score is not None and task in TASKS:
             tasks = read.setdefault(budget, {}).setdefault(method, {})
             tasks.setdefault(task, {}).setdefault(sample, []).append(score)
+    if not read:
+        must = "be the folder of a finished comparison on busy tasks"
+        raise ValueError(complaint(f"{folder}", must, "no answers to them at a budget"))
     for budget, methods in read.items():
         for method, tasks in methods.items():
             for task, scores in tasks.items():  # a question that was asked before has the same scores
