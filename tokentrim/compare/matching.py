@@ -63,16 +63,16 @@ def solve_measured(
             task = timed_task(members)
             shares: dict[str, dict[Strategy, dict[str, Any]]] = {}
             for key in pending:
-                cell = next(other for other in members if other.task.task == task)
-                settings = due[key].timing
-                if settings is None or due[key].budget is None:
+                asked = due[key]
+                if asked.timing is None or asked.budget is None:
                     continue
-                work = timed_work(cell, loaded, _SPLIT, settings.questions)
-                known = shares.setdefault(due[key].method, {})
+                cell = next(other for other in members if other.task.task == task)
+                work = timed_work(cell, loaded, _SPLIT, asked.timing.questions)
+                known = shares.setdefault(asked.method, {})
                 with settled():
-                    held[key] = _solve(due[key], work.batches[-1], _measurer(Arm(work), due[key], known))
+                    held[key] = _solve(asked, work.batches[-1], _measurer(Arm(work), asked, known))
                 folder.keep("knobs", key, held[key])
-                told.step(f"{due[key].method} at {due[key].budget or 1:.0%}")
+                told.step(f"{asked.method} at {asked.budget:.0%}")
         found |= {key: _solved(row) for key, row in held.items() if row is not None}
     return [
         replace(cell, solved=found.get(_key(cell))) if cell.match == MEASURED and cell.budget is not None else cell
@@ -157,7 +157,8 @@ def _searched(ends: tuple[int, int], tokens: Callable[[int], int], cost: Cost, t
     for round_ in range(_ROUNDS):
         for number in range(_SETTINGS):
             place = first + number * (last - first) // (_SETTINGS - 1)
-            shares.setdefault(place, cost(ends[0] + step * place, False))
+            if place not in shares:
+                shares[place] = cost(ends[0] + step * place, False)
         within = {place: share for place, share in shares.items() if first <= place <= last}
         line = _line(within, lambda place: tokens(ends[0] + step * place))
         if line is None:

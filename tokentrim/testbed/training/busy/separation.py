@@ -25,6 +25,8 @@ _TAIL: Final = 2.5  # percent on each side of an interval
 _SEED: Final = 20
 Scores = dict[str, dict[str, list[float]]]
 """Scores of one method at one budget by task and question, one per seed."""
+Question = tuple[float, str, str, str]
+"""Budget, method, task and sample."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,12 @@ def read_separations(folders: Sequence[Path], model: str) -> list[Separation]:
     Raises:
         ValueError: where one is no folder of a comparison of this model on busy tasks; without `oracle` and methods.
     """
-    found: dict[float, dict[str, Scores]] = {}
+    asked: dict[Question, list[float]] = {}
     for folder in folders:
-        _read(folder, model, found)
+        asked |= _read(folder, model)  # a question that was asked before has the same scores
+    found: dict[float, dict[str, Scores]] = {}
+    for (budget, method, task, sample), scores in asked.items():
+        found.setdefault(budget, {}).setdefault(method, {}).setdefault(task, {})[sample] = scores
     separations = [_separation(budget, *_complete(scores)) for budget, scores in sorted(found.items(), reverse=True)]
     if not any(separation.over for separation in separations):
         must = f"have {ORACLE}, other methods and fine tasks at {NINTH:.0%}"
@@ -105,8 +110,8 @@ def _named(folders: Sequence[Path]) -> str:
     return " and ".join(str(folder) for folder in folders)
 
 
-def _read(folder: Path, model: str, found: dict[float, dict[str, Scores]]) -> None:
-    """Add scores by budget, method, task and question. A question that failed has none."""
+def _read(folder: Path, model: str) -> dict[Question, list[float]]:
+    """Scores of every question, one per seed. A question that failed has none."""
     try:
         lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
         rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
@@ -121,18 +126,14 @@ def _read(folder: Path, model: str, found: dict[float, dict[str, Scores]]) -> No
         raise ValueError(complaint(f"{folder}", "be the folder of a finished comparison", str(cause), hint)) from cause
     if not of <= {model, Path(model).name}:
         raise ValueError(complaint(f"the model of the comparison in {folder}", f"be {model}", sorted(of)))
-    read: dict[float, dict[str, Scores]] = {}
+    found: dict[Question, list[float]] = {}
     for budget, method, task, sample, score in asked:
         if budget is not None and score is not None and task in TASKS:
-            tasks = read.setdefault(budget, {}).setdefault(method, {})
-            tasks.setdefault(task, {}).setdefault(sample, []).append(score)
-    if not read:
+            found.setdefault((budget, method, task, sample), []).append(score)
+    if not found:
         must = "be the folder of a finished comparison on busy tasks"
         raise ValueError(complaint(f"{folder}", must, "no answers to them at a budget"))
-    for budget, methods in read.items():
-        for method, tasks in methods.items():
-            for task, scores in tasks.items():  # a question that was asked before has the same scores
-                found.setdefault(budget, {}).setdefault(method, {}).setdefault(task, {}).update(scores)
+    return found
 
 
 def _number(value: Any) -> float | None:
